@@ -1,0 +1,145 @@
+"""Examples to batches: tokens, labels on the answers alone, and several conversations about one picture in one row.
+
+A row that holds k conversations about the same items starts with what they share and goes on with k branches:
+
+    <|user|> <image> x 50 | what shape is it <|assistant|> circle <|end|> | how many ... <|end|> | ...
+    shared                  branch 1                                        branch 2
+
+A branch sees what is shared and itself, and counts its positions from the end of the shared part, so the model computes
+for it exactly what it would compute for that conversation alone, without reading the picture's tokens k times.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from omni.data.conversations import Example
+from omni.registry import get_modality
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One packed row, before padding; lists of the length of the row."""
+
+    input_ids: list[int]
+    labels: list[int]
+    position_ids: list[int]
+    branches: list[int]  # 0: shared, k: the k-th conversation
+
+
+class ConversationCollator:
+    """Examples -> `input_ids`, `labels`, `position_ids` int64[B, L], `attention_mask` bool[B, 1, L, L], and the items.
+
+    Args:
+        processor: the model's `OmniProcessor`.
+        max_length: the longest row in tokens.
+
+    Raises:
+        ValueError: an example without an answer to learn from, or longer than `max_length`; it is named by its place.
+    """
+
+    def __init__(self, processor: Any, max_length: int = 2048) -> None:
+        self.processor, self.max_length = processor, max_length
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        batch: dict[str, torch.Tensor] = {}
+        counts: dict[str, list[int]] = {}
+        for modality in self.processor.modalities:
+            items = [item for example in examples for item in example.items.get(modality.name, [])]
+            if items:
+                prepared = self.processor._prepare(modality.name, items, {"return_tensors": "pt"})
+                counts[modality.name] = self.processor._counts(modality.name, prepared)
+                batch |= prepared
+        waiting = {name: iter(numbers) for name, numbers in counts.items()}
+        rows = []
+        for place, example in enumerate(examples):
+            tokens = {
+                name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts
+            }
+            rows.append(self._pack(place, example, tokens))
+        return batch | pad_rows(rows, self.processor.tokenizer.pad_token_id)
+
+    def _pack(self, place: int, example: Example, tokens: dict[str, list[int]]) -> Row:
+        """One row from the conversations of one example; `tokens`: how many tokens each of its items becomes."""
+        encoded = self.processor.tokenizer.apply_chat_template(
+            example.conversations,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            padding=False,
+        )
+        chats = [
+            self._expand(place, ids, mask, tokens)
+            for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+        ]
+        shared = _common_prefix([list(zip(ids, labels, strict=True)) for ids, labels in chats]) if len(chats) > 1 else 0
+        ids, labels = list(chats[0][0][:shared]), list(chats[0][1][:shared])
+        positions, branches = list(range(shared)), [0] * shared
+        for number, (chat_ids, chat_labels) in enumerate(chats, start=1):
+            ids += chat_ids[shared:]
+            labels += chat_labels[shared:]
+            positions += range(shared, len(chat_ids))
+            branches += [number] * (len(chat_ids) - shared)
+        if all(label == IGNORED for label in labels):
+            raise ValueError(f"Example {place} of the batch has no answer to learn from: {example.conversations}.")
+        if len(ids) > self.max_length:
+            raise ValueError(
+                f"Example {place} of the batch has {len(ids)} tokens, more than max_length={self.max_length}; raise it, or "
+                "put fewer questions or items into one example. Nothing is cut."
+            )
+        return Row(ids, labels, positions, branches)
+
+    def _expand(
+        self, place: int, ids: list[int], mask: list[int], tokens: dict[str, list[int]]
+    ) -> tuple[list[int], list[int]]:
+        """Placeholders repeated by the token plan; labels where the assistant speaks."""
+        sections = self.processor.plan.modalities
+        by_id = {sections[name]["token_id"]: name for name in sections}
+        waiting = {name: iter(numbers) for name, numbers in tokens.items()}
+        used = dict.fromkeys(tokens, 0)
+        out_ids: list[int] = []
+        labels: list[int] = []
+        for token, spoken in zip(ids, mask, strict=True):
+            repeat, name = 1, by_id.get(token)
+            if name is not None:
+                repeat = next(waiting.get(name, iter(())), 0)
+                used[name] = used.get(name, 0) + 1
+            out_ids += [token] * repeat
+            labels += [token if spoken else IGNORED] * repeat
+        for name, numbers in {**dict.fromkeys(used, []), **tokens}.items():
+            if used.get(name, 0) != len(numbers):
+                raise ValueError(
+                    f"Example {place} of the batch has {len(numbers)} items of modality {name!r}, but a conversation with "
+                    f"{used.get(name, 0)} placeholders {get_modality(name).token}."
+                )
+        return out_ids, labels
+
+
+def _common_prefix(sequences: Sequence[Sequence[Any]]) -> int:
+    """Length of the longest common prefix."""
+    shortest = min(map(len, sequences))
+    return next((i for i in range(shortest) if len({sequence[i] for sequence in sequences}) > 1), shortest)
+
+
+def pad_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Rows of different lengths to tensors, padded on the right; a padded position sees only itself."""
+    length = max(len(row.input_ids) for row in rows)
+
+    def padded(values: Sequence[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([row + [fill] * (length - len(row)) for row in values])
+
+    branches = padded([row.branches for row in rows], -1)  # (B, L)
+    seen, seeing = branches[:, None, :], branches[:, :, None]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = causal & ((seen == 0) | (seen == seeing)) & (seen >= 0)
+    mask |= torch.eye(length, dtype=torch.bool)
+    return {
+        "input_ids": padded([row.input_ids for row in rows], pad_token_id),
+        "labels": padded([row.labels for row in rows], IGNORED),
+        "position_ids": padded([row.position_ids for row in rows], 0),
+        "attention_mask": mask[:, None],  # (B, 1, L, L)
+    }

@@ -1,0 +1,48 @@
+"""Training examples as conversations: what a user asks about some pictures, and the answer to learn."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omni.data import scenes
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Items and the conversations that are about them.
+
+    Attributes:
+        items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`.
+        conversations: chats of `{"role", "content"}` messages. Several may share the items: they are learnt in one row.
+    """
+
+    items: Mapping[str, list[Any]]
+    conversations: list[list[Message]]
+
+
+def ask(question: str, answer: str | None = None, images: int = 1) -> list[Message]:
+    """A chat of one question about some pictures, and its answer if there is one."""
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+    messages: list[Message] = [{"role": "user", "content": content}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return messages
+
+
+class SceneConversations:
+    """Generated scenes with questions; example `i` is made when asked for, the same in every process."""
+
+    def __init__(self, split: str, count: int, first: int = 0, questions: int = 8, **options: Any) -> None:
+        self.split, self.count, self.first = split, count, first
+        self.questions, self.options = questions, options
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Example:
+        seed = self.first + index
+        scene = scenes.sample_scene(seed, self.split, **self.options)
+        asked = scenes.questions(scene, seed, self.questions)
+        return Example({"image": [scenes.render(scene)]}, [ask(q.text, q.answer) for q in asked])

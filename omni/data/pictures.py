@@ -1,0 +1,329 @@
+"""From a file, bytes or a PIL image to RGB pixels, or to one sentence that says why not.
+
+Every picture enters through `read_picture`. What comes out is always the same kind of thing: mode RGB, upright, every
+pixel decoded, no file left open, no metadata that a later tool could apply a second time.
+
+    picture = read_picture("photo.jpg")
+
+What the many kinds of picture become:
+
+| stored as                       | becomes                                                                          |
+|---------------------------------|----------------------------------------------------------------------------------|
+| grey, 1-bit, palette            | RGB of the same colours                                                          |
+| alpha of any kind               | laid over white, as a page would show it                                         |
+| CMYK                            | RGB; ink amounts in a JPEG count as inverted if Adobe's marker says so           |
+| 16-bit grey                     | 0..65535 scaled to 0..255 (Pillow would clip everything above 255 to white)      |
+| 32-bit integers, floats         | the narrowest of 0..1 (floats), 0..255, 0..65535 that holds them all, else their |
+|                                 | own minimum to maximum, scaled to 0..255                                         |
+| EXIF orientation                | applied                                                                          |
+| animation, several pages        | the first                                                                        |
+
+A file that lost pixels is refused, never filled up. Formats differ in what they can tell: a cut is noticed in all of
+them, a changed byte always in PNG (checksums), elsewhere only where the data stop making sense.
+"""
+
+import os
+import re
+import stat
+import threading
+import warnings
+from io import BytesIO
+from typing import BinaryIO
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageChops,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+MAX_PIXELS = 50_000_000
+"""Width times height, judged by the header alone: a few kilobytes can claim to be a picture that fills the memory."""
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
+
+EXPECTED = "a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
+
+# Plug-ins are called by name rather than through `Image.open`: that one tries forty formats, some of which start other
+# programs, and issues Pillow's own warning about large pictures before anybody can look at the size.
+_FORMATS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
+    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
+)
+
+_CONVERT = "convert it to PNG or JPEG"
+_STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer", "run `git lfs pull` to get the picture itself"),
+    (re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE), "a web page", "download the picture itself"),
+    (re.compile(rb"\s*(<\?xml|<svg)", re.IGNORECASE), "an SVG drawing or other XML", _CONVERT),
+    (re.compile(rb".{4}ftyp(heic|heix|heif|mif1|msf1)", re.DOTALL), "a HEIC picture", _CONVERT),
+    (re.compile(rb".{4}ftypavi[fs]", re.DOTALL), "an AVIF picture", _CONVERT),
+    (re.compile(rb".{4}ftyp", re.DOTALL), "a video", "export a frame of it as PNG or JPEG"),
+    (re.compile(rb"%PDF"), "a PDF document", "export the page as PNG or JPEG"),
+    (re.compile(rb"8BPS"), "a Photoshop document", _CONVERT),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it first"),
+)
+"""What people pass by mistake: how it begins, what it is, what to do."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to the step that undoes it."""
+
+_WARNINGS = threading.Lock()
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read. The message is one sentence: which, what was expected and found, what to do."""
+
+
+def read_picture(source: Source) -> Image.Image:
+    """Read one picture as an upright RGB image of uint8[H, W, 3].
+
+    Args:
+        source: A path, the bytes of a picture file, or a PIL image. An image of PIL is treated like the file that it
+            came from, so that reading a path and reading `Image.open(path)` give the same pixels; it stays as it is.
+
+    Raises:
+        PictureError: The file is missing, unreadable, no picture, cut off, damaged or larger than `MAX_PIXELS`.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        # Some libraries set this for the whole process. The missing part of a picture would then be grey.
+        raise PictureError(
+            f"{_name(source)} is not read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, expected it to be False "
+            "because cut-off pictures would pass for whole ones; set it back to False after whatever set it to True."
+        )
+    name = _name(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, name)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _read(BytesIO(source), name)
+    try:
+        with _open(os.fsdecode(source), name) as file:
+            return _read(file, name)
+    except OSError as error:
+        raise PictureError(f"{name} cannot be read: the system says '{error.strerror}'; check the disk.") from error
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, Image.Image):
+        filename = getattr(source, "filename", "")
+        return f"The PIL image of {os.fsdecode(filename)!r}" if filename else "The given PIL image"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"The given picture ({len(source):,} bytes)"
+    if isinstance(source, str | os.PathLike):
+        return repr(os.fsdecode(source))
+    raise TypeError(f"read_picture takes a path, bytes or a PIL image, not {type(source).__name__}")
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def _open(path: str, name: str) -> BinaryIO:
+    """Open an ordinary file; anything else is told apart first, as opening a pipe would wait for ever."""
+    try:
+        kind = os.stat(path).st_mode
+        if stat.S_ISREG(kind):
+            return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if re.match(r"[a-z]+://", path):
+            raise PictureError(f"{name} is an address, expected a file; download the picture first.") from error
+        where = "" if os.path.isabs(path) else f" in {os.getcwd()!r}"
+        raise PictureError(f"{name} does not exist{where}, expected {EXPECTED}; check the path.") from error
+    except PermissionError as error:
+        problem = "may not be read by this user, expected a readable file; change its permissions"
+        raise PictureError(f"{name} {problem}.") from error
+    except (OSError, ValueError) as error:  # too long, a null byte in it, a circle of links
+        raise PictureError(f"{name} cannot be opened ({error}), expected {EXPECTED}; check the path.") from error
+    if stat.S_ISDIR(kind):
+        raise PictureError(f"{name} is a folder, expected {EXPECTED}; pass one of the files in it.")
+    raise PictureError(f"{name} is a pipe or a device, expected an ordinary file; save the picture first.")
+
+
+def _read(file: BinaryIO, name: str) -> Image.Image:
+    start = file.read(64)
+    if not start:
+        raise PictureError(f"{name} is empty, expected {EXPECTED}; get the file again.")
+    plugin = next((plugin for magic, plugin in _FORMATS if magic.match(start)), None)
+    if plugin is None:
+        what, remedy = next(
+            ((what, remedy) for magic, what, remedy in _STRANGERS if magic.match(start)),
+            (f"data that begin with {start[:8]!r}", "check that it is the right file"),
+        )
+        raise PictureError(f"{name} is not a picture that can be read, expected {EXPECTED}, found {what}; {remedy}.")
+    try:
+        image = _header(plugin, file)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _refusal(error, name, str(plugin.format)) from error
+    _check_size(image, name)
+    try:
+        _check_whole(image, file)
+    except Exception as error:
+        raise _refusal(error, name, str(plugin.format)) from error
+    return _decode(image, name)
+
+
+def _header(plugin: type[ImageFile.ImageFile], file: BinaryIO) -> ImageFile.ImageFile:
+    """Read the size, and nothing of the pixels."""
+    file.seek(0)
+    if plugin not in (GifImagePlugin.GifImageFile, TiffImagePlugin.TiffImageFile):
+        return plugin(file)
+    # Two plug-ins warn where an error is due: about the first frame of a GIF that reaches far beyond its canvas, and
+    # about a TIFF's table of tags that ends early, going on with what is left (without its orientation, say). Filters
+    # of warnings belong to the process, hence the lock.
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("error", r"Truncated|Corrupt|Possibly corrupt|Tag ", UserWarning)
+        return plugin(file)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, f"{width} x {height} = {width * height:,}")
+    if width * height == 0:
+        raise PictureError(
+            f"{name} has no pixels, expected at least 1 x 1, found {width} x {height}; check the program that made it."
+        )
+
+
+def _check_whole(image: ImageFile.ImageFile, file: BinaryIO) -> None:
+    """Notice what Pillow's decoders pass over."""
+    if isinstance(image, PngImagePlugin.PngImageFile):
+        # Decoding skips the checksums of the pixel data; verifying reads them, and uses the image up.
+        file.seek(0)
+        PngImagePlugin.PngImageFile(file).verify()
+    elif isinstance(image, BmpImagePlugin.BmpImageFile) and image.info.get("compression") in (1, 2):
+        # Run lengths that end early are filled up with colour 0, so compare with the sizes that the header names.
+        file.seek(0)
+        header = file.read(54)
+        whole, start, data = (int.from_bytes(header[at : at + 4], "little") for at in (2, 10, 34))
+        if file.seek(0, os.SEEK_END) < (start + data if data else whole):
+            raise OSError("image file is truncated")
+    file.seek(0)
+
+
+def _too_large(name: str, found: str) -> PictureError:
+    return PictureError(
+        f"{name} is too large, expected at most {MAX_PIXELS:,} pixels, found {found}; scale it down first."
+    )
+
+
+def _refusal(error: Exception, name: str, kind: str) -> PictureError:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return _too_large(name, "many more")
+    reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    if "truncated" in reason.lower():
+        found, remedy = "data that end too early", "get the file again"
+    else:
+        found, remedy = "damaged or unusual data", "get the file again or convert it to PNG"
+    return PictureError(f"{name} cannot be decoded, expected a whole {kind}, found {found} ({reason}); {remedy}.")
+
+
+# --- Pixels -----------------------------------------------------------------------------------------------------------
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image, name)
+    try:
+        key = _transparent_value(image)
+        image.load()
+        picture = _to_rgb(image, key)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged data raise nearly everything
+        raise _refusal(error, name, image.format or "picture") from error
+    step = _UPRIGHT.get(_orientation(image))
+    if step is not None:
+        picture = picture.transpose(step)
+    # Whoever applies the orientation to what they are given would turn the picture a second time.
+    picture.info = {}
+    return picture
+
+
+def _to_rgb(image: Image.Image, key: int | tuple[int, ...] | None) -> Image.Image:
+    """`key` is the value of the pixels that are transparent, if there is one."""
+    if key is not None:
+        opaque = image.copy()
+        del opaque.info["transparency"]
+        picture = _to_rgb(opaque, None)
+        hidden = np.asarray(image.convert("L") if image.mode == "1" else image) == np.array(key)
+        picture.paste((255, 255, 255), mask=Image.fromarray(hidden.all(axis=-1) if hidden.ndim == 3 else hidden))
+        return picture
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled(image).convert("RGB")
+    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every JPEG in CMYK for one of Adobe's
+    if image.mode == "La":
+        image = image.convert("LA")  # the one kind of alpha that converting to RGBA would drop
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    picture = Image.new("RGB", image.size, "white")
+    picture.paste(image, mask=image)
+    return picture
+
+
+def _transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
+    """The one grey or colour that a picture without an alpha channel declares transparent, in units of its pixels.
+
+    Must be called before the pixels are loaded: how they were packed is forgotten then. Pillow widens grey of 2 and 4
+    bits to 8 and cuts colours of 16 bits down to 8, but leaves the transparent value as it was in the file.
+    """
+    key = image.info.get("transparency")
+    if image.mode not in ("1", "L", "I;16", "I", "RGB") or not isinstance(key, int | tuple):
+        return None
+    tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else []
+    packing = tiles[0].args if tiles else None
+    if packing == "RGB;16B" and isinstance(key, tuple):
+        return tuple(value >> 8 for value in key)
+    if isinstance(key, int):
+        return key * {"L;2": 85, "L;4": 17}.get(str(packing), 1)
+    return key
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Grey of more than eight bits to grey of eight."""
+    values = np.asarray(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(_EIGHT_BITS[values])
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("some of its values are infinite or not a number")
+    usual = [0xFF, 0xFFFF] if image.mode == "I" else [1, 0xFF, 0xFFFF]
+    low, high = next(((0.0, float(top)) for top in usual if low >= 0 and high <= top), (low, high))
+    pixels = values.astype(np.float64)  # from here on in place: a picture at the limit takes 400 MB
+    pixels -= low
+    pixels *= 255 / (high - low) if high > low else 0.0  # one value everywhere, outside of the usual ranges: black
+    return Image.fromarray(np.rint(pixels, out=pixels).astype(np.uint8))
+
+
+_EIGHT_BITS = np.rint(np.arange(0x10000) / 257).astype(np.uint8)
+"""For each 16-bit value the nearest of 8 bits."""
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken note about the camera is no reason to refuse pixels that are whole
+        return 1
+    return value if isinstance(value, int) else 1

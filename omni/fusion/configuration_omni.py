@@ -1,0 +1,227 @@
+"""Configuration of the fused model: one section per modality, and the language model's own configuration.
+
+    OmniConfig(
+        modalities={
+            "image": {
+                "encoder": {"model_type": "omni_vision", "image_size": 224},
+                "token_id": 3,
+                "output": "cls+grid",
+                "projector": "unshuffle_mlp",
+                "factor": 2,
+            }
+        },
+        text_config={"model_type": "qwen3", "hidden_size": 256},
+    )
+
+The set of modalities is open, so no class can declare a field for each. A section's encoder is a configuration *object*
+inside the dictionary, and `<name>_config` and `<name>_token_id` reach into it: these flat names are the ones that
+transformers uses to hand down dtype and attention implementation, and in `generate`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from omni.projectors import PROJECTORS, num_tokens
+from omni.registry import get_modality
+
+SECTION_DEFAULTS: dict[str, Any] = {"output": "cls+grid", "projector": "mlp", "factor": 1}
+SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS)
+OWN_KEYS = frozenset(
+    "_attn_implementation_internal _experts_implementation_internal _name_or_path attn_implementation auto_map "
+    "experts_implementation model_type name_or_path num_labels output_attentions quantization_config torch_dtype "
+    "transformers_weights tie_word_embeddings".split()
+)
+
+
+class _SubConfigs:
+    """`sub_configs`: the text configuration on the class; on an instance also one per modality."""
+
+    def __get__(self, config: "OmniConfig | None", owner: type) -> dict[str, Any]:
+        found: dict[str, Any] = {"text_config": AutoConfig}
+        for name, section in (config.__dict__.get("modalities") or {}).items() if config is not None else ():
+            found[f"{name}_config"] = type(section["encoder"])
+        return found
+
+
+@strict
+class OmniConfig(PreTrainedConfig):
+    """Configuration of `OmniModel` and `OmniForConditionalGeneration`.
+
+    Args:
+        modalities: for each modality by its registered name: `encoder` (a configuration or its dictionary, of the
+            registered encoder or of any other model of that kind), `token_id` (of the placeholder), `output` ("cls",
+            "grid" or "cls+grid"), `projector` ("linear", "mlp" or "unshuffle_mlp") and `factor` (its k).
+            By default, pictures through the ViT-Tiny encoder.
+        text_config: configuration of any causal language model.
+        tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
+        untrained: parts of the model whose weights are random, for all that is known; `generate` refuses them.
+        fingerprints: hashes of the weights of the parts as they were saved together.
+
+    Raises:
+        ValueError: an unknown key, modality, output or projector, a missing token_id; the message lists the known ones.
+    """
+
+    model_type = "omni"
+    attribute_map: ClassVar[dict[str, str]] = {"vision_config": "image_config"}
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "text_config": SubConfigSpec(AutoConfig, model_type="qwen3")
+    }
+    sub_configs = _SubConfigs()
+
+    modalities: dict[str, Any] | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    initializer_range: float = 0.02
+    untrained: list[str] | None = None
+    fingerprints: dict[str, str] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.text_config, Mapping):
+            self.text_config = _build(self.text_config, "text_config", default="qwen3")
+        elif self.text_config is None:
+            self.text_config = CONFIG_MAPPING["qwen3"]()
+        if self.modalities is None:  # a config that builds; a real tokenizer decides the placeholder's id
+            self.modalities = {"image": {"encoder": {}, "token_id": self.text_config.vocab_size - 1}}
+        flat = {key: kwargs.pop(key) for key in list(kwargs) if self._flat_name(key, self.modalities) is not None}
+        if "vision_config" in kwargs:
+            flat["image_config"] = kwargs.pop("vision_config")
+        sections = _merge(self.modalities, flat)
+        # sorted, since JSON files are: the order of towers, seeds and optimizer states must not change on reload
+        self.modalities = {name: _complete(name, sections[name]) for name in sorted(sections)}
+        self.untrained = self.untrained or []
+        tie = kwargs.pop("tie_word_embeddings", None)
+        if unknown := sorted(set(kwargs) - OWN_KEYS):
+            known = ["fingerprints", "modalities", "text_config", "tie_word_embeddings", "untrained"]
+            known += [f"{name}_{what}" for name in self.modalities for what in ("config", "token_id")]
+            raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for OmniConfig; known: {known}.")
+        super().__post_init__(**kwargs)
+        if tie is not None:
+            self.tie_word_embeddings = tie
+
+    # --- the flat names ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _flat_name(key: str, modalities: Mapping[str, Any] | None) -> tuple[str, str] | None:
+        """("image", "encoder") for "image_config", ("image", "token_id") for "image_token_id"; else None."""
+        for suffix, inner in (("_config", "encoder"), ("_token_id", "token_id")):
+            if key.endswith(suffix) and key.removesuffix(suffix) in (modalities or {}):
+                return key.removesuffix(suffix), inner
+        return None
+
+    def __getattr__(self, key: str) -> Any:
+        if not key.startswith("_"):
+            flat = self._flat_name(type(self).attribute_map.get(key, key), self.__dict__.get("modalities"))
+            if flat is not None:
+                return self.__dict__["modalities"][flat[0]][flat[1]]
+        raise AttributeError(f"{type(self).__name__} has no attribute {key!r}")
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        flat = self._flat_name(type(self).attribute_map.get(key, key), self.__dict__.get("modalities"))
+        if flat is None:
+            super().__setattr__(key, value)
+        elif isinstance(value, Mapping) and not isinstance(value, PreTrainedConfig):
+            self.modalities = _merge(self.modalities, {key: value})
+            self.modalities = {name: _complete(name, section) for name, section in self.modalities.items()}
+        else:
+            self.__dict__["modalities"][flat[0]][flat[1]] = value
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the head shares the embedding: the language model's own setting, kept in one place."""
+        return bool(getattr(self.text_config, "tie_word_embeddings", False))
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value
+
+    # --- the token plan -----------------------------------------------------------------------------------------------
+
+    def num_tokens(self, name: str, grid_shape: tuple[int, ...]) -> int:
+        """Tokens that one item of this modality becomes, for its grid of patches."""
+        section = self.modalities[name]
+        return num_tokens(section["output"], section["projector"], section["factor"], grid_shape)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: the encoders inside the sections become dictionaries."""
+        output = super().to_dict()
+        for section in output["modalities"].values():
+            if isinstance(section["encoder"], PreTrainedConfig):
+                section["encoder"] = section["encoder"].to_dict()
+                section["encoder"].pop("transformers_version", None)
+        self._remove_keys_not_serialized(output)
+        self.dict_dtype_to_str(output)
+        return output
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to disk; the modalities are always there in full."""
+        output = super().to_diff_dict()
+        output["modalities"] = {
+            name: {**section, "encoder": section["encoder"].to_diff_dict()} for name, section in self.modalities.items()
+        }
+        for section in output["modalities"].values():
+            section["encoder"].pop("transformers_version", None)
+        return output
+
+
+def _build(values: Mapping[str, Any], where: str, default: str) -> PreTrainedConfig:
+    """A configuration object from its dictionary."""
+    model_type = values.get("model_type", default)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"Unknown model_type {model_type!r} in {where}; it must be one that AutoConfig knows.")
+    return CONFIG_MAPPING[model_type](**{key: value for key, value in values.items() if key != "model_type"})
+
+
+def _merge(modalities: Mapping[str, Any] | None, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections with flat overrides put in: by name and key; a modality whose section is None is left out."""
+    sections = {name: dict(section) for name, section in (modalities or {}).items() if section is not None}
+    for key, value in flat.items():
+        name, inner = OmniConfig._flat_name(OmniConfig.attribute_map.get(key, key), modalities) or (key, "")
+        if name not in sections or value is None:
+            continue
+        if inner == "encoder" and isinstance(value, Mapping):
+            value = _override(sections[name].get("encoder") or {}, value)
+        sections[name][inner] = value
+    return sections
+
+
+def _override(old: Mapping[str, Any] | PreTrainedConfig, new: Mapping[str, Any]) -> dict[str, Any] | PreTrainedConfig:
+    """An encoder's configuration with some values replaced, or another encoder if `new` names another model_type."""
+    values = old.to_dict() if isinstance(old, PreTrainedConfig) else dict(old)
+    if new.get("model_type", values.get("model_type")) != values.get("model_type"):
+        return dict(new)
+    if not isinstance(old, PreTrainedConfig):
+        return {**values, **new}
+    built = type(old)(**{**values, **new})
+    built._attn_implementation = old._attn_implementation  # not part of the dictionary
+    return built
+
+
+def _complete(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with its defaults, its encoder an object, everything checked."""
+    modality = get_modality(name)
+    if unknown := sorted(set(section) - set(SECTION_KEYS)):
+        raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for modality {name!r}; known: {SECTION_KEYS}.")
+    complete = {**SECTION_DEFAULTS, **section}
+    encoder = complete.get("encoder")
+    if not isinstance(encoder, PreTrainedConfig):
+        complete["encoder"] = _build(encoder or {}, f"modality {name!r}", default=modality.config_class.model_type)
+    if not isinstance(complete.get("token_id"), int):
+        raise ValueError(
+            f"The modality {name!r} needs `token_id`, the id of its placeholder {modality.token!r} in the tokenizer; "
+            f"found {complete.get('token_id')!r}."
+        )
+    if complete["output"] not in modality.outputs:
+        raise ValueError(f"Unknown output {complete['output']!r} for {name!r}; known: {modality.outputs}.")
+    if complete["projector"] not in PROJECTORS:
+        raise ValueError(f"Unknown projector {complete['projector']!r} for {name!r}; known: {sorted(PROJECTORS)}.")
+    folds = PROJECTORS[complete["projector"]].uses_factor
+    if not isinstance(complete["factor"], int) or complete["factor"] < 1 or (complete["factor"] > 1 and not folds):
+        raise ValueError(
+            f"`factor` of modality {name!r} must be a whole number from 1 on, and 1 unless the projector folds "
+            f"neighbourhoods; found {complete['factor']!r} with {complete['projector']!r}."
+        )
+    return {key: complete[key] for key in SECTION_KEYS}

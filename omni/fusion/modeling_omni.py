@@ -1,0 +1,530 @@
+"""The fused model: encoders of any modality, their projectors, and a causal language model, the Thinker.
+
+Shapes: B rows, L tokens in a row, T width of the Thinker, V vocabulary; per modality I items over all rows, and n_i
+tokens that item i becomes (the token plan, `OmniConfig.num_tokens`).
+
+    input_ids (B, L) ─▶ embed ─▶ (B, L, T) ─────────────▶ place at the placeholders ─▶ Thinker ─▶ logits (B, L, V)
+    pixel_values (I, 3, H, W) ─▶ image_tower ─▶ image_projector ─▶ I x (n_i, T) ──┘
+
+Parts have the names that transformers, its exporters and vLLM look for: `<name>_tower`, `<name>_projector`,
+`language_model`, `lm_head`, and a method `get_<name>_features` for each modality.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from omni.loading import StrictLoadingMixin
+from omni.projectors import PROJECTORS
+from omni.registry import get_modality, on_change, registered
+
+from .configuration_omni import OmniConfig
+
+Encoded = Mapping[str, ModelOutput]
+
+
+@dataclass
+class OmniModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of `OmniModel`: the Thinker's, and what was placed.
+
+    Attributes:
+        last_hidden_state: float[B, L, T].
+        encoder_hidden_states: for each modality present, its projected tokens, float[sum of n_i, T].
+    """
+
+    encoder_hidden_states: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class OmniCausalLMOutputWithPast(ModelOutput):
+    """Output of `OmniForConditionalGeneration`.
+
+    Attributes:
+        loss: float, mean over the labelled tokens; None without labels.
+        logits: float[B, L, V], or of the positions asked for by `logits_to_keep`.
+        encoder_hidden_states: for each modality present, its projected tokens, float[sum of n_i, T].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_hidden_states: dict[str, torch.Tensor] | None = None
+
+
+class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """What transformers has to know of the fused model; its parts bring their own."""
+
+    config: OmniConfig
+    config_class = OmniConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: OmniConfig) -> None:
+        super().__init__(config)
+        self.input_modalities = (*config.modalities, "text")
+
+    def train(self, mode: bool = True) -> "OmniPreTrainedModel":
+        """Training mode for the parts that learn; a part that is frozen as a whole stays in eval mode, without dropout."""
+        super().train(mode)
+        for part in self.children() if mode else ():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                part.eval()
+        return self
+
+
+class OmniModel(OmniPreTrainedModel):
+    """Encoders, projectors and the Thinker without its head."""
+
+    def __init__(self, config: OmniConfig) -> None:
+        super().__init__(config)
+        for name, section in config.modalities.items():
+            encoder = section["encoder"]
+            projector = PROJECTORS[section["projector"]]
+            setattr(self, f"{name}_tower", AutoModel.from_config(encoder))
+            setattr(
+                self,
+                f"{name}_projector",
+                projector(
+                    hidden_size=encoder.hidden_size,
+                    text_hidden_size=config.text_config.hidden_size,
+                    factor=section["factor"],
+                    grid_dims=get_modality(name).grid_dims,
+                    output=section["output"],
+                ),
+            )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: Encoded | None = None,
+        **kwargs: Any,
+    ) -> OmniModelOutputWithPast:
+        """Embed; for each modality present encode, project and place; then the Thinker.
+
+        Args:
+            input_ids: int64[B, L] with one placeholder id per projected token, as the processor writes them.
+            attention_mask: int64[B, L], 1 for real tokens; or any mask that the Thinker takes.
+            inputs_embeds: float[B, L, T] instead of `input_ids`; placeholders are where the placeholder's embedding is.
+            mm_encoder_outputs: already encoded items, by modality, as `get_<name>_features` returns them.
+            kwargs: the inputs of the modalities (`pixel_values` float[I, 3, H, W], ...), and what the Thinker takes.
+
+        Raises:
+            ValueError: placeholders and projected tokens that do not match in some row; an item given twice, raw and
+                encoded; both or neither of `input_ids` and `inputs_embeds`.
+            TypeError: an argument that nothing here knows.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        encoded = self.encode(kwargs, mm_encoder_outputs)
+        self._refuse_unknown(kwargs)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        placed = {}
+        for name in self.config.modalities:
+            if name in encoded or prefill:
+                features = encoded[name].pooler_output if name in encoded else []
+                inputs_embeds, placed[name] = self.place(name, features, input_ids, inputs_embeds)
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return OmniModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+            encoder_hidden_states={name: tokens for name, tokens in placed.items() if tokens is not None} or None,
+        )
+
+    def encode(self, inputs: dict[str, Any], encoded: Encoded | None = None) -> dict[str, ModelOutput]:
+        """Encode and project the items of every modality in `inputs`, which loses them; keep what is encoded already."""
+        result = {name: output for name, output in (encoded or {}).items() if output is not None}
+        if unknown := sorted(set(result) - set(self.config.modalities)):
+            raise ValueError(f"Encoded items of {unknown}, but this model has {sorted(self.config.modalities)}.")
+        for name in self.config.modalities:
+            present = {key: inputs.pop(key) for key in get_modality(name).inputs if key in inputs}
+            present = {key: value for key, value in present.items() if value is not None}
+            if present and name in result:
+                raise ValueError(f"The items of modality {name!r} came twice: raw ({sorted(present)}) and encoded.")
+            if present:
+                result[name] = self.get_features(name, **present)
+        return result
+
+    def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
+        """Encode and project the items of one modality.
+
+        Args:
+            name: the modality.
+            inputs: its inputs, such as `pixel_values` float[I, 3, H, W]; anything else goes to the encoder.
+
+        Returns:
+            The encoder's output, with `pooler_output` the list of each item's projected tokens, float[n_i, T].
+        """
+        modality, section = get_modality(name), self.config.modalities[name]
+        if absent := [key for key in modality.inputs if inputs.get(key) is None]:
+            raise ValueError(f"The encoder of modality {name!r} reads {modality.inputs}; missing: {absent}.")
+        tower, projector = getattr(self, f"{name}_tower"), getattr(self, f"{name}_projector")
+        inputs.pop("return_dict", None)
+        if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
+            inputs["cls_only"] = True
+        encoded = tower(**inputs, return_dict=True)
+        shapes = modality.grid_shapes(section["encoder"], inputs)
+        groups: dict[tuple[int, ...], list[int]] = {}  # items of one shape go through the projector together
+        for i, shape in enumerate(shapes):
+            groups.setdefault(tuple(shape), []).append(i)
+        features: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
+        for shape, members in groups.items():
+            tokens = self._selected(name, encoded, shape)
+            if len(groups) > 1:
+                tokens = {key: value[members] for key, value in tokens.items()}
+            for i, projected in zip(members, projector(tokens, shape), strict=True):
+                features[i] = projected
+        return BaseModelOutputWithPooling(
+            last_hidden_state=encoded.get("last_hidden_state"),
+            pooler_output=features,
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
+        )
+
+    def _selected(self, name: str, encoded: Any, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """The named outputs of the encoder that the section hands to the projector."""
+        output, patches = self.config.modalities[name]["output"], functools.reduce(int.__mul__, shape, 1)
+        tokens = get_modality(name).read(encoded, patches)
+        wanted = output.split("+")
+        if lacking := [part for part in wanted if part not in tokens]:
+            raise ValueError(f"The encoder of modality {name!r} has no {lacking} for output {output!r}; it has {list(tokens)}.")
+        dtype = next(getattr(self, f"{name}_projector").parameters()).dtype
+        # a batch of items of several lengths is padded to the longest: the item's own tokens come first
+        return {part: (tokens[part][:, :patches] if part == "grid" else tokens[part]).to(dtype) for part in wanted}
+
+    def place(
+        self, name: str, features: Sequence[torch.Tensor], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Write the projected tokens of a modality, I x float[n_i, T], over its placeholders, in order.
+
+        Returns `inputs_embeds` float[B, L, T] with them in place, and all of them as float[sum of n_i, T].
+        """
+        token_id = self.config.modalities[name]["token_id"]
+        if input_ids is not None:
+            mask = input_ids == token_id  # (B, L)
+        else:
+            embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+            mask = (inputs_embeds == embedding).all(-1)
+        if not torch.compiler.is_compiling():
+            self._check_counts(name, mask, [len(item) for item in features])
+        if not len(features):
+            return inputs_embeds, None
+        tokens = torch.cat(list(features)).to(inputs_embeds.device, inputs_embeds.dtype)
+        torch_compilable_check(
+            mask.sum() == tokens.shape[0], f"The placeholders of modality {name!r} and its projected tokens do not match."
+        )
+        return inputs_embeds.masked_scatter(mask.unsqueeze(-1), tokens), tokens
+
+    def _check_counts(self, name: str, mask: torch.Tensor, lengths: list[int]) -> None:
+        """Each row must have as many placeholders as the items that stand in it have tokens."""
+        token, item = get_modality(name).token, 0
+        for row, placeholders in enumerate(mask.sum(-1).tolist()):
+            found = 0
+            while found < placeholders and item < len(lengths):
+                found += lengths[item]
+                item += 1
+            if found != placeholders:
+                raise ValueError(
+                    f"Row {row} has {placeholders} placeholders {token} for modality {name!r}, but the encoder made "
+                    f"{found} tokens for it (items have {sorted(set(lengths)) or 'none'} each, {len(lengths)} items in the "
+                    "batch). Let the processor of this checkpoint make the inputs: it writes as many placeholders as the "
+                    "item has tokens; the usual causes are another processor, a prompt that was cut, or items left out."
+                )
+        if item != len(lengths):
+            raise ValueError(
+                f"The batch brings {len(lengths)} items of modality {name!r}, but its rows have placeholders {token} for "
+                f"{item} only ({int(mask.sum())} placeholders). Every item needs its place in a prompt."
+            )
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        known = {*TransformersKwargs.__annotations__, *inspect.signature(self.language_model.forward).parameters, *PASSED_ON}
+        if unknown := sorted(set(kwargs) - known):
+            others = {key: other.name for other in registered() for key in other.inputs}
+            raise TypeError(
+                f"{type(self).__name__} knows no argument {', '.join(map(repr, unknown))}"
+                + "".join(f"; {key!r} belongs to modality {others[key]!r}, which this model lacks" for key in unknown if key in others)
+                + f". Its modalities read {[key for name in self.config.modalities for key in get_modality(name).inputs]}."
+            )
+
+
+PASSED_ON = ("return_dict", "labels", "logits_to_keep", "shift_labels", "token_type_ids", "mm_token_type_ids",
+             "cache_position", "attention_instances", "debug_io")  # fmt: skip
+"""Arguments beside the Thinker's own that trainers and servers hand through a model."""
+
+
+class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
+    """The fused model with its output head: reads pictures (and whatever else is registered) and text, writes text."""
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: OmniConfig) -> None:
+        super().__init__(config)
+        self.model = OmniModel(config)
+        self.lm_head = _stock_head(config.text_config)
+        self._tied_weights_keys = {"lm_head.weight": f"model.{_embedding_name(self.model)}"}
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, float[..., T] -> float[..., V]."""
+        return self.lm_head
+
+    def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
+        """As `OmniModel.get_features`."""
+        return self.model.get_features(name, **inputs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: Encoded | None = None,
+        **kwargs: Any,
+    ) -> OmniCausalLMOutputWithPast:
+        """As `OmniModel.forward`, then logits, and the loss where there are labels.
+
+        Args:
+            labels: int64[B, L], -100 where nothing is to be learnt.
+            logits_to_keep: only the last so many positions; 0 for all.
+        """
+        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = _shape_logits(self.lm_head(hidden_states), self.config.text_config)
+        loss = None
+        if labels is not None:
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **loss_kwargs)
+        return OmniCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+        )
+
+    def generate(self, *args: Any, allow_untrained: bool = False, **kwargs: Any) -> Any:
+        """`GenerationMixin.generate`; refuses a model with untrained parts unless `allow_untrained=True`."""
+        if self.config.untrained and not allow_untrained:
+            raise ValueError(
+                f"These parts of the model are untrained, their weights are random: {self.config.untrained}. What it "
+                "would say about an input means nothing. Train them, or pass allow_untrained=True to generate anyway."
+            )
+        return super().generate(*args, **kwargs)
+
+    # transformers prepares and expands encoded items for pictures and videos alone; here it is every modality
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        return self._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+
+    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Encode every item once, before the first step."""
+        encoded = self.model.encode(model_kwargs, model_kwargs.pop("mm_encoder_outputs", None))
+        if encoded:
+            model_kwargs["mm_encoder_outputs"] = encoded
+        return model_kwargs
+
+    def _expand_multimodal_outputs(
+        self,
+        input_ids: torch.Tensor | None,
+        mm_encoder_output: dict[str, Any],
+        expand_size: int = 1,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> dict[str, Any]:
+        """For beams and samples: each row's items repeat as a group, A B -> A B A B, where its row repeats."""
+        expanded = {}
+        for name, encoded in mm_encoder_output.items():
+            token_id = self.config.modalities[name]["token_id"]
+            if input_ids is not None and input_ids.numel():
+                counts = (input_ids == token_id).sum(-1).tolist()
+            else:
+                assert inputs_embeds is not None
+                embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+                counts = (inputs_embeds == embedding).all(-1).sum(-1).tolist()
+            features, items = list(encoded.pooler_output), []
+            for count in counts:
+                row: list[torch.Tensor] = []
+                while features and sum(map(len, row)) < count:
+                    row.append(features.pop(0))
+                items += row * expand_size
+            expanded[name] = BaseModelOutputWithPooling(pooler_output=items)
+        return expanded
+
+
+def _embedding_name(model: nn.Module) -> str:
+    """Name of the Thinker's input embedding weight, which differs from family to family."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+
+def _shape_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """What some families do to their logits: scale (Cohere), divide (Granite), cap softly (Gemma 2)."""
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+class _ReplayedOutput(BaseModelOutputWithPast):
+    def __getattr__(self, name: str) -> None:
+        """Families pass on fields of their own (cross attentions, router logits); here they are empty."""
+
+
+class _Replay(nn.Module):
+    """Stands in for a language model's decoder and returns given hidden states."""
+
+    def __init__(self, hidden_states: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden_states = hidden_states
+
+    @property
+    def decoder(self) -> "_Replay":
+        """Where OPT's stock class looks for it."""
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
+        return _ReplayedOutput(last_hidden_state=self.hidden_states)
+
+
+def _stock_head(config: Any) -> nn.Linear:
+    """An output head like that of the stock causal language model, if ours gives the same logits as it.
+
+    The stock class runs for real, but on hidden states made up here and with a vocabulary of a few words, so that the
+    question "what does this family do after the decoder?" is answered by the family itself, at no cost.
+
+    Raises:
+        ValueError: a language model whose head does what we do not; its logits would be silently wrong.
+    """
+    with torch.device("meta"):
+        stock = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+    head = stock.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"The output head of {type(stock).__name__} is a {type(head).__name__}; only nn.Linear is supported.")
+    bias = head.bias is not None
+    # on the CPU and in float32, also where from_pretrained builds everything else on "meta" or in half precision
+    with torch.no_grad(), torch.device("cpu"):
+        generator = torch.Generator().manual_seed(0)
+        hidden_states = torch.randn(1, 3, head.in_features, generator=generator, dtype=torch.float32)
+        small = nn.Linear(head.in_features, 8, bias=bias, dtype=torch.float32)
+        for parameter in small.parameters():  # large logits: a cap would show
+            parameter.data = 10 * torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        setattr(stock, stock.base_model_prefix, _Replay(hidden_states))
+        stock.set_output_embeddings(small)
+        try:
+            expected = stock(inputs_embeds=hidden_states, attention_mask=torch.ones(1, 3)).logits
+        except Exception as error:
+            raise ValueError(f"{type(stock).__name__} cannot be used as a Thinker: {error}") from error
+        same = torch.allclose(expected, _shape_logits(small(hidden_states), config), rtol=1e-4, atol=1e-4)
+    if not same:
+        raise ValueError(
+            f"The output head of {type(stock).__name__} does more than a matrix product, and not what omni knows "
+            "(scaling, soft capping, bias): its logits would be wrong. Choose another language model."
+        )
+    return nn.Linear(head.in_features, head.out_features, bias=bias)
+
+
+# --- The signature of forward follows the registry --------------------------------------------------------------------
+
+
+def _with_inputs(function: Callable[..., Any], names: Sequence[str]) -> inspect.Signature:
+    """The signature of forward with the inputs of all modalities spelled out before its **kwargs."""
+    signature = inspect.signature(function, follow_wrapped=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=torch.Tensor | None)
+        for name in names
+    ]
+    rest = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
+    return signature.replace(parameters=[*own, *extra, *rest])
+
+
+_PLAIN_SIGNATURES = {cls: inspect.signature(cls.forward) for cls in (OmniModel, OmniForConditionalGeneration)}
+
+
+def _follow_registry() -> None:
+    """generate, Trainer, peft and accelerate read from forward's signature what a model takes; keep it true.
+
+    Done on the classes, so that copies and wrapped instances agree; with it come the `get_<name>_features` methods.
+    """
+    names = [key for modality in registered() for key in modality.inputs]
+    for cls, plain in _PLAIN_SIGNATURES.items():
+        cls.forward.__signature__ = plain  # type: ignore[attr-defined]
+        cls.forward.__signature__ = _with_inputs(cls.forward, names)  # type: ignore[attr-defined]
+        for modality in registered():
+            method = f"get_{modality.name}_features"
+            if method not in cls.__dict__:
+                setattr(cls, method, _features_method(modality.name, modality.inputs))
+
+
+def _features_method(name: str, inputs: tuple[str, ...]) -> Callable[..., Any]:
+    @can_return_tuple
+    def get_features(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.get_features(name, **dict(zip(inputs, args, strict=False)), **kwargs)
+
+    get_features.__name__ = f"get_{name}_features"
+    get_features.__doc__ = f"Projected tokens of {name} items; see `get_features`."
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    parameters += [inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD) for key in inputs]
+    parameters += [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
+    get_features.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return get_features  # type: ignore[no-any-return]
+
+
+on_change(_follow_registry)

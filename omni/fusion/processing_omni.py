@@ -1,0 +1,398 @@
+"""The processor: a prompt with placeholders and raw items of any modality in, a batch for the model out.
+
+    "<image> what shape is it?" + one picture  ->  input_ids with as many <image> ids as the picture has tokens,
+                                                   attention_mask, pixel_values
+
+It owns the text side of the token plan: how many placeholders an item becomes is asked of `OmniConfig.num_tokens`, the
+same function that the model checks against, and a prompt in which items and placeholders disagree, before or after
+tokenisation, is an error with both numbers.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import processing_utils
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput, make_flat_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
+
+from omni.registry import Modality, get_modality
+
+from .configuration_omni import OmniConfig
+
+# Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, newer transformers)
+_UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
+
+
+class OmniProcessor(ProcessorMixin):
+    """Tokenizer and preprocessors of a fused model, as one.
+
+    Args:
+        image_processor: the preprocessor of pictures; short for `preprocessors={"image": ...}`.
+        tokenizer: a tokenizer that has every placeholder as one token.
+        preprocessors: the preprocessor of each modality by name; by default the registered class with its defaults.
+        modalities: the `modalities` of the model's `OmniConfig` (or that configuration's dictionary); by default those of
+            `OmniConfig()`. The placeholders' ids come from the tokenizer.
+        chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
+
+    Raises:
+        ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        preprocessors: Mapping[str, Any] | None = None,
+        modalities: Mapping[str, Any] | None = None,
+        chat_template: Any = None,
+    ) -> None:
+        if tokenizer is None:
+            raise ValueError("OmniProcessor needs a tokenizer.")
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
+        sections = dict(modalities) if modalities is not None else {"image": {}}
+        ids = {name: _placeholder_id(tokenizer, get_modality(name)) for name in sections}
+        sections = {name: {**section, "token_id": ids[name]} for name, section in sections.items()}
+        self.plan = OmniConfig(modalities=sections)
+        given = {**(preprocessors or {})}
+        if image_processor is not None:
+            given["image"] = image_processor
+        if strangers := sorted(set(given) - set(sections)):
+            raise ValueError(f"Preprocessors for {strangers}, but the modalities are {sorted(sections)}.")
+        self.preprocessors = {
+            name: given[name] if name in given else get_modality(name).preprocessor_class() for name in sorted(sections)
+        }
+        self.image_token = get_modality("image").token if "image" in sections else None
+        self.image_token_id = ids.get("image")
+
+    @property
+    def image_processor(self) -> Any:
+        """The preprocessor of pictures, where pipelines and servers look for it."""
+        if "image" not in self.preprocessors:
+            raise AttributeError("This processor has no modality 'image'.")
+        return self.preprocessors["image"]
+
+    @image_processor.setter
+    def image_processor(self, value: Any) -> None:
+        self.preprocessors["image"] = value
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """The sub-processors that transformers knows by name."""
+        return ["image_processor", "tokenizer"]
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """The modalities that this processor takes, sorted by name."""
+        return tuple(get_modality(name) for name in self.preprocessors)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of everything that a batch may hold."""
+        return [*self.tokenizer.model_input_names, *(key for modality in self.modalities for key in modality.inputs)]
+
+    # --- a batch ------------------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
+        **kwargs: Unpack[ProcessingKwargs],
+    ) -> BatchFeature:
+        """Make a batch.
+
+        Args:
+            images: pictures for the placeholders `<image>`, in order, flat or nested by row.
+            text: one prompt or several.
+            kwargs: items of other modalities under their argument (`signals=[...]`), and what tokenizer and image
+                processor take (`padding`, `truncation`, `return_tensors`, `images_kwargs`, ...).
+
+        Returns:
+            `input_ids`, `attention_mask` and the inputs of every modality given.
+
+        Raises:
+            ValueError: other numbers of placeholders than of items; truncation that cuts inside an item or loses one.
+        """
+        items: dict[str, list[Any]] = {}
+        for modality in self.modalities:
+            given = images if modality.name == "image" else kwargs.pop(modality.argument, None)  # type: ignore[misc]
+            if given is not None:
+                items[modality.name] = self._flat(modality, given)
+        if images is not None and "image" not in self.preprocessors:
+            raise ValueError(f"This processor takes no images; its modalities are {sorted(self.preprocessors)}.")
+        if text is None and not items:
+            raise ValueError("Give text, items of a modality, or both.")
+        texts = None if text is None else [text] if isinstance(text, str) else list(text)
+        if texts is not None and not all(isinstance(sample, str) for sample in texts):
+            raise ValueError("`text` must be a string or a list of strings.")
+        own = {f"{modality.argument}_kwargs": {} for modality in self.modalities}
+        own |= {key: kwargs.pop(key) for key in own if key in kwargs and key != "images_kwargs"}  # type: ignore[misc]
+        merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        text_kwargs = dict(merged["text_kwargs"])
+        return_tensors = text_kwargs.pop("return_tensors", None)
+
+        inputs: dict[str, Any] = {}
+        counts: dict[str, list[int]] = {}
+        for name, things in items.items():
+            options = dict(merged["images_kwargs"]) if name == "image" else own[f"{get_modality(name).argument}_kwargs"]
+            options["return_tensors"] = options.get("return_tensors") or return_tensors
+            prepared = self._prepare(name, things, options)
+            inputs |= prepared
+            counts[name] = self._counts(name, prepared)
+        data: dict[str, Any] = {}
+        if texts is not None:
+            type_ids = text_kwargs.pop("return_mm_token_type_ids", False) or merged.get("return_mm_token_type_ids")
+            offsets = text_kwargs.pop("return_text_replacement_offsets", False) or merged.get(
+                "return_text_replacement_offsets"
+            )
+            expanded, replacements = self._expand(texts, counts)
+            data |= self.tokenizer(expanded, **text_kwargs)
+            self._check_ids(expanded, data["input_ids"])
+            if offsets:
+                data["text_replacement_offsets"] = replacements
+            if type_ids:
+                data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
+        return BatchFeature(
+            data | inputs, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
+        )
+
+    def _flat(self, modality: Modality, given: Any) -> list[Any]:
+        """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
+        if modality.name == "image":
+            return list(make_flat_list_of_images(self.image_processor.fetch_images(given)))
+        if not isinstance(given, (list, tuple)):
+            return [given]
+        return [item for row in given for item in (row if isinstance(row, (list, tuple)) else [row])]
+
+    def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+        """The modality's inputs from raw items; a preprocessor's names are mapped to the modality's in order."""
+        modality, preprocessor = get_modality(name), self.preprocessors[name]
+        made = preprocessor(items, **{key: value for key, value in options.items() if value is not None})
+        names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
+        if len(names) < len(modality.inputs):
+            raise ValueError(
+                f"{type(preprocessor).__name__} made {sorted(made)}; the modality {name!r} needs {modality.inputs}."
+            )
+        return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
+
+    def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
+        """The token plan: how many placeholders each item becomes."""
+        shapes = get_modality(name).grid_shapes(self.plan.modalities[name]["encoder"], prepared)
+        return [self.plan.num_tokens(name, tuple(shape)) for shape in shapes]
+
+    def _expand(
+        self, texts: list[str], counts: Mapping[str, list[int]]
+    ) -> tuple[list[str], list[list[dict[str, Any]]]]:
+        """Each placeholder repeated as often as its item has tokens, and where (offsets of characters)."""
+        tokens = {modality.token: modality.name for modality in self.modalities}
+        pattern = re.compile(_UNMARKED + "(" + "|".join(map(re.escape, tokens)) + ")")
+        found = {name: [sum(m[1] == token for m in pattern.finditer(t)) for t in texts] for token, name in tokens.items()}
+        for name, per_row in found.items():
+            if sum(per_row) != len(counts.get(name, [])):
+                raise ValueError(
+                    f"The text has {sum(per_row)} placeholders {get_modality(name).token} (by row: {per_row}), but "
+                    f"{len(counts.get(name, []))} items of modality {name!r} were given. Each item needs exactly one."
+                )
+        waiting = {name: iter(numbers) for name, numbers in counts.items()}
+        expanded, replacements = [], []
+        for text in texts:
+            pieces: list[str] = []
+            spans: list[dict[str, Any]] = []
+            last = length = 0
+            for match in pattern.finditer(text):
+                name = tokens[match[1]]
+                replacement = match[1] * next(waiting[name])
+                pieces += [text[last : match.start()], replacement]
+                start = length + match.start() - last
+                last, length = match.end(), start + len(replacement)
+                spans.append(
+                    {
+                        "type": name,
+                        "span": match.span(),
+                        "new_span": (start, length),
+                        "text": match[1],
+                        "replacement": replacement,
+                    }
+                )
+            expanded.append("".join([*pieces, text[last:]]))
+            replacements.append(spans)
+        return expanded, replacements
+
+    def _check_ids(self, texts: Sequence[str], input_ids: Any) -> None:
+        """Truncation may cut text, never an item: rows must still hold all of their placeholders."""
+        rows = input_ids.tolist() if hasattr(input_ids, "tolist") else [list(row) for row in input_ids]
+        for modality in self.modalities:
+            token_id = self.plan.modalities[modality.name]["token_id"]
+            for row, (text, ids) in enumerate(zip(texts, rows, strict=True)):
+                expected, found = len(re.findall(_UNMARKED + re.escape(modality.token), text)), ids.count(token_id)
+                if expected != found:
+                    raise ValueError(
+                        f"Mismatch in `{modality.name}` token count in row {row}: the text has {expected} placeholders "
+                        f"{modality.token}, the {len(ids)} input ids only {found}. Truncation cut inside an item; "
+                        "disable truncation or increase `max_length`."
+                    )
+
+    # --- what tools ask -----------------------------------------------------------------------------------------------
+
+    def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The placeholders that stand for one picture."""
+        one = {"pixel_values": [image_inputs["pixel_values"][image_idx]]}
+        return get_modality("image").token * self._counts("image", one)[0]
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """Tokens of pictures of these sizes (height, width), which servers reserve before they see the pictures."""
+        data: dict[str, Any] = {}
+        if image_sizes is not None:
+            size = kwargs.get("size") or self.image_processor.size
+            height, width = size["height"], size["width"]
+            patch = self.plan.modalities["image"]["encoder"].patch_size
+            count = self.plan.num_tokens("image", (height // patch, width // patch))
+            data = {"num_image_tokens": [count] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
+        return MultiModalData(**data)
+
+    def _multimodal_inputs_from_conversations(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
+        """Items of chats: `{"type": "signal", "signal": array}` beside transformers' own pictures."""
+        images, videos, audio, more = super()._multimodal_inputs_from_conversations(conversations, *args, **kwargs)
+        for modality in self.modalities:
+            if modality.name == "image":
+                continue
+            blocks = [
+                block[modality.name]
+                for conversation in conversations
+                for message in conversation
+                if isinstance(message.get("content"), list)
+                for block in message["content"]
+                if block["type"] == modality.name and modality.name in block
+            ]
+            if blocks:
+                more[modality.argument] = blocks
+        return images, videos, audio, more
+
+    # --- on disk ------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
+        output: dict[str, Any] = {
+            "processor_class": type(self).__name__,
+            "modalities": json.loads(json.dumps(self.plan.to_diff_dict()["modalities"])),
+        }
+        for name, preprocessor in self.preprocessors.items():
+            output[_preprocessor_key(name)] = {
+                **json.loads(json.dumps(preprocessor.to_dict(), default=_plain)),
+                "preprocessor_class": type(preprocessor).__name__,
+            }
+        return output
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        """Write processor_config.json, the tokenizer's files and the chat template."""
+        if push_to_hub:
+            raise ValueError("Save into a folder first, then upload it, for example with huggingface_hub.upload_folder.")
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer._set_processor_class(type(self).__name__)
+        self.tokenizer.save_pretrained(folder)
+        if isinstance(self.chat_template, str):
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+        path = folder / "processor_config.json"
+        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        return [str(path)]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "OmniProcessor":
+        """Load from a folder or hub name.
+
+        Args:
+            pretrained_model_name_or_path: as for any processor.
+            kwargs: `modalities={"signal": None}` leaves a modality out; the rest as in transformers.
+
+        Raises:
+            ValueError: a modality whose plug-in is missing; a preprocessor of another class than the saved one; a token
+                plan that contradicts the model's configuration in the same folder.
+        """
+        left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
+        overrides = {key: kwargs.pop(key) for key in ("image_processor", "tokenizer", "chat_template") if key in kwargs}
+        saved, kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        if "modalities" not in saved:
+            raise ValueError(f"{str(pretrained_model_name_or_path)!r} holds no processor_config.json of an OmniProcessor.")
+        sections = {name: section for name, section in saved["modalities"].items() if name not in left_out}
+        preprocessors = {
+            name: _load_preprocessor(get_modality(name), saved[_preprocessor_key(name)])
+            for name in sections
+            if not (name == "image" and "image_processor" in overrides)
+        }
+        tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
+            "tokenizer", pretrained_model_name_or_path, **_location(kwargs)
+        )
+        overrides.setdefault("chat_template", saved.get("chat_template"))
+        processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
+        _compare_with_model(processor, pretrained_model_name_or_path, left_out)
+        return processor
+
+
+def _location(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
+    return {key: kwargs[key] for key in keys if key in kwargs}
+
+
+def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
+    ids = tokenizer.encode(modality.token, add_special_tokens=False)
+    if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids)[0] != modality.token:
+        raise ValueError(
+            f"The placeholder {modality.token!r} of modality {modality.name!r} must be one token of the tokenizer; it is "
+            f"{len(ids)}. Add it with tokenizer.add_special_tokens({{'additional_special_tokens': [{modality.token!r}]}}) "
+            "and resize the language model's embedding."
+        )
+    return int(ids[0])
+
+
+def _preprocessor_key(name: str) -> str:
+    return "image_processor" if name == "image" else f"{name}_preprocessor"
+
+
+def _plain(value: Any) -> Any:
+    """numpy scalars and arrays, enumerations and mappings as JSON."""
+    return value.tolist() if hasattr(value, "tolist") else dict(value) if isinstance(value, Mapping) else str(value)
+
+
+def _load_preprocessor(modality: Modality, saved: Mapping[str, Any]) -> Any:
+    """The preprocessor that was saved: of the registered class, or one of transformers."""
+    values = {key: value for key, value in saved.items() if key != "preprocessor_class"}
+    name = saved.get("preprocessor_class") or saved.get("image_processor_type")
+    cls = modality.preprocessor_class
+    if name not in (cls.__name__, f"{cls.__name__}Pil", None):
+        try:
+            cls = ProcessorMixin.get_possibly_dynamic_module(name)
+        except ValueError as error:
+            raise ValueError(
+                f"The preprocessor of modality {modality.name!r} was saved as {name}, but the registered one is "
+                f"{cls.__name__} and transformers knows no {name}. Register the plug-in that the checkpoint was made with."
+            ) from error
+    return cls(**values)
+
+
+def _compare_with_model(processor: OmniProcessor, folder: Any, left_out: set[str]) -> None:
+    """Processor and model configuration of one folder must agree on the token plan."""
+    path = Path(str(folder)) / "config.json"
+    if not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") != OmniConfig.model_type:
+        return
+    model = OmniConfig.from_dict(config)
+    for name, section in model.modalities.items():
+        if name in left_out:
+            continue
+        own = processor.plan.modalities.get(name)
+        keys = ("token_id", "output", "projector", "factor")
+        ours = {key: own[key] for key in keys} if own else None
+        theirs = {key: section[key] for key in keys}
+        if ours != theirs:
+            raise ValueError(
+                f"In {str(folder)!r} processor and model disagree about modality {name!r}: processor_config.json and the "
+                f"tokenizer say {ours}, config.json says {theirs}. They were not saved together."
+            )

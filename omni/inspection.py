@@ -1,0 +1,249 @@
+"""What an encoder does to a picture, layer by layer, read off the real module: `omni inspect`.
+
+    report = inspect_encoder("configs/vision_tiny.json", image_size=224, batch_size=1)
+    rich.print(render(report))
+    print(report.model_dump_json())
+
+The model is built from its configuration on the "meta" device, where tensors have shapes and no contents: no weights
+are read, nothing is computed, and a large tower takes no longer than a small one. One forward pass is watched: hooks
+tell the shapes, `torch.utils.flop_counter` the operations, and the modules themselves their parameters.
+
+Conventions:
+
+* **FLOPs.** One multiply-add counts as two operations. Matrix products and convolutions are counted; norms, softmax,
+  activations and sums are not.
+* **Memory** is that of activations in float32: the bytes of the output of each step. A view of an earlier output is
+  free, and so are dropout, which does nothing here, and the sums of residual branches. Scores are counted once, after
+  the softmax, as eager attention writes them; fused kernels (sdpa, flash) never store them.
+* **Depth.** The numbers of a row include those of the deeper rows right below it. Rows of depth 0 add up to the totals.
+"""
+
+import inspect
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from omni.registry import get_modality
+
+BYTES = 4
+"""Of a float32."""
+
+OURS = "omni_vision"
+"""Model type of the encoder of the seed document; a configuration without one is of this type."""
+
+Shape = tuple[int, ...]
+
+
+class Row(BaseModel):
+    """One step.
+
+    Attributes:
+        name: what happens; shown indented by `depth`.
+        module: the module's full name in the model, or None for a step that is no module.
+        depth: 0 for the parts of the model, 1 for parts of these, and so on.
+        shape: of the output.
+        parameters: learned numbers.
+        flops: operations.
+        activation_bytes: memory of the output.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    module: str | None = None
+    depth: int = 0
+    shape: Shape
+    parameters: int = 0
+    flops: int = 0
+    activation_bytes: int = 0
+
+
+class Report(BaseModel):
+    """The walk through one encoder for one batch of pictures. `image_size` is (height, width)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    image_size: tuple[int, int]
+    batch_size: int
+    rows: tuple[Row, ...]
+    parameters: int
+    flops: int
+    activation_bytes: int
+
+
+def inspect_encoder(
+    config_or_path: PreTrainedConfig | str | Path, image_size: int | Sequence[int] | None = None, batch_size: int = 1
+) -> Report:
+    """Walk through a vision encoder: ours in the steps of the seed document, any other by its modules.
+
+    Args:
+        config_or_path: a configuration, a checkpoint folder, or a JSON file with a configuration; without "model_type",
+            as in `configs/vision_tiny.json`, it is one of our encoder. A model with a `vision_config` (CLIP, LLaVA, a
+            fused omni model) is represented by that tower.
+        image_size: side, or height and width, in pixels; by default what the configuration says.
+        batch_size: pictures at once.
+
+    Raises:
+        ValueError: no such file, no configuration in it, an unknown model type, a model that does not read pictures, or
+            a size that it refuses.
+    """
+    config = config_or_path if isinstance(config_or_path, PreTrainedConfig) else _read_config(Path(config_or_path))
+    config = getattr(config, "vision_config", None) or config
+    own_size = getattr(config, "image_size", None)
+    height, width = _height_and_width(own_size if image_size is None else image_size, config)
+    if batch_size < 1:
+        raise ValueError(f"The batch size must be at least 1, found {batch_size}.")
+    with torch.device("meta"):
+        model = _build(config)
+        pixels = torch.empty(batch_size, getattr(config, "num_channels", 3), height, width)
+    resized = own_size is not None and (height, width) != _height_and_width(own_size, config)
+    takes_resized = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    options = {"interpolate_pos_encoding": True} if resized and takes_resized else {}
+    counter = FlopCounterMode(display=False)
+    with _Watch(model) as watch, counter, torch.no_grad():
+        try:
+            output = model(pixel_values=pixels, **options)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{type(model).__name__} cannot encode pictures of {height}x{width} pixels: {error}"
+            ) from error
+    counts = counter.get_flop_counts()
+    flops = {name: sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in watch.shapes}
+    rows = _walk(model, watch, flops)
+    if config.model_type == OURS:
+        rows = _as_in_the_seed(rows, model, output)
+    return Report(
+        model=type(model).__name__,
+        image_size=(height, width),
+        batch_size=batch_size,
+        rows=tuple(rows),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        flops=counter.get_total_flops(),
+        activation_bytes=sum(row.activation_bytes for row in rows if row.depth == 0),
+    )
+
+
+def render(report: Report) -> Table:
+    """The report as a table for the terminal."""
+    height, width = report.image_size
+    pictures = f"{report.batch_size} picture{'s' * (report.batch_size > 1)}"
+    table = Table(
+        title=f"{report.model}: {pictures} of {height}x{width} pixels",
+        caption="One multiply-add is two FLOPs. Memory: outputs in float32.",
+        show_footer=True,
+    )
+    table.add_column("layer", "total", no_wrap=True)
+    table.add_column("output", justify="right", no_wrap=True)
+    table.add_column("parameters", _count(report.parameters), justify="right", no_wrap=True)
+    table.add_column("FLOPs", _flops(report.flops), justify="right", no_wrap=True)
+    table.add_column("memory", _memory(report.activation_bytes), justify="right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(
+            "  " * row.depth + row.name,
+            " x ".join(map(str, row.shape)),
+            _count(row.parameters),
+            _flops(row.flops),
+            _memory(row.activation_bytes),
+            style="" if row.depth else "bold",
+        )
+    return table
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else ""
+
+
+def _flops(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number else ""
+
+
+def _memory(number: int) -> str:
+    return f"{number / 1024:,.1f} KiB" if number else ""
+
+
+# --- From a configuration to a model without contents -----------------------------------------------------------------
+
+
+def _read_config(path: Path) -> PreTrainedConfig:
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read; expected a checkpoint folder or a JSON configuration.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no configuration, but a {type(values).__name__}.")
+    model_type = values.pop("model_type", OURS)
+    if model_type == OURS:
+        get_modality("image")  # makes the type known to AutoConfig and AutoModel
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no configuration of a known model: {error}") from error
+
+
+def _build(config: PreTrainedConfig) -> PreTrainedModel:
+    if config.model_type == OURS:
+        get_modality("image")
+    try:
+        model = AutoModel.from_config(config, attn_implementation="eager")  # the only kind in which scores can be seen
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"No model of type {config.model_type!r} can be built: {error}") from error
+    if model.main_input_name != "pixel_values":
+        raise ValueError(f"{type(model).__name__} reads {model.main_input_name!r}, and not pictures.")
+    return model.float().eval()
+
+
+def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
+    if size is None:
+        raise ValueError(f"A configuration of type {config.model_type!r} names no image size; pass one.")
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ValueError(f"Height and width must be at least 1, found {height}x{width}.")
+    return height, width
+
+
+# --- One forward pass, watched ----------------------------------------------------------------------------------------
+
+
+class _Watch(TorchDispatchMode):
+    """Records what happens inside of a `with` block.
+
+    Attributes:
+        steps: names of modules in the order in which they are entered, and None where the module entered last but not
+            left yet computes attention scores, as (name of the module, shape of the scores or None).
+        shapes: of each module's output.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.steps: list[tuple[str, Shape | None]] = []
+        self.shapes: dict[str, Shape] = {}
+        self._inside: list[str] = []
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "_Watch":
+        for name, module in self.model.named_modules():
+            self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
+            self._hooks.append(module.register_forward_hook(self._leaving(name)))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()

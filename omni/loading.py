@@ -1,0 +1,191 @@
+"""Strict loading: a checkpoint is loaded whole and unchanged, or it raises and names what is wrong.
+
+transformers' `from_pretrained` fills a missing tensor with random numbers and mentions it in a warning. For a model of
+several parts that were trained apart this is the classic silent failure: an encoder or projector that is half random
+still lets the language model answer fluently. Here every missing, unexpected or mis-shaped tensor is an error, unless
+the caller asked for the report (`output_loading_info=True`) or named what may be missing.
+
+A saved configuration also carries a fingerprint of each part's weights, so that a flipped bit, or the tensors of a
+stranger put among those that were trained together, does not pass either.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+
+
+class StrictLoadingMixin:
+    """`from_pretrained` that raises on anything but a complete, intact checkpoint; stands before `PreTrainedModel`."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        allow_missing: Iterable[str] = (),
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, and refuse to leave anything at random.
+
+        The folder of a fused model serves its encoders too: `OmniVisionModel.from_pretrained(fused)` takes the tower.
+
+        Args:
+            pretrained_model_name_or_path: a folder (or hub name) with safetensors weights.
+            allow_missing: regular expressions; a missing tensor whose name one of them matches is initialised at random
+                and its part is recorded in `config.untrained`.
+            output_loading_info: return `(model, report)` and leave the judgement to the caller, as in transformers.
+
+        Raises:
+            ValueError: missing, unexpected or mis-shaped tensors, by name; weights that differ from the fingerprints
+                that were saved with them.
+            OSError: no such folder, no weights in it, or a file that cannot be read whole.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        mismatched_allowed = kwargs.pop("ignore_mismatched_sizes", False)
+        foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
+        model, report = super().from_pretrained(  # type: ignore[misc]
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            # otherwise collected in the report, so that one message names all of them
+            ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
+            **kwargs,
+        )
+        if output_loading_info:
+            return model, report
+        allowed = [re.compile(pattern) for pattern in allow_missing]
+        excused = {name for name in report["missing_keys"] if any(pattern.search(name) for pattern in allowed)}
+        problems = [f"missing: {name}" for name in sorted(set(report["missing_keys"]) - excused)]
+        problems += [f"unexpected: {name}" for name in sorted(report["unexpected_keys"]) if not foreign.match(name)]
+        if not mismatched_allowed:
+            problems += [
+                f"shape: {name} is {tuple(found)} in the checkpoint and {tuple(expected)} in the model"
+                for name, found, expected in sorted(report["mismatched_keys"])
+            ]
+        if problems:
+            raise ValueError(_complaint(cls.__name__, pretrained_model_name_or_path, problems))
+        if excused:
+            parts = {part_of(name) for name in excused}
+            model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *parts})
+        verify_fingerprints(pretrained_model_name_or_path, subfolder=kwargs.get("subfolder", ""))
+        return model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as `PreTrainedModel.save_pretrained` does, with the fingerprints of the weights in the configuration."""
+        config = self.config  # type: ignore[attr-defined]
+        tensors = kwargs.get("state_dict") or self.state_dict()  # type: ignore[attr-defined]
+        # weights that are elsewhere (offloaded, sharded over processes) cannot be hashed here
+        whole = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors.values())
+        tied = set(getattr(self, "all_tied_weights_keys", None) or {})
+        saved = {name: tensor for name, tensor in tensors.items() if name not in tied}
+        config.fingerprints = fingerprint_parts(saved) if whole else None
+        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+
+def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str]:
+    """If `folder` holds a fused model with an encoder of this class, arrange that its tower is loaded.
+
+    Returns the pattern of the checkpoint's tensors that belong to others: nothing for an ordinary checkpoint.
+    """
+    nothing = re.compile(r"(?!)")
+    own_type = cls.config_class.model_type
+    if isinstance(kwargs.get("config"), PreTrainedConfig):
+        return nothing
+    where = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if key in kwargs}
+    values, _ = PreTrainedConfig.get_config_dict(folder, **where)
+    sections = values.get("modalities")
+    if not isinstance(sections, dict) or own_type == values.get("model_type"):
+        return nothing
+    towers = [name for name, section in sections.items() if section["encoder"].get("model_type") == own_type]
+    if len(towers) != 1:
+        raise ValueError(
+            f"{str(folder)!r} is a fused model with encoders "
+            f"{ {name: section['encoder'].get('model_type') for name, section in sections.items()} }; exactly one of them "
+            f"must be {own_type!r} to be loaded as {cls.__name__}."
+        )
+    encoder = {key: value for key, value in sections[towers[0]]["encoder"].items() if key != "model_type"}
+    kwargs["config"] = cls.config_class(**encoder)
+    kwargs["key_mapping"] = {rf"^(model\.)?{towers[0]}_tower\.": ""}
+    return re.compile(rf"(model\.)?(?!{towers[0]}_tower\.)(\w+_tower|\w+_projector|language_model)\.|lm_head\.")
+
+
+def _complaint(cls: str, folder: Any, problems: list[str], shown: int = 20) -> str:
+    lines = [f"  {problem}" for problem in problems[:shown]]
+    if len(problems) > shown:
+        lines.append(f"  ... and {len(problems) - shown} more")
+    return (
+        f"The checkpoint {str(folder)!r} does not fit {cls}; tensors that are wrong: {len(problems)}.\n"
+        + "\n".join(lines)
+        + "\nNothing is left at random: use the checkpoint's own class and configuration, or name what may be missing "
+        "with allow_missing=[...] (regular expressions); such a part then counts as untrained."
+    )
+
+
+# --- Fingerprints -----------------------------------------------------------------------------------------------------
+
+
+def part_of(name: str) -> str:
+    """The part of a fused model that a tensor belongs to (`image_tower`, `language_model`, ...); else `encoder`."""
+    first = name.removeprefix("model.").split(".", 1)[0]
+    return first if first.endswith(("_tower", "_projector")) or first in ("language_model", "lm_head") else "encoder"
+
+
+def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """A hash of names, types, shapes and values of each part's tensors; equal exactly when the tensors are.
+
+    A tower's fingerprint equals that of the same encoder saved alone.
+    """
+    digests: dict[str, Any] = {}
+    for name in sorted(tensors):
+        part, tensor = part_of(name), tensors[name].detach().cpu().contiguous()
+        digest = digests.setdefault(part, hashlib.sha256())
+        inner = name.removeprefix("model.").removeprefix(f"{part}.")
+        digest.update(f"{inner} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return {part: digest.hexdigest()[:32] for part, digest in sorted(digests.items())}
+
+
+def verify_fingerprints(folder: Any, subfolder: str = "") -> None:
+    """Compare the weights in a local folder with the fingerprints in its configuration, where it has them.
+
+    Raises:
+        ValueError: a part whose weights are not those that were saved together with the others.
+    """
+    folder = Path(folder) / subfolder
+    if not (folder / "config.json").is_file():
+        return
+    expected = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fingerprints") or {}
+    if not expected:
+        return
+    found = fingerprint_parts(read_tensors(folder))
+    changed = sorted(part for part in {*expected, *found} if expected.get(part) != found.get(part))
+    if changed:
+        raise ValueError(
+            f"In {str(folder)!r} the weights of {', '.join(changed)} are not those that were saved with this "
+            "configuration: the file was damaged, or a part was exchanged for another. A projector and a language model "
+            "work with the encoder that they were trained with; restore the file, or train the projector again and save "
+            "the model with save_pretrained."
+        )
+
+
+def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped)."""
+    folder = Path(folder)
+    files = {folder / "model.safetensors"}
+    if not (folder / "model.safetensors").exists():
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        files = {folder / file for file in index["weight_map"].values()}
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(files):
+        with safe_open(file, framework="pt") as opened:
+            tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+    return tensors

@@ -1,0 +1,201 @@
+"""The registry: one frozen bundle per modality, one call to add it, and discovery of those that other packages bring.
+
+    from omni import Modality, register_modality
+
+    register_modality(Modality(
+        name="signal", token="<signal>", inputs=("signal_values",), config_class=SignalConfig, model_class=SignalEncoder,
+        preprocessor_class=SignalPreprocessor, grid_shapes=lambda config, inputs: [(16,)] * len(inputs["signal_values"]),
+    ))
+
+An installed package needs no call: it names its bundle in the entry-point group `omni.modalities`,
+
+    [project.entry-points."omni.modalities"]
+    signal = "my_package.plugin:signal"
+
+and it is loaded when a configuration first asks for that name, so a broken plug-in breaks nobody else.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+ENTRY_POINT_GROUP = "omni.modalities"
+
+GridShapes = Callable[[Any, Mapping[str, Any]], list[tuple[int, ...]]]
+
+
+def read_named_outputs(encoded: Any, num_patches: int) -> dict[str, Any]:
+    """The contract of an encoder's output: attributes `cls` float[B, 1, D] and/or `grid` float[B, N, D]."""
+    return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name, None) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """Everything that omni has to know of a kind of input.
+
+    Attributes:
+        name: an identifier such as "image". It names the parts of the fused model: `image_tower`, `image_projector`,
+            `get_image_features`, and in the configuration `image_config`, `image_token_id`.
+        token: the placeholder that stands for one item in a prompt, such as "<image>".
+        inputs: the batch keys that the encoder's forward reads. The first axis of each counts items, over all rows.
+        config_class: the configuration class of the default encoder.
+        model_class: its model, a `PreTrainedModel` whose output `read` understands.
+        preprocessor_class: turns raw items into `inputs`: `__call__(items, return_tensors=...)`, `to_dict()`,
+            `cls(**dict)` and `model_input_names` (in the order of `inputs`).
+        grid_shapes: from the encoder's configuration and the batch of `inputs`, the shape of each item's grid of
+            tokens: `(14, 14)` for a picture of 14 x 14 patches, `(16,)` for a signal of 16 frames. Their product is N.
+        grid_dims: axes of that grid: 2 for pictures, 1 for signals.
+        outputs: which named outputs may be handed to the projector.
+        read: from the encoder's output and N, the named tensors `cls` float[B, 1, D] and `grid` float[B, N, D].
+        argument: the processor's argument for the items; "images" for "image".
+    """
+
+    name: str
+    token: str
+    inputs: tuple[str, ...]
+    config_class: type
+    model_class: type
+    preprocessor_class: type
+    grid_shapes: GridShapes
+    grid_dims: int = 1
+    outputs: tuple[str, ...] = ("cls", "grid", "cls+grid")
+    read: Callable[[Any, int], dict[str, Any]] = read_named_outputs
+    argument: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.name):
+            raise ValueError(f"A modality's name is a lower-case identifier such as 'image', found {self.name!r}.")
+        if self.name in ("text", "language", "lm"):
+            raise ValueError(f"The name {self.name!r} belongs to the language model; choose another.")
+        if not self.token or self.token != self.token.strip():
+            raise ValueError(f"The placeholder of {self.name!r} must be text without spaces around, found {self.token!r}.")
+        if not self.inputs:
+            raise ValueError(f"The modality {self.name!r} names no inputs; its encoder must read at least one.")
+        if not set(self.outputs) <= {"cls", "grid", "cls+grid"} or not self.outputs:
+            raise ValueError(f"The outputs of {self.name!r} are some of cls, grid, cls+grid; found {self.outputs}.")
+        if not self.argument:
+            object.__setattr__(self, "argument", f"{self.name}s")
+
+
+_builtin: dict[str, EntryPoint] = {}
+_registered: dict[str, Modality] = {}
+_origins: dict[str, str] = {}
+_listeners: list[Callable[[], None]] = []
+
+
+def register_modality(modality: Modality) -> Modality:
+    """Add a modality and return it.
+
+    Raises:
+        ValueError: the name, the placeholder, an input or the processor's argument belongs to another modality already.
+    """
+    _add(modality, f"registered by {modality.model_class.__module__}")
+    return modality
+
+
+def declare_builtin(name: str, value: str) -> None:
+    """Name a modality that omni itself brings, as "module:attribute"; loaded like an entry point, when asked for."""
+    _builtin[name] = EntryPoint(name=name, value=value, group=ENTRY_POINT_GROUP)
+
+
+def _add(modality: Modality, origin: str) -> None:
+    if not isinstance(modality, Modality):
+        raise ValueError(f"Expected an omni.Modality, found {type(modality).__name__} ({origin}).")
+    if modality.name in _registered or (modality.name in _entry_points() and not origin.startswith("entry point")):
+        raise ValueError(
+            f"The modality {modality.name!r} exists already ({_origin(modality.name)}); names are unique. Choose another "
+            "name, or use omni.registry.temporary() to replace it for a while."
+        )
+    for other in _registered.values():
+        taken = [modality.token] if modality.token == other.token else []
+        taken += [modality.argument] if modality.argument == other.argument else []
+        taken += sorted(set(modality.inputs) & set(other.inputs))
+        if taken:
+            raise ValueError(
+                f"The modality {modality.name!r} wants {', '.join(map(repr, taken))}, which belongs to {other.name!r}; "
+                "placeholders, inputs and arguments must tell modalities apart."
+            )
+    # so that AutoConfig and AutoModel can build the encoder from a configuration alone
+    from transformers import AutoConfig, AutoModel
+
+    AutoConfig.register(modality.config_class.model_type, modality.config_class, exist_ok=True)
+    AutoModel.register(modality.config_class, modality.model_class, exist_ok=True)
+    _registered[modality.name], _origins[modality.name] = modality, origin
+    for listener in _listeners:
+        listener()
+
+
+def get_modality(name: str) -> Modality:
+    """The modality of this exact name, loaded from its entry point if need be.
+
+    Raises:
+        ValueError: no such modality; the message lists the known ones. Or its plug-in cannot be loaded.
+    """
+    if name not in _registered:
+        found = _entry_points().get(name)
+        if found is None:
+            raise ValueError(
+                f"Unknown modality {name!r}; known: {sorted({*_registered, *_entry_points()})}. Install the package that "
+                "brings it, or call omni.register_modality(...) first."
+            )
+        try:
+            modality = found.load()
+        except Exception as error:
+            raise ValueError(f"The plug-in of modality {name!r} ({_origin(name)}) cannot be loaded: {error}") from error
+        if name not in _registered:  # the plug-in's module may have registered it itself
+            if isinstance(modality, Modality) and modality.name != name:
+                raise ValueError(f"The entry point {name!r} ({_origin(name)}) holds the modality {modality.name!r}.")
+            _add(modality, _origin(name))
+    return _registered[name]
+
+
+def modalities() -> dict[str, str]:
+    """Names of all modalities, registered or discovered, and where each comes from; nothing is loaded."""
+    return {name: _origin(name) for name in sorted({*_registered, *_entry_points()})}
+
+
+def registered() -> tuple[Modality, ...]:
+    """The modalities loaded so far, sorted by name."""
+    return tuple(_registered[name] for name in sorted(_registered))
+
+
+def on_change(listener: Callable[[], None]) -> None:
+    """Call `listener` now and whenever the registered modalities change."""
+    _listeners.append(listener)
+    listener()
+
+
+@contextmanager
+def temporary() -> Iterator[None]:
+    """Registrations made inside the block are undone at its end (Auto classes keep theirs); for tests and notebooks."""
+    before, origins = dict(_registered), dict(_origins)
+    try:
+        yield
+    finally:
+        for current, saved in ((_registered, before), (_origins, origins)):
+            current.clear()
+            current.update(saved)  # type: ignore[arg-type]
+        for listener in _listeners:
+            listener()
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    found = dict(_builtin)
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        other = found.setdefault(entry_point.name, entry_point)
+        if other.value != entry_point.value:
+            raise ValueError(
+                f"Two installed packages bring a modality {entry_point.name!r}: {other.value} and {entry_point.value}. "
+                "Uninstall one of them."
+            )
+    return found
+
+
+def _origin(name: str) -> str:
+    if name in _origins:
+        return _origins[name]
+    found = _entry_points()[name]
+    return f"entry point {found.value} of {f'{found.dist.name} {found.dist.version}' if found.dist else 'omni'}"

@@ -1,0 +1,1 @@
+"""Training: recipes (what), objectives (what is learnt), run (transformers.Trainer does it)."""

@@ -1,0 +1,62 @@
+"""The small Thinker's tokenizer: byte-level BPE, so that any text is representable, with the chat format inside."""
+
+from collections.abc import Iterable, Sequence
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{{- '<|assistant|>' -}}"
+    "{%- generation -%}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for block in message['content'] -%}{{- block['text'] -}}{%- endfor -%}{%- endif -%}"
+    "{{- '<|end|>' -}}"
+    "{%- endgeneration -%}"
+    "{%- elif message['role'] == 'user' -%}"
+    "{{- '<|user|>' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for block in message['content'] -%}"
+    "{%- if block['type'] == 'text' -%}{{- block['text'] -}}{%- else -%}{{- '<' + block['type'] + '>' -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}"
+    "{%- else -%}"
+    "{{- raise_exception('Roles are user and assistant, found ' + message['role']) -}}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
+)
+"""User and assistant turns; an answer and its end-of-text stand inside `generation`, which is what the loss sees."""
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, placeholders: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Learn byte-level BPE merges from `texts`.
+
+    Args:
+        texts: what the Thinker will read and write.
+        vocab_size: at most so many tokens, the 256 bytes and the special ones included.
+        placeholders: the tokens of the modalities, such as "<image>".
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD, END, USER, ASSISTANT, *placeholders]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT, *placeholders],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )

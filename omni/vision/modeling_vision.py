@@ -1,0 +1,265 @@
+"""The vision encoder: a ViT that turns a picture into one summary token (`cls`) and one token per patch (`grid`).
+
+Shapes: B pictures, C channels, H x W pixels, P patch size, N = H/P * W/P patches, D width, h heads, d = D/h.
+
+    pixel_values (B, C, H, W)
+      -> patch embedding, Conv2d P x P with stride P      (B, D, H/P, W/P)      seed, layer 1
+      -> sequence                                         (B, N, D)             layer 2
+      -> CLS in front                                     (B, 1+N, D)           layer 3
+      -> plus learned positions                           (B, 1+N, D)           layer 4
+      -> blocks: x + attention(norm(x)), x + mlp(norm(x)) (B, 1+N, D)           layers 5, 6
+      -> RMSNorm                                          (B, 1+N, D)           layer 7
+      -> cls (B, 1, D), grid (B, N, D)                                          layer 8
+
+The arithmetic is that of `nn.TransformerEncoderLayer(norm_first=True, activation="gelu")` blocks (Dosovitskiy et al.,
+"An Image is Worth 16x16 Words", 2021; final RMSNorm: Zhang and Sennrich, 2019).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
+
+from omni.loading import StrictLoadingMixin
+
+from .configuration_vision import OmniVisionConfig
+
+
+@dataclass
+class OmniVisionOutput(BaseModelOutputWithPooling):
+    """What the encoder returns.
+
+    Attributes:
+        last_hidden_state: float[B, 1+N, D], after the final norm (float[B, 1, D] when only CLS was asked for).
+        pooler_output: float[B, D], the CLS token.
+        hidden_states: float[B, 1+N, D] before the first and after each block; the last one is `last_hidden_state`.
+        attentions: float[B, h, 1+N, 1+N] for each block; rows sum to 1.
+        cls: float[B, 1, D], the CLS token.
+        grid: float[B, N, D], the patch tokens in reading order; None when only CLS was asked for.
+    """
+
+    cls: torch.Tensor | None = None
+    grid: torch.Tensor | None = None
+
+
+class OmniVisionEmbeddings(nn.Module):
+    """Patches, CLS and positions: float[B, C, H, W] -> float[B, 1+N, D] (seed, layers 1 to 4)."""
+
+    def __init__(self, config: OmniVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embeddings = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.num_patches, config.hidden_size))
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        if pixel_values.ndim != 4:
+            raise ValueError(f"Expected pictures of shape (B, C, H, W), found {tuple(pixel_values.shape)}.")
+        positions = self._positions(*pixel_values.shape[1:], interpolate_pos_encoding)  # (1, 1+N, D)
+        patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype))  # (B, D, H/P, W/P)
+        patches = rearrange(patches, "b d h w -> b (h w) d")
+        cls = self.cls_token.expand(patches.shape[0], -1, -1)
+        return torch.cat([cls, patches], dim=1) + positions
+
+    def _positions(self, channels: int, height: int, width: int, interpolate: bool) -> torch.Tensor:
+        """Positions for a picture of this size: the learned table, or its 2-D interpolation; never a slice of it."""
+        size, patch = self.config.image_size, self.config.patch_size
+        if channels != self.config.num_channels:
+            raise ValueError(f"Expected pictures of {self.config.num_channels} channels, found {channels}.")
+        if (height, width) == (size, size):
+            return self.position_embeddings
+        if not interpolate:
+            raise ValueError(
+                f"Expected pictures of {size}x{size} pixels, found {height}x{width}. Resize them with the image "
+                "processor, or pass interpolate_pos_encoding=True to stretch the learned positions to this size."
+            )
+        if height % patch or width % patch:
+            raise ValueError(
+                f"Height and width must be multiples of the patch size {patch}, found {height}x{width}: the pixels "
+                "beyond the last whole patch would be ignored."
+            )
+        cls, table = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
+        table = rearrange(table, "1 (h w) d -> 1 d h w", h=self.config.grid_size)
+        # in float32: bicubic weights lose too much in half precision
+        table = F.interpolate(
+            table.float(), size=(height // patch, width // patch), mode="bicubic", align_corners=False
+        )
+        return torch.cat([cls, rearrange(table, "1 d h w -> 1 (h w) d").to(cls.dtype)], dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, for the maps: float[B, h, n, d] each -> float[B, n, h, d] and float[B, h, n, 1+N]."""
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    output = torch.matmul(F.dropout(weights, p=dropout, training=module.training), value)
+    return output.transpose(1, 2), weights
+
+
+class OmniVisionAttention(nn.Module):
+    """Multi-head self-attention without a mask: every patch sees every patch."""
+
+    def __init__(self, config: OmniVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = False
+        # queries, keys and values in one product: their rows stand in this order, as in nn.MultiheadAttention
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float[B, 1+N, D] -> float[B, n, D] and maps float[B, h, n, 1+N] or None; n is 1 for `cls_only`, else 1+N."""
+        width = hidden_states.shape[-1]
+        if cls_only:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            query = F.linear(hidden_states[:, :1], weight[:width], bias[:width])
+            key, value = F.linear(hidden_states, weight[width:], bias[width:]).split(width, dim=-1)
+        else:
+            query, key, value = self.qkv(hidden_states).split(width, dim=-1)
+        query, key, value = (
+            rearrange(tensor, "b n (h d) -> b h n d", h=self.num_attention_heads) for tensor in (query, key, value)
+        )
+        # only eager attention has maps to give; any other implementation would return none without a word
+        wants_maps = kwargs.get("output_attentions", self.config.output_attentions)
+        implementation = "eager" if wants_maps else self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        output, maps = attend(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.scaling,
+            dropout=self.config.hidden_dropout_prob if self.training else 0.0,
+            **kwargs,
+        )
+        return self.o_proj(output.flatten(2)), maps
+
+
+class OmniVisionMLP(nn.Module):
+    """Linear, exact GELU, dropout, linear: float[B, n, D] -> float[B, n, D]."""
+
+    def __init__(self, config: OmniVisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+
+
+class OmniVisionLayer(GradientCheckpointingLayer):
+    """A pre-norm block (seed, layer 5): float[B, 1+N, D] -> float[B, 1+N, D], or the CLS row alone, float[B, 1, D]."""
+
+    def __init__(self, config: OmniVisionConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = OmniVisionAttention(config)
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = OmniVisionMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
+        residual = hidden_states[:, :1] if cls_only else hidden_states
+        hidden_states, _ = self.attention(self.norm1(hidden_states), cls_only, **kwargs)
+        hidden_states = residual + self.dropout(hidden_states)
+        return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
+
+
+class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """What transformers has to know of the encoder."""
+
+    config: OmniVisionConfig
+    config_class = OmniVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["OmniVisionEmbeddings", "OmniVisionLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": OmniVisionLayer, "attentions": OmniVisionAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, OmniVisionEmbeddings):
+            init.zeros_(module.cls_token)
+            init.zeros_(module.position_embeddings)
+
+
+class OmniVisionModel(OmniVisionPreTrainedModel):
+    """The encoder of the seed document: 916,992 parameters in its ViT-Tiny configuration."""
+
+    def __init__(self, config: OmniVisionConfig) -> None:
+        super().__init__(config)
+        self.embeddings = OmniVisionEmbeddings(config)
+        self.layers = nn.ModuleList([OmniVisionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        cls_only: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> OmniVisionOutput:
+        """Encode pictures.
+
+        Args:
+            pixel_values: float[B, C, H, W] as the image processor makes them.
+            interpolate_pos_encoding: accept H or W other than `image_size` and stretch the positions in 2-D.
+            cls_only: compute the last block for the CLS row alone. The CLS token is the same; `grid` is None.
+
+        Raises:
+            ValueError: another number of channels, another size without `interpolate_pos_encoding`, or a size that is
+                no multiple of the patch size.
+        """
+        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            hidden_states = layer(hidden_states, cls_only and i == last, **kwargs)
+        hidden_states = self.norm(hidden_states)
+        return OmniVisionOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states[:, 0],
+            cls=hidden_states[:, :1],
+            grid=None if cls_only else hidden_states[:, 1:],
+        )

@@ -1,0 +1,282 @@
+"""The arrows of the design, read from the code: what may import what, and what must not be in the repository at all.
+
+    cli -> {training, evaluation, attention, ...} -> {fusion, data} -> {loading, projectors, registry}
+
+A file is a box of the architecture diagram and imports point one way. Every import counts, also one inside a function:
+that makes starting up cheap, but it is an arrow all the same. The rules name layers, not files, so that a new module
+needs no line here: what is not listed below belongs to the layer between `cli` and `fusion`.
+"""
+
+import ast
+import fnmatch
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BOTTOM, MIDDLE, UPPER, TOP = range(4)
+LAYERS = {
+    "loading": BOTTOM,
+    "projectors": BOTTOM,
+    "registry": BOTTOM,
+    "fusion": MIDDLE,
+    "data": MIDDLE,
+    "cli": TOP,
+}
+INDEPENDENT = ("omni.vision", "omni.data.pictures", "omni.data.scenes")
+"""What works without the rest of omni and can be copied out of it."""
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """One import of one module of omni, or of a package from outside, by another."""
+
+    source: str
+    target: str
+    line: int
+    at_start: bool  # at the top level of the file rather than inside a function
+
+    def __str__(self) -> str:
+        return f"{self.source} imports {self.target} (line {self.line})"
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name."""
+    found = {}
+    for path in sorted((ROOT / "omni").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+@cache
+def arrows() -> list[Arrow]:
+    return [arrow for name, path in modules().items() for arrow in read_arrows(name, path)]
+
+
+def read_arrows(name: str, path: Path) -> list[Arrow]:
+    """The imports of one file, down to the submodule: `from omni.data import scenes` -> omni.data.scenes."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    later = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(function)
+    }
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    result = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Import | ast.ImportFrom | ast.Constant):
+            continue
+        targets: list[str] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            submodules = [f"{base}.{alias.name}" for alias in node.names]
+            targets = [each if each in modules() else base for each in submodules]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # imported by its name: entry points such as "omni.cli:main", tables of lazy imports
+            named = re.fullmatch(r"(omni(?:\.\w+)+)(?::\w+)?", node.value)
+            targets = [named[1]] if named and named[1] in modules() else []
+        at_start = id(node) not in later and not isinstance(node, ast.Constant)
+        result += [Arrow(name, each, node.lineno, at_start) for each in dict.fromkeys(targets)]
+    return result
+
+
+def is_in(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def box(name: str) -> str:
+    return name.split(".")[1] if "." in name else ""
+
+
+def layer(name: str) -> int:
+    return LAYERS.get(box(name), UPPER) if box(name) else BOTTOM  # the bare package has a rule of its own
+
+
+def entry_points() -> list[str]:
+    """Modules that start from outside: commands, and the plug-ins that the registry finds by their entry points."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project.get("scripts", {}), *project.get("entry-points", {}).values()]
+    return sorted({value.split(":")[0] for group in groups for value in group.values()})
+
+
+def listed(broken: list[Arrow]) -> str:
+    return "\n".join(map(str, broken))
+
+
+# --- Arrows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("independent", INDEPENDENT)
+def test_independent_parts_import_nothing_of_omni(independent: str) -> None:
+    leaving = [a for a in arrows() if is_in(a.source, independent) and not is_in(a.target, independent)]
+    broken = [a for a in leaving if is_in(a.target, "omni")]
+    assert not broken, listed(broken)
+
+
+@pytest.mark.parametrize("name", ["omni.data.pictures", "omni.data.scenes"])
+def test_pictures_need_no_model(name: str) -> None:
+    broken = [a for a in arrows() if a.source == name and is_in(a.target, "torch", "transformers")]
+    assert not broken, listed(broken)
+
+
+def test_imports_point_downwards() -> None:
+    broken = [a for a in arrows() if box(a.source) and is_in(a.target, "omni") and layer(a.target) > layer(a.source)]
+    assert not broken, listed(broken)
+
+
+def test_fusion_meets_encoders_only_through_the_registry() -> None:
+    broken = [a for a in arrows() if layer(a.source) < UPPER and is_in(a.target, "omni.vision")]
+    assert not broken, listed(broken)
+
+
+def test_omni_imports_without_its_own_encoder() -> None:
+    """Deleting omni/vision must leave an omni that works with another encoder: only its plug-in may need it at once."""
+    plugins = {a.target for a in arrows() if a.source == "omni"} | set(entry_points())
+    broken = [
+        a
+        for a in arrows()
+        if a.at_start and is_in(a.target, "omni.vision") and not is_in(a.source, "omni.vision", *plugins)
+    ]
+    assert not broken, listed(broken)
+
+
+def test_nothing_imports_the_command() -> None:
+    broken = [a for a in arrows() if is_in(a.target, "omni.cli") and not is_in(a.source, "omni.cli")]
+    assert not [a for a in broken if a.source != "omni.__main__"], listed(broken)
+
+
+def test_only_the_command_uses_the_public_names() -> None:
+    """`omni/__init__.py` gathers names for users. Whoever it gathers them from cannot import them from there."""
+    broken = [a for a in arrows() if a.target == "omni" and layer(a.source) < TOP and a.source != "omni.__main__"]
+    assert not broken, listed(broken)
+
+
+def test_no_circles() -> None:
+    """Not even between modules of one layer, and not through an import inside a function."""
+    targets: dict[str, set[str]] = {name: set() for name in modules()}
+    for arrow in arrows():
+        if arrow.source != "omni" and arrow.target in modules() and arrow.target != arrow.source:
+            targets[arrow.source].add(arrow.target)
+
+    def visit(name: str, path: tuple[str, ...], done: set[str]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for target in sorted(targets[name]):
+                visit(target, (*path, name), done)
+            done.add(name)
+
+    finished: set[str] = set()
+    for name in targets:
+        visit(name, (), finished)
+
+
+def test_importing_omni_is_cheap() -> None:
+    """Neither torch nor transformers is imported before somebody asks for a name that needs it."""
+    code = "import sys, omni; print(*sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+# --- Modules ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", entry_points())
+def test_entry_points_exist(name: str) -> None:
+    assert name in modules()
+
+
+def test_no_module_is_left_over() -> None:
+    """Each is reached by imports from the public names, a command, a plug-in, an example or a benchmark."""
+    missing = [name for name in entry_points() if name not in modules()]
+    if missing:
+        pytest.skip(f"cannot be judged without {', '.join(missing)}")
+    reached: set[str] = set()
+    waiting = ["omni", "omni.__main__", *entry_points()]
+    for folder in ("examples", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            waiting += [arrow.target for arrow in read_arrows(path.stem, path)]
+    while waiting:
+        name = waiting.pop()
+        if name in modules() and name not in reached:
+            reached.add(name)
+            waiting += [name.rpartition(".")[0], *(arrow.target for arrow in arrows() if arrow.source == name)]
+    assert sorted(set(modules()) - reached) == []
+
+
+def test_a_helper_lives_beside_its_caller() -> None:
+    """A file named for what it is not about anything grows without end."""
+    vague = {"util", "utils", "common", "helper", "helpers", "misc"}
+    found = [path for path in files() if vague & {Path(part).stem.strip("_") for part in path.relative_to(ROOT).parts}]
+    assert found == []
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+# Written as patterns, this file does not contain what it looks for.
+PRIVATE = {
+    "a path of one machine": rb"(?<![\w.~$}-])/(?:work|workspace|root|home|Users|mnt|opt|srv|scratch)/[\w.]",
+    "a path of one machine on Windows": rb"\b[C-Z]:\\\\?(?:Users|work)\\",
+    "a file address": rb"\bfile:/{2}[/\w]",
+    "a package registry": rb"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org)\b",
+    "an option for one": rb"--(?:extra-)?index-url|--find[-]links|--trusted[-]host|\b(?:PIP|UV)_\w*(?:INDEX|LINKS)",
+    "a local version of a package": rb"==\d[\w.]*\+[a-z]",
+}
+
+
+@cache
+def files() -> list[Path]:
+    """What is or would be committed: everything but what .gitignore names."""
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    ignored = [".git", *(line.strip("/") for line in lines if line and not line.startswith("#"))]
+
+    def walk(folder: Path) -> Iterator[Path]:
+        for path in sorted(folder.iterdir()):
+            inside = str(path.relative_to(ROOT))
+            if any(fnmatch.fnmatch(path.name, each) or fnmatch.fnmatch(inside, each) for each in ignored):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                yield from walk(path)
+            elif path.is_file():
+                yield path
+
+    return list(walk(ROOT))
+
+
+@pytest.mark.parametrize("what", PRIVATE)
+def test_the_repository_does_not_know_where_it_was_made(what: str) -> None:
+    """Also in checkpoints and pictures: a saved configuration likes to remember the folder that it was saved from."""
+    pattern = re.compile(PRIVATE[what])
+    found = []
+    for path in files():
+        match = pattern.search(path.read_bytes())
+        if match:
+            found.append(f"{path.relative_to(ROOT)}: {match[0].decode(errors='replace')!r}")
+    assert found == [], what
+
+
+def test_the_patterns_find_what_they_are_for() -> None:
+    private, windows, address, registry, option, local = (re.compile(each) for each in PRIVATE.values())
+    slash = b"/"
+    assert private.search(b'"' + slash.join([b"", b"home", b"me", b"data.json"]) + b'"')
+    assert private.search(b"open(" + slash.join([b"", b"root", b"x"]))
+    assert not private.search(b"https://example.org" + slash.join([b"", b"home", b"me"]))
+    assert not private.search(slash.join([b"omni", b"work", b"x"]))
+    assert windows.search(b"C:" + b"\\Users\\me")
+    assert address.search(b"file:" + b"//" + b"/x")
+    assert registry.search(b"https://" + b"pypi" + b".org/simple")
+    assert option.search(b"pip install --extra-" + b"index-url x")
+    assert local.search(b"torch==2.13.0" + b"+cpu")

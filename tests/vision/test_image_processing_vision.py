@@ -1,0 +1,140 @@
+"""The image processor against the same steps written out with PIL and numpy."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omni.vision.image_processing_vision import OmniImageProcessor
+
+
+def picture(width: int = 70, height: int = 50, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height))
+
+
+def expected(image: Image.Image, size: tuple[int, int] = (224, 224), mean=0.5, std=0.5) -> torch.Tensor:
+    """float[1, 3, H, W]; `size` is (height, width)."""
+    resized = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    pixels = (np.asarray(resized, dtype=np.float64) / 255 - mean) / std
+    return torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float()
+
+
+def process(images, **options) -> torch.Tensor:
+    return OmniImageProcessor(**options)(images, return_tensors="pt")["pixel_values"]
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize(("width", "height"), [(70, 50), (50, 70), (224, 224), (640, 30), (1, 1)])
+    def test_squash_scale_normalise(self, width, height) -> None:
+        image = picture(width, height)
+        found = process(image)
+        assert found.shape == (1, 3, 224, 224)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected(image), rtol=0, atol=1e-6)
+
+    def test_plain_values_of_the_seed(self) -> None:
+        image = picture()
+        found = process(image, do_normalize=False)
+        torch.testing.assert_close(found, expected(image, mean=0, std=1), rtol=0, atol=1e-6)
+        assert found.min() >= 0
+        assert found.max() <= 1
+
+    def test_the_whole_range(self) -> None:
+        assert process(Image.new("RGB", (8, 8), (0, 0, 0))).unique().tolist() == [-1]
+        assert process(Image.new("RGB", (8, 8), (255, 255, 255))).unique().tolist() == [1]
+        red = process(Image.new("RGB", (8, 8), (255, 0, 0)), do_normalize=False)[0]
+        assert red.flatten(1).mean(1).tolist() == [1, 0, 0]  # channels are red, green, blue
+
+    def test_own_statistics_and_size(self) -> None:
+        image, mean, std = picture(), [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
+        found = process(image, size={"height": 32, "width": 48}, image_mean=mean, image_std=std)
+        torch.testing.assert_close(found, expected(image, (32, 48), mean, std), rtol=0, atol=1e-6)
+        assert process(image, size=64).shape == (1, 3, 64, 64)
+
+    def test_shrinking_is_antialiased(self) -> None:
+        stripes = np.zeros((448, 448, 3), dtype=np.uint8)
+        stripes[:, ::2] = 255  # one pixel white, one black: half of each, and no pattern, is left
+        found = process(Image.fromarray(stripes), do_normalize=False)[0, 0, 100, 8:-8]
+        torch.testing.assert_close(found, torch.full_like(found, 0.5), rtol=0, atol=0.01)
+
+
+class TestKindsOfPictures:
+    @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "YCbCr", "HSV", "F", "I"])
+    def test_modes(self, mode) -> None:
+        image = picture().convert(mode)
+        torch.testing.assert_close(process(image), expected(image.convert("RGB")), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+    def test_opaque_alpha(self, mode) -> None:
+        image = picture().convert("P" if mode == "PA" else mode).convert(mode)
+        torch.testing.assert_close(process(image), expected(image.convert("RGB")), rtol=0, atol=1e-6)
+
+    def test_transparency_shows_white(self) -> None:
+        pixels = np.dstack([np.asarray(picture()), np.zeros((50, 70), dtype=np.uint8)])
+        pixels[:20, :, 3] = 255
+        white = np.where(pixels[..., 3:] == 0, 255, pixels[..., :3]).astype(np.uint8)
+        found = process(Image.fromarray(pixels))
+        torch.testing.assert_close(found, expected(Image.fromarray(white)), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        "convert",
+        [
+            np.asarray,
+            lambda image: np.asarray(image).transpose(2, 0, 1),
+            lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1),
+        ],
+        ids=["numpy HWC", "numpy CHW", "torch CHW"],
+    )
+    def test_arrays(self, convert) -> None:
+        torch.testing.assert_close(process(convert(picture())), expected(picture()), rtol=0, atol=1e-6)
+
+    def test_file(self, tmp_path) -> None:
+        picture().save(tmp_path / "picture.png")
+        found = OmniImageProcessor().fetch_images(str(tmp_path / "picture.png"))
+        torch.testing.assert_close(process(found), expected(picture()), rtol=0, atol=1e-6)
+
+    def test_list_of_different_sizes(self) -> None:
+        images = [picture(70, 50), picture(30, 200, seed=1), picture(9, 9, seed=2).convert("L")]
+        found = process(images)
+        assert found.shape == (3, 3, 224, 224)
+        for row, image in zip(found, images, strict=True):
+            torch.testing.assert_close(row[None], expected(image.convert("RGB")), rtol=0, atol=1e-6)
+
+    def test_numpy_without_torch_tensors(self) -> None:
+        found = OmniImageProcessor()([picture()], return_tensors="np")["pixel_values"]
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_allclose(found, expected(picture()).numpy(), atol=1e-6)
+
+    def test_what_is_no_picture(self) -> None:
+        for mistake in (None, 3, {"image": picture()}):
+            with pytest.raises((TypeError, ValueError)):
+                process(mistake)
+        with pytest.raises(ValueError, match=r"nowhere\.png"):
+            process("nowhere.png")
+
+    def test_misspelt_option_of_a_call(self) -> None:
+        with pytest.raises(TypeError, match="do_normalise"):
+            OmniImageProcessor()(picture(), do_normalise=False)
+
+
+class TestSaving:
+    @pytest.mark.parametrize(
+        "options", [{}, {"do_normalize": False}, {"size": 64, "image_mean": [0.1, 0.2, 0.3]}], ids=str
+    )
+    def test_round_trip(self, options, tmp_path) -> None:
+        processor = OmniImageProcessor(**options)
+        processor.save_pretrained(tmp_path)
+        again = OmniImageProcessor.from_pretrained(tmp_path)
+        assert again.to_json_string() == processor.to_json_string()
+        found, before = (p(picture(), return_tensors="pt")["pixel_values"] for p in (again, processor))
+        assert torch.equal(found, before)
+        written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+        assert written["image_processor_type"] == "OmniImageProcessor"
+
+    def test_settings_are_not_shared(self) -> None:
+        one = OmniImageProcessor()
+        one.size["height"] = 1
+        assert OmniImageProcessor().size["height"] == 224
