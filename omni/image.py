@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from omni.registry import Modality
-
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel

@@ -18,15 +18,17 @@ Conventions:
 * **Depth.** The numbers of a row include those of the deeper rows right below it. Rows of depth 0 add up to the totals.
 """
 
+import copy
 import inspect
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from torch import nn
@@ -120,7 +122,7 @@ def inspect_encoder(
                 f"{type(model).__name__} cannot encode pictures of {height}x{width} pixels: {error}"
             ) from error
     counts = counter.get_flop_counts()
-    flops = {name: sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in watch.shapes}
+    flops = {name: sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in watch.steps}
     rows = _walk(model, watch, flops)
     if config.model_type == OURS:
         rows = _as_in_the_seed(rows, model, output)
@@ -191,7 +193,7 @@ def _read_config(path: Path) -> PreTrainedConfig:
         get_modality("image")  # makes the type known to AutoConfig and AutoModel
     try:
         return AutoConfig.for_model(model_type, **values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"{path} is no configuration of a known model: {error}") from error
 
 
@@ -199,7 +201,8 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == OURS:
         get_modality("image")
     try:
-        model = AutoModel.from_config(config, attn_implementation="eager")  # the only kind in which scores can be seen
+        # eager attention is the only kind in which scores can be seen; a copy, since from_config writes that down
+        model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
     except (ValueError, ImportError) as error:
         raise ValueError(f"No model of type {config.model_type!r} can be built: {error}") from error
     if model.main_input_name != "pixel_values":
@@ -220,24 +223,26 @@ def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
 
 
 class _Watch(TorchDispatchMode):
-    """Records what happens inside of a `with` block.
+    """Records the steps of a forward pass that happens inside of its `with` block.
 
     Attributes:
-        steps: names of modules in the order in which they are entered, and None where the module entered last but not
-            left yet computes attention scores, as (name of the module, shape of the scores or None).
-        shapes: of each module's output.
+        steps: names of modules in the order in which they are entered; attention scores, which are no module, appear
+            where they are computed, as a part called "scores" of the module that computes them.
+        shapes: of the output of each step.
+        scores: the names of those that are no modules.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
-        self.steps: list[tuple[str, Shape | None]] = []
+        self.steps: list[str] = []
         self.shapes: dict[str, Shape] = {}
+        self.scores: set[str] = set()
+        self._model = model
         self._inside: list[str] = []
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "_Watch":
-        for name, module in self.model.named_modules():
+        for name, module in self._model.named_modules():
             self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
             self._hooks.append(module.register_forward_hook(self._leaving(name)))
         super().__enter__()
@@ -247,3 +252,96 @@ class _Watch(TorchDispatchMode):
         super().__exit__(*error)
         for hook in self._hooks:
             hook.remove()
+
+    def _entering(self, name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self._inside.append(name)
+            if name and name not in self.steps:
+                self.steps.append(name)
+
+        return hook
+
+    def _leaving(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._inside.pop()
+            if name:
+                self.shapes.setdefault(name, _shape(output))
+
+        return hook
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._softmax.default and self._inside:
+            name = f"{self._inside[-1]}.scores"
+            if name not in self.scores:
+                self.steps.append(name)
+            self.scores.add(name)
+            self.shapes.setdefault(name, tuple(output.shape))
+        return output
+
+
+def _shape(output: Any) -> Shape:
+    """Of a tensor, or of the first one in a tuple or a transformers output."""
+    while output is not None and not isinstance(output, torch.Tensor):
+        values = list(output.values()) if isinstance(output, Mapping) else output
+        output = values[0] if isinstance(values, (list, tuple)) and values else None
+    return () if output is None else tuple(output.shape)
+
+
+def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Row]:
+    """Rows of all steps but dropout and the like, each followed by the rows of what happens inside of it."""
+    inside: dict[str, list[str]] = defaultdict(list)
+    for step in watch.steps:
+        parent = step.rpartition(".")[0]
+        while parent and parent not in watch.shapes:  # lists of modules are never entered
+            parent = parent.rpartition(".")[0]
+        inside[parent].append(step)
+
+    def rows_inside(parent: str, depth: int) -> list[Row]:
+        rows: list[Row] = []
+        for step in inside[parent]:
+            name, shape = step.removeprefix(f"{parent}."), watch.shapes[step]
+            size = BYTES * math.prod(shape)
+            if step in watch.scores:  # the products that no module inside of this one has made
+                products = flops[parent] - sum(flops.get(other, 0) for other in inside[parent])
+                rows.append(Row(name=name, depth=depth, shape=shape, flops=products, activation_bytes=size))
+                continue
+            module, parts = model.get_submodule(step), rows_inside(step, depth + 1)
+            if not parts and (isinstance(module, nn.Identity) or "Drop" in type(module).__name__):
+                continue
+            memory = sum(part.activation_bytes for part in parts if part.depth == depth + 1)
+            if not parts or any(True for _ in module.parameters(recurse=False)):  # its output is not one of its parts'
+                memory += size
+            rows.append(
+                Row(
+                    name=name,
+                    module=step,
+                    depth=depth,
+                    shape=shape,
+                    parameters=sum(parameter.numel() for parameter in module.parameters()),
+                    flops=flops.get(step, 0),
+                    activation_bytes=memory,
+                )
+            )
+            rows += parts
+        return rows
+
+    return rows_inside("", 0)
+
+
+def _as_in_the_seed(rows: list[Row], model: Any, output: Any) -> list[Row]:
+    """The steps of our encoder by the names of the seed document, with those that are no modules."""
+    embeddings, patches, *others = rows
+    batch, width, *grid = patches.shape
+    size = BYTES * math.prod(embeddings.shape)
+    cls_token, positions = model.embeddings.cls_token.numel(), model.embeddings.position_embeddings.numel()
+    blocks = {f"layers.{i}": f"block {i + 1}" for i in range(len(model.layers))}
+    return [
+        patches.model_copy(update={"name": "patch embedding", "depth": 0}),
+        Row(name="sequence", shape=(batch, math.prod(grid), width)),
+        Row(name="CLS in front", shape=embeddings.shape, parameters=cls_token, activation_bytes=size),
+        Row(name="plus positions", shape=embeddings.shape, parameters=positions, activation_bytes=size),
+        *(row.model_copy(update={"name": {**blocks, "norm": "RMSNorm"}.get(row.name, row.name)}) for row in others),
+        Row(name="cls", shape=tuple(output.cls.shape)),
+        Row(name="grid", shape=tuple(output.grid.shape)),
+    ]

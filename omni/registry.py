@@ -56,9 +56,9 @@ class Modality:
     name: str
     token: str
     inputs: tuple[str, ...]
-    config_class: type
-    model_class: type
-    preprocessor_class: type
+    config_class: type[Any]
+    model_class: type[Any]
+    preprocessor_class: type[Any]
     grid_shapes: GridShapes
     grid_dims: int = 1
     outputs: tuple[str, ...] = ("cls", "grid", "cls+grid")
@@ -71,7 +71,9 @@ class Modality:
         if self.name in ("text", "language", "lm"):
             raise ValueError(f"The name {self.name!r} belongs to the language model; choose another.")
         if not self.token or self.token != self.token.strip():
-            raise ValueError(f"The placeholder of {self.name!r} must be text without spaces around, found {self.token!r}.")
+            raise ValueError(
+                f"The placeholder of {self.name!r} must be text without spaces around, found {self.token!r}."
+            )
         if not self.inputs:
             raise ValueError(f"The modality {self.name!r} names no inputs; its encoder must read at least one.")
         if not set(self.outputs) <= {"cls", "grid", "cls+grid"} or not self.outputs:

@@ -57,9 +57,7 @@ class ConversationCollator:
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
         rows = []
         for place, example in enumerate(examples):
-            tokens = {
-                name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts
-            }
+            tokens = {name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts}
             rows.append(self._pack(place, example, tokens))
         return batch | pad_rows(rows, self.processor.tokenizer.pad_token_id)
 

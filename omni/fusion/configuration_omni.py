@@ -32,9 +32,23 @@ from omni.registry import get_modality
 SECTION_DEFAULTS: dict[str, Any] = {"output": "cls+grid", "projector": "mlp", "factor": 1}
 SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS)
 OWN_KEYS = frozenset(
-    "_attn_implementation_internal _experts_implementation_internal _name_or_path attn_implementation auto_map "
-    "experts_implementation model_type name_or_path num_labels output_attentions quantization_config torch_dtype "
-    "transformers_weights tie_word_embeddings".split()
+    [
+        "_attn_implementation_internal",
+        "_experts_implementation_internal",
+        "_name_or_path",
+        "attn_implementation",
+        "auto_map",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "quantization_config",
+        "torch_dtype",
+        "transformers_weights",
+        "tie_word_embeddings",
+        "use_cache",
+    ]
 )
 
 
@@ -68,13 +82,14 @@ class OmniConfig(PreTrainedConfig):
 
     model_type = "omni"
     attribute_map: ClassVar[dict[str, str]] = {"vision_config": "image_config"}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "encoder_hidden_states"]
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "text_config": SubConfigSpec(AutoConfig, model_type="qwen3")
     }
     sub_configs = _SubConfigs()
 
-    modalities: dict[str, Any] | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    modalities: Any = None
+    text_config: Any = None
     initializer_range: float = 0.02
     untrained: list[str] | None = None
     fingerprints: dict[str, str] | None = None

@@ -155,6 +155,8 @@ class OmniModel(OmniPreTrainedModel):
             if name in encoded or prefill:
                 features = encoded[name].pooler_output if name in encoded else []
                 inputs_embeds, placed[name] = self.place(name, features, input_ids, inputs_embeds)
+        if position_ids is None:
+            position_ids = _positions(attention_mask, past_key_values, inputs_embeds.shape[1])
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -226,7 +228,9 @@ class OmniModel(OmniPreTrainedModel):
         tokens = get_modality(name).read(encoded, patches)
         wanted = output.split("+")
         if lacking := [part for part in wanted if part not in tokens]:
-            raise ValueError(f"The encoder of modality {name!r} has no {lacking} for output {output!r}; it has {list(tokens)}.")
+            raise ValueError(
+                f"The encoder of modality {name!r} has no {lacking} for output {output!r}; it has {list(tokens)}."
+            )
         dtype = next(getattr(self, f"{name}_projector").parameters()).dtype
         # a batch of items of several lengths is padded to the longest: the item's own tokens come first
         return {part: (tokens[part][:, :patches] if part == "grid" else tokens[part]).to(dtype) for part in wanted}
@@ -238,25 +242,34 @@ class OmniModel(OmniPreTrainedModel):
 
         Returns `inputs_embeds` float[B, L, T] with them in place, and all of them as float[sum of n_i, T].
         """
-        token_id = self.config.modalities[name]["token_id"]
-        if input_ids is not None:
-            mask = input_ids == token_id  # (B, L)
-        else:
-            embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
-            mask = (inputs_embeds == embedding).all(-1)
+        mask = self.placeholders(name, input_ids, inputs_embeds)
         if not torch.compiler.is_compiling():
             self._check_counts(name, mask, [len(item) for item in features])
         if not len(features):
             return inputs_embeds, None
         tokens = torch.cat(list(features)).to(inputs_embeds.device, inputs_embeds.dtype)
         torch_compilable_check(
-            mask.sum() == tokens.shape[0], f"The placeholders of modality {name!r} and its projected tokens do not match."
+            mask.sum() == tokens.shape[0],
+            f"The placeholders of modality {name!r} and its projected tokens do not match.",
         )
         return inputs_embeds.masked_scatter(mask.unsqueeze(-1), tokens), tokens
+
+    def placeholders(
+        self, name: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Where a modality's tokens go, bool[B, L]; without ids, where the placeholder's embedding stands."""
+        token_id = self.config.modalities[name]["token_id"]
+        if input_ids is not None and input_ids.numel():  # generate has empty ids beside embeddings
+            return input_ids == token_id
+        assert inputs_embeds is not None
+        embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+        return (inputs_embeds == embedding).all(-1)
 
     def _check_counts(self, name: str, mask: torch.Tensor, lengths: list[int]) -> None:
         """Each row must have as many placeholders as the items that stand in it have tokens."""
         token, item = get_modality(name).token, 0
+        if len(lengths) == 1 and lengths[0] == mask.sum():
+            return  # also how generate's chunked prefill hands over the tokens of several rows: as if of one item
         for row, placeholders in enumerate(mask.sum(-1).tolist()):
             found = 0
             while found < placeholders and item < len(lengths):
@@ -276,14 +289,33 @@ class OmniModel(OmniPreTrainedModel):
             )
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
-        known = {*TransformersKwargs.__annotations__, *inspect.signature(self.language_model.forward).parameters, *PASSED_ON}
+        known = {
+            *TransformersKwargs.__annotations__,
+            *inspect.signature(self.language_model.forward).parameters,
+            *PASSED_ON,
+        }
         if unknown := sorted(set(kwargs) - known):
             others = {key: other.name for other in registered() for key in other.inputs}
             raise TypeError(
                 f"{type(self).__name__} knows no argument {', '.join(map(repr, unknown))}"
-                + "".join(f"; {key!r} belongs to modality {others[key]!r}, which this model lacks" for key in unknown if key in others)
+                + "".join(
+                    f"; {key!r} belongs to modality {others[key]!r}, which this model lacks"
+                    for key in unknown
+                    if key in others
+                )
                 + f". Its modalities read {[key for name in self.config.modalities for key in get_modality(name).inputs]}."
             )
+
+
+def _positions(mask: torch.Tensor | None, cache: Cache | None, length: int) -> torch.Tensor | None:
+    """Positions of the last `length` tokens, int64[B, length], counted from each row's first real token.
+
+    Decoders count from the start of the row, so that with learned positions (GPT-2) padding on the left would matter.
+    """
+    past = cache.get_seq_length() if cache is not None else 0
+    if mask is None or mask.ndim != 2 or mask.shape[1] != past + length:
+        return None
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
 PASSED_ON = ("return_dict", "labels", "logits_to_keep", "shift_labels", "token_type_ids", "mm_token_type_ids",
@@ -356,13 +388,43 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         )
 
     def generate(self, *args: Any, allow_untrained: bool = False, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`; refuses a model with untrained parts unless `allow_untrained=True`."""
+        """`GenerationMixin.generate`, for padding on either side; the prompts it returns are padded on the left.
+
+        Args:
+            allow_untrained: generate although parts of the model have random weights.
+
+        Raises:
+            ValueError: a model with untrained parts.
+        """
         if self.config.untrained and not allow_untrained:
             raise ValueError(
                 f"These parts of the model are untrained, their weights are random: {self.config.untrained}. What it "
                 "would say about an input means nothing. Train them, or pass allow_untrained=True to generate anyway."
             )
         return super().generate(*args, **kwargs)
+
+    def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, str | None, dict[str, Any]]:
+        """Move padding to the left, where generation needs it, so that no row sees a gap before its answer."""
+        inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **kwargs)
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
+        if (
+            mask is None
+            and name == "input_ids"
+            and pad is not None
+            and pad not in (eos if isinstance(eos, list) else [eos])
+        ):
+            mask = inputs != pad  # what transformers will assume
+        if mask is None or mask.shape != inputs.shape[:2] or (cache is not None and cache.get_seq_length()):
+            return inputs, name, model_kwargs
+        ids, embeds = (inputs, None) if name == "input_ids" else (model_kwargs.get("input_ids"), inputs)
+        if any((self.model.placeholders(m, ids, embeds) & (mask == 0)).any() for m in self.config.modalities):
+            return inputs, name, model_kwargs  # masked items are not padding; their order must stay
+        order = (mask != 0).int().argsort(dim=1, stable=True)  # padding first, the rest in its order
+        for key in PER_TOKEN:
+            if (value := model_kwargs.get(key)) is not None and value.shape[:2] == mask.shape:
+                model_kwargs[key] = _take(value, order)
+        return _take(inputs, order), name, model_kwargs
 
     # transformers prepares and expands encoded items for pictures and videos alone; here it is every modality
 
@@ -388,13 +450,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         """For beams and samples: each row's items repeat as a group, A B -> A B A B, where its row repeats."""
         expanded = {}
         for name, encoded in mm_encoder_output.items():
-            token_id = self.config.modalities[name]["token_id"]
-            if input_ids is not None and input_ids.numel():
-                counts = (input_ids == token_id).sum(-1).tolist()
-            else:
-                assert inputs_embeds is not None
-                embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
-                counts = (inputs_embeds == embedding).all(-1).sum(-1).tolist()
+            counts = self.model.placeholders(name, input_ids, inputs_embeds).sum(-1).tolist()
             features, items = list(encoded.pooler_output), []
             for count in counts:
                 row: list[torch.Tensor] = []
@@ -403,6 +459,15 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
                 items += row * expand_size
             expanded[name] = BaseModelOutputWithPooling(pooler_output=items)
         return expanded
+
+
+PER_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+"""What moves along when the padding of a batch is moved."""
+
+
+def _take(tensor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """[B, L, ...] in another order of its L tokens, int64[B, L]."""
+    return torch.take_along_dim(tensor, order.reshape(*order.shape, *[1] * (tensor.ndim - 2)), dim=1)
 
 
 def _embedding_name(model: nn.Module) -> str:
@@ -456,7 +521,9 @@ def _stock_head(config: Any) -> nn.Linear:
         stock = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     head = stock.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise ValueError(f"The output head of {type(stock).__name__} is a {type(head).__name__}; only nn.Linear is supported.")
+        raise ValueError(
+            f"The output head of {type(stock).__name__} is a {type(head).__name__}; only nn.Linear is supported."
+        )
     bias = head.bias is not None
     # on the CPU and in float32, also where from_pretrained builds everything else on "meta" or in half precision
     with torch.no_grad(), torch.device("cpu"):

@@ -191,7 +191,9 @@ class OmniProcessor(ProcessorMixin):
         """Each placeholder repeated as often as its item has tokens, and where (offsets of characters)."""
         tokens = {modality.token: modality.name for modality in self.modalities}
         pattern = re.compile(_UNMARKED + "(" + "|".join(map(re.escape, tokens)) + ")")
-        found = {name: [sum(m[1] == token for m in pattern.finditer(t)) for t in texts] for token, name in tokens.items()}
+        found = {
+            name: [sum(m[1] == token for m in pattern.finditer(t)) for t in texts] for token, name in tokens.items()
+        }
         for name, per_row in found.items():
             if sum(per_row) != len(counts.get(name, [])):
                 raise ValueError(
@@ -291,7 +293,9 @@ class OmniProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write processor_config.json, the tokenizer's files and the chat template."""
         if push_to_hub:
-            raise ValueError("Save into a folder first, then upload it, for example with huggingface_hub.upload_folder.")
+            raise ValueError(
+                "Save into a folder first, then upload it, for example with huggingface_hub.upload_folder."
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer._set_processor_class(type(self).__name__)
@@ -318,7 +322,9 @@ class OmniProcessor(ProcessorMixin):
         overrides = {key: kwargs.pop(key) for key in ("image_processor", "tokenizer", "chat_template") if key in kwargs}
         saved, kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
-            raise ValueError(f"{str(pretrained_model_name_or_path)!r} holds no processor_config.json of an OmniProcessor.")
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} holds no processor_config.json of an OmniProcessor."
+            )
         sections = {name: section for name, section in saved["modalities"].items() if name not in left_out}
         preprocessors = {
             name: _load_preprocessor(get_modality(name), saved[_preprocessor_key(name)])

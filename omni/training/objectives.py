@@ -92,7 +92,11 @@ class DenseScenes(torch.utils.data.Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         scene = scenes.sample_scene(self.first + index, self.split, **self.scene_options)
         picture, owner = scenes.render_with_map(scene)
-        return {"pixel_values": self._pixels(picture), "labels": patch_labels(scene, owner), "scene_labels": scene_labels(scene)}
+        return {
+            "pixel_values": self._pixels(picture),
+            "labels": patch_labels(scene, owner),
+            "scene_labels": scene_labels(scene),
+        }
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
         # bytes until they are in the training process: a quarter of the memory to move
@@ -230,7 +234,11 @@ def build_omni(
     texts = (text for seed in range(4000) for text in _scene_text(seed))
     tokenizer = train_tokenizer(texts, vocab_size, [modality.token])
     encoder = modality.model_class.from_pretrained(image["encoder"], **(config or {}))
-    section = {**image, "encoder": encoder.config.to_dict(), "token_id": tokenizer.convert_tokens_to_ids(modality.token)}
+    section = {
+        **image,
+        "encoder": encoder.config.to_dict(),
+        "token_id": tokenizer.convert_tokens_to_ids(modality.token),
+    }
     text_config = json.loads(Path(thinker).read_text(encoding="utf-8"))
     text_config |= {
         "vocab_size": len(tokenizer),

@@ -17,6 +17,7 @@ The arithmetic is that of `nn.TransformerEncoderLayer(norm_first=True, activatio
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -68,14 +69,15 @@ class OmniVisionEmbeddings(nn.Module):
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         if pixel_values.ndim != 4:
             raise ValueError(f"Expected pictures of shape (B, C, H, W), found {tuple(pixel_values.shape)}.")
-        positions = self._positions(*pixel_values.shape[1:], interpolate_pos_encoding)  # (1, 1+N, D)
+        positions = self._positions(pixel_values, interpolate_pos_encoding)  # (1, 1+N, D)
         patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype))  # (B, D, H/P, W/P)
         patches = rearrange(patches, "b d h w -> b (h w) d")
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
         return torch.cat([cls, patches], dim=1) + positions
 
-    def _positions(self, channels: int, height: int, width: int, interpolate: bool) -> torch.Tensor:
+    def _positions(self, pixel_values: torch.Tensor, interpolate: bool) -> torch.Tensor:
         """Positions for a picture of this size: the learned table, or its 2-D interpolation; never a slice of it."""
+        channels, height, width = pixel_values.shape[1:]
         size, patch = self.config.image_size, self.config.patch_size
         if channels != self.config.num_channels:
             raise ValueError(f"Expected pictures of {self.config.num_channels} channels, found {channels}.")
@@ -140,16 +142,16 @@ class OmniVisionAttention(nn.Module):
         if cls_only:
             weight, bias = self.qkv.weight, self.qkv.bias
             query = F.linear(hidden_states[:, :1], weight[:width], bias[:width])
-            key, value = F.linear(hidden_states, weight[width:], bias[width:]).split(width, dim=-1)
+            key, value = F.linear(hidden_states, weight[width:], bias[width:]).chunk(2, dim=-1)
         else:
-            query, key, value = self.qkv(hidden_states).split(width, dim=-1)
+            query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
         query, key, value = (
             rearrange(tensor, "b n (h d) -> b h n d", h=self.num_attention_heads) for tensor in (query, key, value)
         )
         # only eager attention has maps to give; any other implementation would return none without a word
         wants_maps = kwargs.get("output_attentions", self.config.output_attentions)
         implementation = "eager" if wants_maps else self.config._attn_implementation
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, maps = attend(
             self,
             query,

@@ -1,0 +1,193 @@
+"""Recipes are strict, training learns, and a run that was interrupted ends where an uninterrupted one does."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+import omni
+from omni.training.optimizer import MuonAdamW
+from omni.training.recipe import Optimizer, Recipe
+from omni.training.run import make_optimizer, run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY_ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_dropout_prob": 0.0}
+TINY_THINKER = {
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 64,
+    "tie_word_embeddings": True,
+}
+ARGUMENTS: dict[str, Any] = {
+    "max_steps": 4,
+    "per_device_train_batch_size": 2,
+    "per_device_eval_batch_size": 2,
+    "dataloader_num_workers": 0,
+    "eval_strategy": "no",
+    "save_steps": 2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "bf16": False,
+    "report_to": "none",
+    "remove_unused_columns": False,
+}
+
+
+def tiny(name: str, folder: Path, **changes: Any) -> Recipe:
+    """The shipped recipe of that name, with tiny models, few steps and its output in `folder`."""
+    recipe = json.loads((CONFIGS / f"train_{name}.json").read_text())
+    recipe["arguments"] = {key: value for key, value in recipe["arguments"].items() if key == "seed"} | ARGUMENTS
+    recipe["train"]["count"], recipe["evaluate"]["count"] = 16, 4
+    recipe["output"] = str(folder)
+    recipe.update(changes)
+    return Recipe.model_validate(recipe)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tiny("vision_tiny", tmp_path_factory.mktemp("encoder"), model={"config": TINY_ENCODER}))
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    recipes = sorted(CONFIGS.glob("train_*.json"))
+    assert recipes
+    for path in recipes:
+        assert Recipe.read(path).about.makes
+
+
+def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    path = CONFIGS / "train_vision_tiny.json"
+    with pytest.raises(ValueError, match="lerning_rate"):
+        Recipe.read(path, ["optimizer.lerning_rate=0.1"])
+    with pytest.raises(ValueError, match="no section 'optimiser'"):
+        Recipe.read(path, ["optimiser.lr=0.1"])
+    with pytest.raises(ValueError, match="key=value"):
+        Recipe.read(path, ["optimizer.lr"])
+    assert Recipe.read(path, ["optimizer.lr=0.25", "output=elsewhere"]).optimizer.lr == 0.25
+    assert Recipe.read(path, ["output=elsewhere"]).output == "elsewhere"
+
+
+def test_encoder_recipe_writes_a_checkpoint_that_loads(encoder: Path) -> None:
+    model = AutoModel.from_pretrained(encoder)
+    assert type(model) is omni.OmniVisionModel
+    assert model.config.hidden_size == 32
+
+
+def test_answer_recipe_writes_a_checkpoint_that_answers(encoder: Path, tmp_path: Path) -> None:
+    thinker = tmp_path / "thinker.json"
+    thinker.write_text(json.dumps(TINY_THINKER))
+    image = {"encoder": str(encoder), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
+    section = {"thinker": str(thinker), "vocab_size": 400, "image": image}
+    folder = run(tiny("omni_tiny", tmp_path / "out", model=section))
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    trained, original = model.model.image_tower.state_dict(), AutoModel.from_pretrained(encoder).state_dict()
+    assert trained.keys() == original.keys()
+    assert not torch.equal(trained["norm.weight"], original["norm.weight"])  # it learnt along
+    chat = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
+    inputs = processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    straight = run(tiny("vision_tiny", tmp_path / "straight", model={"config": TINY_ENCODER}))
+    run(tiny("vision_tiny", tmp_path / "cut", model={"config": TINY_ENCODER}))
+    # as if killed after step 2: nothing newer is left
+    shutil.rmtree(tmp_path / "cut" / "run" / "checkpoint-4")
+    (tmp_path / "cut" / "model.safetensors").unlink()
+    resumed = run(tiny("vision_tiny", tmp_path / "cut", model={"config": TINY_ENCODER}), resume=True)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (straight, resumed))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_an_earlier_run_is_not_overwritten(encoder: Path) -> None:
+    with pytest.raises(FileExistsError, match="checkpoint-4; resume it"):
+        run(tiny("vision_tiny", encoder, model={"config": TINY_ENCODER}))
+
+
+class Small(nn.Module):
+    """A hidden matrix, an embedding, a norm and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8)
+        self.hidden = nn.Linear(8, 16)
+        self.norm = nn.LayerNorm(16)
+        self.heads = nn.ModuleDict({"out": nn.Linear(16, 5)})
+
+
+def test_muon_takes_the_hidden_matrices_alone_and_vectors_never_decay() -> None:
+    model = Small()
+    optimizer = make_optimizer(model, Optimizer(lr=0.1, weight_decay=0.5, lr_scale={"^hidden": 0.5}))
+    rule = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert rule[id(model.hidden.weight)]["algorithm"] == "muon"
+    others = [p for p in model.parameters() if p is not model.hidden.weight]
+    assert {rule[id(p)]["algorithm"] for p in others} == {"adamw"}
+    assert all(rule[id(p)]["weight_decay"] == (0.5 if p.ndim > 1 else 0) for p in model.parameters())
+    assert rule[id(model.hidden.bias)]["lr"] == 0.05
+    assert rule[id(model.norm.bias)]["lr"] == 0.1
+
+
+def test_a_pattern_that_matches_nothing_raises() -> None:
+    with pytest.raises(ValueError, match="match no trainable parameter.*tower"):
+        make_optimizer(Small(), Optimizer(lr=0.1, lr_scale={"tower": 0.5}))
+
+
+def test_muon_update_is_nearly_orthogonal_and_the_rest_is_adamw() -> None:
+    torch.manual_seed(0)
+    matrix, vector = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(8))
+    twin = nn.Parameter(vector.detach().clone())
+    before = matrix.detach().clone()
+    settings = {"lr": 0.1, "weight_decay": 0.0}
+    ours = MuonAdamW([{"params": [matrix], **settings}], [{"params": [vector], **settings}])
+    reference = torch.optim.AdamW([{"params": [twin], **settings}], betas=(0.9, 0.95))
+    matrix.grad, vector.grad = torch.randn(16, 8), torch.randn(8)
+    twin.grad = vector.grad.clone()
+    ours.step()
+    reference.step()
+    singular = torch.linalg.svdvals((matrix.detach() - before) / (0.1 * 0.2 * 16**0.5))
+    assert singular.min() > 0.6  # Newton-Schulz brings them near 1; those of a random gradient spread by a factor of 5
+    assert singular.max() < 1.3
+    assert torch.equal(vector, twin)
+
+
+def test_the_optimizer_goes_on_from_its_state() -> None:
+    def made() -> tuple[list[nn.Parameter], MuonAdamW]:
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))]
+        groups = [[{"params": [p], "lr": 0.1, "weight_decay": 0.1}] for p in parameters]
+        return parameters, MuonAdamW(*groups)
+
+    def step(parameters: list[nn.Parameter], optimizer: MuonAdamW, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+    parameters, optimizer = made()
+    step(parameters, optimizer, 1)
+    state, halfway = copy.deepcopy(optimizer.state_dict()), [p.detach().clone() for p in parameters]
+    step(parameters, optimizer, 2)
+    again, resumed = made()
+    for parameter, value in zip(again, halfway, strict=True):
+        parameter.data.copy_(value)
+    resumed.load_state_dict(state)
+    step(again, resumed, 2)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, again, strict=True))
+    resumed.param_groups[1]["lr"] = 0.0  # what a scheduler does must reach the part that uses it
+    frozen = again[1].detach().clone()
+    step(again, resumed, 3)
+    assert torch.equal(again[1], frozen)
