@@ -76,7 +76,7 @@ class Asked:
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of `right` among `n` (Wilson 1927); honest near 0 and 1, where the usual one is not."""
+    """The 95 % interval of a share of `right` among `n` (Wilson 1927), which holds near 0 and 1 too."""
     if n == 0:
         return 0.0, 1.0
     share = right / n
@@ -88,7 +88,7 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 def score(asked: Iterable[Asked]) -> list[Score]:
     """Scores by kind, in the order in which the kinds first occur.
 
-    A caption also yields `caption_objects`: the share of objects named fully right (size, pattern, colour, shape, place).
+    A caption also yields `caption_objects`: the share of objects of which size, pattern, colour, shape and place are right.
     """
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for item in asked:

@@ -101,18 +101,18 @@ def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str
         return nothing
     where = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if key in kwargs}
     values, _ = PreTrainedConfig.get_config_dict(folder, **where)
+    if not values:  # transformers would take the defaults: a stranger's model of the default size, at random
+        raise OSError(f"{str(folder)!r} holds no config.json, or an empty one; expected the folder of a checkpoint.")
     sections = values.get("modalities")
     if not isinstance(sections, dict) or own_type == values.get("model_type"):
         return nothing
-    towers = [name for name, section in sections.items() if section["encoder"].get("model_type") == own_type]
+    encoders = {name: values[f"{name}_config"]["model_type"] for name in sections}
+    towers = [name for name, model_type in encoders.items() if model_type == own_type]
     if len(towers) != 1:
         raise ValueError(
-            f"{str(folder)!r} is a fused model with encoders "
-            f"{ {name: section['encoder'].get('model_type') for name, section in sections.items()} }; exactly one of them "
-            f"must be {own_type!r} to be loaded as {cls.__name__}."
+            f"{str(folder)!r} is a fused model with encoders {encoders}; exactly one of them must be {own_type!r} to be "
+            f"loaded as {cls.__name__}."
         )
-    encoder = {key: value for key, value in sections[towers[0]]["encoder"].items() if key != "model_type"}
-    kwargs["config"] = cls.config_class(**encoder)
     kwargs["key_mapping"] = {rf"^(model\.)?{towers[0]}_tower\.": ""}
     return re.compile(rf"(model\.)?(?!{towers[0]}_tower\.)(\w+_tower|\w+_projector|language_model)\.|lm_head\.")
 
@@ -160,9 +160,9 @@ def verify_fingerprints(folder: Any, subfolder: str = "") -> None:
     Raises:
         ValueError: a part whose weights are not those that were saved together with the others.
     """
-    folder = Path(folder) / subfolder
-    if not (folder / "config.json").is_file():
+    if folder is None or not (Path(folder) / subfolder / "config.json").is_file():
         return
+    folder = Path(folder) / subfolder
     expected = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fingerprints") or {}
     if not expected:
         return

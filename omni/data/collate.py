@@ -46,6 +46,7 @@ class ConversationCollator:
         self.processor, self.max_length = processor, max_length
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Make a batch of B examples, one row each."""
         batch: dict[str, torch.Tensor] = {}
         counts: dict[str, list[int]] = {}
         for modality in self.processor.modalities:
@@ -86,8 +87,8 @@ class ConversationCollator:
             raise ValueError(f"Example {place} of the batch has no answer to learn from: {example.conversations}.")
         if len(ids) > self.max_length:
             raise ValueError(
-                f"Example {place} of the batch has {len(ids)} tokens, more than max_length={self.max_length}; raise it, or "
-                "put fewer questions or items into one example. Nothing is cut."
+                f"Example {place} of the batch has {len(ids)} tokens, more than max_length={self.max_length}; raise it, "
+                "or put fewer questions or items into one example. Nothing is cut."
             )
         return Row(ids, labels, positions, branches)
 
@@ -108,11 +109,12 @@ class ConversationCollator:
                 used[name] = used.get(name, 0) + 1
             out_ids += [token] * repeat
             labels += [token if spoken else IGNORED] * repeat
-        for name, numbers in {**dict.fromkeys(used, []), **tokens}.items():
-            if used.get(name, 0) != len(numbers):
+        for name, found in used.items():
+            expected = len(tokens.get(name, ()))
+            if found != expected:
                 raise ValueError(
-                    f"Example {place} of the batch has {len(numbers)} items of modality {name!r}, but a conversation with "
-                    f"{used.get(name, 0)} placeholders {get_modality(name).token}."
+                    f"Example {place} of the batch has {expected} items of modality {name!r}, but a conversation with "
+                    f"{found} placeholders {get_modality(name).token}."
                 )
         return out_ids, labels
 

@@ -34,9 +34,17 @@ def ask(question: str, answer: str | None = None, images: int = 1) -> list[Messa
 class SceneConversations:
     """Generated scenes with questions; example `i` is made when asked for, the same in every process."""
 
-    def __init__(self, split: str, count: int, first: int = 0, questions: int = 8, **options: Any) -> None:
+    def __init__(
+        self,
+        split: str,
+        count: int,
+        first: int = 0,
+        questions: int = 8,
+        kinds: Mapping[str, float] = scenes.KIND_WEIGHTS,
+        **options: Any,
+    ) -> None:
         self.split, self.count, self.first = split, count, first
-        self.questions, self.options = questions, options
+        self.questions, self.kinds, self.options = questions, dict(kinds), options
 
     def __len__(self) -> int:
         return self.count
@@ -44,5 +52,5 @@ class SceneConversations:
     def __getitem__(self, index: int) -> Example:
         seed = self.first + index
         scene = scenes.sample_scene(seed, self.split, **self.options)
-        asked = scenes.questions(scene, seed, self.questions)
+        asked = scenes.questions(scene, seed, self.questions, weights=self.kinds)
         return Example({"image": [scenes.render(scene)]}, [ask(q.text, q.answer) for q in asked])

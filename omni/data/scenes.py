@@ -135,14 +135,17 @@ class SceneObject:
 
     @property
     def row(self) -> int:
+        """0 at the top, 2 at the bottom."""
         return self.place // 3
 
     @property
     def column(self) -> int:
+        """0 on the left, 2 on the right."""
         return self.place % 3
 
     @property
     def held_out(self) -> bool:
+        """Whether shape and colour are one of `HELD_OUT_PAIRS`."""
         return (self.shape, self.color) in HELD_OUT_PAIRS
 
 

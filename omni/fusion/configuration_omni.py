@@ -15,7 +15,7 @@
 
 The set of modalities is open, so no class can declare a field for each. A section's encoder is a configuration *object*
 inside the dictionary, and `<name>_config` and `<name>_token_id` reach into it: these flat names are the ones that
-transformers uses to hand down dtype and attention implementation, and in `generate`.
+transformers uses to hand down dtype and attention implementation, in `generate`, and in config.json.
 """
 
 from collections.abc import Mapping
@@ -30,6 +30,17 @@ from omni.projectors import PROJECTORS, num_tokens
 from omni.registry import get_modality
 
 SECTION_DEFAULTS: dict[str, Any] = {"output": "cls+grid", "projector": "mlp", "factor": 1}
+SMALL_THINKER = {
+    "model_type": "qwen3",
+    "vocab_size": 1024,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 768,
+}
+"""The default language model; that of transformers would have eight billion parameters."""
 SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS)
 OWN_KEYS = frozenset(
     [
@@ -98,7 +109,7 @@ class OmniConfig(PreTrainedConfig):
         if isinstance(self.text_config, Mapping):
             self.text_config = _build(self.text_config, "text_config", default="qwen3")
         elif self.text_config is None:
-            self.text_config = CONFIG_MAPPING["qwen3"]()
+            self.text_config = _build(SMALL_THINKER, "text_config", default="qwen3")
         if self.modalities is None:  # a config that builds; a real tokenizer decides the placeholder's id
             self.modalities = {"image": {"encoder": {}, "token_id": self.text_config.vocab_size - 1}}
         flat = {key: kwargs.pop(key) for key in list(kwargs) if self._flat_name(key, self.modalities) is not None}
@@ -161,24 +172,24 @@ class OmniConfig(PreTrainedConfig):
         return num_tokens(section["output"], section["projector"], section["factor"], grid_shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: the encoders inside the sections become dictionaries."""
+        """As JSON: encoders under their flat names (`image_config`), where transformers looks for parts of a model."""
         output = super().to_dict()
-        for section in output["modalities"].values():
-            if isinstance(section["encoder"], PreTrainedConfig):
-                section["encoder"] = section["encoder"].to_dict()
-                section["encoder"].pop("transformers_version", None)
+        # what else somebody hung on this object is no setting, and would be refused when it is read again
+        known = {*self.default_config_fields(), *OWN_KEYS, "transformers_version"}
+        output = {key: value for key, value in output.items() if key in known}
+        for name, section in output["modalities"].items():
+            output[f"{name}_config"] = section.pop("encoder").to_dict()
+            output[f"{name}_config"].pop("transformers_version", None)
         self._remove_keys_not_serialized(output)
         self.dict_dtype_to_str(output)
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to disk; the modalities are always there in full."""
+        """What is written to disk; of the encoders only what differs from their defaults."""
         output = super().to_diff_dict()
-        output["modalities"] = {
-            name: {**section, "encoder": section["encoder"].to_diff_dict()} for name, section in self.modalities.items()
-        }
-        for section in output["modalities"].values():
-            section["encoder"].pop("transformers_version", None)
+        for name, section in self.modalities.items():
+            output[f"{name}_config"] = section["encoder"].to_diff_dict()
+            output[f"{name}_config"].pop("transformers_version", None)
         return output
 
 

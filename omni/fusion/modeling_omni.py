@@ -440,6 +440,14 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             model_kwargs["mm_encoder_outputs"] = encoded
         return model_kwargs
 
+    def prepare_inputs_for_generation(
+        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """A step on an empty cache is the first one; a drafting assistant's is not marked so and would lose its items."""
+        cache = kwargs.get("past_key_values")
+        empty = cache is not None and bool(cache.get_seq_length() == 0)
+        return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration or empty, **kwargs)
+
     def _expand_multimodal_outputs(
         self,
         input_ids: torch.Tensor | None,

@@ -279,9 +279,11 @@ class OmniProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
+        plan = self.plan.to_diff_dict()
+        sections = {name: {**section, "encoder": plan[f"{name}_config"]} for name, section in plan["modalities"].items()}
         output: dict[str, Any] = {
             "processor_class": type(self).__name__,
-            "modalities": json.loads(json.dumps(self.plan.to_diff_dict()["modalities"])),
+            "modalities": json.loads(json.dumps(sections)),
         }
         for name, preprocessor in self.preprocessors.items():
             output[_preprocessor_key(name)] = {

@@ -38,7 +38,7 @@ NOTHING = len(scenes.SHAPES)  # the "shape" of a patch that nothing covers; no o
 
 
 class DenseModel(nn.Module):
-    """An encoder with heads: every patch names what covers it: shape, colour, size, pattern and place of the object, or nothing.
+    """An encoder with heads: every patch names the shape, colour, size, pattern and place of the object on it, or nothing.
 
     The CLS token names the kind and brightness of the background and the number of objects. One linear layer reads all
     of it off the encoder's output and is thrown away afterwards.
@@ -184,7 +184,7 @@ class AnswerTraining:
         self.model, self.processor = build_omni(**recipe.model)
         self.collate = ConversationCollator(self.processor)
         self.train, self.evaluate = (
-            SceneConversations(data.split, data.count, data.first, data.questions, **data.scene_options())
+            SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, **data.scene_options())
             for data in (recipe.train, recipe.evaluate)
         )
 

@@ -1,10 +1,13 @@
 """A recipe: one JSON file that says what is trained, from what, on what, how, and what to expect of it."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from omni.data.scenes import KIND_WEIGHTS
 
 
 class Strict(BaseModel):
@@ -23,7 +26,10 @@ class About(Strict):
 
 
 class Scenes(Strict):
-    """Pictures drawn while training: `count` scenes of the split, from seed `first` on."""
+    """Pictures drawn while training: `count` scenes of the split, from seed `first` on.
+
+    `neutral` objects have colours that nobody asks for; `questions` are drawn by the weights of their `kinds`.
+    """
 
     split: Literal["train", "test", "pairs"] = "train"
     count: int = Field(gt=0)
@@ -32,6 +38,7 @@ class Scenes(Strict):
     max_objects: int = 6
     neutral: float = Field(default=0.0, ge=0.0, le=1.0)
     questions: int = Field(default=8, gt=0)
+    kinds: dict[str, float] = dict(KIND_WEIGHTS)
 
     def scene_options(self) -> dict[str, Any]:
         """What `sample_scene` takes."""
@@ -64,9 +71,17 @@ class Recipe(Strict):
         """Read a recipe and apply `key.subkey=value` overrides (values are JSON, or else text).
 
         Raises:
-            ValueError: an unknown key, a value of the wrong type, or an override that names no place.
+            ValueError: no such file, no JSON object in it, an unknown key, a wrong type, or an override that names no
+                place.
         """
-        recipe = json.loads(Path(path).read_text(encoding="utf-8"))
+        try:
+            recipe = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
+        except ValueError as error:
+            raise ValueError(f"The recipe {str(path)!r} is not JSON: {error}.") from error
+        if not isinstance(recipe, dict):
+            raise ValueError(f"The recipe {str(path)!r} should be a JSON object, found a {type(recipe).__name__}.")
         for override in overrides or []:
             key, sign, text = override.partition("=")
             if not sign:
@@ -81,4 +96,18 @@ class Recipe(Strict):
                 place[last] = json.loads(text)
             except json.JSONDecodeError:
                 place[last] = text
-        return cls.model_validate(recipe)
+        try:
+            return cls.model_validate(recipe)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+            raise ValueError(f"The recipe {str(path)!r} is not valid: {'; '.join(problems)}.") from error
+
+    @field_validator("arguments")
+    @classmethod
+    def _known_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        from transformers import TrainingArguments  # here, since it takes seconds and a recipe is read to be trained
+
+        known = {field.name for field in fields(TrainingArguments) if field.init} - {"output_dir"}
+        if unknown := sorted(set(arguments) - known):
+            raise ValueError(f"TrainingArguments of transformers knows no {', '.join(map(repr, unknown))}")
+        return arguments
