@@ -138,9 +138,7 @@ def answer(
     """
     start = time.perf_counter()
     question = check_question(question)
-    chat = ask(question, images=len(pictures))
-    for block, picture in zip(chat[0]["content"], pictures, strict=False):
-        block["image"] = picture
+    chat = ask(question, images=pictures)
     inputs = processor.apply_chat_template(
         chat,
         add_generation_prompt=True,

@@ -23,6 +23,7 @@ from omni.data import scenes
 from omni.data.conversations import ask
 
 Sight = Literal["real", "blank", "swapped", "noise"]
+SIGHTS: tuple[Sight, ...] = ("real", "blank", "swapped", "noise")
 
 
 class Score(BaseModel):
@@ -129,7 +130,7 @@ def evaluate_scenes(
     first: int = 0,
     wordings: Literal["seen", "held_out"] = "seen",
     sight: Sight = "real",
-    kinds: Sequence[str] = tuple(scenes.WORDINGS),
+    kinds: Sequence[str] | None = None,
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Evaluation, list[Asked]]:
@@ -140,13 +141,14 @@ def evaluate_scenes(
         split: "test" (never seen), or "pairs" (with held-out pairs of shape and colour).
         first: seed of the first scene.
         wordings: those of the training questions, or held-out ones.
+        kinds: the kinds of questions; all by default.
         sight: "real" shows the picture; "blank" a grey one, "swapped" that of another scene, "noise" random pixels.
         progress: called with the number of pictures done.
 
     Returns:
         The evaluation, and every question with its answer.
     """
-    weights = dict.fromkeys(kinds, 1.0)
+    weights = dict.fromkeys(kinds or scenes.WORDINGS, 1.0)
     start = time.perf_counter()
     asked: list[Asked] = []
     waiting: list[tuple[str, str, str, Image.Image]] = []
@@ -174,6 +176,17 @@ def evaluate_scenes(
     return evaluation, asked
 
 
+def uses_the_picture(evaluations: Sequence[Evaluation]) -> bool:
+    """The sight test: over all questions, the real pictures must beat every other kind beyond the intervals of both."""
+
+    def overall(evaluation: Evaluation) -> tuple[float, float]:
+        counted = [score for score in evaluation.scores if score.kind != "caption_objects"]
+        return wilson_interval(round(sum(s.accuracy * s.n for s in counted)), sum(s.n for s in counted))
+
+    by_sight = {evaluation.sight: overall(evaluation) for evaluation in evaluations}
+    return all(by_sight["real"][0] > high for sight, (_, high) in by_sight.items() if sight != "real")
+
+
 def _shown(sight: Sight, scene: scenes.Scene, seed: int, split: str) -> Image.Image:
     if sight == "real":
         return scenes.render(scene)
@@ -190,12 +203,7 @@ def generate_answers(
     model: Any, processor: Any, prompts: Sequence[tuple[str, Sequence[Image.Image]]], max_new_tokens: int = 192
 ) -> list[str]:
     """Greedy answers to questions about pictures, as one batch; each is what the prompt alone would get."""
-    chats = []
-    for question, pictures in prompts:
-        chat = ask(question, images=len(pictures))
-        for block, picture in zip(chat[0]["content"], pictures, strict=False):
-            block["image"] = picture
-        chats.append(chat)
+    chats = [ask(question, images=pictures) for question, pictures in prompts]
     inputs = processor.apply_chat_template(
         chats,
         add_generation_prompt=True,

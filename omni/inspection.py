@@ -222,7 +222,7 @@ def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
 # --- One forward pass, watched ----------------------------------------------------------------------------------------
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the steps of a forward pass that happens inside of its `with` block.
 
     Attributes:
@@ -233,7 +233,7 @@ class _Watch(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[str] = []
         self.shapes: dict[str, Shape] = {}
         self.scores: set[str] = set()
@@ -245,11 +245,11 @@ class _Watch(TorchDispatchMode):
         for name, module in self._model.named_modules():
             self._hooks.append(module.register_forward_pre_hook(self._entering(name)))
             self._hooks.append(module.register_forward_hook(self._leaving(name)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 

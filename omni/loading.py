@@ -61,6 +61,8 @@ class StrictLoadingMixin:
         )
         if output_loading_info:
             return model, report
+        if pretrained_model_name_or_path is None:  # no checkpoint: weights in `state_dict`, the rest is asked to be new
+            return model
         allowed = [re.compile(pattern) for pattern in allow_missing]
         excused = {name for name in report["missing_keys"] if any(pattern.search(name) for pattern in allowed)}
         problems = [f"missing: {name}" for name in sorted(set(report["missing_keys"]) - excused)]

@@ -49,7 +49,7 @@ class ConversationCollator:
         """Make a batch of B examples, one row each."""
         batch: dict[str, torch.Tensor] = {}
         counts: dict[str, list[int]] = {}
-        for modality in self.processor.modalities:
+        for modality in self.processor.bundles:
             items = [item for example in examples for item in example.items.get(modality.name, [])]
             if items:
                 prepared = self.processor._prepare(modality.name, items, {"return_tensors": "pt"})

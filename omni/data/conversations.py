@@ -1,6 +1,6 @@
 """Training examples as conversations: what a user asks about some pictures, and the answer to learn."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,16 @@ class Example:
     conversations: list[list[Message]]
 
 
-def ask(question: str, answer: str | None = None, images: int = 1) -> list[Message]:
-    """A chat of one question about some pictures, and its answer if there is one."""
-    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+def ask(question: str, answer: str | None = None, images: int | Sequence[Any] = 1) -> list[Message]:
+    """A chat of one question about some pictures, and its answer if there is one.
+
+    Args:
+        images: the pictures, or how many there are if they travel apart from the chat.
+    """
+    blocks = (
+        [{"type": "image"}] * images if isinstance(images, int) else [{"type": "image", "image": i} for i in images]
+    )
+    content = [*blocks, {"type": "text", "text": question}]
     messages: list[Message] = [{"role": "user", "content": content}]
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})

@@ -19,6 +19,7 @@ transformers uses to hand down dtype and attention implementation, in `generate`
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
@@ -112,10 +113,7 @@ class OmniConfig(PreTrainedConfig):
             self.text_config = _build(SMALL_THINKER, "text_config", default="qwen3")
         if self.modalities is None:  # a config that builds; a real tokenizer decides the placeholder's id
             self.modalities = {"image": {"encoder": {}, "token_id": self.text_config.vocab_size - 1}}
-        flat = {key: kwargs.pop(key) for key in list(kwargs) if self._flat_name(key, self.modalities) is not None}
-        if "vision_config" in kwargs:
-            flat["image_config"] = kwargs.pop("vision_config")
-        sections = _merge(self.modalities, flat)
+        sections = _merge(self.modalities, self._take_flat(kwargs, self.modalities))
         # sorted, since JSON files are: the order of towers, seeds and optimizer states must not change on reload
         self.modalities = {name: _complete(name, sections[name]) for name in sorted(sections)}
         self.untrained = self.untrained or []
@@ -130,30 +128,59 @@ class OmniConfig(PreTrainedConfig):
 
     # --- the flat names ---------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _flat_name(key: str, modalities: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    @classmethod
+    def _flat_name(cls, key: str, modalities: Mapping[str, Any] | None) -> tuple[str, str] | None:
         """("image", "encoder") for "image_config", ("image", "token_id") for "image_token_id"; else None."""
+        key = cls.attribute_map.get(key, key)
         for suffix, inner in (("_config", "encoder"), ("_token_id", "token_id")):
             if key.endswith(suffix) and key.removesuffix(suffix) in (modalities or {}):
                 return key.removesuffix(suffix), inner
         return None
 
+    @classmethod
+    def _take_flat(cls, values: dict[str, Any], modalities: Mapping[str, Any]) -> dict[str, Any]:
+        """Take the flat names out of `values`, as changes to sections; a section whose encoder is None goes."""
+        changes: dict[str, Any] = {}
+        for key in list(values):
+            if (flat := cls._flat_name(key, modalities)) is not None:
+                name, inner = flat
+                value = values.pop(key)
+                if inner == "encoder" and value is None:
+                    changes[name] = None
+                elif changes.get(name, {}) is not None:
+                    changes.setdefault(name, {})[inner] = value
+        return changes
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As for any configuration; what is given beside the dictionary overrides parts of it before anything is built.
+
+        `modalities={"image": {"output": "cls"}}` and `image_config={"image_size": 64}` change just that, and None leaves
+        a modality out, also one whose plug-in is not installed.
+        """
+        values = dict(config_dict)
+        if (saved := values.get("modalities")) is not None:
+            sections = _merge(saved, cls._take_flat(values, saved))
+            changes = cls._take_flat(kwargs, sections)
+            values["modalities"] = _merge(_merge(sections, kwargs.pop("modalities", None) or {}), changes)
+        if isinstance(values.get("text_config"), Mapping) and isinstance(kwargs.get("text_config"), Mapping):
+            values["text_config"] = _override(values["text_config"], kwargs.pop("text_config"))
+        return super().from_dict(values, **kwargs)
+
     def __getattr__(self, key: str) -> Any:
         if not key.startswith("_"):
-            flat = self._flat_name(type(self).attribute_map.get(key, key), self.__dict__.get("modalities"))
+            flat = self._flat_name(key, self.__dict__.get("modalities"))
             if flat is not None:
                 return self.__dict__["modalities"][flat[0]][flat[1]]
         raise AttributeError(f"{type(self).__name__} has no attribute {key!r}")
 
     def __setattr__(self, key: str, value: Any) -> None:
-        flat = self._flat_name(type(self).attribute_map.get(key, key), self.__dict__.get("modalities"))
-        if flat is None:
+        modalities = self.__dict__.get("modalities")
+        if self._flat_name(key, modalities) is None:
             super().__setattr__(key, value)
-        elif isinstance(value, Mapping) and not isinstance(value, PreTrainedConfig):
-            self.modalities = _merge(self.modalities, {key: value})
-            self.modalities = {name: _complete(name, section) for name, section in self.modalities.items()}
         else:
-            self.__dict__["modalities"][flat[0]][flat[1]] = value
+            sections = _merge(modalities, self._take_flat({key: value}, modalities))
+            self.modalities = {name: _complete(name, section) for name, section in sections.items()}
 
     @property
     def tie_word_embeddings(self) -> bool:
@@ -175,7 +202,7 @@ class OmniConfig(PreTrainedConfig):
         """As JSON: encoders under their flat names (`image_config`), where transformers looks for parts of a model."""
         output = super().to_dict()
         # what else somebody hung on this object is no setting, and would be refused when it is read again
-        known = {*self.default_config_fields(), *OWN_KEYS, "transformers_version"}
+        known = {*(field.name for field in fields(self)), *OWN_KEYS, "transformers_version"}
         output = {key: value for key, value in output.items() if key in known}
         for name, section in output["modalities"].items():
             output[f"{name}_config"] = section.pop("encoder").to_dict()
@@ -201,17 +228,19 @@ def _build(values: Mapping[str, Any], where: str, default: str) -> PreTrainedCon
     return CONFIG_MAPPING[model_type](**{key: value for key, value in values.items() if key != "model_type"})
 
 
-def _merge(modalities: Mapping[str, Any] | None, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections with flat overrides put in: by name and key; a modality whose section is None is left out."""
-    sections = {name: dict(section) for name, section in (modalities or {}).items() if section is not None}
-    for key, value in flat.items():
-        name, inner = OmniConfig._flat_name(OmniConfig.attribute_map.get(key, key), modalities) or (key, "")
-        if name not in sections or value is None:
+def _merge(sections: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections with changes put in, by name and key; a modality that is None goes."""
+    merged = {name: dict(section) for name, section in sections.items() if section is not None}
+    for name, change in changes.items():
+        if change is None:
+            merged.pop(name, None)
             continue
-        if inner == "encoder" and isinstance(value, Mapping):
-            value = _override(sections[name].get("encoder") or {}, value)
-        sections[name][inner] = value
-    return sections
+        section = merged.setdefault(name, {})
+        for key, value in change.items():
+            if key == "encoder" and isinstance(value, Mapping):
+                value = _override(section.get("encoder") or {}, value)
+            section[key] = value
+    return merged
 
 
 def _override(old: Mapping[str, Any] | PreTrainedConfig, new: Mapping[str, Any]) -> dict[str, Any] | PreTrainedConfig:

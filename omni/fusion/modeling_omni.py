@@ -11,8 +11,8 @@ Parts have the names that transformers, its exporters and vLLM look for: `<name>
 """
 
 import copy
-import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,7 +149,7 @@ class OmniModel(OmniPreTrainedModel):
         self._refuse_unknown(kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        prefill = past_key_values is None or past_key_values.get_seq_length() == 0
+        prefill = _cached_tokens(past_key_values) == 0
         placed = {}
         for name in self.config.modalities:
             if name in encoded or prefill:
@@ -224,7 +224,7 @@ class OmniModel(OmniPreTrainedModel):
 
     def _selected(self, name: str, encoded: Any, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
         """The named outputs of the encoder that the section hands to the projector."""
-        output, patches = self.config.modalities[name]["output"], functools.reduce(int.__mul__, shape, 1)
+        output, patches = self.config.modalities[name]["output"], math.prod(shape)
         tokens = get_modality(name).read(encoded, patches)
         wanted = output.split("+")
         if lacking := [part for part in wanted if part not in tokens]:
@@ -243,15 +243,16 @@ class OmniModel(OmniPreTrainedModel):
         Returns `inputs_embeds` float[B, L, T] with them in place, and all of them as float[sum of n_i, T].
         """
         mask = self.placeholders(name, input_ids, inputs_embeds)
-        if not torch.compiler.is_compiling():
-            self._check_counts(name, mask, [len(item) for item in features])
-        if not len(features):
+        lengths = [len(item) for item in features]
+        if torch.compiler.is_compiling():  # no numbers there: the message has to do
+            torch_compilable_check(
+                mask.sum() == sum(lengths), f"Placeholders and projected tokens of modality {name!r} do not match."
+            )
+        else:
+            self._check_counts(name, mask, lengths)
+        if not features:
             return inputs_embeds, None
         tokens = torch.cat(list(features)).to(inputs_embeds.device, inputs_embeds.dtype)
-        torch_compilable_check(
-            mask.sum() == tokens.shape[0],
-            f"The placeholders of modality {name!r} and its projected tokens do not match.",
-        )
         return inputs_embeds.masked_scatter(mask.unsqueeze(-1), tokens), tokens
 
     def placeholders(
@@ -307,13 +308,19 @@ class OmniModel(OmniPreTrainedModel):
             )
 
 
+def _cached_tokens(cache: Cache | None) -> int | None:
+    """Tokens that a cache holds; None in compiled code for a static one, which counts in a tensor."""
+    seen = cache.get_seq_length() if cache is not None else 0
+    return None if torch.is_tensor(seen) and torch.compiler.is_compiling() else int(seen)
+
+
 def _positions(mask: torch.Tensor | None, cache: Cache | None, length: int) -> torch.Tensor | None:
     """Positions of the last `length` tokens, int64[B, length], counted from each row's first real token.
 
     Decoders count from the start of the row, so that with learned positions (GPT-2) padding on the left would matter.
     """
-    past = cache.get_seq_length() if cache is not None else 0
-    if mask is None or mask.ndim != 2 or mask.shape[1] != past + length:
+    past = _cached_tokens(cache)
+    if mask is None or past is None or mask.ndim != 2 or mask.shape[1] != past + length:
         return None
     return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
@@ -441,12 +448,22 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         return model_kwargs
 
     def prepare_inputs_for_generation(
-        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """A step on an empty cache is the first one; a drafting assistant's is not marked so and would lose its items."""
-        cache = kwargs.get("past_key_values")
-        empty = cache is not None and bool(cache.get_seq_length() == 0)
-        return super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration or empty, **kwargs)
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration
+            or (past_key_values is not None and not _cached_tokens(past_key_values)),
+            **kwargs,
+        )
 
     def _expand_multimodal_outputs(
         self,

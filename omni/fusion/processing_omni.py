@@ -8,6 +8,7 @@ same function that the model checks against, and a prompt in which items and pla
 tokenisation, is an error with both numbers.
 """
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -57,8 +58,10 @@ class OmniProcessor(ProcessorMixin):
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
         sections = dict(modalities) if modalities is not None else {"image": {}}
         ids = {name: _placeholder_id(tokenizer, get_modality(name)) for name in sections}
-        sections = {name: {**section, "token_id": ids[name]} for name, section in sections.items()}
+        # copies: they may be the sections of a live model, and a new OmniConfig resets the attention of its encoders
+        sections = {name: {**copy.deepcopy(section), "token_id": ids[name]} for name, section in sections.items()}
         self.plan = OmniConfig(modalities=sections)
+        self.modalities = _as_json(self.plan)
         given = {**(preprocessors or {})}
         if image_processor is not None:
             given["image"] = image_processor
@@ -70,16 +73,18 @@ class OmniProcessor(ProcessorMixin):
         self.image_token = get_modality("image").token if "image" in sections else None
         self.image_token_id = ids.get("image")
 
-    @property
-    def image_processor(self) -> Any:
-        """The preprocessor of pictures, where pipelines and servers look for it."""
-        if "image" not in self.preprocessors:
-            raise AttributeError("This processor has no modality 'image'.")
-        return self.preprocessors["image"]
+    # `image_processor`, where pipelines and servers look for it. No property: tools take class attributes for settings.
 
-    @image_processor.setter
-    def image_processor(self, value: Any) -> None:
-        self.preprocessors["image"] = value
+    def __getattr__(self, name: str) -> Any:
+        if name == "image_processor" and "image" in self.__dict__.get("preprocessors", {}):
+            return self.preprocessors["image"]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "image_processor":
+            self.preprocessors["image"] = value
+        else:
+            super().__setattr__(name, value)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -87,14 +92,14 @@ class OmniProcessor(ProcessorMixin):
         return ["image_processor", "tokenizer"]
 
     @property
-    def modalities(self) -> tuple[Modality, ...]:
+    def bundles(self) -> tuple[Modality, ...]:
         """The modalities that this processor takes, sorted by name."""
         return tuple(get_modality(name) for name in self.preprocessors)
 
     @property
     def model_input_names(self) -> list[str]:
         """Names of everything that a batch may hold."""
-        return [*self.tokenizer.model_input_names, *(key for modality in self.modalities for key in modality.inputs)]
+        return [*self.tokenizer.model_input_names, *(key for modality in self.bundles for key in modality.inputs)]
 
     # --- a batch ------------------------------------------------------------------------------------------------------
 
@@ -119,7 +124,7 @@ class OmniProcessor(ProcessorMixin):
             ValueError: other numbers of placeholders than of items; truncation that cuts inside an item or loses one.
         """
         items: dict[str, list[Any]] = {}
-        for modality in self.modalities:
+        for modality in self.bundles:
             given = images if modality.name == "image" else kwargs.pop(modality.argument, None)  # type: ignore[misc]
             if given is not None:
                 items[modality.name] = self._flat(modality, given)
@@ -130,7 +135,7 @@ class OmniProcessor(ProcessorMixin):
         texts = None if text is None else [text] if isinstance(text, str) else list(text)
         if texts is not None and not all(isinstance(sample, str) for sample in texts):
             raise ValueError("`text` must be a string or a list of strings.")
-        own = {f"{modality.argument}_kwargs": {} for modality in self.modalities}
+        own = {f"{modality.argument}_kwargs": {} for modality in self.bundles}
         own |= {key: kwargs.pop(key) for key in own if key in kwargs and key != "images_kwargs"}  # type: ignore[misc]
         merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs = dict(merged["text_kwargs"])
@@ -189,7 +194,7 @@ class OmniProcessor(ProcessorMixin):
         self, texts: list[str], counts: Mapping[str, list[int]]
     ) -> tuple[list[str], list[list[dict[str, Any]]]]:
         """Each placeholder repeated as often as its item has tokens, and where (offsets of characters)."""
-        tokens = {modality.token: modality.name for modality in self.modalities}
+        tokens = {modality.token: modality.name for modality in self.bundles}
         pattern = re.compile(_UNMARKED + "(" + "|".join(map(re.escape, tokens)) + ")")
         found = {
             name: [sum(m[1] == token for m in pattern.finditer(t)) for t in texts] for token, name in tokens.items()
@@ -197,8 +202,8 @@ class OmniProcessor(ProcessorMixin):
         for name, per_row in found.items():
             if sum(per_row) != len(counts.get(name, [])):
                 raise ValueError(
-                    f"The text has {sum(per_row)} placeholders {get_modality(name).token} (by row: {per_row}), but "
-                    f"{len(counts.get(name, []))} items of modality {name!r} were given. Each item needs exactly one."
+                    f"The number of {get_modality(name).token} tokens in the prompts should be the same as the number of "
+                    f"items of modality {name!r}, found {sum(per_row)} (by row: {per_row}) and {len(counts.get(name, []))}."
                 )
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
         expanded, replacements = [], []
@@ -228,7 +233,7 @@ class OmniProcessor(ProcessorMixin):
     def _check_ids(self, texts: Sequence[str], input_ids: Any) -> None:
         """Truncation may cut text, never an item: rows must still hold all of their placeholders."""
         rows = input_ids.tolist() if hasattr(input_ids, "tolist") else [list(row) for row in input_ids]
-        for modality in self.modalities:
+        for modality in self.bundles:
             token_id = self.plan.modalities[modality.name]["token_id"]
             for row, (text, ids) in enumerate(zip(texts, rows, strict=True)):
                 expected, found = len(re.findall(_UNMARKED + re.escape(modality.token), text)), ids.count(token_id)
@@ -260,7 +265,7 @@ class OmniProcessor(ProcessorMixin):
     def _multimodal_inputs_from_conversations(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
         """Items of chats: `{"type": "signal", "signal": array}` beside transformers' own pictures."""
         images, videos, audio, more = super()._multimodal_inputs_from_conversations(conversations, *args, **kwargs)
-        for modality in self.modalities:
+        for modality in self.bundles:
             if modality.name == "image":
                 continue
             blocks = [
@@ -279,17 +284,12 @@ class OmniProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
-        plan = self.plan.to_diff_dict()
-        sections = {name: {**section, "encoder": plan[f"{name}_config"]} for name, section in plan["modalities"].items()}
-        output: dict[str, Any] = {
-            "processor_class": type(self).__name__,
-            "modalities": json.loads(json.dumps(sections)),
-        }
+        output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
         for name, preprocessor in self.preprocessors.items():
-            output[_preprocessor_key(name)] = {
-                **json.loads(json.dumps(preprocessor.to_dict(), default=_plain)),
-                "preprocessor_class": type(preprocessor).__name__,
-            }
+            values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
+            if "image_processor_type" not in values:  # as those of transformers call it
+                values["preprocessor_class"] = type(preprocessor).__name__
+            output[_preprocessor_key(name)] = values
         return output
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
@@ -301,9 +301,8 @@ class OmniProcessor(ProcessorMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer._set_processor_class(type(self).__name__)
+        self.tokenizer.chat_template = self.chat_template  # it writes the template's files
         self.tokenizer.save_pretrained(folder)
-        if isinstance(self.chat_template, str):
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
         path = folder / "processor_config.json"
         path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return [str(path)]
@@ -314,7 +313,8 @@ class OmniProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: as for any processor.
-            kwargs: `modalities={"signal": None}` leaves a modality out; the rest as in transformers.
+            kwargs: `modalities={"signal": None}` leaves a modality out; settings of preprocessors and tokenizer; the rest
+                as in transformers.
 
         Raises:
             ValueError: a modality whose plug-in is missing; a preprocessor of another class than the saved one; a token
@@ -322,29 +322,31 @@ class OmniProcessor(ProcessorMixin):
         """
         left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
         overrides = {key: kwargs.pop(key) for key in ("image_processor", "tokenizer", "chat_template") if key in kwargs}
-        saved, kwargs = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
             raise ValueError(
                 f"{str(pretrained_model_name_or_path)!r} holds no processor_config.json of an OmniProcessor."
             )
         sections = {name: section for name, section in saved["modalities"].items() if name not in left_out}
         preprocessors = {
-            name: _load_preprocessor(get_modality(name), saved[_preprocessor_key(name)])
+            name: _load_preprocessor(get_modality(name), saved[_preprocessor_key(name)], kwargs)
             for name in sections
             if not (name == "image" and "image_processor" in overrides)
         }
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
-            "tokenizer", pretrained_model_name_or_path, **_location(kwargs)
+            "tokenizer", pretrained_model_name_or_path, **kwargs
         )
         overrides.setdefault("chat_template", saved.get("chat_template"))
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
-        _compare_with_model(processor, pretrained_model_name_or_path, left_out)
+        _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor
 
 
-def _location(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "trust_remote_code")
-    return {key: kwargs[key] for key in keys if key in kwargs}
+def _as_json(plan: OmniConfig) -> dict[str, Any]:
+    """The sections of a configuration as they stand in processor_config.json, each with its encoder."""
+    values = plan.to_diff_dict()
+    sections = {name: {**section, "encoder": values[f"{name}_config"]} for name, section in values["modalities"].items()}
+    return json.loads(json.dumps(sections))  # type: ignore[no-any-return]
 
 
 def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
@@ -367,9 +369,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else dict(value) if isinstance(value, Mapping) else str(value)
 
 
-def _load_preprocessor(modality: Modality, saved: Mapping[str, Any]) -> Any:
+def _load_preprocessor(modality: Modality, saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
     """The preprocessor that was saved: of the registered class, or one of transformers."""
-    values = {key: value for key, value in saved.items() if key != "preprocessor_class"}
+    values = {key: overrides.get(key, value) for key, value in saved.items() if key != "preprocessor_class"}
     name = saved.get("preprocessor_class") or saved.get("image_processor_type")
     cls = modality.preprocessor_class
     if name not in (cls.__name__, f"{cls.__name__}Pil", None):
@@ -383,24 +385,29 @@ def _load_preprocessor(modality: Modality, saved: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
-def _compare_with_model(processor: OmniProcessor, folder: Any, left_out: set[str]) -> None:
+def _compare_with_model(processor: OmniProcessor, folder: Path, left_out: set[str]) -> None:
     """Processor and model configuration of one folder must agree on the token plan."""
-    path = Path(str(folder)) / "config.json"
+    path = folder / "config.json"
     if not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
     if config.get("model_type") != OmniConfig.model_type:
         return
-    model = OmniConfig.from_dict(config)
-    for name, section in model.modalities.items():
-        if name in left_out:
-            continue
-        own = processor.plan.modalities.get(name)
-        keys = ("token_id", "output", "projector", "factor")
-        ours = {key: own[key] for key in keys} if own else None
-        theirs = {key: section[key] for key in keys}
-        if ours != theirs:
-            raise ValueError(
-                f"In {str(folder)!r} processor and model disagree about modality {name!r}: processor_config.json and the "
-                f"tokenizer say {ours}, config.json says {theirs}. They were not saved together."
-            )
+    model = OmniConfig.from_dict(config, modalities=dict.fromkeys(left_out))
+    ours, theirs = _sizes(processor.plan), _sizes(model)
+    if apart := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
+        raise ValueError(
+            f"In {str(folder)!r} processor and model disagree: processor_config.json and the tokenizer say "
+            f"{ {key: ours.get(key) for key in apart} }, config.json says { {key: theirs.get(key) for key in apart} }. They "
+            "were not saved together."
+        )
+
+
+def _sizes(plan: OmniConfig) -> dict[str, Any]:
+    """What the token plan depends on: a section's settings, and the whole numbers of its encoder's configuration."""
+    sizes = {}
+    for name, section in plan.modalities.items():
+        values = {**section, **section["encoder"].to_dict()}
+        sizes |= {f"{name}.{key}": value for key, value in values.items() if key in section or type(value) is int}
+        del sizes[f"{name}.encoder"]
+    return sizes

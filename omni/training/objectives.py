@@ -122,9 +122,10 @@ def scene_labels(scene: scenes.Scene) -> torch.Tensor:
 
 
 class Objective(Protocol):
-    """What the training loop needs: a model that returns a loss, data, and what to make of evaluation outputs."""
+    """What the training loop needs: a model that returns a loss, its processor, data, and what to make of outputs."""
 
     model: nn.Module
+    processor: Any
     train: Any
     evaluate: Any
     collate: Any
@@ -173,6 +174,7 @@ class DensePretraining:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The encoder and its image processor."""
+        assert isinstance(model, DenseModel)
         model.encoder.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -207,6 +209,7 @@ class AnswerTraining:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The fused model and its processor."""
+        assert isinstance(model, OmniForConditionalGeneration)
         model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
@@ -229,7 +232,8 @@ def build_omni(
     if checkpoint is not None:
         model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
         return model, OmniProcessor.from_pretrained(checkpoint)
-    assert thinker is not None and image is not None
+    if thinker is None or image is None:
+        raise ValueError("A model section names a `checkpoint` to go on from, or a `thinker` and an `image` section.")
     modality = get_modality("image")
     texts = (text for seed in range(4000) for text in _scene_text(seed))
     tokenizer = train_tokenizer(texts, vocab_size, [modality.token])

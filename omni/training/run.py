@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from omni.training.objectives import OBJECTIVES
@@ -39,6 +39,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         data_collator=objective.collate,
         compute_metrics=objective.metrics,
         preprocess_logits_for_metrics=objective.reduce_logits,
+        processing_class=objective.processor,
         optimizers=(make_optimizer(objective.model, recipe.optimizer), None),
     )
     trainer.train(resume_from_checkpoint=last)
@@ -81,6 +82,7 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
 
 def _output_heads(model: nn.Module) -> list[nn.Parameter]:
     """Weights of output heads, which are classifiers, not hidden matrices."""
-    heads = list(getattr(model, "heads", {}).values())
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return [p for module in [*heads, *([head] if head is not None else [])] for p in module.parameters()]
+    heads: list[nn.Module] = list(getattr(model, "heads", {}).values())
+    if isinstance(model, PreTrainedModel) and (head := model.get_output_embeddings()) is not None:
+        heads.append(head)
+    return [parameter for module in heads for parameter in module.parameters()]

@@ -4,6 +4,7 @@ The defaults are the seed's ViT-Tiny: 224 px, patches of 16 px, width 128, 4 blo
 Whatever follows from other numbers (`grid_size`, `num_patches`, `head_dim`) is a property, so that it cannot disagree.
 """
 
+from dataclasses import fields
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
@@ -118,6 +119,11 @@ class OmniVisionConfig(PreTrainedConfig):
                 raise ValueError(
                     f"`{whole}` must be a multiple of `{part}`, found {getattr(self, whole)} and {getattr(self, part)}."
                 )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: the declared settings alone. What else somebody hung on this object would be refused when read again."""
+        known = {*(field.name for field in fields(self)), *INHERITED_KEYS}
+        return {key: value for key, value in super().to_dict().items() if key in known}
 
     @property
     def grid_size(self) -> int:

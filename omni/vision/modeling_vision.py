@@ -67,6 +67,7 @@ class OmniVisionEmbeddings(nn.Module):
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.num_patches, config.hidden_size))
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        """float[B, C, H, W] -> float[B, 1+N, D]."""
         if pixel_values.ndim != 4:
             raise ValueError(f"Expected pictures of shape (B, C, H, W), found {tuple(pixel_values.shape)}.")
         positions = self._positions(pixel_values, interpolate_pos_encoding)  # (1, 1+N, D)
@@ -176,6 +177,7 @@ class OmniVisionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """float[B, n, D] -> float[B, n, D]."""
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
 
 
@@ -193,6 +195,7 @@ class OmniVisionLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs: Unpack[TransformersKwargs]
     ) -> torch.Tensor:
+        """float[B, 1+N, D] -> float[B, 1+N, D], or float[B, 1, D] for `cls_only`."""
         residual = hidden_states[:, :1] if cls_only else hidden_states
         hidden_states, _ = self.attention(self.norm1(hidden_states), cls_only, **kwargs)
         hidden_states = residual + self.dropout(hidden_states)

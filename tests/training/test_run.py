@@ -142,7 +142,7 @@ def test_muon_takes_the_hidden_matrices_alone_and_vectors_never_decay() -> None:
 
 
 def test_a_pattern_that_matches_nothing_raises() -> None:
-    with pytest.raises(ValueError, match="match no trainable parameter.*tower"):
+    with pytest.raises(ValueError, match=r"match no trainable parameter.*tower"):
         make_optimizer(Small(), Optimizer(lr=0.1, lr_scale={"tower": 0.5}))
 
 

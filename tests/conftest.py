@@ -1,0 +1,132 @@
+"""Tiny models of every kind, built when a test asks for them."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
+
+TEXT = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GQA = {**TEXT, "num_key_value_heads": 1, "head_dim": 16}
+THINKERS: dict[str, dict[str, Any]] = {
+    "qwen3": GQA,
+    "llama": GQA,
+    "mistral": GQA,
+    "gemma": GQA,
+    "gemma2": {**GQA, "query_pre_attn_scalar": 16, "final_logit_softcapping": 5.0},
+    "gemma3_text": {**GQA, "query_pre_attn_scalar": 16},
+    "granite": {**TEXT, "logits_scaling": 3.0},
+    "cohere": {**TEXT, "logit_scale": 0.25},
+    "phi": TEXT,
+    "opt": {
+        **{key: TEXT[key] for key in TEXT if key != "intermediate_size"},
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 32,
+    },
+    "gpt2": {
+        "vocab_size": 64,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 128,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+SIZE = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOWERS: dict[str, dict[str, Any]] = {
+    "omni_vision": {**SIZE, "intermediate_size": 32},
+    "clip_vision_model": {**SIZE, "intermediate_size": 32},
+    "siglip_vision_model": {**SIZE, "intermediate_size": 32},
+    "dinov2": {**SIZE, "mlp_ratio": 2},
+    "vit": {**SIZE, "intermediate_size": 32},
+}
+IMAGE = 3
+"""The placeholder's id where there is no tokenizer."""
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., Any]:
+    """`make_config(thinker, tower, text={...}, **section)`: pictures of 16 x 16 become 2 x 2 patches and CLS, 5 tokens."""
+    from omni import OmniConfig
+
+    def make(
+        thinker: str = "qwen3", tower: str = "omni_vision", text: dict[str, Any] | None = None, **section: Any
+    ) -> OmniConfig:
+        encoder = {"model_type": tower, **TOWERS[tower]}
+        return OmniConfig(
+            modalities={"image": {"encoder": encoder, "token_id": IMAGE, "projector": "mlp", **section}},
+            text_config={"model_type": thinker, **THINKERS[thinker], **(text or {})},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
+    """As `make_config`, with weights large enough for every input to matter; in eval mode."""
+    import torch
+
+    from omni import OmniForConditionalGeneration
+
+    def make(*args: Any, config: Any = None, seed: int = 0, **kwargs: Any) -> OmniForConditionalGeneration:
+        model = OmniForConditionalGeneration(config or make_config(*args, **kwargs)).eval()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                if parameter.ndim > 1:
+                    parameter.copy_(noise * 0.2)
+                else:
+                    parameter.add_(noise * 0.1)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """Byte-level BPE with `<image>` and the project's chat template."""
+    from omni.training.tokenizer import train_tokenizer
+
+    return train_tokenizer(["what shape is it", "a red circle", "how many", "blue square"] * 4, 300, ["<image>"])
+
+
+@pytest.fixture
+def make_pair(make_config: Callable[..., Any], make_model: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
+    """`make_pair(**section)`: a model and its processor, whose vocabulary is the tokenizer's."""
+    import copy
+
+    from omni import OmniImageProcessor, OmniProcessor
+
+    def make(thinker: str = "qwen3", text: dict[str, Any] | None = None, **section: Any) -> tuple[Any, Any]:
+        text = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+            **(text or {}),
+        }
+        section.setdefault("token_id", tokenizer.convert_tokens_to_ids("<image>"))
+        model = make_model(config=make_config(thinker, text=text, **section))
+        processor = OmniProcessor(
+            image_processor=OmniImageProcessor(size={"height": 16, "width": 16}),
+            tokenizer=copy.deepcopy(tokenizer),
+            modalities=model.config.modalities,
+        )
+        return model, processor
+
+    return make

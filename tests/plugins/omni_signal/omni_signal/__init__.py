@@ -1,0 +1,1 @@
+"""A modality that omni has never heard of."""

@@ -1,0 +1,45 @@
+"""Every example runs as a user runs it, says what it shows, and stays short."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted(Path("examples").glob("*.py"))
+EXPECTED = {
+    "ask.py": ["red"],
+    "fuse_by_hand.py": ["projected       1 x 50 x 256", "tokens of the picture: 50 planned: 50", "next word: red"],
+    "load_encoder.py": ["cls          (1, 1, 128)", "grid         (1, 196, 128)"],
+    "pretrained_tower.py": ["projected    (17, 64)"],
+    "register_encoder.py": ["'wave': 'registered by __main__'", "{'wave': (4, 256)}"],
+    "two_pictures.py": ["tokens  61 to 110: a picture", "pixel_values (2, 3, 224, 224)", "113 tokens read"],
+}
+"""What each example must print."""
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_it_runs(example: Path) -> None:
+    done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for line in EXPECTED[example.name]:
+        assert line in done.stdout
+    assert "[transformers]" not in done.stderr  # warnings: an example does nothing that deserves one
+
+
+def test_it_takes_a_picture_and_a_question() -> None:
+    arguments = ["examples/ask.py", "examples/scene.jpg", "what shape is the red object"]
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "square\n", done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_it_is_short_and_says_how_to_run_it(example: Path) -> None:
+    text = example.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    assert f"python examples/{example.name}" in (ast.get_docstring(ast.parse(text)) or "")
+
+
+def test_none_is_forgotten() -> None:
+    assert {path.name for path in EXAMPLES} == set(EXPECTED)
