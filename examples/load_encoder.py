@@ -23,7 +23,7 @@ print("pixel_values", tuple(inputs["pixel_values"].shape))
 print("cls         ", tuple(encoded.cls.shape))
 print("grid        ", tuple(encoded.grid.shape))
 
-# How much each patch is like the one in the middle of the star: 0 to 9, in the places of the picture.
+# How much each patch is like the one in the middle of the heart: 0 to 9, in the places of the picture.
 side = model.config.grid_size
 grid = torch.nn.functional.normalize(encoded.grid[0], dim=-1)  # (196, 128)
 alike = (grid @ grid[7 * side + 7]).clamp(0, 0.999).reshape(side, side)

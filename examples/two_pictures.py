@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 model, processor = load(HERE.parent / "checkpoints/omni_tiny")
 pictures = [read_picture(HERE / "scene.png"), read_picture(HERE / "second.png")]
 
-prompt = "first: <image> second: <image> is there a star in the first picture"
+prompt = "first: <image> second: <image> is there a heart in the first picture"
 inputs = processor(images=pictures, text=prompt, return_tensors="pt")
 start = 0
 for is_picture, run in groupby(inputs["input_ids"][0].tolist(), lambda token: token == processor.image_token_id):
@@ -26,5 +26,5 @@ for is_picture, run in groupby(inputs["input_ids"][0].tolist(), lambda token: to
     start += len(tokens)
 print("pixel_values", tuple(inputs["pixel_values"].shape))
 
-result = answer(model, processor, pictures, "is there a star in the first picture")
+result = answer(model, processor, pictures, "is there a heart in the first picture")
 print(f"{result.tokens_read} tokens read, answer: {result.answer}")

@@ -12,6 +12,7 @@ writes that many placeholders) and the model (which fills them) both ask it.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,7 +110,7 @@ def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> t
     return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
 
 
-PROJECTORS: dict[str, type[nn.Module]] = {
+PROJECTORS: dict[str, type[Any]] = {
     "linear": LinearProjector,
     "mlp": MLPProjector,
     "unshuffle_mlp": UnshuffleMLPProjector,

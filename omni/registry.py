@@ -94,7 +94,7 @@ def register_modality(modality: Modality) -> Modality:
     Raises:
         ValueError: the name, the placeholder, an input or the processor's argument belongs to another modality already.
     """
-    _add(modality, f"registered by {modality.model_class.__module__}")
+    _add(modality)
     return modality
 
 
@@ -103,13 +103,13 @@ def declare_builtin(name: str, value: str) -> None:
     _builtin[name] = EntryPoint(name=name, value=value, group=ENTRY_POINT_GROUP)
 
 
-def _add(modality: Modality, origin: str) -> None:
+def _add(modality: Modality, entry_point: str | None = None) -> None:
     if not isinstance(modality, Modality):
-        raise ValueError(f"Expected an omni.Modality, found {type(modality).__name__} ({origin}).")
-    if modality.name in _registered or (modality.name in _entry_points() and not origin.startswith("entry point")):
+        found = f"{type(modality).__name__} ({entry_point})" if entry_point else type(modality).__name__
+        raise ValueError(f"Expected an omni.Modality, found {found}.")
+    if modality.name in _registered or (modality.name in _entry_points() and entry_point is None):
         raise ValueError(
-            f"The modality {modality.name!r} exists already ({_origin(modality.name)}); names are unique. Choose another "
-            "name, or use omni.registry.temporary() to replace it for a while."
+            f"The modality {modality.name!r} exists already ({_origin(modality.name)}); names are unique. Choose another."
         )
     for other in _registered.values():
         taken = [modality.token] if modality.token == other.token else []
@@ -121,11 +121,19 @@ def _add(modality: Modality, origin: str) -> None:
                 "placeholders, inputs and arguments must tell modalities apart."
             )
     # so that AutoConfig and AutoModel can build the encoder from a configuration alone
-    from transformers import AutoConfig, AutoModel
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
-    AutoConfig.register(modality.config_class.model_type, modality.config_class, exist_ok=True)
+    config_class, model_type = modality.config_class, modality.config_class.model_type
+    known = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else config_class  # noqa: SIM401, a lazy mapping
+    if (known.__module__, known.__qualname__) != (config_class.__module__, config_class.__qualname__):
+        raise ValueError(
+            f"The model_type {model_type!r} of {config_class.__module__}.{config_class.__qualname__} belongs to "
+            f"{known.__module__}.{known.__qualname__}; choose another."
+        )
+    AutoConfig.register(model_type, config_class, exist_ok=True)
     AutoModel.register(modality.config_class, modality.model_class, exist_ok=True)
-    _registered[modality.name], _origins[modality.name] = modality, origin
+    _registered[modality.name] = modality
+    _origins[modality.name] = entry_point or f"registered by {modality.model_class.__module__}"
     for listener in _listeners:
         listener()
 
@@ -147,10 +155,9 @@ def get_modality(name: str) -> Modality:
             modality = found.load()
         except Exception as error:
             raise ValueError(f"The plug-in of modality {name!r} ({_origin(name)}) cannot be loaded: {error}") from error
-        if name not in _registered:  # the plug-in's module may have registered it itself
-            if isinstance(modality, Modality) and modality.name != name:
-                raise ValueError(f"The entry point {name!r} ({_origin(name)}) holds the modality {modality.name!r}.")
-            _add(modality, _origin(name))
+        if isinstance(modality, Modality) and modality.name != name:
+            raise ValueError(f"The entry point {name!r} ({_origin(name)}) holds the modality {modality.name!r}.")
+        _add(modality, _origin(name))
     return _registered[name]
 
 

@@ -83,6 +83,7 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
     from omni import OmniForConditionalGeneration
 
     def make(*args: Any, config: Any = None, seed: int = 0, **kwargs: Any) -> OmniForConditionalGeneration:
+        torch.manual_seed(seed)
         model = OmniForConditionalGeneration(config or make_config(*args, **kwargs)).eval()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():

@@ -363,6 +363,6 @@ def test_a_bug_shows_its_traceback() -> None:
 # --- The pictures of the examples -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "seed"), [("scene.png", 17574), ("second.png", 30249)])
+@pytest.mark.parametrize(("name", "seed"), [("scene.png", 32400), ("second.png", 20171)])
 def test_the_example_pictures_are_held_out_scenes(name: str, seed: int) -> None:
     assert np.array_equal(np.asarray(Image.open(f"examples/{name}")), np.asarray(render(sample_scene(seed, "test"))))

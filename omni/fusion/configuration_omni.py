@@ -175,7 +175,7 @@ class OmniConfig(PreTrainedConfig):
         raise AttributeError(f"{type(self).__name__} has no attribute {key!r}")
 
     def __setattr__(self, key: str, value: Any) -> None:
-        modalities = self.__dict__.get("modalities")
+        modalities: Any = self.__dict__.get("modalities")
         if self._flat_name(key, modalities) is None:
             super().__setattr__(key, value)
         else:

@@ -13,7 +13,8 @@ Parts have the names that transformers, its exporters and vLLM look for: `<name>
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
@@ -157,13 +158,14 @@ class OmniModel(OmniPreTrainedModel):
                 inputs_embeds, placed[name] = self.place(name, features, input_ids, inputs_embeds)
         if position_ids is None:
             position_ids = _positions(attention_mask, past_key_values, inputs_embeds.shape[1])
-        outputs = self.language_model(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        with _attention_for_maps(self.language_model.config, kwargs):
+            outputs = self.language_model(
+                attention_mask=_readable(attention_mask, self.language_model.config, inputs_embeds.dtype),
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
         return OmniModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.get("past_key_values"),
@@ -203,7 +205,8 @@ class OmniModel(OmniPreTrainedModel):
         inputs.pop("return_dict", None)
         if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
             inputs["cls_only"] = True
-        encoded = tower(**inputs, return_dict=True)
+        with _attention_for_maps(tower.config, inputs):
+            encoded = tower(**inputs, return_dict=True)
         shapes = modality.grid_shapes(section["encoder"], inputs)
         groups: dict[tuple[int, ...], list[int]] = {}  # items of one shape go through the projector together
         for i, shape in enumerate(shapes):
@@ -325,6 +328,31 @@ def _positions(mask: torch.Tensor | None, cache: Cache | None, length: int) -> t
     return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
 
 
+def _attention_for_maps(config: Any, kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Eager attention while attention maps are asked for: of any other, transformers returns none without a word."""
+    wanted = kwargs.get("output_attentions")
+    return _eager(config) if (config.output_attentions if wanted is None else wanted) else nullcontext()
+
+
+@contextmanager
+def _eager(config: Any) -> Iterator[None]:
+    before = config._attn_implementation
+    config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _readable(mask: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Masks bool[B, 1, L, L] in the form that the attention reads: all but sdpa would add their 0 and 1 to the scores."""
+    if isinstance(mask, Mapping):
+        return {key: _readable(value, config, dtype) for key, value in mask.items()}
+    if mask is None or mask.dtype != torch.bool or mask.ndim != 4 or config._attn_implementation == "sdpa":
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 PASSED_ON = ("return_dict", "labels", "logits_to_keep", "shift_labels", "token_type_ids", "mm_token_type_ids",
              "cache_position", "attention_instances", "debug_io")  # fmt: skip
 """Arguments beside the Thinker's own that trainers and servers hand through a model."""
@@ -432,6 +460,14 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             if (value := model_kwargs.get(key)) is not None and value.shape[:2] == mask.shape:
                 model_kwargs[key] = _take(value, order)
         return _take(inputs, order), name, model_kwargs
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        """What is generated is text: a placeholder would be an item that nobody gave."""
+        processors = super()._get_logits_processor(*args, **kwargs)
+        token_ids = [section["token_id"] for section in self.config.modalities.values()]
+        if token_ids:  # first, so that top-k and the like choose among what is left
+            processors.insert(0, SuppressTokensLogitsProcessor(token_ids, device=kwargs.get("device") or "cpu"))
+        return processors
 
     # transformers prepares and expands encoded items for pictures and videos alone; here it is every modality
 
@@ -597,8 +633,8 @@ def _follow_registry() -> None:
     """
     names = [key for modality in registered() for key in modality.inputs]
     for cls, plain in _PLAIN_SIGNATURES.items():
-        cls.forward.__signature__ = plain  # type: ignore[attr-defined]
-        cls.forward.__signature__ = _with_inputs(cls.forward, names)  # type: ignore[attr-defined]
+        cls.forward.__signature__ = plain
+        cls.forward.__signature__ = _with_inputs(cls.forward, names)
         for modality in registered():
             method = f"get_{modality.name}_features"
             if method not in cls.__dict__:
@@ -615,8 +651,8 @@ def _features_method(name: str, inputs: tuple[str, ...]) -> Callable[..., Any]:
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     parameters += [inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD) for key in inputs]
     parameters += [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
-    get_features.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return get_features  # type: ignore[no-any-return]
+    get_features.__signature__ = inspect.Signature(parameters)
+    return get_features
 
 
 on_change(_follow_registry)

@@ -125,7 +125,7 @@ class OmniProcessor(ProcessorMixin):
         """
         items: dict[str, list[Any]] = {}
         for modality in self.bundles:
-            given = images if modality.name == "image" else kwargs.pop(modality.argument, None)  # type: ignore[misc]
+            given = images if modality.name == "image" else kwargs.pop(modality.argument, None)
             if given is not None:
                 items[modality.name] = self._flat(modality, given)
         if images is not None and "image" not in self.preprocessors:
@@ -135,8 +135,8 @@ class OmniProcessor(ProcessorMixin):
         texts = None if text is None else [text] if isinstance(text, str) else list(text)
         if texts is not None and not all(isinstance(sample, str) for sample in texts):
             raise ValueError("`text` must be a string or a list of strings.")
-        own = {f"{modality.argument}_kwargs": {} for modality in self.bundles}
-        own |= {key: kwargs.pop(key) for key in own if key in kwargs and key != "images_kwargs"}  # type: ignore[misc]
+        own: dict[str, Any] = {f"{modality.argument}_kwargs": {} for modality in self.bundles}
+        own |= {key: kwargs.pop(key) for key in own if key in kwargs and key != "images_kwargs"}
         merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         text_kwargs = dict(merged["text_kwargs"])
         return_tensors = text_kwargs.pop("return_tensors", None)
@@ -345,8 +345,10 @@ class OmniProcessor(ProcessorMixin):
 def _as_json(plan: OmniConfig) -> dict[str, Any]:
     """The sections of a configuration as they stand in processor_config.json, each with its encoder."""
     values = plan.to_diff_dict()
-    sections = {name: {**section, "encoder": values[f"{name}_config"]} for name, section in values["modalities"].items()}
-    return json.loads(json.dumps(sections))  # type: ignore[no-any-return]
+    sections = {
+        name: {**section, "encoder": values[f"{name}_config"]} for name, section in values["modalities"].items()
+    }
+    return json.loads(json.dumps(sections))
 
 
 def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
@@ -405,7 +407,7 @@ def _compare_with_model(processor: OmniProcessor, folder: Path, left_out: set[st
 
 def _sizes(plan: OmniConfig) -> dict[str, Any]:
     """What the token plan depends on: a section's settings, and the whole numbers of its encoder's configuration."""
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for name, section in plan.modalities.items():
         values = {**section, **section["encoder"].to_dict()}
         sizes |= {f"{name}.{key}": value for key, value in values.items() if key in section or type(value) is int}
