@@ -80,7 +80,7 @@ def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProc
     """
     folder = Path(checkpoint)
     if not (folder / "config.json").is_file():
-        found = "has no config.json" if folder.is_dir() else "does not exist"
+        found = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise CheckpointError(f"The checkpoint {str(folder)!r} {found}; expected the folder of a saved fused model.")
     values = {path.name: _read_object(path) for path in sorted(folder.glob("*.json"))}
     kind = values["config.json"].get("model_type")

@@ -12,7 +12,7 @@ stranger put among those that were trained together, does not pass either.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,13 @@ from transformers import PreTrainedConfig
 
 
 class StrictLoadingMixin:
-    """`from_pretrained` that raises on anything but a complete, intact checkpoint; stands before `PreTrainedModel`."""
+    """`from_pretrained` that raises on anything but a complete, intact checkpoint; stands before `PreTrainedModel`.
+
+    Attributes:
+        left_to_others: names of tensors that a checkpoint may hold for another class.
+    """
+
+    left_to_others = re.compile(r"(?!)")
 
     @classmethod
     def from_pretrained(
@@ -59,6 +65,8 @@ class StrictLoadingMixin:
             ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
             **kwargs,
         )
+        if foreign is not None:
+            del model._weight_conversions  # it would be saved again under its names in the fused model
         if output_loading_info:
             return model, report
         if pretrained_model_name_or_path is None:  # no checkpoint: weights in `state_dict`, the rest is asked to be new
@@ -66,18 +74,25 @@ class StrictLoadingMixin:
         allowed = [re.compile(pattern) for pattern in allow_missing]
         excused = {name for name in report["missing_keys"] if any(pattern.search(name) for pattern in allowed)}
         problems = [f"missing: {name}" for name in sorted(set(report["missing_keys"]) - excused)]
-        problems += [f"unexpected: {name}" for name in sorted(report["unexpected_keys"]) if not foreign.match(name)]
+        others = foreign or cls.left_to_others
+        problems += [f"unexpected: {name}" for name in sorted(report["unexpected_keys"]) if not others.match(name)]
         if not mismatched_allowed:
             problems += [
                 f"shape: {name} is {tuple(found)} in the checkpoint and {tuple(expected)} in the model"
                 for name, found, expected in sorted(report["mismatched_keys"])
             ]
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        problems += [
+            f"tied: {name} should be {source}, but the checkpoint holds both"
+            for name, source in model.get_expanded_tied_weights_keys(all_submodels=True).items()
+            if name in weights and weights[name] is not weights[source] and weights[name].device.type != "meta"
+        ]
         if problems:
             raise ValueError(_complaint(cls.__name__, pretrained_model_name_or_path, problems))
-        if excused:
-            parts = {part_of(name) for name in excused}
-            model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *parts})
-        verify_fingerprints(pretrained_model_name_or_path, subfolder=kwargs.get("subfolder", ""))
+        untrained = {part_of(name) for name in excused}
+        if untrained:
+            model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *untrained})
+        verify_fingerprints(pretrained_model_name_or_path, kwargs.get("subfolder", ""), untrained)
         return model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,22 +107,21 @@ class StrictLoadingMixin:
         return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
 
-def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str]:
+def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str] | None:
     """If `folder` holds a fused model with an encoder of this class, arrange that its tower is loaded.
 
-    Returns the pattern of the checkpoint's tensors that belong to others: nothing for an ordinary checkpoint.
+    Returns the pattern of the checkpoint's tensors that belong to others; None for an ordinary checkpoint.
     """
-    nothing = re.compile(r"(?!)")
     own_type = cls.config_class.model_type
     if isinstance(kwargs.get("config"), PreTrainedConfig):
-        return nothing
+        return None
     where = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if key in kwargs}
     values, _ = PreTrainedConfig.get_config_dict(folder, **where)
     if not values:  # transformers would take the defaults: a stranger's model of the default size, at random
         raise OSError(f"{str(folder)!r} holds no config.json, or an empty one; expected the folder of a checkpoint.")
     sections = values.get("modalities")
     if not isinstance(sections, dict) or own_type == values.get("model_type"):
-        return nothing
+        return None
     encoders = {name: values[f"{name}_config"]["model_type"] for name in sections}
     towers = [name for name, model_type in encoders.items() if model_type == own_type]
     if len(towers) != 1:
@@ -156,8 +170,13 @@ def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {part: digest.hexdigest()[:32] for part, digest in sorted(digests.items())}
 
 
-def verify_fingerprints(folder: Any, subfolder: str = "") -> None:
+def verify_fingerprints(folder: Any, subfolder: str = "", untrained: Collection[str] = ()) -> None:
     """Compare the weights in a local folder with the fingerprints in its configuration, where it has them.
+
+    Args:
+        folder: of a checkpoint, or None.
+        subfolder: inside of it.
+        untrained: parts that are known not to be those that were saved.
 
     Raises:
         ValueError: a part whose weights are not those that were saved together with the others.
@@ -169,7 +188,8 @@ def verify_fingerprints(folder: Any, subfolder: str = "") -> None:
     if not expected:
         return
     found = fingerprint_parts(read_tensors(folder))
-    changed = sorted(part for part in {*expected, *found} if expected.get(part) != found.get(part))
+    parts = {*expected, *found} - set(untrained)
+    changed = sorted(part for part in parts if expected.get(part) != found.get(part))
     if changed:
         raise ValueError(
             f"In {str(folder)!r} the weights of {', '.join(changed)} are not those that were saved with this "

@@ -220,6 +220,7 @@ def copy(tmp_path: Path) -> Path:
 def test_unknown_checkpoints(tmp_path: Path) -> None:
     assert "'nowhere' does not exist" in refuse("ask", SCENE, QUESTION, "--checkpoint", "nowhere")
     assert "has no config.json" in refuse("ask", SCENE, QUESTION, "--checkpoint", tmp_path)
+    assert "is a file" in refuse("ask", SCENE, QUESTION, "--checkpoint", CHECKPOINT / "config.json")
     encoder = refuse("ask", SCENE, QUESTION, "--checkpoint", "checkpoints/vision_tiny")
     assert "of type 'omni_vision', which does not answer questions" in encoder
 

@@ -58,6 +58,11 @@ class ConversationCollator:
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
         rows = []
         for place, example in enumerate(examples):
+            if strangers := sorted({name for name, items in example.items.items() if items} - set(counts)):
+                raise ValueError(
+                    f"Example {place} of the batch has items of {strangers}; this processor takes "
+                    f"{sorted(self.processor.preprocessors)}."
+                )
             tokens = {name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts}
             rows.append(self._pack(place, example, tokens))
         return batch | pad_rows(rows, self.processor.tokenizer.pad_token_id)
@@ -135,7 +140,7 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
     branches = padded([row.branches for row in rows], -1)  # (B, L)
     seen, seeing = branches[:, None, :], branches[:, :, None]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    mask = causal & ((seen == 0) | (seen == seeing)) & (seen >= 0)
+    mask = causal & ((seen == 0) | (seen == seeing)) & (seen >= 0) & (seeing >= 0)
     mask |= torch.eye(length, dtype=torch.bool)
     return {
         "input_ids": padded([row.input_ids for row in rows], pad_token_id),

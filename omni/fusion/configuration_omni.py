@@ -111,6 +111,10 @@ class OmniConfig(PreTrainedConfig):
             self.text_config = _build(self.text_config, "text_config", default="qwen3")
         elif self.text_config is None:
             self.text_config = _build(SMALL_THINKER, "text_config", default="qwen3")
+        if self.text_config.is_encoder_decoder:
+            raise ValueError(
+                f"A {type(self.text_config).__name__} describes an encoder-decoder; the Thinker is a causal language model."
+            )
         if self.modalities is None:  # a config that builds; a real tokenizer decides the placeholder's id
             self.modalities = {"image": {"encoder": {}, "token_id": self.text_config.vocab_size - 1}}
         sections = _merge(self.modalities, self._take_flat(kwargs, self.modalities))
@@ -264,6 +268,11 @@ def _complete(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     encoder = complete.get("encoder")
     if not isinstance(encoder, PreTrainedConfig):
         complete["encoder"] = _build(encoder or {}, f"modality {name!r}", default=modality.config_class.model_type)
+    if not hasattr(complete["encoder"], "hidden_size"):
+        raise ValueError(
+            f"The encoder of modality {name!r}, a {type(complete['encoder']).__name__}, has no `hidden_size`; of a model of "
+            "several parts take the one that encodes, such as clip_vision_model of clip."
+        )
     if not isinstance(complete.get("token_id"), int):
         raise ValueError(
             f"The modality {name!r} needs `token_id`, the id of its placeholder {modality.token!r} in the tokenizer; "

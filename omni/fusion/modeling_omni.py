@@ -13,6 +13,7 @@ Parts have the names that transformers, its exporters and vLLM look for: `<name>
 import copy
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
 
 class OmniModel(OmniPreTrainedModel):
     """Encoders, projectors and the Thinker without its head."""
+
+    left_to_others = re.compile(r"lm_head\.")  # a checkpoint with a head serves the base model too
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
@@ -354,8 +357,9 @@ def _readable(mask: Any, config: Any, dtype: torch.dtype) -> Any:
 
 
 PASSED_ON = ("return_dict", "labels", "logits_to_keep", "shift_labels", "token_type_ids", "mm_token_type_ids",
-             "cache_position", "attention_instances", "debug_io")  # fmt: skip
-"""Arguments beside the Thinker's own that trainers and servers hand through a model."""
+             "cache_position", "attention_instances", "debug_io", "cache", "block_table", "read_index", "write_index",
+             "logits_indices", "logits_processor_args")  # fmt: skip
+"""Arguments beside the Thinker's own that trainers and servers (continuous batching) hand through a model."""
 
 
 class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
@@ -450,7 +454,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             and pad not in (eos if isinstance(eos, list) else [eos])
         ):
             mask = inputs != pad  # what transformers will assume
-        if mask is None or mask.shape != inputs.shape[:2] or (cache is not None and cache.get_seq_length()):
+        if mask is None or mask.shape != inputs.shape[:2] or _cached_tokens(cache) != 0:
             return inputs, name, model_kwargs
         ids, embeds = (inputs, None) if name == "input_ids" else (model_kwargs.get("input_ids"), inputs)
         if any((self.model.placeholders(m, ids, embeds) & (mask == 0)).any() for m in self.config.modalities):
@@ -497,7 +501,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration
-            or (past_key_values is not None and not _cached_tokens(past_key_values)),
+            or (past_key_values is not None and _cached_tokens(past_key_values) == 0),
             **kwargs,
         )
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import processing_utils
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
@@ -375,15 +376,14 @@ def _load_preprocessor(modality: Modality, saved: Mapping[str, Any], overrides: 
     """The preprocessor that was saved: of the registered class, or one of transformers."""
     values = {key: overrides.get(key, value) for key, value in saved.items() if key != "preprocessor_class"}
     name = saved.get("preprocessor_class") or saved.get("image_processor_type")
-    cls = modality.preprocessor_class
-    if name not in (cls.__name__, f"{cls.__name__}Pil", None):
-        try:
-            cls = ProcessorMixin.get_possibly_dynamic_module(name)
-        except ValueError as error:
-            raise ValueError(
-                f"The preprocessor of modality {modality.name!r} was saved as {name}, but the registered one is "
-                f"{cls.__name__} and transformers knows no {name}. Register the plug-in that the checkpoint was made with."
-            ) from error
+    registered = modality.preprocessor_class
+    cls = registered if name in (registered.__name__, None) else getattr(transformers, name, None)
+    if cls is None:
+        raise ValueError(
+            f"The preprocessor of modality {modality.name!r} was saved as {name}, but the registered one is "
+            f"{registered.__name__} and transformers knows no {name}. Register the plug-in that the checkpoint was "
+            "made with."
+        )
     return cls(**values)
 
 

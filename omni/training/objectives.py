@@ -19,7 +19,7 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.registry import get_modality
-from omni.training.recipe import Recipe
+from omni.training.recipe import EncoderSection, Recipe
 from omni.training.tokenizer import train_tokenizer
 
 PATCH_ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -149,8 +149,8 @@ class DensePretraining:
         section = recipe.model
         modality = get_modality("image")
         self.processor = modality.preprocessor_class()
-        start = section.get("encoder")
-        config = section.get("config", {})
+        assert isinstance(section, EncoderSection)
+        start, config = section.encoder, section.config
         encoder = (
             modality.model_class.from_pretrained(start, **config)
             if start
@@ -183,7 +183,7 @@ class AnswerTraining:
     """Next-token prediction on answers: the fused model learns to answer about its inputs."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.model, self.processor = build_omni(**recipe.model)
+        self.model, self.processor = build_omni(**recipe.model.model_dump())
         self.collate = ConversationCollator(self.processor)
         self.train, self.evaluate = (
             SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, **data.scene_options())
@@ -233,7 +233,7 @@ def build_omni(
         model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
         return model, OmniProcessor.from_pretrained(checkpoint)
     if thinker is None or image is None:
-        raise ValueError("A model section names a `checkpoint` to go on from, or a `thinker` and an `image` section.")
+        raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and an `image` section.")
     modality = get_modality("image")
     texts = (text for seed in range(4000) for text in _scene_text(seed))
     tokenizer = train_tokenizer(texts, vocab_size, [modality.token])

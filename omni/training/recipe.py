@@ -3,9 +3,9 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from omni.data.scenes import KIND_WEIGHTS
 
@@ -54,12 +54,44 @@ class Optimizer(Strict):
     lr_scale: dict[str, float] = {}
 
 
+class EncoderSection(Strict):
+    """The model of the objective "dense".
+
+    `encoder` is a folder to go on from; without it the encoder is new. `config` overrides its configuration.
+    """
+
+    encoder: str | None = None
+    config: dict[str, Any] = {}
+
+
+class OmniSection(Strict):
+    """The model of the objective "answers".
+
+    Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
+    with a tokenizer of at most `vocab_size` tokens, and `image`, the modality's section with the folder of a trained
+    `encoder`. `config` overrides the configuration of the checkpoint or of the encoder.
+    """
+
+    checkpoint: str | None = None
+    thinker: str | None = None
+    vocab_size: int = Field(default=1024, gt=256)
+    image: dict[str, Any] | None = None
+    config: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        new = self.thinker is not None and self.image is not None and "encoder" in self.image
+        if new == (self.checkpoint is not None):
+            raise ValueError("give either `checkpoint`, or `thinker` and `image` with its `encoder`")
+        return self
+
+
 class Recipe(Strict):
     """Everything that `omni train` needs."""
 
     about: About
     objective: Literal["dense", "answers"]
-    model: dict[str, Any]
+    model: OmniSection | EncoderSection
     train: Scenes
     evaluate: Scenes
     optimizer: Optimizer
@@ -101,6 +133,14 @@ class Recipe(Strict):
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
             raise ValueError(f"The recipe {str(path)!r} is not valid: {'; '.join(problems)}.") from error
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_objective(cls, recipe: Any) -> Any:
+        sections: dict[str, type[Strict]] = {"dense": EncoderSection, "answers": OmniSection}
+        if isinstance(recipe, dict) and isinstance(recipe.get("model"), dict) and recipe.get("objective") in sections:
+            return {**recipe, "model": sections[recipe["objective"]].model_validate(recipe["model"])}
+        return recipe
 
     @field_validator("arguments")
     @classmethod

@@ -80,7 +80,7 @@ def test_comes_back_from_disk(make_config: Make, tmp_path: Path, tower: str, thi
     config.untrained = ["image_projector"]
     config.save_pretrained(tmp_path)
     for again in (OmniConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
-        assert again.to_dict() == config.to_dict()
+        assert again.to_json_string() == config.to_json_string()
         assert type(again.image_config) is type(config.image_config)
         assert again.untrained == ["image_projector"]
     for made in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), OmniConfig(**config.to_dict())):
@@ -199,6 +199,7 @@ def test_vision_config_needs_pictures() -> None:
         ({"projector": "unshuffle_mlp", "factor": 0}, "found 0 with 'unshuffle_mlp'"),
         ({"projector": "unshuffle_mlp", "factor": 1.5}, "found 1.5"),
         ({"encoder": {"model_type": "no_such"}}, "Unknown model_type 'no_such' in modality 'image'"),
+        ({"encoder": {"model_type": "clip"}}, "a CLIPConfig, has no `hidden_size`; .* such as clip_vision_model"),
         ({"encoder": {"patchsize": 4}}, "Unknown key 'patchsize'"),
     ],
 )
@@ -212,3 +213,5 @@ def test_an_unknown_modality_or_language_model() -> None:
         OmniConfig(modalities={"images": {"token_id": 3}})
     with pytest.raises(ValueError, match="Unknown model_type 'gpt9' in text_config"):
         OmniConfig(text_config={"model_type": "gpt9"})
+    with pytest.raises(ValueError, match="A BartConfig describes an encoder-decoder"):
+        OmniConfig(text_config={"model_type": "bart"})

@@ -157,7 +157,7 @@ def test_a_placeholder_in_a_users_text_is_text(processor: OmniProcessor) -> None
     with pytest.raises(ValueError, match="found 2 .* and 1"):
         processor.apply_chat_template(chat(image, text("is <image> a tag?")), **options)
     inputs = processor.apply_chat_template(
-        chat(image, text("is <image> a tag?")), processor_kwargs={"sanitize_control_tokens": True}, **options
+        chat(image, text("is <image> a tag?")), sanitize_control_tokens=True, **options
     )
     assert counts(processor, inputs) == [5]
     assert "is <image> a tag?" in processor.decode(inputs["input_ids"][0])
