@@ -476,9 +476,16 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
     # transformers prepares and expands encoded items for pictures and videos alone; here it is every modality
 
     def _maybe_prepare_encoder_kwargs_for_generation(
-        self, inputs_tensor: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        return self._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        """Encode, and check the counts here: beams repeat rows and chunks cut them before forward sees them."""
+        model_kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        ids, embeds = (inputs_tensor, None) if inputs_tensor.ndim == 2 else (None, inputs_tensor)
+        for name in self.config.modalities if _cached_tokens(model_kwargs.get("past_key_values")) == 0 else ():
+            encoded = model_kwargs.get("mm_encoder_outputs", {}).get(name)
+            lengths = [len(item) for item in encoded.pooler_output] if encoded is not None else []
+            self.model._check_counts(name, self.model.placeholders(name, ids, embeds), lengths)
+        return model_kwargs
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Encode every item once, before the first step."""
