@@ -17,6 +17,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
+from transformers import BatchFeature
 
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
@@ -117,6 +118,19 @@ def _read_object(path: Path) -> dict[str, object]:
     return values
 
 
+def make_prompts(processor: OmniProcessor, asked: Sequence[tuple[str, Sequence[Image.Image]]]) -> BatchFeature:
+    """A batch of questions about pictures, ready for `generate`; placeholders in a question's text are plain text."""
+    return processor.apply_chat_template(
+        [ask(question, images=pictures) for question, pictures in asked],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+        processor_kwargs={"padding": True},
+    )
+
+
 @torch.inference_mode()
 def answer(
     model: OmniForConditionalGeneration,
@@ -138,15 +152,7 @@ def answer(
     """
     start = time.perf_counter()
     question = check_question(question)
-    chat = ask(question, images=pictures)
-    inputs = processor.apply_chat_template(
-        chat,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        sanitize_control_tokens=True,
-    ).to(model.device)
+    inputs = make_prompts(processor, [(question, pictures)]).to(model.device)
     read = inputs["input_ids"].shape[1]
     limit = getattr(model.config.text_config, "max_position_embeddings", None)
     if limit is not None and read + max_new_tokens > limit:

@@ -19,8 +19,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from omni.answering import make_prompts
 from omni.data import scenes
-from omni.data.conversations import ask
 
 Sight = Literal["real", "blank", "swapped", "noise"]
 SIGHTS: tuple[Sight, ...] = ("real", "blank", "swapped", "noise")
@@ -203,15 +203,7 @@ def generate_answers(
     model: Any, processor: Any, prompts: Sequence[tuple[str, Sequence[Image.Image]]], max_new_tokens: int = 192
 ) -> list[str]:
     """Greedy answers to questions about pictures, as one batch; each is what the prompt alone would get."""
-    chats = [ask(question, images=pictures) for question, pictures in prompts]
-    inputs = processor.apply_chat_template(
-        chats,
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        processor_kwargs={"padding": True},
-    )
+    inputs = make_prompts(processor, prompts)
     output = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
     return [
         text.strip()
