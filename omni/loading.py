@@ -20,6 +20,31 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 
+# What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
+INHERITED_KEYS = frozenset(
+    [
+        "_attn_implementation_internal",
+        "_commit_hash",
+        "_experts_implementation_internal",
+        "_name_or_path",
+        "attn_implementation",
+        "auto_map",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "per_layer_config",
+        "quantization_config",
+        "tie_last_hidden_states",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "transformers_version",
+        "transformers_weights",
+        "use_cache",
+    ]
+)
+
 
 class StrictLoadingMixin:
     """`from_pretrained` that raises on anything but a complete, intact checkpoint; stands before `PreTrainedModel`.

@@ -27,6 +27,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from omni.loading import INHERITED_KEYS
 from omni.projectors import PROJECTORS, num_tokens
 from omni.registry import get_modality
 
@@ -43,25 +44,6 @@ SMALL_THINKER = {
 }
 """The default language model; that of transformers would have eight billion parameters."""
 SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS)
-OWN_KEYS = frozenset(
-    [
-        "_attn_implementation_internal",
-        "_experts_implementation_internal",
-        "_name_or_path",
-        "attn_implementation",
-        "auto_map",
-        "experts_implementation",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "quantization_config",
-        "torch_dtype",
-        "transformers_weights",
-        "tie_word_embeddings",
-        "use_cache",
-    ]
-)
 
 
 class _SubConfigs:
@@ -122,7 +104,7 @@ class OmniConfig(PreTrainedConfig):
         self.modalities = {name: _complete(name, sections[name]) for name in sorted(sections)}
         self.untrained = self.untrained or []
         tie = kwargs.pop("tie_word_embeddings", None)
-        if unknown := sorted(set(kwargs) - OWN_KEYS):
+        if unknown := sorted(set(kwargs) - INHERITED_KEYS):
             known = ["fingerprints", "modalities", "text_config", "tie_word_embeddings", "untrained"]
             known += [f"{name}_{what}" for name in self.modalities for what in ("config", "token_id")]
             raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for OmniConfig; known: {known}.")
@@ -206,7 +188,7 @@ class OmniConfig(PreTrainedConfig):
         """As JSON: encoders under their flat names (`image_config`), where transformers looks for parts of a model."""
         output = super().to_dict()
         # what else somebody hung on this object is no setting, and would be refused when it is read again
-        known = {*(field.name for field in fields(self)), *OWN_KEYS, "transformers_version"}
+        known = {*(field.name for field in fields(self)), *INHERITED_KEYS}
         output = {key: value for key, value in output.items() if key in known}
         for name, section in output["modalities"].items():
             output[f"{name}_config"] = section.pop("encoder").to_dict()

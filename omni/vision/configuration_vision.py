@@ -10,28 +10,7 @@ from typing import Any, ClassVar, Self
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-# What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
-INHERITED_KEYS = frozenset(
-    [
-        "_attn_implementation_internal",
-        "_commit_hash",
-        "_experts_implementation_internal",
-        "_name_or_path",
-        "attn_implementation",
-        "auto_map",
-        "experts_implementation",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "per_layer_config",
-        "quantization_config",
-        "tie_last_hidden_states",
-        "torch_dtype",
-        "transformers_weights",
-        "use_cache",
-    ]
-)
+from omni.loading import INHERITED_KEYS
 
 
 @strict
