@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from transformers import BatchFeature
 
-from omni.data.conversations import ask
+from omni.data.conversations import Message, ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -119,15 +119,20 @@ def _read_object(path: Path) -> dict[str, object]:
 
 
 def make_prompts(processor: OmniProcessor, asked: Sequence[tuple[str, Sequence[Image.Image]]]) -> BatchFeature:
-    """A batch of questions about pictures, ready for `generate`; placeholders in a question's text are plain text."""
+    """A batch of questions about pictures, ready for `generate`."""
+    return write_prompts(processor, [ask(question, images=pictures) for question, pictures in asked])
+
+
+def write_prompts(processor: OmniProcessor, conversations: Sequence[list[Message]]) -> BatchFeature:
+    """A batch of chats that end with a question, ready for `generate`; placeholders in their text are plain text."""
     return processor.apply_chat_template(
-        [ask(question, images=pictures) for question, pictures in asked],
+        list(conversations),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
         sanitize_control_tokens=True,
-        processor_kwargs={"padding": True},
+        processor_kwargs={"padding": True, "padding_side": "left"},  # answers go on from the last token
     )
 
 

@@ -159,55 +159,194 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an earlier run.")] = False,
 ) -> None:
     """Train what a recipe describes."""
-    from omni.training.recipe import Recipe
+    from omni.training.recipe import Recipe, RecipeError
 
-    with _mistakes(ValueError):
+    with _mistakes(RecipeError):
         read = Recipe.read(recipe, overrides)
+    from omni.data.manifests import ManifestError
     from omni.training.run import run
 
-    with _mistakes(FileExistsError):
+    with _mistakes(FileExistsError, RecipeError, ManifestError):
         typer.echo(run(read, resume=resume))
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model.")],
-    pictures: Annotated[int, typer.Option(min=1, help="Held-out scenes to ask about.")] = 500,
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model or of an encoder.")
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Held-out scenes to ask about.", show_default="500")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=0, help="Number of the first scene.", show_default="0")] = None,
     split: Annotated[
-        Literal["test", "pairs"], typer.Option(help="Scenes; pairs: never-trained shape and colour.")
-    ] = "test",
-    wordings: Annotated[Literal["seen", "held_out"], typer.Option(help="Those of training, or others.")] = "seen",
+        Literal["test", "pairs"] | None,
+        typer.Option(help="Scenes; pairs: never-trained shape and colour.", show_default="test"),
+    ] = None,
+    wordings: Annotated[
+        Literal["seen", "held_out"] | None, typer.Option(help="Those of training, or others.", show_default="seen")
+    ] = None,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="Ask only this kind; may be repeated.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Ask what this manifest asks, instead of scenes.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where paths in it start.", show_default="beside the manifest")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question of rows with an answer alone.")] = None,
+    fit_pictures: Annotated[
+        int | None, typer.Option(min=1, help="Encoders: scenes to learn from.", show_default="1500")
+    ] = None,
     sight: Annotated[bool, typer.Option("--sight", help="Ask again with the picture blank, swapped, noise.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Questions at once.", show_default="64")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="192")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the result, as JSON.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write every question and answer, as JSONL.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write pictures and answers, mistakes first, as .html.")] = None,
+    sheet_pictures: Annotated[int, typer.Option(min=1, help="Most pictures on the sheet.")] = 60,
+    card: Annotated[Path | None, typer.Option(help="Put the scores into this model card (README.md).")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Measure a written result again and compare.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Same as CHECKPOINT.", show_default="with --verify as it was")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Exact match on held-out scenes by kind of question, with 95 % intervals and the best constant answer."""
-    from omni.answering import CheckpointError, load
-    from omni.evaluation import SIGHTS, evaluate_scenes, render, uses_the_picture
+    """Exact match of answers, with 95 % intervals and the best constant answer; or what an encoder sees."""
+    from omni import evaluation
+    from omni.answering import CheckpointError
+    from omni.data.manifests import ManifestError
+    from omni.data.pictures import PictureError
 
+    if checkpoint is not None and folder is not None:
+        _refuse("CHECKPOINT and --checkpoint are the same; give one of them.")
+    folder = checkpoint or folder
+    kinds_of_settings = (evaluation.SceneSettings, evaluation.ManifestSettings, evaluation.EncoderSettings)
+    known = {name for each in kinds_of_settings for name in each.model_fields}
+    given = {name: value for name, value in context.params.items() if name in known and value}
+    given |= {name: str(path) for name, path in (("data", data), ("root", root)) if path is not None}
+    if verify is not None and given:
+        _refuse("--verify asks what the result says; leave out what else is to be asked.")
+    for path in (output, answers, sheet):
+        if path is not None and not path.absolute().parent.is_dir():
+            _refuse(f"{str(path)!r} cannot be written, as its folder does not exist; make it first.")
+    if sheet is not None and sheet.suffix != ".html":
+        _refuse(f"The sheet is one HTML file, so its name should end with .html, found {str(sheet)!r}.")
     _quiet()
-    with _mistakes(CheckpointError):
-        model, processor = load(checkpoint)
-    found = []
-    for shown in SIGHTS if sight else SIGHTS[:1]:
-        with _mistakes(ValueError), _progress(f"asking, {shown} pictures", pictures) as advance:
-            evaluation, _ = evaluate_scenes(
-                model,
-                processor,
-                split=split,
-                pictures=pictures,
-                wordings=wordings,
-                sight=shown,
-                kinds=kinds,
-                progress=advance,
-            )
-        found.append(evaluation)
-        if not as_json:
-            _show(render(evaluation))
+    with _mistakes(CheckpointError, evaluation.EvaluationError, ManifestError, PictureError), _steps() as progress:
+        if card is not None:
+            evaluation.read_card(card)
+        if verify is not None:
+            verification = evaluation.verify(evaluation.Result.read(verify), folder, progress)
+            outcome = verification.outcome
+        elif folder is not None:
+            verification = None
+            outcome = evaluation.evaluate(folder, evaluation.choose_settings(folder, **given), progress)
+        else:
+            _refuse("Expected the folder of a checkpoint, or --verify with a result; found neither.")
+    if outcome is None:
+        typer.echo("Nothing could be measured, so nothing is written.", err=True)
+    else:
+        finished = outcome
+        writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+            (output, finished.result.write),
+            (answers, lambda path: evaluation.write_answers(path, finished.asked)),
+            (sheet, lambda path: evaluation.write_sheet(path, finished, sheet_pictures)),
+            (card, lambda path: evaluation.update_card(path, finished.result)),
+        ]
+        for target, write in writers:
+            if target is not None:
+                _write(target, write)
+    if verification is not None:
+        _report(verification, as_json)
+    elif outcome is not None:
+        if as_json:
+            typer.echo(outcome.result.model_dump_json(indent=2))
+        else:
+            _show(evaluation.render(outcome.result))
+        if outcome.result.sight is not None and not outcome.result.sight.passed:
+            typer.echo("The sight test failed: without the picture the answers are as good as with it.", err=True)
+            raise typer.Exit(1)
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file and say so."""
+    existed = path.exists()
+    with _mistakes(OSError):
+        write(path)
+    typer.echo(f"{'Replaced' if existed else 'Wrote'} {path}", err=True)
+
+
+def _report(verification: Any, as_json: bool) -> None:
+    """What came out otherwise than in an earlier result; exit status 1 if anything did."""
+    differences, elsewhere = verification.differences, verification.elsewhere
     if as_json:
-        typer.echo(json.dumps([evaluation.model_dump() for evaluation in found], indent=2))
-    if sight and not uses_the_picture(found):
-        typer.echo("The sight test failed: without the picture the answers are as good as with it.", err=True)
+        found = {"differences": differences, "elsewhere": elsewhere}
+        document = {name: [each.model_dump() for each in listed] for name, listed in found.items()}
+        typer.echo(json.dumps({"same": not differences, **document}, indent=2))
+    else:
+        typer.echo("\n".join(map(str, differences)) or "Measured again, all hashes and scores are the same")
+        for each in elsewhere:
+            typer.echo(f"Not as then, and perhaps why: {each}", err=True)
+    if differences:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, on a terminal; one for each step, by its name."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(label: str, done: int, total: int) -> None:
+            task = tasks[label] if label in tasks else tasks.setdefault(label, bar.add_task(label))
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+
+
+@app.command("check-data")
+def check_data(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of pictures, or a .jsonl, .json or .csv file.")],
+    test: Annotated[Path | None, typer.Option(help="Held-out data, which must not show the same pictures.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model: count the tokens too.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Longest row, in tokens.", show_default="as in training")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where paths start.", show_default="beside the file")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question of rows with an answer alone.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read all of a data set and report what is wrong with it; the exit status is 1 if anything is."""
+    from omni.data.checking import check, first_of_each, render
+    from omni.data.manifests import PROMPT, Manifest, ManifestError
+
+    if max_length is not None and checkpoint is None:
+        _refuse("--max-length counts tokens, for which --checkpoint has to name the folder of a model.")
+    with _mistakes(ManifestError):
+        manifests = {"train": Manifest.read(path, root, prompt or PROMPT)}
+        if test is not None:
+            manifests["test"] = Manifest.read(test, root, prompt or PROMPT)
+    processor = None
+    if checkpoint is not None:
+        if not (checkpoint / "processor_config.json").is_file():
+            _refuse(f"The checkpoint {str(checkpoint)!r} has no processor_config.json; name a fused model's folder.")
+        from omni.fusion.processing_omni import OmniProcessor
+
+        _quiet()
+        with _mistakes(ValueError, OSError):
+            processor = OmniProcessor.from_pretrained(checkpoint)
+    with _progress("reading rows and pictures", sum(map(len, manifests.values()))) as advance:
+        report = check(manifests, processor, max_length, progress=advance)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    elif report.problems:
+        _show(render(report))
+        typer.echo("\n".join(first_of_each(report)))
+    else:
+        typer.echo(f"{report.rows:,} rows, {report.pictures:,} pictures, nothing found")
+    if not report.clean:
         raise typer.Exit(1)
 
 

@@ -9,13 +9,15 @@ A branch sees what is shared and itself, and counts its positions from the end o
 for it exactly what it would compute for that conversation alone, without reading the picture's tokens k times.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from omni.data.conversations import Example
+from omni.data.conversations import Example, Message
 from omni.registry import get_modality
 
 IGNORED = -100
@@ -34,16 +36,21 @@ class Row:
 class ConversationCollator:
     """Examples -> `input_ids`, `labels`, `position_ids` int64[B, L], `attention_mask` bool[B, 1, L, L], and the items.
 
+    `logits_to_keep` bool[B, L] marks the tokens before a label: a model that takes it computes no other logits.
+
     Args:
         processor: the model's `OmniProcessor`.
         max_length: the longest row in tokens.
 
     Raises:
-        ValueError: an example without an answer to learn from, or longer than `max_length`; it is named by its place.
+        ValueError: an example without an answer to learn from, with control tokens in a text, or longer than `max_length`;
+            its source is named.
     """
 
     def __init__(self, processor: Any, max_length: int = 2048) -> None:
         self.processor, self.max_length = processor, max_length
+        special = sorted({str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special})
+        self._control = re.compile("|".join(map(re.escape, special)) or "(?!)")
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Make a batch of B examples, one row each."""
@@ -60,7 +67,7 @@ class ConversationCollator:
         for place, example in enumerate(examples):
             if strangers := sorted({name for name, items in example.items.items() if items} - set(counts)):
                 raise ValueError(
-                    f"Example {place} of the batch has items of {strangers}; this processor takes "
+                    f"{_named(place, example)} has items of {strangers}; this processor takes "
                     f"{sorted(self.processor.preprocessors)}."
                 )
             tokens = {name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts}
@@ -69,16 +76,12 @@ class ConversationCollator:
 
     def _pack(self, place: int, example: Example, tokens: dict[str, list[int]]) -> Row:
         """One row from the conversations of one example; `tokens`: how many tokens each of its items becomes."""
-        encoded = self.processor.tokenizer.apply_chat_template(
-            example.conversations,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            padding=False,
-        )
+        self._refuse_control_tokens(_named(place, example), example)
+        tokenizer = self.processor.tokenizer
+        encode = _encode_marked if _MARK.search(tokenizer.chat_template or "") else _encode_compared
         chats = [
-            self._expand(place, ids, mask, tokens)
-            for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+            self._expand(_named(place, example), ids, mask, tokens)
+            for ids, mask in encode(tokenizer, example.conversations)
         ]
         shared = _common_prefix([list(zip(ids, labels, strict=True)) for ids, labels in chats]) if len(chats) > 1 else 0
         ids, labels = list(chats[0][0][:shared]), list(chats[0][1][:shared])
@@ -89,16 +92,27 @@ class ConversationCollator:
             positions += range(shared, len(chat_ids))
             branches += [number] * (len(chat_ids) - shared)
         if all(label == IGNORED for label in labels):
-            raise ValueError(f"Example {place} of the batch has no answer to learn from: {example.conversations}.")
+            raise ValueError(f"{_named(place, example)} has no answer to learn from: {example.conversations}.")
         if len(ids) > self.max_length:
             raise ValueError(
-                f"Example {place} of the batch has {len(ids)} tokens, more than max_length={self.max_length}; raise it, "
+                f"{_named(place, example)} has {len(ids)} tokens, more than max_length={self.max_length}; raise it, "
                 "or put fewer questions or items into one example. Nothing is cut."
             )
         return Row(ids, labels, positions, branches)
 
+    def _refuse_control_tokens(self, named: str, example: Example) -> None:
+        """In a text they would end a turn or stand for a picture; `omni ask` takes them for text, so training may not."""
+        for message in (message for conversation in example.conversations for message in conversation):
+            blocks = message["content"]
+            texts = [blocks] if isinstance(blocks, str) else [block.get("text", "") for block in blocks]
+            if found := next(filter(None, map(self._control.search, texts)), None):
+                raise ValueError(
+                    f"{named} has {found[0]!r} in the text of its {message['role']}, expected no control token of the "
+                    "tokenizer there; take it out, and name pictures in blocks of their own."
+                )
+
     def _expand(
-        self, place: int, ids: list[int], mask: list[int], tokens: dict[str, list[int]]
+        self, named: str, ids: list[int], mask: list[int], tokens: dict[str, list[int]]
     ) -> tuple[list[int], list[int]]:
         """Placeholders repeated by the token plan; labels where the assistant speaks."""
         sections = self.processor.plan.modalities
@@ -118,10 +132,55 @@ class ConversationCollator:
             expected = len(tokens.get(name, ()))
             if found != expected:
                 raise ValueError(
-                    f"Example {place} of the batch has {expected} items of modality {name!r}, but a conversation with "
+                    f"{named} has {expected} items of modality {name!r}, but a conversation with "
                     f"{found} placeholders {get_modality(name).token}."
                 )
         return out_ids, labels
+
+
+def _named(place: int, example: Example) -> str:
+    return example.source or f"Example {place} of the batch"
+
+
+_MARK = re.compile(r"\{%-?\s*generation\b")
+"""How a chat template marks what the assistant says; most templates in the wild do not."""
+
+Encoded = Iterator[tuple[list[int], list[int]]]
+"""Of each conversation the token ids, and 1 for those that the assistant says, its end-of-text included."""
+
+
+def _encode_marked(tokenizer: Any, conversations: list[list[Message]]) -> Encoded:
+    """Where the template itself says what is an answer."""
+    encoded = tokenizer.apply_chat_template(
+        conversations, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, padding=False
+    )
+    return zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+
+
+def _encode_compared(tokenizer: Any, conversations: list[list[Message]]) -> Encoded:
+    """Where it does not: an answer is what rendering its turn adds to the prompt before it.
+
+    Raises:
+        ValueError: a template that renders a turn differently once others follow, so that nothing can be compared.
+    """
+    for messages in conversations:
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        spans = []
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
+                after = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False).rstrip()
+                if not (whole.startswith(after) and after.startswith(before)):
+                    raise ValueError(
+                        f"The chat template renders {after!r} otherwise than its beginning {before!r} or than the whole "
+                        "conversation does, so answers cannot be told apart; put {% generation %} around them in it."
+                    )
+                spans.append((len(before), len(after)))
+        encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        spoken = [
+            int(any(start < right and left < end for left, right in spans)) for start, end in encoded["offset_mapping"]
+        ]
+        yield encoded["input_ids"], spoken
 
 
 def _common_prefix(sequences: Sequence[Sequence[Any]]) -> int:
@@ -142,9 +201,11 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     mask = causal & ((seen == 0) | (seen == seeing)) & (seen >= 0) & (seeing >= 0)
     mask |= torch.eye(length, dtype=torch.bool)
+    labels = padded([row.labels for row in rows], IGNORED)
     return {
         "input_ids": padded([row.input_ids for row in rows], pad_token_id),
-        "labels": padded([row.labels for row in rows], IGNORED),
+        "labels": labels,
+        "logits_to_keep": F.pad(labels[:, 1:] != IGNORED, (0, 1)),
         "position_ids": padded([row.position_ids for row in rows], 0),
         "attention_mask": mask[:, None],  # (B, 1, L, L)
     }

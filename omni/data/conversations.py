@@ -16,10 +16,12 @@ class Example:
     Attributes:
         items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`.
         conversations: chats of `{"role", "content"}` messages. Several may share the items: they are learnt in one row.
+        source: where it comes from, for messages.
     """
 
     items: Mapping[str, list[Any]]
     conversations: list[list[Message]]
+    source: str = ""
 
 
 def ask(question: str, answer: str | None = None, images: int | Sequence[Any] = 1) -> list[Message]:

@@ -399,7 +399,11 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
 
         Args:
             labels: int64[B, L], -100 where nothing is to be learnt.
-            logits_to_keep: only the last so many positions; 0 for all.
+            logits_to_keep: only the last so many positions; 0 for all. Or bool[B, L]: the n positions where it is true,
+                logits are then float[n, V]. Training needs no more than those before a label, a few of a row.
+
+        Raises:
+            ValueError: see `OmniModel.forward`, and a label of a position that `logits_to_keep` leaves out.
         """
         loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
         outputs = self.model(
@@ -411,7 +415,13 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool:
+            if labels is not None:
+                loss_kwargs["shift_labels"] = _labels_of(logits_to_keep, labels)
+            hidden_states = hidden_states[logits_to_keep]
+        else:
+            hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
         logits = _shape_logits(self.lm_head(hidden_states), self.config.text_config)
         loss = None
         if labels is not None:
@@ -617,6 +627,17 @@ def _stock_head(config: Any) -> nn.Linear:
             "(scaling, soft capping, bias): its logits would be wrong. Choose another language model."
         )
     return nn.Linear(head.in_features, head.out_features, bias=bias)
+
+
+def _labels_of(positions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The labels int64[n] that the logits of the n chosen positions, bool[B, L], are to predict."""
+    following = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    if left_out := int(((following != -100) & ~positions).sum()):
+        raise ValueError(
+            f"{left_out} of {int((following != -100).sum())} labelled tokens follow positions that logits_to_keep "
+            "leaves out, and would not be learnt; it must be true before every label."
+        )
+    return following[positions]
 
 
 # --- The signature of forward follows the registry --------------------------------------------------------------------

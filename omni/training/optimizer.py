@@ -1,10 +1,14 @@
 """Muon for the matrices, AdamW for everything else, behind the one optimizer that `Trainer` expects."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+
+from omni.training.recipe import Optimizer, RecipeError
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -52,3 +56,66 @@ class MuonAdamW(torch.optim.Optimizer):
 def is_hidden_matrix(module: nn.Module, name: str) -> bool:
     """Whether Muon is meant for this parameter: the weight of a linear layer."""
     return isinstance(module, nn.Linear) and name == "weight"
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Stop training the parameters whose names a pattern matches (`re.search`).
+
+    Raises:
+        RecipeError: a pattern that matches no parameter, or patterns that leave nothing to train.
+    """
+    unused = set(patterns)
+    for name, parameter in model.named_parameters():
+        matching = {pattern for pattern in patterns if re.search(pattern, name)}
+        unused -= matching
+        if matching:
+            parameter.requires_grad_(False)
+    if unused:
+        raise RecipeError(f"Patterns of `freeze` that match no parameter: {sorted(unused)}; {_names(model)}.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(f"The patterns of `freeze`, {sorted(patterns)}, leave nothing to train.")
+
+
+def _names(model: nn.Module) -> str:
+    tops = dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in model.named_parameters())
+    return f"the names begin with {', '.join(tops)}"
+
+
+def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """Groups of parameters by learning rate and decay; vectors (norms, biases) never decay.
+
+    Raises:
+        RecipeError: a pattern of `lr_scale` that matches no trainable parameter.
+    """
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    unused, seen = set(settings.lr_scale), set()
+    heads = {id(p) for p in _output_heads(model)}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            patterns = [p for p in settings.lr_scale if re.search(p, f"{module_name}.{name}")]
+            unused -= set(patterns)
+            scale = settings.lr_scale[patterns[-1]] if patterns else 1.0
+            matrix = settings.name == "muon" and is_hidden_matrix(module, name) and id(parameter) not in heads
+            groups.setdefault((matrix, scale, parameter.ndim > 1), []).append(parameter)
+    if unused:
+        raise RecipeError(f"Patterns of lr_scale that match no trainable parameter: {sorted(unused)}; {_names(model)}.")
+
+    def made(matrix: bool) -> list[dict[str, Any]]:
+        return [
+            {"params": params, "lr": settings.lr * scale, "weight_decay": settings.weight_decay * decays}
+            for (is_matrix, scale, decays), params in groups.items()
+            if is_matrix == matrix
+        ]
+
+    return MuonAdamW(made(True), made(False)) if settings.name == "muon" else torch.optim.AdamW(made(False))
+
+
+def _output_heads(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of output heads, which are classifiers, not hidden matrices."""
+    heads: list[nn.Module] = list(getattr(model, "heads", {}).values())
+    if isinstance(model, PreTrainedModel) and (head := model.get_output_embeddings()) is not None:
+        heads.append(head)
+    return [parameter for module in heads for parameter in module.parameters()]

@@ -3,11 +3,25 @@
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from omni.data.manifests import PROMPT
 from omni.data.scenes import KIND_WEIGHTS
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed. The message is one sentence: what was expected, what was found, what to do."""
 
 
 class Strict(BaseModel):
@@ -45,6 +59,24 @@ class Scenes(Strict):
         return {"min_objects": self.min_objects, "max_objects": self.max_objects, "neutral": self.neutral}
 
 
+class Files(Strict):
+    """A user's own data: a folder or file that `Manifest.read` understands.
+
+    `root` is where its pictures are, if not beside it; `prompt` is the question to rows that have an answer alone.
+    """
+
+    path: str
+    root: str | None = None
+    prompt: str = PROMPT
+
+
+def _kind_of_data(section: Any) -> str:
+    return "files" if isinstance(section, Files) or (isinstance(section, dict) and "path" in section) else "scenes"
+
+
+Data = Annotated[Annotated[Scenes, Tag("scenes")] | Annotated[Files, Tag("files")], Discriminator(_kind_of_data)]
+
+
 class Optimizer(Strict):
     """Muon on matrices and AdamW on the rest, or AdamW on all; learning rates by parameter-name pattern."""
 
@@ -52,6 +84,20 @@ class Optimizer(Strict):
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     lr_scale: dict[str, float] = {}
+
+
+class Lora(Strict):
+    """Low-rank adapters instead of the weights themselves (Hu et al. 2021), by peft.
+
+    `target_modules` is a pattern that must match whole names of modules; `modules_to_save` are trained entirely and saved
+    with the adapter, such as "multi_modal_projector".
+    """
+
+    r: int = Field(default=8, gt=0)
+    alpha: int = Field(default=16, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str
+    modules_to_save: list[str] = []
 
 
 class EncoderSection(Strict):
@@ -64,12 +110,25 @@ class EncoderSection(Strict):
     config: dict[str, Any] = {}
 
 
+class ContrastiveSection(EncoderSection):
+    """The model of the objective "contrastive": beside the encoder a text encoder, which is always new.
+
+    `text` is the configuration of any text encoder of transformers, with its `model_type`; `vocab_size` that of the
+    tokenizer made for it; `projection_dim` the width of the space where both meet.
+    """
+
+    text: dict[str, Any]
+    vocab_size: int = Field(default=1024, gt=256)
+    projection_dim: int = Field(default=128, gt=0)
+
+
 class OmniSection(Strict):
     """The model of the objective "answers".
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
     with a tokenizer of at most `vocab_size` tokens, and `image`, the modality's section with the folder of a trained
-    `encoder`. `config` overrides the configuration of the checkpoint or of the encoder.
+    `encoder`. With a checkpoint, `image` replaces settings of its section, and the projector is new. `config` overrides
+    the configuration of the checkpoint or of the encoder.
     """
 
     checkpoint: str | None = None
@@ -80,21 +139,36 @@ class OmniSection(Strict):
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        new = self.thinker is not None and self.image is not None and "encoder" in self.image
-        if new == (self.checkpoint is not None):
+        has_encoder = self.image is not None and "encoder" in self.image
+        if (self.checkpoint is not None) == (self.thinker is not None) or has_encoder != (self.thinker is not None):
             raise ValueError("give either `checkpoint`, or `thinker` and `image` with its `encoder`")
         return self
 
 
+SECTIONS: dict[str, type[Strict]] = {
+    "dense": EncoderSection,
+    "contrastive": ContrastiveSection,
+    "answers": OmniSection,
+}
+
+
 class Recipe(Strict):
-    """Everything that `omni train` needs."""
+    """Everything that `omni train` needs.
+
+    Attributes:
+        freeze: patterns of parameter names that stay as they are.
+        arguments: of transformers' `TrainingArguments`.
+        output: the folder of the finished checkpoint; the run's own files are in its subfolder "run".
+    """
 
     about: About
-    objective: Literal["dense", "answers"]
-    model: OmniSection | EncoderSection
-    train: Scenes
-    evaluate: Scenes
+    objective: Literal["dense", "contrastive", "answers"]
+    model: ContrastiveSection | OmniSection | EncoderSection
+    train: Data
+    evaluate: Data | None = None
     optimizer: Optimizer
+    freeze: list[str] = []
+    lora: Lora | None = None
     arguments: dict[str, Any]
     output: str
 
@@ -103,26 +177,26 @@ class Recipe(Strict):
         """Read a recipe and apply `key.subkey=value` overrides (values are JSON, or else text).
 
         Raises:
-            ValueError: no such file, no JSON object in it, an unknown key, a wrong type, or an override that names no
+            RecipeError: no such file, no JSON object in it, an unknown key, a wrong type, or an override that names no
                 place.
         """
         try:
             recipe = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
+            raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
         except ValueError as error:
-            raise ValueError(f"The recipe {str(path)!r} is not JSON: {error}.") from error
+            raise RecipeError(f"The recipe {str(path)!r} is not JSON: {error}.") from error
         if not isinstance(recipe, dict):
-            raise ValueError(f"The recipe {str(path)!r} should be a JSON object, found a {type(recipe).__name__}.")
+            raise RecipeError(f"The recipe {str(path)!r} should be a JSON object, found a {type(recipe).__name__}.")
         for override in overrides or []:
             key, sign, text = override.partition("=")
             if not sign:
-                raise ValueError(f"An override looks like key=value, found {override!r}.")
+                raise RecipeError(f"An override looks like key=value, found {override!r}.")
             *parents, last = key.split(".")
             place = recipe
             for parent in parents:
                 if not isinstance(place.get(parent), dict):
-                    raise ValueError(f"{key!r} names nothing in {path}: there is no section {parent!r}.")
+                    raise RecipeError(f"{key!r} names nothing in {path}: there is no section {parent!r}.")
                 place = place[parent]
             try:
                 place[last] = json.loads(text)
@@ -132,15 +206,22 @@ class Recipe(Strict):
             return cls.model_validate(recipe)
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
-            raise ValueError(f"The recipe {str(path)!r} is not valid: {'; '.join(problems)}.") from error
+            raise RecipeError(f"The recipe {str(path)!r} is not valid: {'; '.join(problems)}.") from error
 
     @model_validator(mode="before")
     @classmethod
     def _model_of_objective(cls, recipe: Any) -> Any:
-        sections: dict[str, type[Strict]] = {"dense": EncoderSection, "answers": OmniSection}
-        if isinstance(recipe, dict) and isinstance(recipe.get("model"), dict) and recipe.get("objective") in sections:
-            return {**recipe, "model": sections[recipe["objective"]].model_validate(recipe["model"])}
+        if isinstance(recipe, dict) and isinstance(recipe.get("model"), dict) and recipe.get("objective") in SECTIONS:
+            return {**recipe, "model": SECTIONS[recipe["objective"]].model_validate(recipe["model"])}
         return recipe
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.objective == "dense" and (isinstance(self.train, Files) or isinstance(self.evaluate, Files)):
+            raise ValueError("the objective 'dense' needs to know what covers each patch, which only scenes tell")
+        if self.lora and (self.objective != "answers" or self.freeze):
+            raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
+        return self
 
     @field_validator("arguments")
     @classmethod

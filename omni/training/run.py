@@ -1,17 +1,18 @@
 """Runs a recipe with `transformers.Trainer`, and so under accelerate, torchrun, DDP or FSDP without a line of ours."""
 
-import re
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES
-from omni.training.optimizer import MuonAdamW, is_hidden_matrix
-from omni.training.recipe import Optimizer, Recipe
+from omni.training.optimizer import freeze, make_optimizer
+from omni.training.recipe import Lora, Recipe, RecipeError
+from omni.training.trainer import OmniTrainer, rest_frozen_parts, save_whole
 
 
 def run(recipe: Recipe, resume: bool = False) -> Path:
@@ -19,20 +20,25 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
 
     Args:
         recipe: see `Recipe`.
-        resume: go on from the last whole checkpoint of an earlier run of this recipe, if there is one.
+        resume: go on from the last checkpoint of an earlier run of this recipe, if there is one.
 
     Raises:
         FileExistsError: the output folder holds a run already and `resume` is not set.
+        RecipeError: a run to be resumed was of another recipe, or a pattern matches nothing.
+        ManifestError: data that cannot be read, or is empty.
     """
     state = Path(recipe.output) / "run"
     last = get_last_checkpoint(str(state)) if state.is_dir() else None
     if last and not resume:
         raise FileExistsError(f"{state} holds an earlier run up to {Path(last).name}; resume it, or remove the folder.")
-    arguments = TrainingArguments(output_dir=str(state), **recipe.arguments)
+    if last:
+        _same_recipe(recipe, state / "recipe.json")
+    arguments = TrainingArguments(output_dir=str(state), **_evaluation(recipe))
     set_seed(arguments.seed)
     objective = OBJECTIVES[recipe.objective](recipe)
-    trainer = Trainer(
-        model=objective.model,
+    model = prepare(objective.model, recipe)
+    trainer = OmniTrainer(
+        model=model,
         args=arguments,
         train_dataset=objective.train,
         eval_dataset=objective.evaluate,
@@ -40,49 +46,68 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         compute_metrics=objective.metrics,
         preprocess_logits_for_metrics=objective.reduce_logits,
         processing_class=objective.processor,
-        optimizers=(make_optimizer(objective.model, recipe.optimizer), None),
+        optimizers=(make_optimizer(model, recipe.optimizer), None),
     )
-    trainer.train(resume_from_checkpoint=last)
+    if trainer.is_fsdp_enabled and recipe.optimizer.name == "muon":
+        raise RecipeError("Under FSDP a process holds pieces of matrices, but Muon needs them whole: choose adamw.")
     if trainer.is_world_process_zero():
-        objective.save(trainer.accelerator.unwrap_model(trainer.model), Path(recipe.output))
+        (state / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
+    earlier = TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else TrainerState()
+    if last and earlier.global_step >= earlier.max_steps:  # `train` would go on until the end of the epoch
+        trainer._load_from_checkpoint(last)
+        trainer.state = earlier
+    else:
+        trainer.train(resume_from_checkpoint=last)
+    if trainer.is_world_process_zero():
+        finished = trainer.accelerator.unwrap_model(trainer.model)
+        save_whole(lambda folder: objective.save(finished, folder), Path(recipe.output))
+        history = trainer.state.log_history
+        (Path(recipe.output) / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+        draw_curves(history, Path(recipe.output) / "curves.png")
     return Path(recipe.output)
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Groups of parameters by learning rate and decay; vectors (norms, biases) never decay.
-
-    Raises:
-        ValueError: a pattern of `lr_scale` that matches no trainable parameter.
-    """
-    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
-    unused, seen = set(settings.lr_scale), set()
-    heads = {id(p) for p in _output_heads(model)}
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            patterns = [p for p in settings.lr_scale if re.search(p, f"{module_name}.{name}")]
-            unused -= set(patterns)
-            scale = settings.lr_scale[patterns[-1]] if patterns else 1.0
-            matrix = settings.name == "muon" and is_hidden_matrix(module, name) and id(parameter) not in heads
-            groups.setdefault((matrix, scale, parameter.ndim > 1), []).append(parameter)
-    if unused:
-        raise ValueError(f"Patterns of lr_scale that match no trainable parameter: {sorted(unused)}.")
-
-    def made(matrix: bool) -> list[dict[str, Any]]:
-        return [
-            {"params": params, "lr": settings.lr * scale, "weight_decay": settings.weight_decay * decays}
-            for (is_matrix, scale, decays), params in groups.items()
-            if is_matrix == matrix
-        ]
-
-    return MuonAdamW(made(True), made(False)) if settings.name == "muon" else torch.optim.AdamW(made(False))
+def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Freeze what the recipe freezes, or put its adapters in."""
+    if recipe.lora:
+        model = add_adapters(model, recipe.lora)
+    freeze(model, recipe.freeze)
+    rest_frozen_parts(model)
+    return model
 
 
-def _output_heads(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of output heads, which are classifiers, not hidden matrices."""
-    heads: list[nn.Module] = list(getattr(model, "heads", {}).values())
-    if isinstance(model, PreTrainedModel) and (head := model.get_output_embeddings()) is not None:
-        heads.append(head)
-    return [parameter for module in heads for parameter in module.parameters()]
+def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
+    """The model with low-rank adapters of peft, which alone are trained."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise RecipeError("`lora` in a recipe needs peft: pip install 'omni-thinker[train]'.") from error
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        modules_to_save=settings.modules_to_save or None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:  # a pattern that matches no module
+        raise RecipeError(f"`lora` of the recipe does not fit the model: {error}") from error
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of `Trainer`; without data for it there is no evaluation."""
+    return recipe.arguments if recipe.evaluate else {**recipe.arguments, "eval_strategy": "no"}
+
+
+def _same_recipe(recipe: Recipe, path: Path) -> None:
+    """Refuse to go on with other settings than a run began with: its result would be of neither recipe."""
+    if not path.is_file():
+        return
+    earlier = Recipe.model_validate_json(path.read_text(encoding="utf-8")).model_dump(exclude={"about"})
+    changed = sorted(key for key, value in recipe.model_dump(exclude={"about"}).items() if value != earlier[key])
+    if changed:
+        raise RecipeError(
+            f"The run in {path.parent} began with other settings of {', '.join(changed)}; resume it with the recipe in "
+            f"{path}, or give this one another output."
+        )

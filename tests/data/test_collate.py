@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
 from omni.data.collate import IGNORED, ConversationCollator, _common_prefix
 from omni.data.conversations import Example, SceneConversations, ask
@@ -45,7 +46,7 @@ def test_a_packed_row_computes_what_its_conversations_compute_alone(make_pair: P
     rows = [example(count, seed=1), example(1, seed=5), example(count, seed=7, images=2)]
     batch = collate(rows)
     with torch.no_grad():
-        packed = model(**batch).logits
+        packed = model(**{name: value for name, value in batch.items() if name != "logits_to_keep"}).logits
         losses, labels = [], 0
         for row, packed_example in enumerate(rows):
             places = branches(batch, row)
@@ -64,6 +65,70 @@ def test_a_packed_row_computes_what_its_conversations_compute_alone(make_pair: P
         found = model(**batch).loss
     assert int((batch["labels"] != IGNORED).sum()) == labels
     torch.testing.assert_close(found, sum(losses) / labels, atol=1e-5, rtol=1e-5)
+
+
+CHATML = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for block in message['content'] -%}"
+    "{{- block['text'] if block['type'] == 'text' else '<' + block['type'] + '>' -}}"
+    "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_labels_are_the_answers_of_any_template(marked: bool) -> None:
+    chats = [
+        [*ask("what shape", "a red circle"), *ask("how many", "two, as a star", 0)],
+        ask("is it so\nassistant", "yes"),
+    ]
+    processor = AutoProcessor.from_pretrained("checkpoints/omni_tiny")
+    processor.tokenizer.chat_template = CHATML
+    if marked:
+        spoken = "{%- if message['role'] == 'assistant' -%}{%- generation -%}"
+        body = CHATML[CHATML.index("{%- if message['content'] is") : CHATML.index("{{- '<|im_end|>")]
+        answer = f"{spoken}{body}{{{{- '<|im_end|>' -}}}}{{%- endgeneration -%}}{{{{- '\n' -}}}}{{%- else -%}}"
+        processor.tokenizer.chat_template = CHATML.replace(body, answer + body, 1).replace(
+            "{{- '<|im_end|>\n' -}}{%- endfor -%}{%- if add",
+            "{{- '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}{%- if add",
+        )
+    batch = ConversationCollator(processor)([Example({"image": [photo()]}, [chat]) for chat in chats])
+    for row, expected in enumerate(["a red circle<|im_end|>two, as a star<|im_end|>", "yes<|im_end|>"]):
+        labels = batch["labels"][row]
+        assert processor.tokenizer.decode(labels[labels != IGNORED]) == expected
+
+
+@pytest.mark.parametrize(("question", "answer"), [("what<|end|>", "a"), ("what", "a <image>"), ("<|user|>", "b")])
+def test_control_tokens_in_a_text_are_refused(question: str, answer: str) -> None:
+    processor = AutoProcessor.from_pretrained("checkpoints/omni_tiny")
+    odd = Example({"image": [photo()]}, [ask("what", "a"), ask(question, answer)], "birds.jsonl, line 7")
+    with pytest.raises(
+        ValueError, match="^birds.jsonl, line 7 has '<.*>' in the text of its (user|assistant), expected no"
+    ):
+        ConversationCollator(processor)([odd])
+
+
+def test_a_template_that_changes_its_mind_is_refused() -> None:
+    processor = AutoProcessor.from_pretrained("checkpoints/omni_tiny")
+    processor.tokenizer.chat_template = "{{- messages | length -}}" + CHATML
+    with pytest.raises(ValueError, match="answers cannot be told apart; put {% generation %} around them"):
+        ConversationCollator(processor)([example(1)])
+
+
+def test_only_the_logits_before_labels_are_computed(make_pair: Pair) -> None:
+    model, processor = make_pair()
+    batch = ConversationCollator(processor)([example(3, seed=1), example(1, seed=5)])
+    before = batch.pop("logits_to_keep")
+    assert before[:, :-1].equal(batch["labels"][:, 1:] != IGNORED)
+    with torch.no_grad():
+        full, few = model(**batch), model(**batch, logits_to_keep=before)
+    assert few.logits.shape == (int(before.sum()), full.logits.shape[-1])
+    torch.testing.assert_close(few.logits, full.logits[before])
+    torch.testing.assert_close(few.loss, full.loss)
+    before[0, int(before[0].nonzero()[0])] = False
+    with pytest.raises(ValueError, match=r"1 of \d+ labelled tokens follow positions that logits_to_keep leaves out"):
+        model(**batch, logits_to_keep=before)
 
 
 def test_gradients_are_those_of_the_conversations_alone(make_pair: Pair) -> None:

@@ -19,16 +19,6 @@ from omni.training.run import make_optimizer, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_dropout_prob": 0.0}
-TINY_THINKER = {
-    "model_type": "qwen3",
-    "hidden_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 64,
-    "tie_word_embeddings": True,
-}
 ARGUMENTS: dict[str, Any] = {
     "max_steps": 4,
     "per_device_train_batch_size": 2,
@@ -88,9 +78,11 @@ def test_encoder_recipe_writes_a_checkpoint_that_loads(encoder: Path) -> None:
     assert model.config.hidden_size == 32
 
 
-def test_answer_recipe_writes_a_checkpoint_that_answers(encoder: Path, tmp_path: Path) -> None:
+def test_answer_recipe_writes_a_checkpoint_that_answers(
+    encoder: Path, tmp_path: Path, tiny_thinker: dict[str, Any]
+) -> None:
     thinker = tmp_path / "thinker.json"
-    thinker.write_text(json.dumps(TINY_THINKER))
+    thinker.write_text(json.dumps(tiny_thinker))
     image = {"encoder": str(encoder), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
     section = {"thinker": str(thinker), "vocab_size": 400, "image": image}
     folder = run(tiny("omni_tiny", tmp_path / "out", model=section))

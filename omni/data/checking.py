@@ -1,0 +1,314 @@
+"""Everything that is wrong with a data set, found before hours are spent on it: what `omni check-data` calls.
+
+    report = check({"train": Manifest.read("birds/train"), "test": Manifest.read("birds/test")})
+    for problem in report.problems:
+        print(problem.kind, problem.source, problem.sentence)
+
+Every row is parsed and every picture decoded, once for each file, on several threads. What is kept of a picture is a
+digest of its pixels, so that memory does not grow with their size. Pictures are the same if their decoded pixels are,
+however they are stored.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+from omni.data.manifests import SUFFIXES, Manifest, ManifestError, Row, RowProblem
+from omni.data.pictures import PictureError, read_picture
+
+if TYPE_CHECKING:
+    from omni.fusion.processing_omni import OmniProcessor
+
+PictureProblem = Literal["missing", "truncated", "too large", "unreadable"]
+SetProblem = Literal["too long", "duplicate row", "duplicate picture", "leak", "unused"]
+Kind = RowProblem | PictureProblem | SetProblem
+KINDS: tuple[Kind, ...] = (*get_args(RowProblem), *get_args(PictureProblem), *get_args(SetProblem))
+NOTES = frozenset({"unused"})
+"""Told, but no reason not to train: files that no row names are often meant to be there."""
+
+
+class Problem(BaseModel):
+    """One thing that is wrong.
+
+    Attributes:
+        kind: what it is counted under, one of `KINDS`.
+        source: the row, by file and line or entry; for "unused" the data set.
+        file: the picture, if it is about one.
+        sentence: what is wrong, without the source in front.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    source: str
+    file: str | None
+    sentence: str
+
+
+class Report(BaseModel):
+    """What `check` found among so many rows and picture files. A file is reported once, with the first row that names it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    pictures: int
+    problems: list[Problem]
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is nothing, or nothing but notes."""
+        return all(problem.kind in NOTES for problem in self.problems)
+
+
+class _Seen(NamedTuple):
+    pixels: bytes  # a digest
+    tokens: int  # placeholders that it becomes
+
+
+@dataclass
+class _Set:
+    """What is remembered of one manifest: digests, and the numbers of the rows where they came first."""
+
+    name: str
+    manifest: Manifest
+    rows: dict[bytes, int] = field(default_factory=dict)
+    pictures: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # by pixels: the row and the file's key
+    copies: set[bytes] = field(default_factory=set)  # keys of files that were reported as duplicates
+
+
+def check(
+    manifests: Mapping[str, Manifest],
+    processor: "OmniProcessor | None" = None,
+    max_length: int | None = None,
+    *,
+    workers: int | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Report:
+    """Read all rows and pictures of some data sets.
+
+    Args:
+        manifests: data sets by name. A picture in two of them is a "leak"; one twice in the same is a "duplicate picture"
+            if the files are different. The same file with other questions is what data sets are made of, and no problem.
+        processor: counts tokens; without it no row is "too long".
+        max_length: the longest row in tokens; by default what the collator of training takes.
+        workers: threads that decode; as many as there are cores by default.
+        progress: called with the number of rows done.
+    """
+    if processor is None and max_length is not None:
+        raise ValueError(f"max_length={max_length} needs a processor, which says how many tokens a row has; pass one.")
+    return _Check(processor, max_length).run(manifests, workers or os.cpu_count() or 1, progress)
+
+
+def render(report: Report) -> Table:
+    """How many problems of each kind there are, as a table for the terminal."""
+    table = Table(title=f"{report.rows:,} rows, {report.pictures:,} pictures", min_width=40)
+    table.add_column("problem")
+    table.add_column("found", justify="right")
+    counts = Counter(problem.kind for problem in report.problems)
+    for kind in KINDS:
+        if counts[kind]:
+            table.add_row(f"{kind} (a note)" if kind in NOTES else kind, f"{counts[kind]:,}")
+    return table
+
+
+def first_of_each(report: Report, most: int = 3) -> list[str]:
+    """A line for each of the first problems of each kind, and how many more there are."""
+    lines = []
+    for kind in KINDS:
+        found = [problem for problem in report.problems if problem.kind == kind]
+        lines += [f"{kind}: {problem.source}: {problem.sentence}" for problem in found[:most]]
+        lines += [f"{kind}: and {len(found) - most:,} more"] if len(found) > most else []
+    return lines
+
+
+class _Check:
+    def __init__(self, processor: "OmniProcessor | None", max_length: int | None) -> None:
+        self.processor, self.max_length = processor, max_length or 0
+        if processor is not None and max_length is None:
+            from omni.data.collate import ConversationCollator  # imports torch, which looking at files does not need
+
+            self.max_length = ConversationCollator(processor).max_length
+        self.problems: list[Problem] = []
+        self.files: dict[bytes, Future[_Seen | PictureError] | _Seen | None] = {}  # None: refused, and reported
+        self.contents: dict[bytes, _Seen] = {}
+
+    def run(self, manifests: Mapping[str, Manifest], workers: int, progress: Callable[[int], None]) -> Report:
+        sets = [_Set(name, manifest) for name, manifest in manifests.items()]
+        done = 0
+        with ThreadPoolExecutor(workers) as pool:
+            for place, part in enumerate(sets):
+                for index, row, keys in self._read_ahead(pool, part.manifest, 4 * workers):
+                    if isinstance(row, ManifestError):
+                        source = part.manifest.source(index)
+                        self._report(row.kind, source, None, str(row).removeprefix(f"{source}: "))
+                    else:
+                        self._finish(part, sets[:place], index, row, keys)
+                    done += 1
+                    progress(done)
+        for part in sets:
+            self._find_unused(part.manifest)
+        return Report(rows=done, pictures=len(self.files), problems=self.problems)
+
+    def _report(self, kind: Kind, source: str, file: Path | None, sentence: str) -> None:
+        # names of files need not be text; what is no Unicode could be neither printed nor written as JSON
+        source, sentence, name = (
+            text.encode(errors="backslashreplace").decode() for text in (source, sentence, str(file or ""))
+        )
+        self.problems.append(Problem(kind=kind, source=source, file=name or None, sentence=sentence))
+
+    def _read_ahead(
+        self, pool: ThreadPoolExecutor, manifest: Manifest, window: int
+    ) -> Iterator[tuple[int, Row | ManifestError, list[bytes]]]:
+        """Rows in order, and the keys of their pictures, which threads already read for the rows that come next."""
+        waiting: deque[tuple[int, Row | ManifestError, list[bytes]]] = deque()
+        for index in range(len(manifest)):
+            try:
+                row = manifest[index]
+            except ManifestError as error:
+                waiting.append((index, error, []))
+            else:
+                keys = [_key(path) for path in row.pictures]
+                for path, key in zip(row.pictures, keys, strict=True):
+                    if key not in self.files:
+                        self.files[key] = pool.submit(self._look, path)
+                waiting.append((index, row, keys))
+            if len(waiting) > window:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _look(self, path: Path) -> _Seen | PictureError:
+        """Read one file; the threads do this."""
+        content = _digest_of_file(path)
+        if content is not None and content in self.contents:
+            return self.contents[content]
+        try:
+            picture = read_picture(path)
+        except PictureError as error:
+            return error
+        tokens = 0
+        if self.processor is not None:
+            prepared = self.processor._prepare("image", [picture], {"return_tensors": "pt"})
+            tokens = self.processor._counts("image", prepared)[0]
+        seen = _Seen(_digest(repr(picture.size).encode(), picture.tobytes()), tokens)
+        if content is not None:
+            self.contents[content] = seen
+        return seen
+
+    def _finish(self, part: _Set, earlier: list[_Set], index: int, row: Row, keys: list[bytes]) -> None:
+        seen = [self._result(row, path, key) for path, key in zip(row.pictures, keys, strict=True)]
+        pixels = [one.pixels if one else key for one, key in zip(seen, keys, strict=True)]
+        first = part.rows.setdefault(_digest(json.dumps(row.conversation).encode(), *pixels), index)
+        if first != index:
+            sentence = f"it says of the same pictures what {part.manifest.source(first)} says; remove one of them."
+            self._report("duplicate row", row.source, None, sentence)
+            return
+        for path, key, one in zip(row.pictures, keys, seen, strict=True):
+            if one is not None:
+                self._compare(part, earlier, index, row, path, key, one.pixels)
+        if self.processor is not None and all(seen):
+            encoded = self.processor.tokenizer.apply_chat_template(row.conversation, tokenize=True, return_dict=True)
+            length = len(encoded["input_ids"]) + sum(one.tokens - 1 for one in seen if one)
+            if length > self.max_length:
+                sentence = f"it has {length} tokens, more than max_length={self.max_length}; shorten it or raise that."
+                self._report("too long", row.source, None, sentence)
+
+    def _result(self, row: Row, path: Path, key: bytes) -> _Seen | None:
+        """What was found in a file; what is wrong with it is reported the first time."""
+        found = self.files[key]
+        if isinstance(found, Future):
+            result = found.result()
+            found = None if isinstance(result, PictureError) else result
+            self.files[key] = found
+            if isinstance(result, PictureError):
+                sentence = str(result)
+                reason = sentence.removeprefix(repr(str(path)))
+                kinds: list[PictureProblem] = [kind for words, kind in _REFUSALS.items() if words in reason]
+                self._report(kinds[0] if kinds else "unreadable", row.source, path, sentence)
+        return found
+
+    def _compare(
+        self, part: _Set, earlier: list[_Set], index: int, row: Row, path: Path, key: bytes, pixels: bytes
+    ) -> None:
+        """Has another file of this data set, or any file of an earlier one, these pixels?"""
+        if pixels in part.pictures:
+            first, other = part.pictures[pixels]
+            if other != key and key not in part.copies:
+                part.copies.add(key)
+                where = _where(part.manifest, first, other)
+                self._report(
+                    "duplicate picture",
+                    row.source,
+                    path,
+                    f"{str(path)!r} shows the same as {where}; keep one of the files.",
+                )
+            return
+        part.pictures[pixels] = index, key
+        for other_part in earlier:
+            if pixels in other_part.pictures:
+                where = _where(other_part.manifest, *other_part.pictures[pixels])
+                self._report(
+                    "leak",
+                    row.source,
+                    path,
+                    f"{str(path)!r} of {part.name} shows the same as {where} of {other_part.name}; "
+                    "take it out of one of the two.",
+                )
+                return
+
+    def _find_unused(self, manifest: Manifest) -> None:
+        for folder, inside, files in os.walk(manifest.folder) if manifest.folder else ():
+            inside.sort()
+            for path in sorted(Path(folder, name) for name in files):
+                if path.suffix.lower() in SUFFIXES and _key(path) not in self.files:
+                    self._report("unused", str(manifest.path), path, f"{str(path)!r} is named by no row.")
+
+
+_REFUSALS: dict[str, PictureProblem] = {
+    "does not exist": "missing",
+    "data that end too early": "truncated",
+    "is too large": "too large",
+}
+"""What `read_picture` says, and how that is called here."""
+
+
+def _where(manifest: Manifest, index: int, key: bytes) -> str:
+    """A file and the row that names it; parsed again, as only digests are kept."""
+    row = manifest[index]
+    path = next(path for path in row.pictures if _key(path) == key)
+    return f"{str(path)!r} ({row.source})"
+
+
+def _digest(*parts: bytes) -> bytes:
+    whole = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        whole.update(part)
+    return whole.digest()
+
+
+def _digest_of_file(path: Path) -> bytes | None:
+    """Of its bytes as they are; nothing if `read_picture` will refuse it, and of a pipe, which might never end."""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def _key(path: Path) -> bytes:
+    """The same for every name of one file."""
+    try:
+        name = os.path.realpath(path)
+    except ValueError:  # a null byte in it
+        name = str(path)
+    return _digest(name.encode(errors="surrogatepass"))

@@ -1,0 +1,187 @@
+"""Asking: every question the way a user asks it, greedy answers, and what is shown in the place of the pictures.
+
+What is asked about comes as a `Questionnaire`: a sequence of `Item`s, each some pictures with the questions about them.
+Generated scenes are one (`omni.evaluation.scenes`), the rows of a manifest another (`omni.evaluation.manifest`).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jinja2 import TemplateError
+from PIL import Image
+
+from omni.answering import write_prompts
+from omni.data.conversations import Message, ask
+
+from .scores import Asked, EvaluationError, Sight
+
+Pictures = tuple[Image.Image, ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question.
+
+    Attributes:
+        kind: questions of one kind are scored together.
+        conversation: what is said up to the question, with blocks `{"type": "image"}` where pictures belong.
+        expected: the answer, without spaces around.
+    """
+
+    kind: str
+    conversation: list[Message]
+    expected: str
+
+    @property
+    def text(self) -> str:
+        """The words of the last message."""
+        content = self.conversation[-1]["content"]
+        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        return " ".join(block["text"] for block in blocks if block["type"] == "text").strip()
+
+    def show(self, pictures: Sequence[Image.Image]) -> list[Message]:
+        """The conversation with pictures in their blocks; those of a later turn are not needed yet."""
+        waiting = iter(pictures)
+        return [
+            message
+            if isinstance(message["content"], str)
+            else {
+                **message,
+                "content": [
+                    {**block, "image": next(waiting)} if block["type"] == "image" else block
+                    for block in message["content"]
+                ],
+            }
+            for message in self.conversation
+        ]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Some pictures, where they come from, and the questions about them."""
+
+    source: str
+    pictures: Pictures
+    queries: tuple[Query, ...]
+
+
+class Questionnaire(Protocol):
+    """What is asked: items, made when asked for."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+
+    def __getitem__(self, index: int) -> Item:
+        """One of them, the same every time."""
+
+    def swapped(self, index: int) -> Pictures:
+        """As many pictures, of another item."""
+
+    def why_not_swapped(self) -> str | None:
+        """Why some item has no other one to swap pictures with, if so."""
+
+    def data_hash(self, progress: Callable[[int], None] = lambda done: None) -> str:
+        """sha256 of the pictures and the expected answers; raises where one of them cannot be read."""
+
+
+def ask_all(
+    model: Any,
+    processor: Any,
+    questionnaire: Questionnaire,
+    sight: Sight = "real",
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 192,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Asked]:
+    """Ask every question.
+
+    Args:
+        model, processor: as `omni.answering.load` returns them.
+        questionnaire: what is asked.
+        sight: "real" shows the pictures; "blank" grey ones, "swapped" those of another item, "noise" random pixels.
+        batch_size: questions at once.
+        max_new_tokens: where an answer is stopped that does not end by itself.
+        progress: called with the number of items done.
+
+    Raises:
+        EvaluationError: a question that the model cannot read, or one without room for its answer.
+    """
+    asked: list[Asked] = []
+    waiting: list[tuple[int, str, Query, list[Message]]] = []
+    for index in range(len(questionnaire)):
+        item = questionnaire[index]
+        pictures = shown(questionnaire, index, item, sight)
+        waiting += [(index, item.source, query, query.show(pictures)) for query in item.queries]
+        while len(waiting) >= batch_size or (waiting and index == len(questionnaire) - 1):
+            batch, waiting = waiting[:batch_size], waiting[batch_size:]
+            try:
+                replies = _generate(model, processor, [conversation for *_, conversation in batch], max_new_tokens)
+            except EvaluationError as error:
+                sources = list(dict.fromkeys(source for _, source, *_ in batch))
+                where = sources[0] if len(sources) == 1 else f"one of {sources[0]} to {sources[-1]}"
+                raise EvaluationError(f"The model cannot be asked about {where}: {error}") from error
+            asked += [
+                Asked(q.kind, q.text, q.expected, reply.answer, source, number, reply.complete, reply.prompt)
+                for (number, source, q, _), reply in zip(batch, replies, strict=True)
+            ]
+        progress(index + 1)
+    return asked
+
+
+def shown(questionnaire: Questionnaire, index: int, item: Item, sight: Sight) -> Pictures:
+    """The pictures of an item, or others of the same sizes in their place; see `ask_all`."""
+    if sight == "real":
+        return item.pictures
+    if sight == "swapped":
+        return questionnaire.swapped(index)
+    if sight == "blank":
+        return tuple(Image.new("RGB", picture.size, (128, 128, 128)) for picture in item.pictures)
+    random = np.random.default_rng(index)
+    sizes = [(picture.height, picture.width, 3) for picture in item.pictures]
+    return tuple(Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)) for size in sizes)
+
+
+@dataclass(frozen=True)
+class _Reply:
+    answer: str
+    complete: bool
+    prompt: str
+
+
+@torch.inference_mode()
+def _generate(model: Any, processor: Any, conversations: Sequence[list[Message]], max_new_tokens: int) -> list[_Reply]:
+    """Greedy answers to chats that end with a question, as one batch."""
+    try:
+        inputs = write_prompts(processor, conversations).to(model.device)
+    except (TemplateError, ValueError) as error:  # roles that the chat template does not know, and the like
+        raise EvaluationError(str(error)) from error
+    rows, mask = inputs["input_ids"].tolist(), inputs["attention_mask"].tolist()
+    prompts = [[token for token, seen in zip(*row, strict=True) if seen] for row in zip(rows, mask, strict=True)]
+    longest, limit = max(map(len, prompts)), getattr(model.config.text_config, "max_position_embeddings", None)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise EvaluationError(
+            f"a prompt of {longest} tokens leaves no room for an answer of {max_new_tokens} in the {limit} that the "
+            "model takes; allow fewer new tokens, or ask about fewer pictures at once."
+        )
+    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    written = output[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(written, skip_special_tokens=True)
+    ends = model.generation_config.eos_token_id
+    ends = torch.tensor([] if ends is None else ends, dtype=torch.long, device=written.device)
+    complete = torch.isin(written, ends).any(-1).tolist()
+    hashes = [hashlib.sha256(json.dumps(prompt).encode()).hexdigest() for prompt in prompts]
+    return [_Reply(text.strip(), done, hashed) for text, done, hashed in zip(texts, complete, hashes, strict=True)]
+
+
+def generate_answers(
+    model: Any, processor: Any, prompts: Sequence[tuple[str, Sequence[Image.Image]]], max_new_tokens: int = 192
+) -> list[str]:
+    """Greedy answers to questions about pictures, as one batch; each is what the prompt alone would get."""
+    conversations = [ask(question, images=pictures) for question, pictures in prompts]
+    return [reply.answer for reply in _generate(model, processor, conversations, max_new_tokens)]

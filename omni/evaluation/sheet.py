@@ -1,0 +1,115 @@
+"""A sheet of pictures to look at: one HTML file with questions, expected and given answers, mistakes first.
+
+It holds its pictures, needs no network and no script, and can be read on a phone and without colours.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from .run import Outcome
+from .scores import Asked
+from .tables import remarks, tabulate, title
+
+LARGEST = 448
+"""Longer side of a picture on the sheet, in pixels."""
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --wrong: #b3261e; --right: #2e7d32; }
+@media (prefers-color-scheme: dark) { :root { --wrong: #ff8a80; --right: #81c784; } }
+body { font: 16px/1.45 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 76rem; }
+h1 { font-size: 1.35rem; overflow-wrap: anywhere; }
+main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); }
+article { border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; min-width: 0; }
+article h2 { font-size: 1rem; margin: .5rem 0; overflow-wrap: anywhere; }
+article div { display: flex; flex-wrap: wrap; gap: .4rem; align-items: flex-start; }
+article img { flex: 1 1 8rem; min-width: 0; max-width: 100%; height: auto; border-radius: .3rem; }
+ul { list-style: none; margin: 0; padding: 0; }
+li { border-left: .25rem solid var(--right); margin: .5rem 0; padding-left: .6rem; overflow-wrap: anywhere; }
+li.wrong { border-left: .25rem double var(--wrong); }
+li b { color: var(--right); }
+li.wrong b { color: var(--wrong); }
+li small { opacity: .75; }
+.table { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+"""
+
+
+def write_sheet(path: str | Path, outcome: Outcome, limit: int = 60) -> None:
+    """Write the sheet as one HTML file.
+
+    Args:
+        path: of the file; an existing one is replaced.
+        outcome: what `evaluate` returned.
+        limit: the most items (pictures with their questions) to show. Those with the most mistakes come first.
+    """
+    by_item: dict[int, list[Asked]] = {}
+    for asked in outcome.asked:
+        by_item.setdefault(asked.item, []).append(asked)
+    worst = sorted(by_item, key=lambda item: (-sum(not asked.right for asked in by_item[item]), item))
+    wrong = sum(not all(asked.right for asked in group) for group in by_item.values())
+    shown = worst[:limit]
+    header, *rows = tabulate(outcome.result)
+    about = (
+        f"{len(shown):,} of {outcome.items:,} items are shown, those with the most mistakes first; "
+        f"{wrong:,} of all have mistakes. ✗ marks a wrong answer, ✓ a right one."
+    )
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title(outcome.result))}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{escape(title(outcome.result))}</h1>",
+        '<div class="table"><table>',
+        _row("th", header),
+        *(_row("td", row) for row in rows),
+        "</table></div>",
+        *(f"<p>{escape(sentence)}</p>" for sentence in [*remarks(outcome.result), about]),
+        "<main>",
+        *(_article(by_item[item], outcome.pictures(item)) for item in shown),
+        "</main></body></html>",
+    ]
+    Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _article(group: Sequence[Asked], pictures: Sequence[Image.Image]) -> str:
+    mistakes = sum(not asked.right for asked in group)
+    images = "".join(
+        f'<img src="{_data(picture)}" alt="picture {number} of {escape(group[0].source)}">'
+        for number, picture in enumerate(pictures, start=1)
+    )
+    ordered = sorted(group, key=lambda asked: asked.right)
+    answers = "".join(_answer(asked) for asked in ordered)
+    heading = f"{escape(group[0].source)}: {mistakes} of {len(group)} wrong"
+    return f"<article><div>{images}</div><h2>{heading}</h2><ul>{answers}</ul></article>"
+
+
+def _answer(asked: Asked) -> str:
+    question = "" if asked.question == asked.kind else f"{escape(asked.question)} "
+    kind = f"<small>[{escape(asked.kind)}]</small>"
+    if asked.right:
+        return f"<li>{question}{kind}<br><b>✓ right:</b> {escape(asked.answer)}</li>"
+    stopped = "" if asked.complete else " <small>(stopped)</small>"
+    return (
+        f'<li class="wrong">{question}{kind}<br><b>✗ wrong:</b> {escape(asked.answer) or "<i>nothing</i>"}{stopped}'
+        f"<br>expected: {escape(asked.expected)}</li>"
+    )
+
+
+def _data(picture: Image.Image) -> str:
+    """A picture as an address that holds it; JPEG with whole colours, small enough to send around."""
+    picture = picture.copy()
+    picture.thumbnail((LARGEST, LARGEST))
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=92, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,168 @@
+"""A result as rows and columns: for the terminal, and as a section of a model card."""
+
+import re
+from pathlib import Path
+
+from rich.table import Table
+
+from .result import EncoderSettings, ManifestSettings, Result
+from .scores import SIGHTS, EvaluationError, Score
+
+START, END = "<!-- omni evaluate -->", "<!-- end of omni evaluate -->"
+"""Between these a model card holds what `omni evaluate --card` wrote."""
+
+
+def tabulate(result: Result) -> list[list[str]]:
+    """The scores as cells, the header first; what names something stands in the first column."""
+    if isinstance(result.settings, EncoderSettings):
+        return _by_output(result.scores)
+    tested = [sight for sight in SIGHTS if result.sight and sight in result.sight.scores]
+    without = {sight: {s.kind: s for s in result.sight.scores[sight]} for sight in tested} if result.sight else {}
+    header = ["kind", "n", "exact match", "95 % interval", "best constant answer", *tested]
+    rows = [
+        [
+            s.kind,
+            f"{s.n:,}",
+            f"{s.accuracy:.3f}",
+            f"{s.low:.3f} - {s.high:.3f}",
+            _constant(s),
+            *(f"{without[sight][s.kind].accuracy:.3f}" for sight in tested),
+        ]
+        for s in result.scores
+    ]
+    return [header, *rows]
+
+
+def _by_output(scores: list[Score]) -> list[list[str]]:
+    """Scores of the kinds "task / method / output", with the outputs side by side."""
+    outputs = list(dict.fromkeys(s.kind.rpartition(" / ")[2] for s in scores))
+    rows: dict[str, dict[str, Score]] = {}
+    for s in scores:
+        row, _, output = s.kind.rpartition(" / ")
+        rows.setdefault(row, {})[output] = s
+    cells = []
+    for row, found in rows.items():
+        any_of_them = next(iter(found.values()))
+        by_output = [
+            f"{found[output].accuracy:.3f} ({found[output].low:.2f}-{found[output].high:.2f})"
+            if output in found
+            else ""
+            for output in outputs
+        ]
+        cells.append([row, f"{any_of_them.n:,}", *by_output, _constant(any_of_them)])
+    return [["task / method", "n", *outputs, "best constant answer"], *cells]
+
+
+def _constant(found: Score) -> str:
+    return f"{found.constant:.3f} ({found.constant_answer})"
+
+
+def title(result: Result) -> str:
+    """What was measured on what."""
+    settings = result.settings
+    if isinstance(settings, EncoderSettings):
+        return f"{result.checkpoint}: {settings.pictures} held-out pictures of each sort"
+    if isinstance(settings, ManifestSettings):
+        return f"{result.checkpoint}: {settings.data}"
+    return f"{result.checkpoint}: {settings.pictures} pictures of {settings.split}, {settings.wordings} wordings"
+
+
+def remarks(result: Result) -> list[str]:
+    """What a reader must know beside the table, in sentences."""
+    found = []
+    if isinstance(result.settings, EncoderSettings):
+        found.append(
+            "cls is the encoder's CLS vector and grid the mean of its grid, with 95 % intervals; what learns is fitted on "
+            "other pictures. same objects: the same scene drawn again is looked for among all others. digit: scans of 8 x 8 "
+            "pixels, beside random projections of their pixels to the same width, and the same encoder untrained."
+        )
+    if result.stopped:
+        found.append(f"{result.stopped:,} answers did not end by themselves and were stopped.")
+    if result.sight is not None:
+        real = result.sight.overall["real"]
+        others = [f"{_share(s)} with {shown} pictures" for shown, s in result.sight.overall.items() if shown != "real"]
+        found.append(
+            f"Sight test {'passed' if result.sight.passed else 'FAILED'}: over all {real.n:,} questions {_share(real)} "
+            f"with the real pictures, {', '.join(others)}; {real.constant:.3f} by the best constant answer of each kind."
+        )
+        found += [
+            f"The sight test went without {shown} pictures: {why}." for shown, why in result.sight.left_out.items()
+        ]
+    return found
+
+
+def _share(found: Score) -> str:
+    return f"{found.accuracy:.3f} ({found.low:.3f} - {found.high:.3f})"
+
+
+def render(result: Result) -> Table:
+    """The scores as a table for the terminal."""
+    header, *rows = tabulate(result)
+    table = Table(title=title(result), caption="\n".join(remarks(result)) or None, caption_justify="left")
+    for place, column in enumerate(header):
+        table.add_column(column, justify="right" if place else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+# --- Model cards ------------------------------------------------------------------------------------------------------
+
+
+def model_card_section(result: Result) -> str:
+    """The result as Markdown: what was measured, how to measure it again, the scores, the sight test."""
+    header, *rows = tabulate(result)
+    right = ["---", *["---:"] * (len(header) - 1)]
+    versions = ", ".join(f"{name} {result.versions[name]}" for name in ("omni", "transformers", "torch"))
+    lines = [
+        f"## Evaluation: {_escaped(title(result))}",
+        "",
+        f"Measured on {result.date[:10]} with {versions}, on {result.device}; sha256 of the weights "
+        f"`{result.hashes.weights[:12]}`, of the data `{result.hashes.data[:12]}`. Intervals are 95 % (Wilson); the best "
+        "constant answer is what always saying the same would score.",
+        "",
+        *("| " + " | ".join(map(_escaped, row)) + " |" for row in (header, right, *rows)),
+    ]
+    for remark in remarks(result):
+        lines += ["", _escaped(remark)]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """As it stands, in a cell of Markdown: nothing in it marks up, and no comment of ours ends early."""
+    return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", " ".join(text.split()))
+
+
+def update_card(path: str | Path, result: Result) -> None:
+    """Put the section of a result into a model card, in the place of an earlier one or at the end.
+
+    Raises:
+        EvaluationError: no such file, or one in which an earlier section does not begin and end once.
+    """
+    card = Path(path)
+    text = read_card(card)
+    section = f"{START}\n{model_card_section(result)}{END}\n"
+    before, marker, rest = text.partition(START)
+    if marker:
+        after = rest.partition(END)[2].removeprefix("\n")
+        card.write_text(before + section + after, encoding="utf-8")
+    else:
+        card.write_text((text.rstrip("\n") + "\n\n" if text.strip() else "") + section, encoding="utf-8")
+
+
+def read_card(path: str | Path) -> str:
+    """The text of a model card into which a section can be put; raises as `update_card`."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise EvaluationError(
+            f"The model card {str(path)!r} cannot be read ({reason}); expected an existing README.md, write one first."
+        ) from error
+    found = (text.count(START), text.count(END))
+    if found not in ((0, 0), (1, 1)) or (found == (1, 1) and text.index(START) > text.index(END)):
+        raise EvaluationError(
+            f"The model card {str(path)!r} should hold {START!r} and after it {END!r} once or not at all, found them "
+            f"{found[0]} and {found[1]} times or the other way round; remove what is left of the earlier section."
+        )
+    return text

@@ -1,0 +1,126 @@
+"""Next-token prediction on answers: a fused model learns to answer about what it is shown."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import EvalPrediction
+
+from omni.data import scenes
+from omni.data.collate import IGNORED, ConversationCollator
+from omni.data.conversations import SceneConversations
+from omni.data.manifests import Manifest, ManifestConversations
+from omni.fusion.configuration_omni import OmniConfig
+from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.fusion.processing_omni import OmniProcessor
+from omni.registry import get_modality
+from omni.training.recipe import Files, OmniSection, Recipe, Scenes
+from omni.training.tokenizer import train_tokenizer
+
+
+class AnswerTraining:
+    """Next-token prediction on answers: the fused model learns to answer about its inputs."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert isinstance(recipe.model, OmniSection)
+        self.model, self.processor = build_omni(**recipe.model.model_dump())
+        self.collate = ConversationCollator(self.processor)
+        self.train, self.evaluate = conversations(recipe.train), conversations(recipe.evaluate)
+
+    def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
+        """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        right = torch.full_like(labels, IGNORED)
+        right[following != IGNORED] = (logits.argmax(-1) == following[following != IGNORED]).long()
+        return right
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Share of answers that greedy decoding would get right to the last token."""
+        answers = []
+        for row in np.asarray(prediction.predictions):
+            ends = np.flatnonzero(np.diff((row != IGNORED).astype(int), prepend=0, append=0))
+            answers += [bool(row[start:end].all()) for start, end in ends.reshape(-1, 2)]
+        return {"exact_match": sum(answers) / max(len(answers), 1)}
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The fused model, or its adapters, and the processor."""
+        model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
+        self.processor.save_pretrained(folder)
+
+
+def conversations(data: Scenes | Files | None) -> SceneConversations | ManifestConversations | None:
+    """Examples of generated scenes, or of a user's own data."""
+    if data is None:
+        return None
+    if isinstance(data, Files):
+        return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt))
+    return SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, **data.scene_options())
+
+
+def build_omni(
+    checkpoint: str | None = None,
+    thinker: str | None = None,
+    vocab_size: int = 1024,
+    image: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    """A fused model to train: a checkpoint, or a fresh Thinker and projector on a trained encoder.
+
+    Args:
+        checkpoint: go on from this one, with `config` overriding its configuration.
+        thinker: JSON file with the configuration of a language model that starts from nothing.
+        vocab_size: of the tokenizer that is trained for it on the text of scenes.
+        image: the section of the modality; its `encoder` is the folder of a trained encoder. With a `checkpoint`,
+            settings that replace those of its section; the projector is then new, everything else is kept.
+    """
+    if checkpoint is not None:
+        model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
+        processor = OmniProcessor.from_pretrained(checkpoint)
+        return (model, processor) if image is None else _with_new_projector(model, processor, image)
+    if thinker is None or image is None:
+        raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and an `image` section.")
+    modality = get_modality("image")
+    texts = (text for seed in range(4000) for text in _scene_text(seed))
+    tokenizer = train_tokenizer(texts, vocab_size, [modality.token])
+    encoder = modality.model_class.from_pretrained(image["encoder"], **(config or {}))
+    section = {
+        **image,
+        "encoder": encoder.config.to_dict(),
+        "token_id": tokenizer.convert_tokens_to_ids(modality.token),
+    }
+    text_config = json.loads(Path(thinker).read_text(encoding="utf-8"))
+    text_config |= {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    model = OmniForConditionalGeneration(OmniConfig(modalities={"image": section}, text_config=text_config))
+    model.model.image_tower.load_state_dict(encoder.state_dict())
+    return model, OmniProcessor(tokenizer=tokenizer, modalities=model.config.modalities)
+
+
+def _with_new_projector(
+    old: OmniForConditionalGeneration, processor: OmniProcessor, changes: dict[str, Any]
+) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    modalities = {name: dict(section) for name, section in old.config.modalities.items()}
+    section = modalities["image"]
+    if "projector" in changes:
+        section.pop("factor", None)  # was of the other projector
+    modalities["image"] = section | changes
+    new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
+    kept = {name: tensor for name, tensor in old.state_dict().items() if "image_projector" not in name}
+    missing, unexpected = new.load_state_dict(kept, strict=False)
+    assert not unexpected
+    assert all("image_projector" in name or name == "lm_head.weight" for name in missing)
+    return new, OmniProcessor(tokenizer=processor.tokenizer, modalities=new.config.modalities)
+
+
+def _scene_text(seed: int) -> list[str]:
+    scene = scenes.sample_scene(seed, "train")
+    return [text for question in scenes.questions(scene, seed) for text in (question.text, question.answer)]

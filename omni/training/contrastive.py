@@ -1,0 +1,137 @@
+"""Contrastive alignment of an encoder: a picture and its caption meet, all others of the batch part."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    EvalPrediction,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
+
+from omni.data import scenes
+from omni.data.manifests import Manifest, ManifestConversations
+from omni.training.dense import build_encoder
+from omni.training.recipe import ContrastiveSection, Files, Recipe, Scenes
+from omni.training.tokenizer import train_tokenizer
+
+MOST_CAPTIONS = 20_000
+"""So many captions are read for the tokenizer."""
+
+
+class ContrastiveAlignment:
+    """The symmetric InfoNCE loss with a learned temperature (Radford et al. 2021), on CLS and a caption.
+
+    The model is `VisionTextDualEncoderModel` of transformers with our encoder in it. Negatives are the other pictures and
+    captions of one process' batch. Two pictures of a batch with the same caption would be taught to part: such a batch
+    is an error.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        section = recipe.model
+        assert isinstance(section, ContrastiveSection)
+        encoder, self.processor = build_encoder(section)
+        self.train = captions(recipe.train)
+        self.evaluate = captions(recipe.evaluate) if recipe.evaluate else None
+        count = min(len(self.train), MOST_CAPTIONS)
+        tokenizer = train_tokenizer((self.train.caption(i) for i in range(count)), section.vocab_size, [])
+        text = AutoConfig.for_model(**section.text, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+        config = VisionTextDualEncoderConfig.from_vision_text_configs(
+            encoder.config, text, projection_dim=section.projection_dim
+        )
+        self.model = VisionTextDualEncoderModel(config, vision_model=encoder, text_model=AutoModel.from_config(text))
+        self.tokenizer = tokenizer
+
+    def collate(self, examples: Sequence[tuple[Any, str]]) -> dict[str, Any]:
+        """B pictures with captions -> `pixel_values`, `input_ids`, `attention_mask` and `return_loss`."""
+        pictures, texts = zip(*examples, strict=True)
+        if len(set(texts)) < len(texts):
+            twice = next(text for text in texts if texts.count(text) > 1)
+            raise ValueError(
+                f"{texts.count(twice)} pictures of one batch have the caption {twice!r}, but the contrastive loss needs "
+                "captions that tell pictures apart; make the batch smaller or the captions richer."
+            )
+        words = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        return {**self.processor(list(pictures), return_tensors="pt"), **words, "return_loss": True}
+
+    def reduce_logits(self, logits: Any, labels: Any) -> torch.Tensor:
+        """The embeddings of B pictures and of their captions, float[B, 2, D]."""
+        text_embeds, image_embeds = logits[2], logits[3]
+        return torch.stack([image_embeds, text_embeds], dim=1).float()
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Recall at 1 and 5 among all pictures and captions of the evaluation, in both directions."""
+        images, texts = np.asarray(prediction.predictions).transpose(1, 0, 2)
+        similarity = images @ texts.T  # (n, n)
+        found: dict[str, float] = {}
+        for name, table in (("text_of_image", similarity), ("image_of_text", similarity.T)):
+            rank = (table > np.diag(table)[:, None]).sum(1)
+            found |= {f"{name}_at_{k}": float((rank < k).mean()) for k in (1, 5)}
+        return found
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """The encoder and its image processor."""
+        assert isinstance(model, VisionTextDualEncoderModel)
+        model.vision_model.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+class SceneCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
+    """Generated scenes and what there is to see in them."""
+
+    def __init__(self, data: Scenes) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.count
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        return scenes.render(self._scene(index)), self.caption(index)
+
+    def caption(self, index: int) -> str:
+        """The caption alone; nothing is drawn for it."""
+        return scenes.caption(self._scene(index))
+
+    def _scene(self, index: int) -> scenes.Scene:
+        return scenes.sample_scene(self.data.first + index, self.data.split, **self.data.scene_options())
+
+
+class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
+    """The one picture of each row of a manifest and the first answer about it.
+
+    Raises:
+        ValueError: when asked for a row that has no picture or several.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest, self.examples = manifest, ManifestConversations(manifest)
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        pictures = self.examples[index].items.get("image", [])
+        if len(pictures) != 1:
+            raise ValueError(
+                f"{self.manifest[index].source} has {len(pictures)} pictures; contrastive training needs exactly one."
+            )
+        return pictures[0], self.caption(index)
+
+    def caption(self, index: int) -> str:
+        """The caption alone; no picture is opened for it."""
+        said = next(turn for turn in self.manifest[index].conversation if turn["role"] == "assistant")
+        return "".join(block["text"] for block in said["content"])
+
+
+def captions(data: Scenes | Files) -> SceneCaptions | ManifestCaptions:
+    """Pictures with captions: of generated scenes, or of a user's own data."""
+    if isinstance(data, Files):
+        return ManifestCaptions(Manifest.read(data.path, root=data.root, prompt=data.prompt))
+    return SceneCaptions(data)

@@ -1,0 +1,40 @@
+"""The curves of a run as one picture: its losses, and each score of its evaluations."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NOT_SCORES = ("loss", "runtime", "samples_per_second", "steps_per_second")
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
+    """Write a PNG of `Trainer.state.log_history`; False if matplotlib is missing or there is nothing to draw."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    losses = {
+        name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in ("loss", "eval_loss")
+    }
+    names = dict.fromkeys(key for entry in history for key in entry if key.startswith("eval_"))
+    scores = {
+        name.removeprefix("eval_"): [(entry["step"], entry[name]) for entry in history if name in entry]
+        for name in names
+        if not name.endswith(NOT_SCORES)
+    }
+    if not losses["loss"]:
+        return False
+    figure = Figure(figsize=(6.4 * (1 + bool(scores)), 4.8), layout="constrained")
+    panels = figure.subplots(1, 1 + bool(scores), squeeze=False)[0]
+    for panel, curves, label in zip(panels, (losses, scores), ("loss", "score"), strict=False):
+        for name, points in curves.items():
+            if points:
+                panel.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)
+        panel.set(xlabel="step", ylabel=label)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small")
+    panels[0].set_yscale("log")
+    if scores:
+        panels[1].set_ylim(0, 1.02)
+    figure.savefig(path, dpi=120)
+    return True

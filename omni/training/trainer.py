@@ -1,0 +1,93 @@
+"""transformers' `Trainer`, with the two things that a run of hours needs: whole checkpoints, and frozen parts at rest."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+SAVING, DELETING = ".saving", ".deleting"
+
+
+class OmniTrainer(Trainer):
+    """A `Trainer` that may be killed at any moment.
+
+    A checkpoint is written in a folder that resuming does not look at, and then renamed in one step; one that is no
+    longer needed is renamed before it is deleted. So a folder "checkpoint-N" is always whole.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_world_process_zero():
+            for leftover in (SAVING, DELETING):
+                shutil.rmtree(Path(self.args.output_dir, leftover), ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = self.args.output_dir
+        name = f"checkpoint-{self.state.global_step}"
+        unfinished, finished = Path(folder, SAVING, name), Path(folder, name)
+        self.args.output_dir = str(Path(folder, SAVING))
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.output_dir = folder
+        if self.state.best_model_checkpoint == str(unfinished):
+            self.state.best_model_checkpoint = str(finished)
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / "trainer_state.json"))
+        self.accelerator.wait_for_everyone()  # every process has written its part
+        if self.args.should_save:
+            if finished.exists():  # an earlier run came to this step, and is taken up from an earlier one
+                self._delete(finished)
+            os.replace(unfinished, finished)
+            self._rotate(Path(folder))
+        self.accelerator.wait_for_everyone()
+
+    def _rotate(self, folder: Path) -> None:
+        limit = self.args.save_total_limit
+        whole = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        for old in whole[:-limit] if limit else []:
+            if str(old) != self.state.best_model_checkpoint:
+                self._delete(old)
+
+    def _delete(self, checkpoint: Path) -> None:
+        leaving = checkpoint.parent / DELETING
+        shutil.rmtree(leaving, ignore_errors=True)
+        os.replace(checkpoint, leaving)
+        shutil.rmtree(leaving)
+
+
+def rest_frozen_parts(model: nn.Module) -> None:
+    """Keep parts without a trainable parameter in eval mode: dropout in them would be noise that nothing learns from.
+
+    `Trainer` sets the whole model to training mode before each step, so this is done before each forward.
+    """
+    frozen = list(_frozen_parts(model))
+    if frozen:
+        model.register_forward_pre_hook(lambda *_: [part.eval() for part in frozen] and None)
+
+
+def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
+    trainable = [p.requires_grad for p in module.parameters()]
+    if trainable and not any(trainable):
+        yield module
+    else:
+        for child in module.children():
+            yield from _frozen_parts(child)
+
+
+def save_whole(write: Callable[[Path], None], folder: Path) -> None:
+    """Let `write` fill a folder, and only then put its files, one rename each, where they belong; config.json last."""
+    unfinished = folder / SAVING
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    write(unfinished)
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
+        os.replace(path, folder / path.name)
+    unfinished.rmdir()

@@ -1,0 +1,163 @@
+"""Questions are asked as a user asks them, with the real pictures or with others in their place."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omni.answering import answer
+from omni.data import scenes
+from omni.data.conversations import ask
+from omni.evaluation import (
+    SIGHTS,
+    EvaluationError,
+    Item,
+    ManifestQuestions,
+    Query,
+    SceneQuestions,
+    SceneSettings,
+    Sight,
+    ask_all,
+    evaluate,
+    evaluate_scenes,
+    generate_answers,
+    uses_the_picture,
+)
+from omni.evaluation.asking import shown
+
+KINDS = ("shape", "color", "count", "exists")
+
+
+class Recorded(SceneQuestions):
+    """Two questions about each of two pictures."""
+
+    def __init__(self, side: int = 64) -> None:
+        super().__init__("test", 2, 0)
+        self.side = side
+
+    def __getitem__(self, index: int) -> Item:
+        picture = Image.new("RGB", (self.side, 2 * self.side), (index, 0, 0))
+        queries = tuple(Query("color", ask(question, images=1), "red") for question in ("one", "two"))
+        return Item(f"picture {index}", (picture,), queries)
+
+
+def test_the_shipped_checkpoint_sees(shipped: Any) -> None:
+    real, asked = evaluate_scenes(*shipped, pictures=20, first=500_000, kinds=KINDS)
+    blank, _ = evaluate_scenes(*shipped, pictures=20, first=500_000, kinds=KINDS, sight="blank")
+    assert {item.kind for item in asked} == set(KINDS)
+    assert sum(s.accuracy for s in real.scores) / len(KINDS) > 0.7
+    assert blank.score("shape").accuracy < 0.4
+    assert blank.score("color").accuracy < 0.4
+    assert uses_the_picture([real, blank])
+    assert not uses_the_picture([real, real.model_copy(update={"sight": "blank"})])
+
+
+def test_a_batch_is_answered_as_each_question_alone(shipped: Any) -> None:
+    prompts = []
+    for seed in range(6):
+        scene = scenes.sample_scene(seed, "test")
+        question = scenes.questions(scene, seed, 1)[0]
+        prompts.append((question.text, [scenes.render(scene)] * (1 + seed % 2)))
+    together = generate_answers(*shipped, prompts)
+    assert together == [answer(*shipped, pictures, question).answer for question, pictures in prompts]
+
+
+def test_batches_lose_and_repeat_nothing(shipped: Any) -> None:
+    done: list[int] = []
+    by_size = [ask_all(*shipped, Recorded(), batch_size=size, progress=done.append) for size in (1, 3, 64)]
+    assert [(a.item, a.source, a.question) for a in by_size[0]] == [
+        (item, f"picture {item}", question) for item in (0, 1) for question in ("one", "two")
+    ]
+    assert by_size[0] == by_size[1] == by_size[2]
+    assert done == [1, 2] * 3
+    assert len({a.prompt for a in by_size[0]}) == 2  # of the two questions; the pictures are no part of it
+
+
+def test_what_is_shown_in_the_place_of_a_picture() -> None:
+    questions = SceneQuestions("test", 2, 5)
+    real, blank, swapped, noise = (
+        [np.asarray(shown(questions, index, questions[index], sight)[0]) for index in (0, 1)] for sight in SIGHTS
+    )
+    assert all(
+        np.array_equal(found, scenes.render(scenes.sample_scene(seed, "test")))
+        for found, seed in zip(real, (5, 6), strict=True)
+    )
+    assert all((picture == 128).all() for picture in blank)
+    assert all(abs(picture.mean() - 127.5) < 2 and picture.std() > 70 for picture in noise)
+    assert not np.array_equal(*noise)
+    assert not any(np.array_equal(one, other) for one in swapped for other in real)
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_what_is_shown_is_as_large_as_the_picture(sight: Sight) -> None:
+    questions = Recorded()
+    if sight != "swapped":
+        assert [picture.size for picture in shown(questions, 0, questions[0], sight)] == [(64, 128)]
+
+
+def test_an_answer_that_does_not_end_says_so(shipped: Any) -> None:
+    captions = SceneQuestions("test", 3, 0, kinds=["caption"])
+    assert [asked.complete for asked in ask_all(*shipped, captions, max_new_tokens=1)] == [False] * 3
+    assert [asked.complete for asked in ask_all(*shipped, captions)] == [True] * 3
+
+
+def test_a_prompt_without_room_for_an_answer_is_named(shipped: Any) -> None:
+    class Crowded(Recorded):
+        def __getitem__(self, index: int) -> Item:
+            item = super().__getitem__(index)
+            return Item(item.source, item.pictures * 50, (Query("color", ask("one", images=50), "red"),))
+
+    with pytest.raises(EvaluationError, match=r"picture 0 to picture 1: a prompt of \d+ tokens leaves no room"):
+        ask_all(*shipped, Crowded())
+
+
+def test_a_role_that_the_template_does_not_know_is_named(shipped: Any) -> None:
+    class Strange(Recorded):
+        def __getitem__(self, index: int) -> Item:
+            item = super().__getitem__(index)
+            chat = [{"role": "system", "content": "be kind"}, *item.queries[0].conversation]
+            return Item(item.source, item.pictures, (Query("color", chat, "red"),))
+
+    with pytest.raises(EvaluationError, match="picture 0 to picture 1: Roles are user and assistant, found system"):
+        ask_all(*shipped, Strange())
+
+
+def test_a_model_that_ignores_its_pictures_fails_the_sight_test(shipped: Any, copy: Path) -> None:
+    """The shipped one, its projector's last layer emptied: any picture becomes the same tokens."""
+    from omni.answering import load
+
+    model, processor = load(copy)
+    with torch.no_grad():
+        for parameter in list(model.model.image_projector.parameters())[-2:]:
+            parameter.zero_()
+    model.save_pretrained(copy)
+    sight = evaluate(copy, SceneSettings(pictures=10, kinds=("shape", "color", "dark"), sight=True)).result.sight
+    assert sight is not None
+    assert not sight.passed
+    assert len({found.accuracy for found in sight.overall.values()}) == 1
+
+
+def test_every_turn_is_asked_with_the_true_turns_before_it(shipped: Any, make_manifest: Callable[..., Path]) -> None:
+    turns = [("<image>what color is the object", " blue \n"), ("<image>and this one", "red"), ("how many", "two")]
+    messages = [
+        {"role": role, "content": text}
+        for pair in turns
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    path = make_manifest([{"images": ["0.png", "1.png"], "messages": messages, "kind": "chat"}], pictures=2)
+    item = ManifestQuestions(path)[0]
+    assert [query.text for query in item.queries] == ["what color is the object", "and this one", "how many"]
+    assert [query.expected for query in item.queries] == ["blue", "red", "two"]  # without spaces around
+    assert [len(query.conversation) for query in item.queries] == [1, 3, 5]
+    prompts = [
+        shipped[1].apply_chat_template(query.show(item.pictures), add_generation_prompt=True) for query in item.queries
+    ]
+    assert [text.count("<image>") for text in prompts] == [1, 2, 2]
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(prompts))
+    asked = ask_all(*shipped, ManifestQuestions(path))
+    assert [(a.kind, a.expected) for a in asked] == [("chat", "blue"), ("chat", "red"), ("chat", "two")]

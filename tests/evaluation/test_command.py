@@ -1,0 +1,100 @@
+"""`omni evaluate` as it is typed: what it prints and writes, how it ends, and what it says about mistakes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from omni.cli import app
+
+FEW = ("--pictures", 4, "--kind", "color", "--kind", "dark")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], catch_exceptions=False)
+
+
+def refuse(*arguments: object) -> str:
+    """The one sentence that comes instead of a result."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_json_on_stdout_is_what_is_written(fused: Path, tmp_path: Path) -> None:
+    done = invoke(fused, *FEW, "--first", 7, "--json", "--output", tmp_path / "result.json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "result.json").read_text())
+    settings = json.loads(done.stdout)["settings"]
+    assert (settings["first"], settings["pictures"], settings["kinds"]) == (7, 4, ["color", "dark"])
+    assert done.stderr == f"Wrote {tmp_path / 'result.json'}\n"
+
+
+def test_measuring_again_ends_with_0_or_1(fused: Path, copy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert invoke(fused, *FEW, "--output", path).exit_code == 0
+    again = invoke("--verify", path, "--checkpoint", copy)
+    assert (again.exit_code, again.stdout) == (0, "Measured again, all hashes and scores are the same\n")
+    document = json.loads(invoke("--verify", path, "--json").stdout)
+    assert document == {"same": True, "differences": [], "elsewhere": []}
+    (copy / "chat_template.jinja").write_text((copy / "chat_template.jinja").read_text().replace("<|user|>", "user: "))
+    other = invoke(copy, "--verify", path, "--output", path)
+    assert other.exit_code == 1
+    assert {line.split(":")[0] for line in other.stdout.splitlines()} >= {"prompts", "preprocessing"}
+    assert "weights" not in other.stdout
+    assert other.stderr == f"Replaced {path}\n"
+    assert invoke("--verify", path).exit_code == 0  # the file holds the other result now
+
+
+def test_a_card_and_a_sheet(vision: Path, tmp_path: Path) -> None:
+    card, sheet = tmp_path / "README.md", tmp_path / "sheet.html"
+    card.write_text("# A model\n")
+    few = ("--pictures", 10, "--fit-pictures", 100, "--kind", "dark")
+    done = invoke(vision, *few, "--card", card, "--sheet", sheet, "--sheet-pictures", 3)
+    assert done.exit_code == 0, done.stderr
+    assert "dark / probe" in done.stdout
+    assert "| dark / probe | 10 |" in card.read_text()
+    assert sheet.read_text().count("<img ") == 3
+    assert done.stderr == f"Wrote {sheet}\nReplaced {card}\n"
+
+
+def test_mistakes_are_told_before_anything_is_measured(fused: Path, vision: Path, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    assert "found neither" in refuse()
+    assert "are the same; give one of them" in refuse(fused, "--checkpoint", fused)
+    assert "cannot be read (No such file or directory)" in refuse("nowhere")
+    assert "The model card" in refuse(fused, "--card", tmp_path / "README.md")
+    assert "should end with .html, found 'sheet.png'" in refuse(fused, "--sheet", "sheet.png")
+    assert "its folder does not exist" in refuse(fused, "--output", tmp_path / "no" / "result.json")
+    assert "leave out what else" in refuse("--verify", path, "--pictures", 3)
+    assert "result.json' cannot be read: No such file" in refuse("--verify", path)
+    path.write_text("{}")
+    assert "is not a result that `omni evaluate --output` wrote: checkpoint: Field required" in refuse("--verify", path)
+    assert "for which there is no --split" in refuse(vision, "--split", "pairs")
+    assert "for which there is no --fit-pictures" in refuse(fused, "--fit-pictures", 200)
+    assert "Unknown kinds of questions ['colour']" in refuse(fused, "--kind", "colour")
+    assert "'nothing.jsonl' does not exist" in refuse(fused, "--data", "nothing.jsonl")
+
+
+def test_a_picture_that_cannot_be_read_is_a_mistake(fused: Path, make_manifest: Callable[..., Path]) -> None:
+    path = make_manifest()
+    (path.parent / "2.png").write_bytes(b"")
+    assert "line 3: " in refuse(fused, "--data", path)
+
+
+@pytest.mark.parametrize("arguments", [["--pictures", 0], ["--split", "train"], ["--sheet-pictures", 0]])
+def test_wrong_usage(arguments: list[object], fused: Path) -> None:
+    assert invoke(fused, *arguments).exit_code == 2
+
+
+def test_a_failed_sight_test_is_exit_status_1(fused: Path) -> None:
+    """Whether the background is dark: so few answers that they may be right by chance."""
+    done = invoke(fused, "--pictures", 2, "--kind", "dark", "--sight")
+    assert done.exit_code == 1
+    assert "Sight test FAILED" in done.stdout
+    assert done.stderr.startswith("The sight test failed: ")

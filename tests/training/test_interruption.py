@@ -1,0 +1,166 @@
+"""A run that is killed, at any moment and again and again, ends where one ends that was left alone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.trainer_utils import get_last_checkpoint
+
+from omni.training.recipe import Recipe
+from omni.training.run import run
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = {
+    "model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "training_args.bin",
+}
+
+
+def recipe(output: Path, **changes: Any) -> Recipe:
+    """Ten steps of a tiny encoder with dropout, a checkpoint after each."""
+    settings = json.loads((CONFIGS / "train_vision_tiny.json").read_text())
+    settings |= {
+        "model": {"config": {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}},
+        "arguments": {
+            "max_steps": 10,
+            "per_device_train_batch_size": 2,
+            "save_steps": 1,
+            "save_total_limit": 2,
+            "logging_steps": 1,
+            "use_cpu": True,
+            "report_to": "none",
+            "seed": 3,
+        },
+        "evaluate": None,
+        "output": str(output),
+    }
+    settings["train"]["count"] = 12  # so that an epoch ends in the middle
+    return Recipe.model_validate(settings | changes)
+
+
+def in_a_process(settings: Recipe) -> int:
+    """Start the run in a process of its own, resuming what there is; its id."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            torch.set_num_threads(1)
+            run(settings, resume=True)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def whole(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint is there and can be read to its end."""
+    names = {path.name for path in checkpoint.iterdir()}
+    if not names >= FILES:
+        return False
+    load_file(checkpoint / "model.safetensors")
+    torch.load(checkpoint / "optimizer.pt", weights_only=True)
+    json.loads((checkpoint / "trainer_state.json").read_text())
+    return True
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_killed_at_random_moments_nothing_is_lost(tmp_path: Path) -> None:
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    started = time.monotonic()
+    assert os.waitpid(in_a_process(recipe(straight)), 0)[1] == 0
+    duration = time.monotonic() - started
+    moments, kills, while_saving = random.Random(7), 0, 0
+    for attempt in range(200):
+        child = in_a_process(recipe(cut))
+        if attempt % 2:
+            time.sleep(moments.uniform(0.05, duration / 2))
+        else:  # wait until a checkpoint is being written, and then a moment
+            until = time.monotonic() + duration
+            while time.monotonic() < until and not any((cut / "run" / ".saving").glob("checkpoint-*/*")):
+                time.sleep(0.0005)
+            time.sleep(moments.uniform(0, 0.01))
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            break
+        os.kill(child, signal.SIGKILL)
+        if os.waitpid(child, 0)[1] == 0:
+            break
+        kills += 1
+        while_saving += any((cut / "run" / ".saving").glob("checkpoint-*/*"))
+        assert all(whole(path) for path in (cut / "run").glob("checkpoint-*")), f"after kill {kills}"
+    else:
+        pytest.fail("200 attempts and no end")
+    assert kills > 3
+    assert while_saving > 0
+    assert not list((cut / "run").glob(".*"))
+    expected, found = (load_file(folder / "model.safetensors") for folder in (straight, cut))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    logs = [
+        [(entry["step"], entry["loss"]) for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
+        for state in (folder / "run" / "checkpoint-10" / "trainer_state.json" for folder in (straight, cut))
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_run_killed_while_it_writes_its_result_can_be_finished(tmp_path: Path) -> None:
+    done = run(recipe(tmp_path / "out"))
+    expected = load_file(done / "model.safetensors")
+    half = (done / "model.safetensors").read_bytes()[:5000]  # as if the process had died before the rename
+    (done / ".saving").mkdir()
+    (done / ".saving" / "model.safetensors").write_bytes(half)
+    for name in ("model.safetensors", "config.json"):
+        (done / name).unlink()
+    run(recipe(tmp_path / "out"), resume=True)
+    found = load_file(done / "model.safetensors")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert not (done / ".saving").exists()
+
+
+def test_only_so_many_checkpoints_are_kept_and_the_best_is_one_of_them(tmp_path: Path) -> None:
+    settings = recipe(tmp_path / "plain")
+    run(settings)
+    assert sorted(path.name for path in (tmp_path / "plain" / "run").glob("checkpoint-*")) == [
+        "checkpoint-10",
+        "checkpoint-9",
+    ]
+    arguments = settings.arguments | {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "learning_rate": 1.0,
+        "max_steps": 5,
+    }
+    optimizer = {"name": "adamw", "lr": 3.0}  # gets worse: the first is the best
+    worse = recipe(tmp_path / "best", arguments=arguments, optimizer=optimizer, evaluate={"split": "test", "count": 4})
+    run(worse)
+    folder = tmp_path / "best" / "run"
+    state = json.loads((folder / "checkpoint-5" / "trainer_state.json").read_text())
+    best = Path(state["best_model_checkpoint"])
+    assert best.parent == folder
+    assert whole(best)
+    assert len(list(folder.glob("checkpoint-*"))) <= 3
+    expected, found = load_file(best / "model.safetensors"), load_file(tmp_path / "best" / "model.safetensors")
+    assert all(torch.equal(expected[f"encoder.{name}"], found[name]) for name in found)
+
+
+def test_another_recipe_is_not_resumed(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    changed = recipe(tmp_path, optimizer={"name": "muon", "lr": 0.5})
+    with pytest.raises(ValueError, match="began with other settings of optimizer; resume it with the recipe in"):
+        run(changed, resume=True)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
+    assert get_last_checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "checkpoint-9")
+    run(recipe(tmp_path), resume=True)

@@ -1,0 +1,231 @@
+"""The stages of training, each on tiny models and real files: what is to learn learns, what is frozen stays."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, AutoModelForImageTextToText
+
+from omni.training.contrastive import ContrastiveAlignment
+from omni.training.objectives import OBJECTIVES
+from omni.training.optimizer import freeze
+from omni.training.recipe import Recipe, RecipeError
+from omni.training.run import prepare, run
+from omni.training.trainer import rest_frozen_parts
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ARGUMENTS: dict[str, Any] = {
+    "max_steps": 3,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "use_cpu": True,
+    "report_to": "none",
+    "remove_unused_columns": False,
+    "seed": 0,
+}
+
+
+def recipe(name: str, output: Path, arguments: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+    """A shipped recipe with few steps."""
+    settings = json.loads((CONFIGS / f"train_{name}.json").read_text())
+    settings |= {"arguments": ARGUMENTS | (arguments or {}), "output": str(output)} | changes
+    for part in ("train", "evaluate"):
+        if settings[part] and "count" in settings[part]:
+            settings[part]["count"] = 8
+    return Recipe.model_validate(settings)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]
+) -> Path:
+    """A tiny fused model, hardly trained."""
+    folder = tmp_path_factory.mktemp("start")
+    encoder = run(recipe("vision_tiny", folder / "encoder", model={"config": tiny_encoder}))
+    (folder / "thinker.json").write_text(json.dumps(tiny_thinker))
+    image = {"encoder": str(encoder), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
+    model = {"thinker": str(folder / "thinker.json"), "vocab_size": 400, "image": image}
+    return run(recipe("omni_tiny", folder / "omni", model=model))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of pictures by class."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split in ("train", "test"):
+        for name, value in (("dark", 40), ("bright", 220)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                noise = np.random.default_rng(value + i).integers(-20, 20, (24, 24, 3))
+                Image.fromarray((value + noise).astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_projector_is_aligned_between_frozen_parts(checkpoint: Path, tmp_path: Path) -> None:
+    model = {"checkpoint": str(checkpoint), "image": {"projector": "mlp", "output": "grid"}}
+    folder = run(recipe("projector", tmp_path, model=model))
+    before, after = weights(checkpoint), weights(folder)
+    trained = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
+    assert trained == {name for name in after if "image_projector" in name}
+    loaded = AutoModelForImageTextToText.from_pretrained(folder)
+    assert loaded.config.modalities["image"]["projector"] == "mlp"
+
+
+def test_frozen_parts_rest_and_cost_no_backward(checkpoint: Path, tmp_path: Path) -> None:
+    settings = recipe(
+        "projector",
+        tmp_path,
+        model={"checkpoint": str(checkpoint), "image": {"projector": "mlp"}},
+    )
+    objective = OBJECTIVES["answers"](settings)
+    model = prepare(objective.model, settings).train()
+    batch = objective.collate([objective.train[i] for i in range(2)])
+    assert any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout))
+    seen: dict[str, bool] = {}
+    tower = model.model.image_tower
+    tower.register_forward_hook(lambda module, args, output: seen.update(grad=output.grid.requires_grad))
+    first, second = model(**batch).loss, model(**batch).loss
+    assert torch.equal(first, second)  # dropout would show
+    assert seen == {"grad": False}  # nothing of it is recorded, so there is nothing to go back through
+    assert not tower.training
+    assert not any(module.training for module in tower.modules())
+    assert model.training
+    assert model.model.image_projector.training
+    first.backward()
+    assert {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None} == {"image_projector"}
+
+
+def test_half_frozen_parts_keep_training() -> None:
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
+    )
+    freeze(model, [r"^0\."])
+    rest_frozen_parts(model)
+    model.train()(torch.ones(1, 2))
+    assert [module.training for module in model.modules()] == [True, False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["image_tower", "vision"], r"match no parameter: \['vision'\]; the names begin with model.image_tower, model"),
+        ([""], "leave nothing to train"),
+    ],
+)
+def test_freezing_by_patterns_is_strict(checkpoint: Path, patterns: list[str], message: str) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    with pytest.raises(RecipeError, match=message):
+        freeze(model, patterns)
+
+
+def test_adapters_are_trained_saved_loaded_and_merged(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    data = {part: {"path": str(pictures / part), "prompt": "how bright is it"} for part in ("train", "test")}
+    settings = recipe(
+        "lora", tmp_path, model={"checkpoint": str(checkpoint)}, train=data["train"], evaluate=data["test"]
+    )
+    folder = run(settings)
+    assert not (folder / "model.safetensors").exists()
+    objective = OBJECTIVES["answers"](settings)
+    batch = objective.collate([objective.train[i] for i in (0, 5)])
+    base = objective.model.eval()
+    with torch.no_grad():
+        before = base(**batch).logits
+        adapted = peft.PeftModel.from_pretrained(base, folder).eval()
+        after = adapted(**batch).logits
+        merged = adapted.merge_and_unload()(**batch).logits
+        reloaded = AutoModelForImageTextToText.from_pretrained(folder).eval()(**batch).logits
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(after, merged, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(after, reloaded, atol=1e-5, rtol=1e-4)
+
+
+def test_adapters_that_fit_nowhere_are_refused(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    settings = recipe(
+        "lora",
+        tmp_path,
+        model={"checkpoint": str(checkpoint)},
+        train={"path": str(pictures / "train")},
+        evaluate=None,
+        lora={"target_modules": ".*qkv_proj"},
+    )
+    with pytest.raises(RecipeError, match="does not fit the model: Target modules .*qkv_proj"):
+        run(settings)
+
+
+def test_own_pictures_are_learnt(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    data = {part: {"path": str(pictures / part), "prompt": "how bright is it"} for part in ("train", "test")}
+    arguments = {"max_steps": 80, "eval_strategy": "steps", "eval_steps": 80, "per_device_train_batch_size": 8}
+    settings = recipe(
+        "pictures",
+        tmp_path,
+        arguments,
+        model={"checkpoint": str(checkpoint)},
+        train=data["train"],
+        evaluate=data["test"],
+        optimizer={"name": "muon", "lr": 0.01},
+    )
+    folder = run(settings)
+    history = json.loads((folder / "history.json").read_text())
+    assert next(entry["eval_exact_match"] for entry in history if "eval_exact_match" in entry) == 1.0
+    with Image.open(folder / "curves.png") as curves:
+        curves.load()
+        assert min(curves.size) > 400
+        assert len(curves.convert("L").resize((64, 64)).getcolors() or []) > 3
+
+
+def test_contrastive_alignment_learns_the_loss_that_it_says(tmp_path: Path, tiny_encoder: dict[str, Any]) -> None:
+    section = json.loads((CONFIGS / "train_contrastive.json").read_text())["model"]
+    text = section["text"] | {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+    model = {"config": tiny_encoder, "text": text, "vocab_size": 400, "projection_dim": 16}
+    settings = recipe("contrastive", tmp_path, model=model)
+    objective = ContrastiveAlignment(settings)
+    batch = objective.collate([objective.train[i] for i in range(5)])
+    found = objective.model.eval()(**batch)
+    images, texts = found.image_embeds, found.text_embeds
+    torch.testing.assert_close(images.norm(dim=-1), torch.ones(5))
+    scale = objective.model.logit_scale.exp()
+    assert objective.model.logit_scale.requires_grad
+    logits = torch.stack([torch.stack([scale * (i @ t) for t in texts]) for i in images])
+    expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
+    torch.testing.assert_close(found.loss, expected)
+    with pytest.raises(ValueError, match="2 pictures of one batch have the caption"):
+        objective.collate([objective.train[0], objective.train[0]])
+    folder = run(recipe("contrastive", tmp_path, {"eval_strategy": "steps", "eval_steps": 3}, model=model))
+    assert type(AutoModel.from_pretrained(folder)).__name__ == "OmniVisionModel"
+    history = json.loads((folder / "history.json").read_text())
+    evaluated = next(entry for entry in history if "eval_text_of_image_at_5" in entry)
+    assert {entry for entry in evaluated if "_at_" in entry} == {
+        f"eval_{name}_at_{k}" for name in ("text_of_image", "image_of_text") for k in (1, 5)
+    }
+
+
+def test_recall_counts_what_stands_before_the_right_one() -> None:
+    from transformers import EvalPrediction
+
+    images = np.eye(6)
+    texts = np.eye(6)
+    texts[[0, 1]] = texts[[1, 0]]  # two captions exchanged
+    scores = ContrastiveAlignment.metrics(None, EvalPrediction(np.stack([images, texts], 1), None))  # type: ignore[arg-type]
+    assert scores == pytest.approx(
+        {"text_of_image_at_1": 4 / 6, "text_of_image_at_5": 1.0, "image_of_text_at_1": 4 / 6, "image_of_text_at_5": 1.0}
+    )
+
+
+def test_dense_pretraining_needs_scenes(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs to know what covers each patch"):
+        recipe("vision_tiny", tmp_path, train={"path": str(pictures)})
