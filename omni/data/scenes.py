@@ -191,7 +191,7 @@ def sample_scene(
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     if not 1 <= min_objects <= max_objects <= len(PLACES):
         raise ValueError(f"need 1 <= min_objects <= max_objects <= {len(PLACES)}, got {min_objects} and {max_objects}")
-    rng = _stream("scene", split, seed)
+    rng = stream("scene", split, seed)
     places = sorted(rng.sample(range(len(PLACES)), rng.randint(min_objects, max_objects)))
     pairs = _sample_pairs(rng, len(places), split, neutral)
     dark = rng.random() < 0.5
@@ -219,7 +219,7 @@ def sample_scene(
     )
 
 
-def _stream(*names: object) -> random.Random:
+def stream(*names: object) -> random.Random:
     """A random stream of its own for every sequence of names, the same in every process."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return random.Random(int.from_bytes(digest[:16], "big"))
@@ -883,7 +883,7 @@ def questions(
     unknown = sorted(set(weights) - set(WORDINGS))
     if unknown:
         raise ValueError(f"unknown kinds of questions {unknown}; known: {', '.join(WORDINGS)}")
-    asker = _Asker(scene, _stream("questions", scene.split, scene.seed, rng_seed), wordings)
+    asker = _Asker(scene, stream("questions", scene.split, scene.seed, rng_seed), wordings)
     if n is None:
         asked = (asker.ask(kind) for kind, weight in weights.items() if weight > 0)
         return [question for question in asked if question is not None]

@@ -1,5 +1,6 @@
 """The curves of a run as one picture: its losses, and each score of its evaluations."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 NOT_SCORES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
-    """Write a PNG of `Trainer.state.log_history`; False if matplotlib is missing or there is nothing to draw."""
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a PNG of `Trainer.state.log_history`, unless a run was too short to log a loss."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        warnings.warn(f"{path} is not drawn without matplotlib: pip install 'omni-thinker[train]'.", stacklevel=2)
+        return
     losses = {
         name: [(entry["step"], entry[name]) for entry in history if name in entry] for name in ("loss", "eval_loss")
     }
@@ -23,7 +25,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
         if not name.endswith(NOT_SCORES)
     }
     if not losses["loss"]:
-        return False
+        return
     figure = Figure(figsize=(6.4 * (1 + bool(scores)), 4.8), layout="constrained")
     panels = figure.subplots(1, 1 + bool(scores), squeeze=False)[0]
     for panel, curves, label in zip(panels, (losses, scores), ("loss", "score"), strict=False):
@@ -37,4 +39,3 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> bool:
     if scores:
         panels[1].set_ylim(0, 1.02)
     figure.savefig(path, dpi=120)
-    return True

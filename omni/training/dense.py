@@ -11,33 +11,38 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 
-from omni.data import scenes
+from omni.data import glyphs, scenes
 from omni.data.collate import IGNORED
 from omni.registry import get_modality
 from omni.training.recipe import EncoderSection, Recipe, Scenes
 
+CHARACTERS = tuple(str(n) for n in range(glyphs.CHARACTERS))
 PATCH_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "shape": scenes.SHAPES,
     "color": scenes.COLORS,
     "size": scenes.SIZES,
     "pattern": scenes.PATTERNS,
     "place": scenes.PLACES,
+    "character": CHARACTERS,
 }
 SCENE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": scenes.BACKGROUNDS,
     "dark": ("light", "dark"),
     "count": tuple(str(n) for n in range(1, 10)),
+    "character": CHARACTERS,
 }
-NOTHING = len(scenes.SHAPES)  # the "shape" of a patch that nothing covers; no other attribute has as many values
-LOSS_WEIGHTS = {"shape": 4.0}
-"""Shape is learnt last by far: it takes half of the gradient, the seven others share the rest."""
+ATTRIBUTES = (*(f"patch_{name}" if name in SCENE_ATTRIBUTES else name for name in PATCH_ATTRIBUTES), *SCENE_ATTRIBUTES)
+NOTHING = len(scenes.SHAPES)  # the "shape" of a patch that nothing covers
+LOSS_WEIGHTS = {"shape": 4.0, "patch_character": 2.0, "character": 2.0}
+"""Shape is learnt last by far, and so are characters: what is easy shares the rest of the gradient."""
 
 
 class DenseModel(nn.Module):
     """An encoder with heads: every patch names the shape, colour, size, pattern and place of the object on it, or nothing.
 
-    The CLS token names the kind and brightness of the background and the number of objects. One linear layer reads all
-    of it off the encoder's output and is thrown away afterwards.
+    The CLS token names the kind and brightness of the background and the number of objects; where a picture shows a
+    character instead of a scene, which one it is. One linear layer reads all of it off the encoder's output and is thrown
+    away afterwards.
 
     Two things keep the loss from teaching what is not so. Every object weighs the same, however many patches it covers.
     And no colour speaks against a shape that training never shows in it: logits are adjusted by the log-frequencies of
@@ -53,8 +58,7 @@ class DenseModel(nn.Module):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
         for name, table in zip(("shape_shift", "color_shift"), _pair_shifts(), strict=True):
             self.register_buffer(name, table, persistent=False)
-        names = (*PATCH_ATTRIBUTES, *SCENE_ATTRIBUTES)
-        self.loss_weights = [LOSS_WEIGHTS.get(name, 1.0) for name in names]
+        self.loss_weights = [LOSS_WEIGHTS.get(name, 1.0) for name in ATTRIBUTES]
         width = encoder.config.hidden_size
         self.patch_sizes = [len(values) + (name == "shape") for name, values in PATCH_ATTRIBUTES.items()]  # + "nothing"
         self.scene_sizes = [len(values) for values in SCENE_ATTRIBUTES.values()]
@@ -69,9 +73,9 @@ class DenseModel(nn.Module):
         patch_weights: torch.Tensor,
         scene_labels: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Args: pixel_values uint8[B, 3, H, W], labels int64[B, 5, N], patch_weights float[B, N], scene_labels int64[B, 3].
+        """Args: pixel_values uint8[B, 3, H, W], labels int64[B, 6, N], patch_weights float[B, N], scene_labels int64[B, 4].
 
-        Returns `loss` and `scores` float[B, 8, 2]: right answers and questions of each attribute in each picture.
+        Returns `loss` and `scores` float[B, 10, 2]: right answers and questions of each attribute in each picture.
         """
         encoded = self.encoder((pixel_values.float() * self.rescale_factor - self.mean) / self.std)
         shape, color, *others = self.heads["patch"](encoded.grid).float().split(self.patch_sizes, dim=-1)
@@ -80,14 +84,16 @@ class DenseModel(nn.Module):
             assert isinstance(self.shape_shift, torch.Tensor)
             assert isinstance(self.color_shift, torch.Tensor)
             shape = shape + self.shape_shift[labels[:, 1].where(labels[:, 1] != IGNORED, -1)]  # -1: no named colour
-            color = color + self.color_shift[labels[:, 0]]
+            color = color + self.color_shift[labels[:, 0].where(labels[:, 0] != IGNORED, NOTHING)]
         losses, scores = [], []
         answers = [*labels.unbind(1), *(answer[:, None] for answer in scene_labels.unbind(1))]
         for logits, answer in zip((shape, color, *others, *scene_logits), answers, strict=True):
             weights = patch_weights if answer.shape == patch_weights.shape else torch.ones_like(answer)
             loss = F.cross_entropy(rearrange(logits, "b n k -> b k n"), answer, ignore_index=IGNORED, reduction="none")
             losses.append((loss * weights).sum() / (weights * (answer != IGNORED)).sum().clamp_min(1e-6))
-            asked = (answer != IGNORED) & (answer != NOTHING)
+            asked = answer != IGNORED
+            if logits is shape:
+                asked &= answer != NOTHING
             right = (logits.argmax(-1) == answer) & asked
             scores.append(torch.stack([right.sum(1), asked.sum(1)], dim=-1))
         total = torch.stack([weight * loss for weight, loss in zip(self.loss_weights, losses, strict=True)]).sum()
@@ -108,25 +114,47 @@ def _pair_shifts() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class DenseScenes(torch.utils.data.Dataset[dict[str, Any]]):
-    """Scene `i` and the labels of its patches, made when asked for."""
+    """Scene `i` and the labels of its patches, or a share of `characters` and their names, made when asked for."""
 
     def __init__(
-        self, split: str, length: int, image_processor: BaseImageProcessor, first: int = 0, **scene_options: Any
+        self,
+        split: str,
+        length: int,
+        image_processor: BaseImageProcessor,
+        first: int = 0,
+        characters: float = 0.0,
+        **scene_options: Any,
     ) -> None:
-        self.split, self.length, self.first = split, length, first
+        self.split, self.length, self.first, self.characters = split, length, first, characters
         self.image_processor, self.scene_options = image_processor, scene_options
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        scene = scenes.sample_scene(self.first + index, self.split, **self.scene_options)
+        seed = self.first + index
+        rng = scenes.stream("picture", self.split, seed)
+        if rng.random() < self.characters:
+            return self._character(rng.randrange(glyphs.CHARACTERS), seed)
+        scene = scenes.sample_scene(seed, self.split, **self.scene_options)
         picture, owner = scenes.render_with_map(scene)
         return {
             "pixel_values": self._pixels(picture),
             "labels": patch_labels(scene, owner),
             "patch_weights": patch_weights(owner),
             "scene_labels": scene_labels(scene),
+        }
+
+    def _character(self, character: int, seed: int) -> dict[str, Any]:
+        picture, inked = glyphs.write_with_map(character, seed, self.split)
+        covered = torch.from_numpy(inked.ravel())
+        labels = torch.full((len(PATCH_ATTRIBUTES), covered.numel()), IGNORED)
+        labels[-1, covered] = character
+        return {
+            "pixel_values": self._pixels(picture),
+            "labels": labels,
+            "patch_weights": covered / covered.sum().clamp_min(1),
+            "scene_labels": torch.tensor([IGNORED, IGNORED, IGNORED, character]),
         }
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
@@ -136,11 +164,13 @@ class DenseScenes(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 def patch_labels(scene: scenes.Scene, owner: np.ndarray) -> torch.Tensor:
-    """Labels int64[5, N] from the index of the object on each patch, int64[14, 14] (-1: none)."""
-    table = np.full((5, len(scene.objects) + 1), IGNORED)  # the last column is for patches that nothing covers
+    """Labels int64[6, N] from the index of the object on each patch, int64[14, 14] (-1: none)."""
+    table = np.full(
+        (len(PATCH_ATTRIBUTES), len(scene.objects) + 1), IGNORED
+    )  # the last column is for patches that nothing covers
     for i, thing in enumerate(scene.objects):
         for row, (name, values) in enumerate(PATCH_ATTRIBUTES.items()):
-            value = scenes.PLACES[thing.place] if name == "place" else getattr(thing, name)
+            value = scenes.PLACES[thing.place] if name == "place" else getattr(thing, name, None)
             if value in values:  # a neutral colour has no name
                 table[row, i] = values.index(value)
     table[0, -1] = NOTHING
@@ -154,8 +184,8 @@ def patch_weights(owner: np.ndarray) -> torch.Tensor:
 
 
 def scene_labels(scene: scenes.Scene) -> torch.Tensor:
-    """Labels int64[3]: background, dark, count."""
-    return torch.tensor([scenes.BACKGROUNDS.index(scene.background), int(scene.dark), len(scene.objects) - 1])
+    """Labels int64[4]: background, dark, count, and no character."""
+    return torch.tensor([scenes.BACKGROUNDS.index(scene.background), int(scene.dark), len(scene.objects) - 1, IGNORED])
 
 
 def build_encoder(section: EncoderSection) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -182,17 +212,16 @@ class DensePretraining:
         if data is None:
             return None
         assert isinstance(data, Scenes)
-        return DenseScenes(data.split, data.count, self.processor, data.first, **data.scene_options())
+        return DenseScenes(data.split, data.count, self.processor, data.first, data.characters, **data.scene_options())
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """`scores` float[B, 8, 2] are small already."""
+        """`scores` float[B, 10, 2] are small already."""
         return logits
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy of each attribute, over patches or pictures."""
+        """Accuracy of each attribute that was asked for, over patches or pictures."""
         right, asked = np.asarray(prediction.predictions).sum(0).T
-        names = (*PATCH_ATTRIBUTES, *SCENE_ATTRIBUTES)
-        return dict(zip(names, (right / np.maximum(asked, 1)).tolist(), strict=True))
+        return {name: float(r / n) for name, r, n in zip(ATTRIBUTES, right, asked, strict=True) if n}
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The encoder and its image processor."""

@@ -42,7 +42,8 @@ class About(Strict):
 class Scenes(Strict):
     """Pictures drawn while training: `count` scenes of the split, from seed `first` on.
 
-    `neutral` objects have colours that nobody asks for; `questions` are drawn by the weights of their `kinds`.
+    `neutral` objects have colours that nobody asks for; `characters` is the share of pictures that show a made-up character
+    instead of a scene (objective "dense"); `questions` are drawn by the weights of their `kinds`.
     """
 
     split: Literal["train", "test", "pairs"] = "train"
@@ -51,6 +52,7 @@ class Scenes(Strict):
     min_objects: int = 1
     max_objects: int = 6
     neutral: float = Field(default=0.0, ge=0.0, le=1.0)
+    characters: float = Field(default=0.0, ge=0.0, le=1.0)
     questions: int = Field(default=8, gt=0)
     kinds: dict[str, float] = dict(KIND_WEIGHTS)
 
@@ -219,6 +221,9 @@ class Recipe(Strict):
     def _fit_together(self) -> Self:
         if self.objective == "dense" and (isinstance(self.train, Files) or isinstance(self.evaluate, Files)):
             raise ValueError("the objective 'dense' needs to know what covers each patch, which only scenes tell")
+        scenes = [data for data in (self.train, self.evaluate) if isinstance(data, Scenes)]
+        if self.objective != "dense" and any(data.characters for data in scenes):
+            raise ValueError("`characters` are for the objective 'dense': nothing is asked or said about them")
         if self.lora and (self.objective != "answers" or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
         return self

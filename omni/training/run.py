@@ -62,8 +62,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         finished = trainer.accelerator.unwrap_model(trainer.model)
         save_whole(lambda folder: objective.save(finished, folder), Path(recipe.output))
         history = trainer.state.log_history
-        (Path(recipe.output) / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
-        draw_curves(history, Path(recipe.output) / "curves.png")
+        (state / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+        draw_curves(history, state / "curves.png")
     return Path(recipe.output)
 
 

@@ -79,7 +79,7 @@ def trained(
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    history = json.loads((folder / "out" / "history.json").read_text())
+    history = json.loads((folder / "out" / "run" / "history.json").read_text())
     return [entry["loss"] for entry in history if "loss" in entry], load_file(folder / "out" / "model.safetensors")
 
 

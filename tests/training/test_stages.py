@@ -180,9 +180,9 @@ def test_own_pictures_are_learnt(checkpoint: Path, pictures: Path, tmp_path: Pat
         optimizer={"name": "muon", "lr": 0.01},
     )
     folder = run(settings)
-    history = json.loads((folder / "history.json").read_text())
+    history = json.loads((folder / "run" / "history.json").read_text())
     assert next(entry["eval_exact_match"] for entry in history if "eval_exact_match" in entry) == 1.0
-    with Image.open(folder / "curves.png") as curves:
+    with Image.open(folder / "run" / "curves.png") as curves:
         curves.load()
         assert min(curves.size) > 400
         assert len(curves.convert("L").resize((64, 64)).getcolors() or []) > 3
@@ -207,7 +207,7 @@ def test_contrastive_alignment_learns_the_loss_that_it_says(tmp_path: Path, tiny
         objective.collate([objective.train[0], objective.train[0]])
     folder = run(recipe("contrastive", tmp_path, {"eval_strategy": "steps", "eval_steps": 3}, model=model))
     assert type(AutoModel.from_pretrained(folder)).__name__ == "OmniVisionModel"
-    history = json.loads((folder / "history.json").read_text())
+    history = json.loads((folder / "run" / "history.json").read_text())
     evaluated = next(entry for entry in history if "eval_text_of_image_at_5" in entry)
     assert {entry for entry in evaluated if "_at_" in entry} == {
         f"eval_{name}_at_{k}" for name in ("text_of_image", "image_of_text") for k in (1, 5)
