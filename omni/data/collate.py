@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from omni.data.conversations import Example, Message
 from omni.registry import get_modality
@@ -35,8 +34,6 @@ class Row:
 
 class ConversationCollator:
     """Examples -> `input_ids`, `labels`, `position_ids` int64[B, L], `attention_mask` bool[B, 1, L, L], and the items.
-
-    `logits_to_keep` bool[B, L] marks the tokens before a label: a model that takes it computes no other logits.
 
     Args:
         processor: the model's `OmniProcessor`.
@@ -201,11 +198,9 @@ def pad_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     mask = causal & ((seen == 0) | (seen == seeing)) & (seen >= 0) & (seeing >= 0)
     mask |= torch.eye(length, dtype=torch.bool)
-    labels = padded([row.labels for row in rows], IGNORED)
     return {
         "input_ids": padded([row.input_ids for row in rows], pad_token_id),
-        "labels": labels,
-        "logits_to_keep": F.pad(labels[:, 1:] != IGNORED, (0, 1)),
+        "labels": padded([row.labels for row in rows], IGNORED),
         "position_ids": padded([row.position_ids for row in rows], 0),
         "attention_mask": mask[:, None],  # (B, 1, L, L)
     }

@@ -1,6 +1,7 @@
 """Next-token prediction on answers: a fused model learns to answer about what it is shown."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import EvalPrediction
 
 from omni.data import scenes
 from omni.data.collate import IGNORED, ConversationCollator
-from omni.data.conversations import SceneConversations
+from omni.data.conversations import Example, SceneConversations
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
@@ -28,8 +29,13 @@ class AnswerTraining:
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.model, OmniSection)
         self.model, self.processor = build_omni(**recipe.model.model_dump())
-        self.collate = ConversationCollator(self.processor)
+        self._collate = ConversationCollator(self.processor)
         self.train, self.evaluate = conversations(recipe.train), conversations(recipe.evaluate)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """A batch as `ConversationCollator` makes it, and bool[B, L]: the tokens before a label need logits, no others."""
+        batch = self._collate(examples)
+        return {**batch, "logits_to_keep": F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))}
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
