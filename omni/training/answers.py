@@ -108,6 +108,7 @@ def build_omni(
     }
     model = OmniForConditionalGeneration(OmniConfig(modalities={"image": section}, text_config=text_config))
     model.model.image_tower.load_state_dict(encoder.state_dict())
+    model.set_attn_implementation(encoder.config._attn_implementation)  # no saved configuration holds it
     return model, OmniProcessor(tokenizer=tokenizer, modalities=model.config.modalities)
 
 
@@ -121,9 +122,8 @@ def _with_new_projector(
     modalities["image"] = section | changes
     new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
     kept = {name: tensor for name, tensor in old.state_dict().items() if "image_projector" not in name}
-    missing, unexpected = new.load_state_dict(kept, strict=False)
-    assert not unexpected
-    assert all("image_projector" in name or name == "lm_head.weight" for name in missing)
+    new.load_state_dict(new.state_dict() | kept)
+    new.set_attn_implementation(old.config._attn_implementation)
     return new, OmniProcessor(tokenizer=processor.tokenizer, modalities=new.config.modalities)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText
 
+from omni.training.answers import build_omni
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.objectives import OBJECTIVES
 from omni.training.optimizer import freeze
@@ -82,6 +83,18 @@ def test_a_projector_is_aligned_between_frozen_parts(checkpoint: Path, tmp_path:
     assert trained == {name for name in after if "image_projector" in name}
     loaded = AutoModelForImageTextToText.from_pretrained(folder)
     assert loaded.config.modalities["image"]["projector"] == "mlp"
+
+
+def test_the_attention_that_a_recipe_asks_for_is_used_everywhere(checkpoint: Path) -> None:
+    encoder = str(checkpoint.parent / "encoder")
+    fresh = {"thinker": str(checkpoint.parent / "thinker.json"), "image": {"encoder": encoder, "projector": "linear"}}
+    sections: list[dict[str, Any]] = [{"checkpoint": str(checkpoint)}, fresh]
+    sections.append({"checkpoint": str(checkpoint), "image": {"projector": "mlp"}})
+    for section in sections:
+        for wanted in ("eager", "sdpa"):
+            model, _ = build_omni(**section, config={"attn_implementation": wanted})
+            tower, thinker = model.model.image_tower, model.model.language_model
+            assert [m.config._attn_implementation for m in (model, tower, thinker)] == [wanted] * 3
 
 
 def test_frozen_parts_rest_and_cost_no_backward(checkpoint: Path, tmp_path: Path) -> None:
