@@ -23,10 +23,7 @@ from omni.data.conversations import Message, ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot answer; the message says which, why, and what to do."""
+from omni.loading import CheckpointError
 
 
 class QuestionError(ValueError):

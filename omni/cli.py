@@ -98,7 +98,8 @@ def ask(
         opened = [read_picture(path) for path in pictures]
     folder = checkpoint or _shipped_checkpoint()
     start = time.perf_counter()
-    from omni.answering import CheckpointError, QuestionError, answer, check_question, load
+    from omni.answering import QuestionError, answer, check_question, load
+    from omni.loading import CheckpointError
 
     _quiet()
     with _mistakes(CheckpointError, QuestionError):
@@ -212,9 +213,9 @@ def evaluate(
 ) -> None:
     """Exact match of answers, with 95 % intervals and the best constant answer; or what an encoder sees."""
     from omni import evaluation
-    from omni.answering import CheckpointError
     from omni.data.manifests import ManifestError
     from omni.data.pictures import PictureError
+    from omni.loading import CheckpointError
 
     if checkpoint is not None and folder is not None:
         _refuse("CHECKPOINT and --checkpoint are the same; give one of them.")

@@ -7,6 +7,7 @@ from omni.registry import Modality
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
+from omni.vision.packing import PackedVisionModel
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -46,4 +47,5 @@ image = Modality(
     grid_shapes=grid_shapes,
     grid_dims=2,
     read=read,
+    pack=PackedVisionModel,
 )

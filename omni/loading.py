@@ -46,6 +46,10 @@ INHERITED_KEYS = frozenset(
 )
 
 
+class CheckpointError(ValueError):
+    """A folder that cannot be used for what it is needed for; the message says which, why, and what to do."""
+
+
 class StrictLoadingMixin:
     """`from_pretrained` that raises on anything but a complete, intact checkpoint; stands before `PreTrainedModel`.
 

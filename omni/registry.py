@@ -51,6 +51,8 @@ class Modality:
         outputs: which named outputs may be handed to the projector.
         read: from the encoder's output and N, the named tensors `cls` float[B, 1, D] and `grid` float[B, N, D].
         argument: the processor's argument for the items; "images" for "image".
+        pack: makes of a `model_class` something that computes the same faster on a CPU: `pack(model, dtype, scale=...,
+            shift=...)`, see `omni.vision.packing`.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Modality:
     outputs: tuple[str, ...] = ("cls", "grid", "cls+grid")
     read: Callable[[Any, int], dict[str, Any]] = read_named_outputs
     argument: str = ""
+    pack: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.name):

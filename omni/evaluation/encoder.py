@@ -14,25 +14,19 @@ pattern of scenes with one object. And about pictures that nobody drew for this 
 What learns is fitted on other pictures than those asked about.
 """
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
-from omni.answering import CheckpointError
 from omni.data import scenes
-from omni.registry import get_modality
+from omni.encoding.encoder import Encoder
 
 from .picture_sets import (
     KINDS,
@@ -51,82 +45,6 @@ Features = dict[str, NDArray[np.float32]]
 """By output, "cls" and "grid": float32[B, D] for B pictures."""
 
 NEIGHBOURS = 20
-
-
-# --- The encoder ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A vision encoder with its image processor."""
-
-    model: PreTrainedModel
-    image_processor: Any
-    pooled: bool = True  # whether its `pooler_output` is trained
-
-    @property
-    def side(self) -> int:
-        """Height and width of the pictures that it was made for."""
-        side = getattr(self.model.config, "image_size", None) or self.image_processor.size["height"]
-        return int(side if isinstance(side, int) else side[0])
-
-    def untrained(self) -> "Encoder":
-        """The same architecture with new random weights, the same ones every time."""
-        with torch.random.fork_rng():
-            torch.manual_seed(SEED)
-            model = AutoModel.from_config(copy.deepcopy(self.model.config), dtype=self.model.dtype)
-        return replace(self, model=model.to(self.model.device).eval(), pooled=True)
-
-    def prepare(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """float[B, 3, H, W]"""
-        pixels = self.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
-        return pixels.to(self.model.device, self.model.dtype)
-
-    @torch.inference_mode()
-    def encode(self, pixel_values: torch.Tensor) -> Features:
-        """The features of prepared pictures."""
-        modality = get_modality("image")
-        encoded = self.model(pixel_values=pixel_values)
-        if not self.pooled:
-            encoded["pooler_output"] = None
-        (shape, *_) = modality.grid_shapes(self.model.config, {"pixel_values": pixel_values})
-        tokens = modality.read(encoded, int(np.prod(shape)))
-        return {name: tokens[name].float().mean(1).cpu().numpy() for name in ("cls", "grid") if name in tokens}
-
-
-def load_encoder(checkpoint: str | Path) -> Encoder:
-    """Load a vision encoder from a folder, omni's or one of transformers; nothing is fetched from anywhere.
-
-    Of a model of several parts, such as CLIP, its vision tower is taken.
-
-    Raises:
-        CheckpointError: no encoder of pictures in the folder, no image processor, one that makes pictures which the
-            encoder does not take, or weights that are not whole.
-    """
-    folder, modality = Path(checkpoint), get_modality("image")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config = getattr(config, "vision_config", None) or config
-        pooled = True
-        if config.model_type == modality.config_class.model_type:
-            model = modality.model_class.from_pretrained(folder)
-        else:
-            model, report = AutoModel.from_pretrained(
-                folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-            )
-            lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
-            # classifiers are saved without ViT's pooler, which comes after what is read
-            pooled = not any(name.startswith("pooler.") for name in lacking)
-            if lost := [name for name in lacking if not name.startswith("pooler.")]:
-                more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-                raise ValueError(f"its weights lack or mis-shape {', '.join(lost[:5])}{more}.")
-        if model.main_input_name != "pixel_values":
-            raise ValueError(f"a {type(model).__name__} reads {model.main_input_name!r}, expected a model of pictures.")
-        encoder = Encoder(model.eval(), AutoImageProcessor.from_pretrained(folder), pooled)
-        encoder.encode(encoder.prepare([Image.new("RGB", (encoder.side, encoder.side))]))
-    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
-        raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {error}") from error
-    return encoder
 
 
 # --- Neighbours, probes, retrieval ------------------------------------------------------------------------------------
@@ -236,7 +154,7 @@ class _Run:
                 self.digest.update(picture.tobytes())
             prepared = self.encoder.prepare(batch)
             for parts, encoder in zip(found, encoders, strict=True):
-                parts.append(encoder.encode(prepared))
+                parts.append(features_of(encoder.encode(prepared)))
             self.progress(f"encoding, {label} pictures", done, total)
         return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found]
 
@@ -282,7 +200,7 @@ class _Run:
     def read_digits(self, digits: PictureSet) -> None:
         """Digits, with the two baselines of the same width."""
         trained, untrained = self.encode(
-            "digit", map(digits.draw, range(len(digits))), len(digits), self.encoder.untrained()
+            "digit", map(digits.draw, range(len(digits))), len(digits), self.encoder.untrained(SEED)
         )
         assert digits.pixels is not None
         width = next(iter(trained.values())).shape[1]
@@ -295,6 +213,11 @@ class _Run:
                 ("digit, projection", "pixels"): digits.pixels @ projection,
             },
         )
+
+
+def features_of(tokens: Mapping[str, torch.Tensor]) -> Features:
+    """The mean of each output's tokens."""
+    return {name: tokens[name].float().mean(1).cpu().numpy() for name in ("cls", "grid") if name in tokens}
 
 
 def _batches(pictures: Iterable[Image.Image], size: int) -> Iterator[tuple[int, list[Image.Image]]]:

@@ -13,11 +13,13 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import ValidationError
 
-from omni.answering import CheckpointError, load
+from omni.answering import load
+from omni.encoding.encoder import load_encoder
 from omni.fusion.configuration_omni import OmniConfig
+from omni.loading import CheckpointError
 
 from .asking import Questionnaire, ask_all
-from .encoder import Progress, evaluate_encoder, load_encoder
+from .encoder import Progress, evaluate_encoder
 from .manifest import ManifestQuestions
 from .result import (
     Difference,

@@ -69,6 +69,8 @@ READINGS: dict[str, tuple[str, ...]] = {
         rf"(?:what is|tell me) the size of {IT}",
         rf"is {IT} (?:small, medium or large|large, medium or small)",
         rf"say how large {IT} is",
+        rf"how large would you say {IT} is",
+        rf"how (?:big|large) does {IT} look",
     ),
     "pattern": (
         rf"(?:what|which) pattern does {IT} have",
@@ -481,7 +483,7 @@ def fingerprint() -> str:
 
 def test_scenes_and_questions_are_those_that_models_were_trained_on() -> None:
     """A change of this number makes all measured scores incomparable: change it knowingly, and measure again."""
-    assert fingerprint() == "fce48f688154a9ce4279f8d58e6682b822ea3c8b433a6fae60c1d05f4ca2b883"
+    assert fingerprint() == "c15d6f3f854dcd8c9f3ab9f2611f0c28b4814461dbc19135287bfeee08c653ea"
 
 
 def test_another_process_sees_the_same() -> None:

@@ -21,10 +21,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from omni.answering import CheckpointError
 from omni.data import scenes
 from omni.evaluation import EncoderSettings, EvaluationError, evaluate, evaluate_encoder, load_encoder
-from omni.evaluation.encoder import nearest, neighbours, probe
+from omni.evaluation.encoder import features_of, nearest, neighbours, probe
 from omni.evaluation.picture_sets import (
     KINDS,
     OBJECT_TASKS,
@@ -34,6 +33,7 @@ from omni.evaluation.picture_sets import (
     draw_again,
     scene_pictures,
 )
+from omni.loading import CheckpointError
 
 SIZE = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARE = {"height": 16, "width": 16}
@@ -181,7 +181,7 @@ def test_a_scene_drawn_again_shows_the_same_objects_and_nothing_else_the_same() 
 def test_features_are_the_encoders_own(vision: Path) -> None:
     encoder = load_encoder(vision)
     pixels = encoder.prepare([scenes.render(scenes.sample_scene(seed, "test")) for seed in range(3)])
-    found = encoder.encode(pixels)
+    found = features_of(encoder.encode(pixels))
     with torch.no_grad():
         hidden = AutoModel.from_pretrained(vision)(pixels).last_hidden_state.numpy()
     assert found["cls"] == pytest.approx(hidden[:, 0], abs=1e-5)
@@ -264,12 +264,16 @@ def test_encoders_of_transformers(kind: str, save: Save) -> None:
     else:
         folder = save(ViTForImageClassification(new("vit").config), ViTImageProcessorPil(size=SQUARE))
     encoder = load_encoder(folder)
-    features = encoder.encode(encoder.prepare([scenes.render(scenes.sample_scene(seed)) for seed in range(2)]))
+    features = features_of(
+        encoder.encode(encoder.prepare([scenes.render(scenes.sample_scene(seed)) for seed in range(2)]))
+    )
     assert {name: values.shape for name, values in features.items()} == {"cls": (2, 24), "grid": (2, 24)}
     assert not np.allclose(features["cls"][0], features["cls"][1])
     assert {
         name: f.shape
-        for name, f in encoder.untrained().encode(encoder.prepare([scenes.render(scenes.sample_scene(0))])).items()
+        for name, f in features_of(
+            encoder.untrained(0).encode(encoder.prepare([scenes.render(scenes.sample_scene(0))]))
+        ).items()
     } == {"cls": (1, 24), "grid": (1, 24)}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omni.answering import CheckpointError, load
+from omni.answering import load
 from omni.evaluation import (
     EvaluationError,
     Hashes,
@@ -22,6 +22,7 @@ from omni.evaluation import (
     verify,
 )
 from omni.evaluation.result import hash_preprocessing
+from omni.loading import CheckpointError
 
 Make = Callable[..., Path]
 CAUSES = ("weights", "data", "prompts", "preprocessing")

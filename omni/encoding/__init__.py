@@ -1,0 +1,1 @@
+"""Pictures to vectors, many and fast: encoders alone, without a question."""

@@ -1,0 +1,137 @@
+"""An encoder made fast for one purpose, which says how far it is from the encoder itself.
+
+    engine = Engine(load_encoder("checkpoints/vision_tiny"), what="cls", precision="bfloat16")
+    rows = engine(np.stack([engine.prepare(picture) for picture in pictures]))  # float32[B, 1, D]
+    print(engine.path, engine.error)
+
+Where the encoder brings a packed form (`Modality.pack`), pictures stay bytes until the first product; any other encoder
+runs as it is. The first thing an engine does is to encode a few pictures both ways and compare: a fast way that is
+further off than rounding explains is not taken.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from omni.data import scenes
+from omni.registry import get_modality
+
+from .encoder import Encoder
+
+What = Literal["cls", "grid", "projected"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""The largest |difference| / |token| that may be: rounding alone, and no more than bfloat16's eight bits explain."""
+
+
+class EngineError(ValueError):
+    """An engine that cannot be had as asked. The message says why, and what to do."""
+
+
+class Engine:
+    """Pictures to tokens, in batches.
+
+    Args:
+        encoder: see `load_encoder`.
+        what: "cls" float[B, 1, D]; "grid" float[B, N, D]; "projected" float[B, n, T], what a fused model hands its Thinker.
+        precision: of the arithmetic. "auto" is bfloat16 where the processor computes with it and the error allows it, else
+            float32.
+
+    Attributes:
+        path: "packed" or "as it is".
+        precision: "float32" or "bfloat16".
+        error: the largest |difference| / |token| to the encoder in float32, one picture at a time, over the probe pictures.
+        shape: (n, width) of the tokens of one picture.
+
+    Raises:
+        EngineError: tokens that the encoder does not have, or a bfloat16 that is asked for and off by more than `TOLERANCE`.
+    """
+
+    def __init__(self, encoder: Encoder, what: What = "cls", precision: Precision = "float32") -> None:
+        for value, known in ((what, get_args(What)), (precision, get_args(Precision))):
+            if value not in known:
+                raise EngineError(f"Expected one of {', '.join(known)}; found {value!r}.")
+        self.encoder, self.what = encoder, what
+        probes = _probes(encoder.side)
+        single = [encoder.encode(encoder.prepare([picture])) for picture in probes]
+        if what not in single[0]:
+            raise EngineError(
+                f"This encoder has no {what!r}; it has {', '.join(single[0])}."
+                + (" Projected tokens are those of a fused model." if what == "projected" else "")
+            )
+        reference = torch.cat([tokens[what] for tokens in single])
+        self.shape: tuple[int, int] = (reference.shape[1], reference.shape[2])
+        precisions = [precision] if precision != "auto" else ["bfloat16", "float32"] if _has_bfloat16() else ["float32"]
+        packings = [_packing(encoder), None] if _packing(encoder) else [None]
+        for self.precision, pack in itertools.product(precisions, packings):
+            self.path = "packed" if pack else "as it is"
+            self._run = self._make(getattr(torch, self.precision), pack)
+            found = torch.from_numpy(self(np.stack([self.prepare(picture) for picture in probes])))
+            self.error = ((found - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item()
+            if self.error <= TOLERANCE[self.precision] or (self.precision, pack) == ("float32", None):
+                return  # the last is the encoder itself
+        raise EngineError(
+            f"In {self.precision} this encoder's tokens are off by {self.error:.2g} of their length, more than the "
+            f"{TOLERANCE[self.precision]:g} that rounding explains; use float32."
+        )
+
+    def prepare(self, picture: Image.Image) -> NDArray[Any]:
+        """One RGB picture of any size -> uint8[H, W, 3], or float32[3, H, W] for an encoder that is not packed."""
+        if self.path != "packed":
+            return self.encoder.prepare([picture])[0].float().numpy()
+        size = self.encoder.image_processor.size
+        resample = Image.Resampling(self.encoder.image_processor.resample)
+        return np.asarray(picture.resize((size["width"], size["height"]), resample))
+
+    def __call__(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
+        """B pictures as `prepare` makes them -> float32[B, n, D]."""
+        return self._run(torch.from_numpy(prepared)).float().numpy()
+
+    def _make(self, dtype: torch.dtype, pack: Callable[..., Any] | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        encoder, what = self.encoder, self.what
+        if pack is None:
+            return lambda pixel_values: _autocast(encoder, pixel_values, dtype)[what]
+        scale, shift = _scale_and_shift(encoder.image_processor)
+        packed = pack(encoder.model, dtype, scale=scale, shift=shift)
+        frame = torch.empty(1, 3, encoder.side, encoder.side, device="meta")
+        return lambda pictures: encoder.name(packed(pictures, cls_only=what == "cls"), frame)[what]
+
+
+def _packing(encoder: Encoder) -> Callable[..., Any] | None:
+    """The packed form of this encoder, if it is on a CPU and its pictures are made as the modality has it."""
+    modality, processor = get_modality("image"), encoder.image_processor
+    own = type(encoder.model) is modality.model_class and type(processor) is modality.preprocessor_class
+    return modality.pack if own and processor.do_resize and encoder.model.device.type == "cpu" else None
+
+
+def _scale_and_shift(processor: Any) -> tuple[list[float], list[float]]:
+    """`pixel_values = pixel * scale + shift` for each channel, as an image processor's settings have it."""
+    rescale = processor.rescale_factor if processor.do_rescale else 1.0
+    if not processor.do_normalize:
+        return [rescale] * 3, [0.0] * 3
+    scale = [rescale / std for std in processor.image_std]
+    return scale, [-mean / std for mean, std in zip(processor.image_mean, processor.image_std, strict=True)]
+
+
+def _autocast(encoder: Encoder, pixel_values: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    pixel_values = pixel_values.to(encoder.model.device, encoder.model.dtype)
+    with torch.autocast(encoder.model.device.type, dtype, enabled=dtype != torch.float32):
+        return {name: tokens.cpu() for name, tokens in encoder.encode(pixel_values).items()}
+
+
+def _has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16, rather than by way of float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _probes(side: int) -> list[Image.Image]:
+    """A few pictures of every kind: scenes, and noise, which is far from what an encoder was trained on."""
+    drawn = [scenes.render(scenes.sample_scene(seed, "test")).resize((side, side)) for seed in range(3)]
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return [*drawn, Image.fromarray(noise)]

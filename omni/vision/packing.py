@@ -1,0 +1,196 @@
+"""The encoder for inference on CPUs: the same arithmetic on weights that were prepared once, and on bytes.
+
+What is different from `OmniVisionModel`, and why it is faster:
+
+* Weights lie as oneDNN's kernels read them; GELU and the residual sum are part of the product before them.
+* Pictures may stay uint8[B, H, W, C]: rescaling and normalising are folded into the patch embedding.
+* In bfloat16 attention is two batched products, there faster than the fused one.
+* For CLS alone the last block computes one row, and by associativity its query goes through the keys' weights,
+  q (W_k h) = (q W_k) h, and the weighted sum is taken before the values' weights: neither keys nor values are formed.
+
+In float32 the result differs from the model's by rounding alone.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .modeling_vision import OmniVisionLayer, OmniVisionModel, OmniVisionOutput
+
+CENTER = 128
+"""Bytes are read as -128..127: all of these are exact in bfloat16, and around zero little is lost to rounding."""
+
+FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+"""Activations that oneDNN computes along with a product, by their names in transformers and there."""
+
+
+class PackedVisionModel:
+    """An `OmniVisionModel` in eval mode, to be called many times; what is done to the model later changes nothing here.
+
+    Args:
+        model: the encoder, on a CPU.
+        dtype: float32 or bfloat16, of weights and activations.
+        scale, shift: C numbers each, `pixel_values = pixel * scale + shift` for pixels of 0..255.
+        at_once: pictures that go through all layers together; more would not fit into the processor's cache.
+    """
+
+    def __init__(
+        self,
+        model: OmniVisionModel,
+        dtype: torch.dtype = torch.float32,
+        *,
+        scale: Sequence[float],
+        shift: Sequence[float],
+        at_once: int = 16,
+    ) -> None:
+        self.config, self.dtype, self.at_once = model.config, dtype, at_once
+        size, patches = self.config.image_size, self.config.num_patches
+        self.shapes = {
+            "pixels": (self.config.num_channels, size, size),
+            "bytes": (size, size, self.config.num_channels),
+        }
+        kernel, bias = (parameter.detach() for parameter in model.embeddings.patch_embeddings.parameters())
+        factor, offset = (torch.tensor(list(values)).view(-1, 1, 1) for values in (scale, shift))
+        from_bytes = (kernel * factor).permute(0, 2, 3, 1)  # (D, P, P, C), the order of the bytes
+        bias_of_bytes = bias + (kernel * (offset + CENTER * factor)).sum((1, 2, 3))
+        self.embed_pixels = _linear(kernel.flatten(1), bias, dtype, at_once * patches)
+        self.embed_bytes = _linear(from_bytes.flatten(1), bias_of_bytes, dtype, at_once * patches)
+        table = model.embeddings.position_embeddings.detach()
+        self.cls = (model.embeddings.cls_token.detach() + table[:, :1]).to(dtype)
+        self.positions = table[:, 1:].to(dtype, copy=True)
+        self.blocks = [_PackedBlock(layer, dtype, at_once * (1 + patches)) for layer in model.layers]  # type: ignore[arg-type]
+        self.norm = model.norm.weight.detach().to(dtype, copy=True)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: torch.Tensor, cls_only: bool = False) -> OmniVisionOutput:
+        """Encode pictures.
+
+        Args:
+            pictures: uint8[B, H, W, C], or float[B, C, H, W] as the image processor makes them.
+            cls_only: the CLS token alone; `grid` is None.
+
+        Raises:
+            ValueError: pictures of another size, or another number of channels.
+        """
+        if tuple(pictures.shape[1:]) != (
+            expected := self.shapes["bytes" if pictures.dtype == torch.uint8 else "pixels"]
+        ):
+            raise ValueError(
+                f"Expected {pictures.dtype} pictures of shape {expected}, found {tuple(pictures.shape[1:])}."
+            )
+        tokens = 1 if cls_only else 1 + self.config.num_patches
+        encoded = torch.empty(len(pictures), tokens, self.config.hidden_size, dtype=self.dtype)
+        for start in range(0, len(pictures), self.at_once):
+            some = slice(start, start + self.at_once)
+            hidden_states = self._embed(pictures[some])
+            for block in self.blocks[:-1]:
+                hidden_states = block(hidden_states)
+            hidden_states = self.blocks[-1].cls(hidden_states) if cls_only else self.blocks[-1](hidden_states)
+            encoded[some] = F.rms_norm(hidden_states, self.norm.shape, self.norm, self.config.rms_norm_eps)
+        return OmniVisionOutput(
+            last_hidden_state=encoded,
+            pooler_output=encoded[:, 0],
+            cls=encoded[:, :1],
+            grid=None if cls_only else encoded[:, 1:],
+        )
+
+    def _embed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8[B, H, W, C] or float[B, C, H, W] -> float[B, 1+N, D]."""
+        side, patch, batch = self.config.grid_size, self.config.patch_size, len(pictures)
+        if pictures.dtype == torch.uint8:
+            pictures = torch.bitwise_xor(pictures, CENTER).view(torch.int8)  # the same as subtracting
+            patches, embed = pictures.view(batch, side, patch, side, patch, -1).transpose(2, 3), self.embed_bytes
+        else:
+            split = pictures.reshape(batch, -1, side, patch, side, patch)
+            patches, embed = split.permute(0, 2, 4, 1, 3, 5), self.embed_pixels
+        rows = torch.empty(patches.shape, dtype=self.dtype).copy_(patches)  # gathered and converted in one go
+        embedded = torch.empty(batch, 1 + side * side, self.config.hidden_size, dtype=self.dtype)
+        embedded[:, :1] = self.cls
+        torch.add(embed(rows.view(batch, side * side, -1)), self.positions, out=embedded[:, 1:])
+        return embedded
+
+
+class _PackedBlock:
+    """float[B, 1+N, D] -> float[B, 1+N, D], see `OmniVisionLayer`; or to the CLS row alone."""
+
+    def __init__(self, layer: OmniVisionLayer, dtype: torch.dtype, rows: int) -> None:
+        attention, mlp = layer.attention, layer.mlp
+        self.dtype, self.heads = dtype, attention.num_attention_heads
+        weight, bias = attention.qkv.weight.detach().clone(), attention.qkv.bias.detach().clone()
+        width = attention.o_proj.in_features
+        weight[:width] *= attention.scaling
+        bias[:width] *= attention.scaling
+        output = attention.o_proj.weight.detach(), attention.o_proj.bias.detach()
+        self.norm1, self.norm2 = _layer_norm(layer.norm1, dtype), _layer_norm(layer.norm2, dtype)
+        self.qkv = _linear(weight, bias, dtype, rows)
+        self.output = _linear(*output, dtype, rows)
+        self.fc1 = _linear(mlp.fc1.weight, mlp.fc1.bias, dtype, rows, attention.config.hidden_act)
+        self.fc2 = _linear(mlp.fc2.weight, mlp.fc2.bias, dtype, rows)
+        # For CLS alone, per head: queries and keys are one matrix (a key's bias adds the same to every score, so it goes),
+        # values and output another.
+        query, key, value = rearrange(weight, "(k h d) i -> k h d i", k=3, h=self.heads)
+        query_bias = rearrange(bias[:width], "(h d) -> h d", h=self.heads)
+        to_scores = torch.einsum("hdi,hdj->hji", query, key).flatten(0, 1), torch.einsum("hd,hdj->hj", query_bias, key)
+        from_values = torch.einsum("ohd,hdi->ohi", output[0].view(width, self.heads, -1), value).flatten(1)
+        self.to_scores = _linear(to_scores[0], to_scores[1].flatten(), dtype, rows)
+        self.from_values = _linear(from_values, output[1] + output[0] @ bias[2 * width :], dtype, rows)
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """float[B, n, D] -> float[B, n, D]."""
+        qkv = self.qkv(self.norm1(hidden_states))
+        query, key, value = rearrange(qkv, "b n (k h d) -> k b h n d", k=3, h=self.heads)
+        if self.dtype == torch.bfloat16:
+            attended = (query @ key.transpose(-1, -2)).softmax(-1) @ value
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return self._mlp(self.output(attended.transpose(1, 2).flatten(2), hidden_states))
+
+    def cls(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """float[B, n, D] -> float[B, 1, D]."""
+        normed = self.norm1(hidden_states)
+        query = self.to_scores(normed[:, 0].contiguous()).view(len(normed), self.heads, -1)  # (B, h, D)
+        attended = (query @ normed.transpose(1, 2)).softmax(-1) @ normed
+        return self._mlp(self.from_values(attended.flatten(1), hidden_states[:, 0].contiguous())[:, None])
+
+    def _mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(self.norm2(hidden_states)), hidden_states)
+
+
+def _layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight, bias = norm.weight.detach().to(dtype, copy=True), norm.bias.detach().to(dtype, copy=True)
+    return lambda hidden_states: F.layer_norm(hidden_states, weight.shape, weight, bias, norm.eps)
+
+
+def _linear(
+    weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, rows: int, activation: str | None = None
+) -> Callable[..., torch.Tensor]:
+    """`f(x)` = activation(x W^T + b), and `f(x, residual)` = x W^T + b + residual, on a private copy of the weights.
+
+    With oneDNN that is one kernel on a layout chosen for so many `rows`; elsewhere what PyTorch has.
+    """
+    weight, bias = (tensor.detach().to(dtype, copy=True).contiguous() for tensor in (weight, bias))
+    if not (_has_onednn() and activation in (None, *FUSED)):
+        activate = ACT2FN[activation] if activation else nn.Identity()
+
+        def plain(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            result = activate(F.linear(x, weight, bias))
+            return result if residual is None else result + residual
+
+        return plain
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    name, algorithm = FUSED[activation] if activation else ("none", "")
+
+    def fused(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if residual is None:
+            return torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
+
+    return fused
+
+
+def _has_onednn() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)  # type: ignore[no-untyped-call]

@@ -1,0 +1,108 @@
+"""Engines against the models that they stand for, one picture at a time, and what they refuse."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
+
+from omni.data import scenes
+from omni.encoding.encoder import load_encoder
+from omni.encoding.engine import Engine, EngineError
+from omni.loading import CheckpointError
+
+SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    """Of several sizes, none of which is the encoder's."""
+    return [
+        scenes.render(scenes.sample_scene(seed, "test")).resize(size)
+        for seed, size in enumerate([(640, 480), (100, 300), (225, 223)])
+    ]
+
+
+def run(engine: Engine, pictures: list[Image.Image]) -> np.ndarray:
+    return engine(np.stack([engine.prepare(picture) for picture in pictures]))
+
+
+@pytest.mark.parametrize("what", ["cls", "grid"])
+def test_tokens_equal_those_of_auto_model_one_at_a_time(what: str, pictures: list[Image.Image]) -> None:
+    model = AutoModel.from_pretrained(SHIPPED / "vision_tiny")
+    prepare = AutoImageProcessor.from_pretrained(SHIPPED / "vision_tiny")
+    with torch.no_grad():
+        expected = [getattr(model(**prepare(picture, return_tensors="pt")), what)[0].numpy() for picture in pictures]
+    engine = Engine(load_encoder(SHIPPED / "vision_tiny"), what)
+    found = run(engine, pictures)
+    assert (engine.path, engine.precision, found.dtype) == ("packed", "float32", np.float32)
+    assert found.shape[1:] == engine.shape
+    np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=5e-5)
+    half = Engine(load_encoder(SHIPPED / "vision_tiny"), what, "bfloat16")
+    assert 1e-4 < half.error < 0.05
+    lengths = np.linalg.norm(expected, axis=-1)
+    assert (np.linalg.norm(run(half, pictures) - expected, axis=-1) / lengths).max() < 0.05
+
+
+def test_projected_tokens_are_those_that_the_thinker_reads(pictures: list[Image.Image]) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(SHIPPED / "omni_tiny")
+    encoder = load_encoder(SHIPPED / "omni_tiny")
+    with torch.no_grad():
+        expected = model.get_image_features(pixel_values=encoder.prepare(pictures)).pooler_output
+    found = run(Engine(encoder, "projected"), pictures)
+    np.testing.assert_allclose(found, torch.stack(list(expected)).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_tower_of_transformers_runs_as_it_is(tmp_path: Path, pictures: list[Image.Image]) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    for number, tower in enumerate(
+        [
+            ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes)),
+            CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, **sizes)),
+        ]
+    ):
+        folder = tmp_path / str(number)
+        tower.eval().save_pretrained(folder)
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+        prepare = AutoImageProcessor.from_pretrained(folder)
+        with torch.no_grad():
+            expected = [tower(**prepare(picture, return_tensors="pt")).last_hidden_state[0] for picture in pictures]
+        engine = Engine(load_encoder(folder), "grid")
+        assert engine.path == "as it is"
+        np.testing.assert_allclose(run(engine, pictures), torch.stack(expected)[:, 1:].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_precision_that_loses_too_much_is_refused() -> None:
+    encoder = load_encoder(SHIPPED / "vision_tiny")
+    with torch.no_grad():  # attention that looks at one patch alone: which one, rounding decides
+        for layer in encoder.model.layers:
+            layer.attention.qkv.weight *= 3
+    with pytest.raises(EngineError, match=r"In bfloat16 this encoder's tokens are off by .* use float32"):
+        Engine(encoder, "grid", "bfloat16")
+    assert Engine(encoder, "grid", "auto").precision == "float32"
+    with torch.no_grad():  # and further, until the order of sums alone decides
+        for layer in encoder.model.layers:
+            layer.attention.qkv.weight *= 4
+    engine = Engine(encoder, "grid", "auto")
+    assert (engine.precision, engine.path) == ("float32", "as it is")
+
+
+def test_what_an_encoder_does_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"no 'projected'; it has cls, grid. Projected tokens are those of a fused"):
+        Engine(load_encoder(SHIPPED / "vision_tiny"), "projected")
+    with pytest.raises(EngineError, match="one of cls, grid, projected; found 'patches'"):
+        Engine(load_encoder(SHIPPED / "vision_tiny"), "patches")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="cannot be loaded as an encoder"):
+        load_encoder(tmp_path)

@@ -1,0 +1,124 @@
+"""The packed encoder against the model itself: every way in, every way out, other shapes, no oneDNN."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omni.vision.configuration_vision import OmniVisionConfig
+from omni.vision.image_processing_vision import OmniImageProcessor
+from omni.vision.modeling_vision import OmniVisionModel
+from omni.vision.packing import PackedVisionModel
+
+SCALE, SHIFT = [1 / 58.4, 1 / 57.1, 1 / 57.4], [-2.1, -2.0, -1.8]  # ImageNet's, another for every channel
+
+
+def make_model(**settings: Any) -> OmniVisionModel:
+    """Random in every parameter: zeros and ones would hide an order mixed up or a bias forgotten."""
+    torch.manual_seed(0)
+    model = OmniVisionModel(OmniVisionConfig(**settings)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.08 if parameter.ndim > 1 else 0.3) + ("norm" in name))
+    return model
+
+
+def make_bytes(model: OmniVisionModel, count: int) -> torch.Tensor:
+    side, channels = model.config.image_size, model.config.num_channels
+    random = np.random.default_rng(count)
+    return torch.from_numpy(random.integers(0, 256, (count, side, side, channels), dtype=np.uint8))
+
+
+def normalise(pictures: torch.Tensor, scale: list[float] = SCALE, shift: list[float] = SHIFT) -> torch.Tensor:
+    """In float64, by the definition."""
+    values = pictures.double() * torch.tensor(scale).double() + torch.tensor(shift).double()
+    return values.permute(0, 3, 1, 2).float()
+
+
+SHAPES = {
+    "the seed's": {},
+    "narrow": {"image_size": 48, "patch_size": 8, "hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3},
+    "one block, tanh": {"image_size": 32, "num_hidden_layers": 1, "hidden_act": "gelu_pytorch_tanh"},
+    "an activation that oneDNN does not fuse": {"image_size": 32, "num_hidden_layers": 2, "hidden_act": "silu"},
+    "relu, other eps": {"image_size": 32, "hidden_act": "relu", "layer_norm_eps": 0.1, "rms_norm_eps": 0.2},
+}
+
+
+@pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("onednn", [True, False])
+def test_packed_equals_the_model(settings: dict[str, Any], onednn: bool) -> None:
+    model = make_model(**settings)
+    pictures = make_bytes(model, 5)
+    pixel_values = normalise(pictures)
+    with torch.no_grad():
+        expected = model(pixel_values)
+    with torch.backends.mkldnn.flags(enabled=onednn):
+        packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT, at_once=2)  # 5 pictures: two calls and a rest
+        for given in (pixel_values, pictures):
+            found = packed(given)
+            torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=3e-5)
+            torch.testing.assert_close(found.grid, expected.grid, rtol=1e-4, atol=3e-5)
+            torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=1e-4, atol=3e-5)
+            alone = packed(given, cls_only=True)
+            assert alone.grid is None
+            torch.testing.assert_close(alone.cls, expected.cls, rtol=1e-4, atol=3e-5)
+            torch.testing.assert_close(alone.last_hidden_state, expected.cls, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("given", [torch.Tensor.clone, normalise], ids=["bytes", "pixels"])
+def test_bfloat16_is_as_near_as_the_model_in_bfloat16(given: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = make_model()
+    pictures = make_bytes(model, 4)
+    with torch.no_grad():
+        expected = model(normalise(pictures)).last_hidden_state
+        half = make_model().bfloat16()(normalise(pictures).bfloat16()).last_hidden_state.float()
+    packed = PackedVisionModel(model, torch.bfloat16, scale=SCALE, shift=SHIFT)
+    for cls_only in (False, True):
+        found = packed(given(pictures), cls_only).last_hidden_state
+        assert found.dtype == torch.bfloat16
+        rows = slice(0, 1 if cls_only else None)
+        error, usual = (
+            (one.float() - expected[:, rows]).norm() / expected[:, rows].norm() for one in (found, half[:, rows])
+        )
+        assert 1e-4 < error < 2 * usual  # not float32 by accident, and no second source of error
+
+
+def test_bytes_give_what_the_image_processor_gives() -> None:
+    model = make_model(num_hidden_layers=2)
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)) for side in (80, 300)]
+    for processor in (OmniImageProcessor(), OmniImageProcessor(do_normalize=False)):
+        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+        scale = [1 / 255 / value for value in std]
+        shift = [-m / s for m, s in zip(mean, std, strict=True)]
+        packed = PackedVisionModel(model, scale=scale, shift=shift)
+        resized = [np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR)) for picture in pictures]
+        found = packed(torch.from_numpy(np.stack(resized)))
+        with torch.no_grad():
+            expected = model(processor(pictures, return_tensors="pt")["pixel_values"])
+        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=3e-5)
+
+
+def test_what_becomes_of_the_model_changes_nothing() -> None:
+    model = make_model(image_size=32)
+    pictures = make_bytes(model, 2)
+    packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT)
+    before = packed(pictures).last_hidden_state.clone(), packed(pictures, cls_only=True).cls.clone()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(packed(pictures).last_hidden_state, before[0])
+    assert torch.equal(packed(pictures, cls_only=True).cls, before[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 32, 33, 3), (32, 32, 3)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    packed = PackedVisionModel(make_model(image_size=32), scale=SCALE, shift=SHIFT)
+    with pytest.raises(ValueError, match=r"Expected torch.uint8 pictures of shape \(32, 32, 3\), found"):
+        packed(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"shape \(3, 32, 32\)"):
+        packed(torch.zeros(1, 32, 32, 3))
+    assert packed(torch.zeros(0, 32, 32, 3, dtype=torch.uint8)).cls.shape == (0, 1, 128)
