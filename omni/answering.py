@@ -11,13 +11,15 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from transformers import BatchFeature
+from transformers import BatchFeature, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from omni.data.conversations import Message, ask
 from omni.fusion.configuration_omni import OmniConfig
@@ -133,7 +135,92 @@ def write_prompts(processor: OmniProcessor, conversations: Sequence[list[Message
     )
 
 
-@torch.inference_mode()
+class Session:
+    """Questions about the same pictures. They are encoded once, and what the model has read of them it does not read again.
+
+    Every question is answered as if it were the first; the answers are greedy, so the same every time.
+
+    Args:
+        model, processor: as `load` returns them.
+        pictures: in the order in which questions speak of them; see `omni.data.pictures.read_picture`.
+    """
+
+    def __init__(
+        self, model: OmniForConditionalGeneration, processor: OmniProcessor, pictures: Sequence[Image.Image]
+    ) -> None:
+        self.model, self.processor = model, processor
+        self._items: Sequence[Any] = pictures  # from the first question on as `EncodedItem`s
+        self._cache: Any = None
+        self._read: list[int] = []  # the tokens in the cache
+
+    @torch.inference_mode()
+    def ask(self, question: str, max_new_tokens: int = 192, streamer: Any = None) -> Answer:
+        """Ask one question.
+
+        Args:
+            question: any text. Words in it that look like control tokens, such as "<image>", are read as plain text.
+            max_new_tokens: where to stop a model that does not end by itself.
+            streamer: one of transformers' streamers, which gets the answer while it is written.
+
+        Raises:
+            QuestionError: an empty question, or more pictures and words than the model can read.
+        """
+        start = time.perf_counter()
+        question = check_question(question)
+        inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
+        ids = inputs["input_ids"][0].tolist()
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise QuestionError(
+                f"The question and its {len(self._items)} pictures are {len(ids)} tokens, with no room for an answer "
+                f"of {max_new_tokens} in the {limit} that the model takes; pass fewer pictures or a smaller max_new_tokens."
+            )
+        prepared = time.perf_counter()
+        if "pixel_values" in inputs:
+            pixel_values = inputs.pop("pixel_values")
+            self._items = self.model.model.encode_items("image", pixel_values=pixel_values)
+            inputs["mm_encoder_outputs"] = {"image": self._items}
+        encoded = time.perf_counter()
+        if self._take_back(ids):
+            inputs.pop("mm_encoder_outputs", None)  # all pictures have been read
+        self._read = []  # until it is known again: whatever interrupts may leave the cache half filled
+        output = self.model.generate(
+            **inputs, past_key_values=self._cache, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
+        )[0]
+        self._read = output[: self._cache.get_seq_length()].tolist()
+        written = output[len(ids) :]
+        return Answer(
+            answer=self.processor.decode(written, skip_special_tokens=True).strip(),
+            question=question,
+            checkpoint=str(self.model.config.name_or_path),
+            complete=_ended(self.model, written),
+            tokens_read=len(ids),
+            tokens_written=len(written),
+            seconds={
+                "preparing": round(prepared - start, 4),
+                "encoding": round(encoded - prepared, 4),
+                "generating": round(time.perf_counter() - encoded, 4),
+            },
+        )
+
+    def _take_back(self, ids: list[int]) -> bool:
+        """Leave in the cache what a new prompt begins with too, if that is all of its pictures; else start anew."""
+        shared = 0
+        for old, new in zip(self._read, ids[:-1], strict=False):  # one token at least is left to be read
+            if old != new:
+                break
+            shared += 1
+        placeholders = {section["token_id"] for section in self.model.config.modalities.values()}
+        layers = getattr(self._cache, "layers", [])
+        # of other kinds of layers (sliding windows, states) the end cannot be taken back
+        if shared and all(type(layer) is DynamicLayer for layer in layers) and placeholders.isdisjoint(ids[shared:]):
+            if shared < len(self._read):
+                self._cache.crop(shared - len(self._read))
+            return True
+        self._cache = DynamicCache(config=self.model.config.text_config)
+        return False
+
+
 def answer(
     model: OmniForConditionalGeneration,
     processor: OmniProcessor,
@@ -141,41 +228,8 @@ def answer(
     question: str,
     max_new_tokens: int = 192,
 ) -> Answer:
-    """Ask one question about pictures; the answer is greedy, so the same every time.
-
-    Args:
-        model, processor: as `load` returns them.
-        pictures: in the order in which the question speaks of them; see `omni.data.pictures.read_picture`.
-        question: any text. Words in it that look like control tokens, such as "<image>", are read as plain text.
-        max_new_tokens: where to stop a model that does not end by itself.
-
-    Raises:
-        QuestionError: an empty question, or more pictures and words than the model can read.
-    """
-    start = time.perf_counter()
-    question = check_question(question)
-    inputs = make_prompts(processor, [(question, pictures)]).to(model.device)
-    read = inputs["input_ids"].shape[1]
-    limit = getattr(model.config.text_config, "max_position_embeddings", None)
-    if limit is not None and read + max_new_tokens > limit:
-        raise QuestionError(
-            f"The question and its {len(pictures)} pictures are {read} tokens, with no room for an answer "
-            f"of {max_new_tokens} in the {limit} that the model takes; pass fewer pictures or a smaller max_new_tokens."
-        )
-    prepared = time.perf_counter()
-    written = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[0, read:]
-    return Answer(
-        answer=processor.decode(written, skip_special_tokens=True).strip(),
-        question=question,
-        checkpoint=str(model.config.name_or_path),
-        complete=_ended(model, written),
-        tokens_read=read,
-        tokens_written=len(written),
-        seconds={
-            "preparing": round(prepared - start, 3),
-            "generating": round(time.perf_counter() - prepared, 3),
-        },
-    )
+    """Ask one question about pictures; for more than one about the same, see `Session`."""
+    return Session(model, processor, pictures).ask(question, max_new_tokens)
 
 
 def _ended(model: OmniForConditionalGeneration, written: torch.Tensor) -> bool:

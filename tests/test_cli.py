@@ -74,7 +74,7 @@ def test_nothing_but_json_is_printed_for_scripts() -> None:
     assert answer["complete"] is True
     assert answer["tokens_read"] > 50
     assert answer["tokens_written"] == 2
-    assert list(answer["seconds"]) == ["loading", "preparing", "generating"]
+    assert list(answer["seconds"]) == ["loading", "preparing", "encoding", "generating"]
     assert done.stderr == ""
 
 

@@ -34,8 +34,9 @@ from omni.projectors import PROJECTORS
 from omni.registry import get_modality, on_change, registered
 
 from .configuration_omni import OmniConfig
+from .encoded_item import EncodedItem
 
-Encoded = Mapping[str, ModelOutput]
+Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
 
 
 @dataclass
@@ -139,7 +140,8 @@ class OmniModel(OmniPreTrainedModel):
             input_ids: int64[B, L] with one placeholder id per projected token, as the processor writes them.
             attention_mask: int64[B, L], 1 for real tokens; or any mask that the Thinker takes.
             inputs_embeds: float[B, L, T] instead of `input_ids`; placeholders are where the placeholder's embedding is.
-            mm_encoder_outputs: already encoded items, by modality, as `get_<name>_features` returns them.
+            mm_encoder_outputs: already encoded items, by modality: a list of `EncodedItem`s, as `encode_items` and caches
+                have them, or projected as `get_<name>_features` returns them.
             kwargs: the inputs of the modalities (`pixel_values` float[I, 3, H, W], ...), and what the Thinker takes.
 
         Raises:
@@ -179,7 +181,12 @@ class OmniModel(OmniPreTrainedModel):
 
     def encode(self, inputs: dict[str, Any], encoded: Encoded | None = None) -> dict[str, ModelOutput]:
         """Encode and project the items of every modality in `inputs`, which loses them; keep what is encoded already."""
-        result = {name: output for name, output in (encoded or {}).items() if output is not None}
+        result: dict[str, ModelOutput] = {}
+        for name, output in (encoded or {}).items():
+            if isinstance(output, ModelOutput):
+                result[name] = output
+            elif output is not None:
+                result[name] = BaseModelOutputWithPooling(pooler_output=self.project(name, output))
         if unknown := sorted(set(result) - set(self.config.modalities)):
             raise ValueError(f"Encoded items of {unknown}, but this model has {sorted(self.config.modalities)}.")
         for name in self.config.modalities:
@@ -211,13 +218,10 @@ class OmniModel(OmniPreTrainedModel):
         with _attention_for_maps(tower.config, inputs):
             encoded = tower(**inputs, return_dict=True)
         shapes = modality.grid_shapes(section["encoder"], inputs)
-        groups: dict[tuple[int, ...], list[int]] = {}  # items of one shape go through the projector together
-        for i, shape in enumerate(shapes):
-            groups.setdefault(tuple(shape), []).append(i)
         features: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
-        for shape, members in groups.items():
+        for shape, members in _by_shape(shapes).items():
             tokens = self._selected(name, encoded, shape)
-            if len(groups) > 1:
+            if len(members) < len(shapes):
                 tokens = {key: value[members] for key, value in tokens.items()}
             for i, projected in zip(members, projector(tokens, shape), strict=True):
                 features[i] = projected
@@ -227,6 +231,38 @@ class OmniModel(OmniPreTrainedModel):
             hidden_states=encoded.get("hidden_states"),
             attentions=encoded.get("attentions"),
         )
+
+    def encode_items(self, name: str, **inputs: Any) -> list[EncodedItem]:
+        """The items of one modality as its encoder leaves them, to be projected as often as is needed.
+
+        Args:
+            name: the modality.
+            inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
+        """
+        modality, encoder = get_modality(name), self.config.modalities[name]["encoder"]
+        encoded = getattr(self, f"{name}_tower")(**inputs, return_dict=True)
+        shapes = [tuple(shape) for shape in modality.grid_shapes(encoder, inputs)]
+        items = []
+        for i, shape in enumerate(shapes):
+            tokens = self._selected(name, encoded, shape)
+            items.append(EncodedItem({part: value[i] for part, value in tokens.items()}, shape))
+        return items
+
+    def project(self, name: str, items: Sequence[EncodedItem]) -> list[torch.Tensor]:
+        """The tokens of encoded items in the Thinker's space, float[n_i, T] each."""
+        if name not in self.config.modalities:
+            raise ValueError(f"Encoded items of {[name]}, but this model has {sorted(self.config.modalities)}.")
+        projector, output = getattr(self, f"{name}_projector"), self.config.modalities[name]["output"]
+        weight = next(projector.parameters())
+        features: list[torch.Tensor] = [torch.empty(0)] * len(items)
+        for shape, members in _by_shape([item.grid_shape for item in items]).items():
+            tokens = {
+                part: torch.stack([items[i].tokens[part] for i in members]).to(weight.device, weight.dtype)
+                for part in output.split("+")
+            }
+            for i, projected in zip(members, projector(tokens, shape), strict=True):
+                features[i] = projected
+        return features
 
     def _selected(self, name: str, encoded: Any, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
         """The named outputs of the encoder that the section hands to the projector."""
@@ -312,6 +348,14 @@ class OmniModel(OmniPreTrainedModel):
                 )
                 + f". Its modalities read {[key for name in self.config.modalities for key in get_modality(name).inputs]}."
             )
+
+
+def _by_shape(shapes: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """Items of one shape go through the projector together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(tuple(shape), []).append(i)
+    return groups
 
 
 def _cached_tokens(cache: Cache | None) -> int | None:

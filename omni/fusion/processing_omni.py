@@ -11,7 +11,7 @@ tokenisation, is an error with both numbers.
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from omni.registry import Modality, get_modality
 
 from .configuration_omni import OmniConfig
+from .encoded_item import EncodedItem
 
 # Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, newer transformers)
 _UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
@@ -113,7 +114,8 @@ class OmniProcessor(ProcessorMixin):
         """Make a batch.
 
         Args:
-            images: pictures for the placeholders `<image>`, in order, flat or nested by row.
+            images: pictures for the placeholders `<image>`, in order, flat or nested by row. Of this and any other modality
+                all items may also be `EncodedItem`s, which the batch then holds under `mm_encoder_outputs`.
             text: one prompt or several.
             kwargs: items of other modalities under their argument (`signals=[...]`), and what tokenizer and image
                 processor take (`padding`, `truncation`, `return_tensors`, `images_kwargs`, ...).
@@ -145,6 +147,15 @@ class OmniProcessor(ProcessorMixin):
         inputs: dict[str, Any] = {}
         counts: dict[str, list[int]] = {}
         for name, things in items.items():
+            if encoded := [thing for thing in things if isinstance(thing, EncodedItem)]:
+                if len(encoded) < len(things):
+                    raise ValueError(
+                        f"Of {len(things)} items of modality {name!r}, {len(encoded)} are encoded already; expected all "
+                        "or none of them. Encode the others too, with `encode_items`."
+                    )
+                inputs.setdefault("mm_encoder_outputs", {})[name] = encoded
+                counts[name] = [self.plan.num_tokens(name, item.grid_shape) for item in encoded]
+                continue
             options = dict(merged["images_kwargs"]) if name == "image" else own[f"{get_modality(name).argument}_kwargs"]
             options["return_tensors"] = options.get("return_tensors") or return_tensors
             prepared = self._prepare(name, things, options)
@@ -163,17 +174,14 @@ class OmniProcessor(ProcessorMixin):
                 data["text_replacement_offsets"] = replacements
             if type_ids:
                 data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
-        return BatchFeature(
-            data | inputs, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
-        )
+        as_they_are = [*self.skip_tensor_conversion, "mm_encoder_outputs"]
+        return BatchFeature(data | inputs, tensor_type=return_tensors, skip_tensor_conversion=as_they_are)
 
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
         """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
-        if modality.name == "image":
+        if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in _leaves(given)):
             return list(make_flat_list_of_images(self.image_processor.fetch_images(given)))
-        if not isinstance(given, (list, tuple)):
-            return [given]
-        return [item for row in given for item in (row if isinstance(row, (list, tuple)) else [row])]
+        return list(_leaves(given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
         """The modality's inputs from raw items; a preprocessor's names are mapped to the modality's in order."""
@@ -365,6 +373,12 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
 
 def _preprocessor_key(name: str) -> str:
     return "image_processor" if name == "image" else f"{name}_preprocessor"
+
+
+def _leaves(given: Any) -> Iterator[Any]:
+    """Items that came alone, in a list, or in a list for each row."""
+    for row in given if isinstance(given, (list, tuple)) else [given]:
+        yield from row if isinstance(row, (list, tuple)) else [row]
 
 
 def _plain(value: Any) -> Any:

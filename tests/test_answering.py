@@ -1,0 +1,88 @@
+"""A session answers every question as if it were the first, for any Thinker, and reads each picture once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from omni.answering import Session, answer, load
+from omni.data import scenes
+
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "omni_tiny"
+QUESTIONS = ["what shape is it", "how many", "a red circle a blue square", "what", "what shape is it", "blue <image>?"]
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [scenes.render(scenes.sample_scene(seed, "test")).resize((40, 30)) for seed in range(count)]
+
+
+class Counted:
+    """How often a tower runs, and on how many pictures."""
+
+    def __init__(self, model: Any) -> None:
+        self.batches: list[int] = []
+        tower = model.model.image_tower
+        tower.register_forward_pre_hook(
+            lambda module, args, kwargs: self.batches.append(len(kwargs["pixel_values"])), with_kwargs=True
+        )
+
+
+# sliding windows (mistral, gemma2, gemma3) keep what cannot be taken back; the pictures are encoded once all the same
+@pytest.mark.parametrize("thinker", ["qwen3", "llama", "gpt2", "opt", "mistral", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_every_answer_is_that_of_a_first_question(make_pair: Callable[..., Any], thinker: str, count: int) -> None:
+    text = {"sliding_window": 8} if thinker in ("mistral", "gemma2", "gemma3_text") else {}
+    model, processor = make_pair(thinker, text=text)
+    shown = pictures(count)
+    expected = [answer(model, processor, shown, question, 6) for question in QUESTIONS]
+    assert len({each.answer for each in expected}) > 1
+    counted = Counted(model)
+    session = Session(model, processor, shown)
+    for question, first in zip(QUESTIONS, expected, strict=True):
+        again = session.ask(question, 6)
+        assert (again.answer, again.tokens_read, again.complete) == (first.answer, first.tokens_read, first.complete)
+    assert counted.batches == ([count] if count else [])
+
+
+def test_what_was_read_is_not_read_again(make_pair: Callable[..., Any]) -> None:
+    model, processor = make_pair("qwen3")
+    lengths: list[int] = []
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    session = Session(model, processor, pictures(2))
+    first = session.ask("what shape is it", 1)
+    session.ask("how many", 1)
+    assert lengths[0] == first.tokens_read
+    assert lengths[1] < first.tokens_read - 10  # the ten tokens of two pictures are not among them
+    session.ask("how many", 1)
+    assert lengths[2] == 1  # the same prompt: its last token, for the logits
+
+
+def test_an_interrupted_question_does_no_harm(make_pair: Callable[..., Any]) -> None:
+    model, processor = make_pair("qwen3")
+    shown = pictures(1)
+    session = Session(model, processor, shown)
+    session.ask("how many", 4)
+
+    class Broken:
+        def put(self, value: torch.Tensor) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        session.ask("what shape is it", 4, streamer=Broken())
+    for question in QUESTIONS:
+        assert session.ask(question, 4).answer == answer(model, processor, shown, question, 4).answer
+
+
+def test_the_shipped_checkpoint_says_the_same_in_a_session() -> None:
+    model, processor = load(SHIPPED)
+    for seed in range(4):
+        scene = scenes.sample_scene(seed, "test")
+        shown = [scenes.render(scene)]
+        session = Session(model, processor, shown)
+        for question in scenes.questions(scene, seed, 6):
+            assert session.ask(question.text).answer == answer(model, processor, shown, question.text).answer
