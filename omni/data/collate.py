@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from omni.data.conversations import Example, Message
+from omni.fusion.processing_omni import join_inputs
 from omni.registry import get_modality
 
 IGNORED = -100
@@ -58,7 +59,7 @@ class ConversationCollator:
             if items:
                 prepared = self.processor._prepare(modality.name, items, {"return_tensors": "pt"})
                 counts[modality.name] = self.processor._counts(modality.name, prepared)
-                batch |= prepared
+                join_inputs(batch, prepared)
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
         rows = []
         for place, example in enumerate(examples):

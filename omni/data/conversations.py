@@ -14,7 +14,8 @@ class Example:
     """Items and the conversations that are about them.
 
     Attributes:
-        items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`.
+        items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`; raw, or all of
+            them encoded already.
         conversations: chats of `{"role", "content"}` messages. Several may share the items: they are learnt in one row.
         source: where it comes from, for messages.
     """

@@ -34,7 +34,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -194,12 +194,16 @@ class Manifest(Sequence[Row]):
 class ManifestConversations:
     """The rows of a manifest with their pictures, which are opened when an example is asked for.
 
+    Args:
+        manifest: the rows.
+        open_picture: makes an item of a picture's path; a `TokenCache` has another way to do it.
+
     Raises:
         ManifestError, PictureError: on access, a row or a picture of it that cannot be read; the row is named in front.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
+    def __init__(self, manifest: Manifest, open_picture: Callable[[Path], Any] = read_picture) -> None:
+        self.manifest, self.open_picture = manifest, open_picture
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -207,7 +211,7 @@ class ManifestConversations:
     def __getitem__(self, index: int) -> Example:
         row = self.manifest[index]
         try:
-            pictures = [read_picture(path) for path in row.pictures]
+            pictures = [self.open_picture(path) for path in row.pictures]
         except PictureError as error:
             raise PictureError(f"{row.source}: {error}") from error
         return Example({"image": pictures} if pictures else {}, [row.conversation], row.source)

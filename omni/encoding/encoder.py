@@ -1,12 +1,12 @@
 """An encoder of pictures with what it needs around it, as the checkpoint has it; nothing here is made faster."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
@@ -55,6 +55,10 @@ class Encoder:
         pixels = self.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.device, self.model.dtype)
 
+    def grid_shape(self, pixel_values: torch.Tensor) -> tuple[int, ...]:
+        """How many patches there are down and across prepared pictures."""
+        return tuple(get_modality("image").grid_shapes(self.model.config, {"pixel_values": pixel_values})[0])
+
     @torch.inference_mode()
     def encode(self, pixel_values: torch.Tensor) -> Tokens:
         """What the encoder says of prepared pictures."""
@@ -66,14 +70,13 @@ class Encoder:
     @torch.inference_mode()
     def name(self, encoded: Any, pixel_values: torch.Tensor) -> Tokens:
         """The tokens of an output by their names, and projected as the fused model does it."""
-        modality = get_modality("image")
-        (shape, *_) = modality.grid_shapes(self.model.config, {"pixel_values": pixel_values})
-        tokens: Tokens = modality.read(encoded, int(np.prod(shape)))
+        shape = self.grid_shape(pixel_values)
+        tokens: Tokens = get_modality("image").read(encoded, math.prod(shape))
         wanted = self.fused.config.modalities["image"]["output"].split("+") if self.fused else []
         if self.fused and tokens.keys() >= {*wanted}:
             dtype = next(self.fused.image_projector.parameters()).dtype
             handed = {name: tokens[name].to(dtype) for name in wanted}
-            tokens = {**tokens, "projected": self.fused.image_projector(handed, tuple(shape))}
+            tokens = {**tokens, "projected": self.fused.image_projector(handed, shape)}
         return tokens
 
 

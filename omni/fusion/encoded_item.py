@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -13,9 +10,9 @@ class EncodedItem:
     """What the encoder said of one item, before the projector.
 
     Attributes:
-        tokens: by name, `cls` float[1, D] and/or `grid` float[N, D].
+        tokens: by name, `cls` float[1, D] and/or `grid` float[N, D], of torch or NumPy.
         grid_shape: shape of the grid, such as (14, 14); the token plan is made from it.
     """
 
-    tokens: "Mapping[str, torch.Tensor]"
+    tokens: Mapping[str, Any]
     grid_shape: tuple[int, ...]

@@ -257,7 +257,9 @@ class OmniModel(OmniPreTrainedModel):
         features: list[torch.Tensor] = [torch.empty(0)] * len(items)
         for shape, members in _by_shape([item.grid_shape for item in items]).items():
             tokens = {
-                part: torch.stack([items[i].tokens[part] for i in members]).to(weight.device, weight.dtype)
+                part: torch.stack([torch.as_tensor(items[i].tokens[part]) for i in members]).to(
+                    weight.device, weight.dtype
+                )
                 for part in output.split("+")
             }
             for i, projected in zip(members, projector(tokens, shape), strict=True):

@@ -147,19 +147,10 @@ class OmniProcessor(ProcessorMixin):
         inputs: dict[str, Any] = {}
         counts: dict[str, list[int]] = {}
         for name, things in items.items():
-            if encoded := [thing for thing in things if isinstance(thing, EncodedItem)]:
-                if len(encoded) < len(things):
-                    raise ValueError(
-                        f"Of {len(things)} items of modality {name!r}, {len(encoded)} are encoded already; expected all "
-                        "or none of them. Encode the others too, with `encode_items`."
-                    )
-                inputs.setdefault("mm_encoder_outputs", {})[name] = encoded
-                counts[name] = [self.plan.num_tokens(name, item.grid_shape) for item in encoded]
-                continue
             options = dict(merged["images_kwargs"]) if name == "image" else own[f"{get_modality(name).argument}_kwargs"]
             options["return_tensors"] = options.get("return_tensors") or return_tensors
             prepared = self._prepare(name, things, options)
-            inputs |= prepared
+            join_inputs(inputs, prepared)
             counts[name] = self._counts(name, prepared)
         data: dict[str, Any] = {}
         if texts is not None:
@@ -184,7 +175,17 @@ class OmniProcessor(ProcessorMixin):
         return list(_leaves(given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The modality's inputs from raw items; a preprocessor's names are mapped to the modality's in order."""
+        """The modality's inputs from raw items, or encoded ones as they are.
+
+        A preprocessor's names are mapped to the modality's in order.
+        """
+        if encoded := [item for item in items if isinstance(item, EncodedItem)]:
+            if len(encoded) < len(items):
+                raise ValueError(
+                    f"Of {len(items)} items of modality {name!r}, {len(encoded)} are encoded already; expected all or none "
+                    "of them. Encode the others too, with `encode_items`."
+                )
+            return {"mm_encoder_outputs": {name: encoded}}
         modality, preprocessor = get_modality(name), self.preprocessors[name]
         made = preprocessor(items, **{key: value for key, value in options.items() if value is not None})
         names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
@@ -196,6 +197,8 @@ class OmniProcessor(ProcessorMixin):
 
     def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
         """The token plan: how many placeholders each item becomes."""
+        if encoded := prepared.get("mm_encoder_outputs", {}).get(name):
+            return [self.plan.num_tokens(name, item.grid_shape) for item in encoded]
         shapes = get_modality(name).grid_shapes(self.plan.modalities[name]["encoder"], prepared)
         return [self.plan.num_tokens(name, tuple(shape)) for shape in shapes]
 
@@ -373,6 +376,12 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
 
 def _preprocessor_key(name: str) -> str:
     return "image_processor" if name == "image" else f"{name}_preprocessor"
+
+
+def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:
+    """Add one modality's inputs to a batch; encoded items of all modalities are in one place."""
+    encoded = {**batch.get("mm_encoder_outputs", {}), **prepared.get("mm_encoder_outputs", {})}
+    batch |= {**prepared, **({"mm_encoder_outputs": encoded} if encoded else {})}
 
 
 def _leaves(given: Any) -> Iterator[Any]:

@@ -1,7 +1,8 @@
 """Next-token prediction on answers: a fused model learns to answer about what it is shown."""
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from omni.data import scenes
 from omni.data.collate import IGNORED, ConversationCollator
 from omni.data.conversations import Example, SceneConversations
 from omni.data.manifests import Manifest, ManifestConversations
+from omni.data.pictures import read_picture
+from omni.encoding.cache import TokenCache
+from omni.encoding.encoder import Encoder
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -30,7 +34,17 @@ class AnswerTraining:
         assert isinstance(recipe.model, OmniSection)
         self.model, self.processor = build_omni(**recipe.model.model_dump())
         self._collate = ConversationCollator(self.processor)
-        self.train, self.evaluate = conversations(recipe.train), conversations(recipe.evaluate)
+        self.train, self.evaluate = self._examples(recipe.train), self._examples(recipe.evaluate)
+
+    def _examples(self, data: Scenes | Files | None) -> SceneConversations | ManifestConversations | None:
+        if not (isinstance(data, Files) and data.cache):
+            return conversations(data)
+        # a copy: what encodes stays on the CPU, in float32 and in eval mode, in every worker that reads pictures
+        tower = copy.deepcopy(self.model.model.image_tower).float().eval()
+        outputs = self.model.config.modalities["image"]["output"].split("+")
+        encoder = Encoder(tower, self.processor.image_processor)
+        cache = TokenCache(data.cache, encoder, outputs, round(data.cache_gigabytes * 1e9))
+        return conversations(data, cache.encode)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """A batch as `ConversationCollator` makes it, and bool[B, L]: the tokens before a label need logits, no others."""
@@ -59,12 +73,14 @@ class AnswerTraining:
         self.processor.save_pretrained(folder)
 
 
-def conversations(data: Scenes | Files | None) -> SceneConversations | ManifestConversations | None:
-    """Examples of generated scenes, or of a user's own data."""
+def conversations(
+    data: Scenes | Files | None, open_picture: Callable[[Path], Any] = read_picture
+) -> SceneConversations | ManifestConversations | None:
+    """Examples of generated scenes, or of a user's own data, whose items `open_picture` makes of paths."""
     if data is None:
         return None
     if isinstance(data, Files):
-        return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt))
+        return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt), open_picture)
     return SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, **data.scene_options())
 
 

@@ -64,12 +64,15 @@ class Scenes(Strict):
 class Files(Strict):
     """A user's own data: a folder or file that `Manifest.read` understands.
 
-    `root` is where its pictures are, if not beside it; `prompt` is the question to rows that have an answer alone.
+    `root` is where its pictures are, if not beside it; `prompt` is the question to rows that have an answer alone. `cache`
+    is a folder for what a frozen encoder says of them, at most so many gigabytes of it.
     """
 
     path: str
     root: str | None = None
     prompt: str = PROMPT
+    cache: str | None = None
+    cache_gigabytes: float = Field(default=20.0, gt=0)
 
 
 def _kind_of_data(section: Any) -> str:
@@ -224,9 +227,18 @@ class Recipe(Strict):
         scenes = [data for data in (self.train, self.evaluate) if isinstance(data, Scenes)]
         if self.objective != "dense" and any(data.characters for data in scenes):
             raise ValueError("`characters` are for the objective 'dense': nothing is asked or said about them")
+        if self.objective != "answers" and self.caches:
+            raise ValueError(
+                "`cache` is for the objective 'answers': others train the encoder, whose tokens it would keep"
+            )
         if self.lora and (self.objective != "answers" or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
         return self
+
+    @property
+    def caches(self) -> bool:
+        """Whether encoded pictures are kept."""
+        return any(isinstance(data, Files) and data.cache is not None for data in (self.train, self.evaluate))
 
     @field_validator("arguments")
     @classmethod

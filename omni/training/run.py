@@ -72,6 +72,11 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
     if recipe.lora:
         model = add_adapters(model, recipe.lora)
     freeze(model, recipe.freeze)
+    if recipe.caches and any(p.requires_grad for name, p in model.named_parameters() if "image_tower" in name):
+        raise RecipeError(
+            '`cache` keeps what the encoder says of a picture, so the encoder may not learn; add "image_tower" to `freeze`, '
+            "or drop `cache`."
+        )
     rest_frozen_parts(model)
     return model
 
