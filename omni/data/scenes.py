@@ -876,17 +876,22 @@ def questions(
     *,
     wordings: Literal["seen", "held_out"] = "seen",
     weights: Mapping[str, float] = KIND_WEIGHTS,
+    hints: float = 0.0,
 ) -> list[Question]:
     """`n` different questions about a scene, their kinds drawn by `weights`; without `n`, one of every possible kind.
 
     Poor scenes have little to ask about: there may be fewer than `n`. The same seed with other wordings asks the same
     things in other words, so that the two scores can be compared question by question.
+
+    `hints` is the share of questions of the kind "same" that say in passing what one of the two objects has ("do the star
+    and the red moon share a color?"). To compare two things that both have to be looked up is of no use before it is
+    right, so nothing leads there; from comparing with a word it is one step. For training alone.
     """
     _require_colors(scene)
     unknown = sorted(set(weights) - set(WORDINGS))
     if unknown:
         raise ValueError(f"unknown kinds of questions {unknown}; known: {', '.join(WORDINGS)}")
-    asker = _Asker(scene, stream("questions", scene.split, scene.seed, rng_seed), wordings)
+    asker = _Asker(scene, stream("questions", scene.split, scene.seed, rng_seed), wordings, hints)
     if n is None:
         asked = (asker.ask(kind) for kind, weight in weights.items() if weight > 0)
         return [question for question in asked if question is not None]
@@ -911,10 +916,13 @@ class _Asker:
     In the split "pairs" all questions about objects are about those of a held-out pair.
     """
 
-    def __init__(self, scene: Scene, rng: random.Random, wordings: Literal["seen", "held_out"]) -> None:
+    def __init__(
+        self, scene: Scene, rng: random.Random, wordings: Literal["seen", "held_out"], hints: float = 0.0
+    ) -> None:
         self.scene = scene
         self.rng = rng
         self.wordings = wordings
+        self.hints = hints
         self.about_pairs = scene.split == "pairs"
         self.targets = [item for item in scene.objects if item.held_out or not self.about_pairs]
         self.asked: set[tuple[str, ...]] = set()
@@ -1075,8 +1083,14 @@ class _Asker:
             answers[getattr(one, attribute) == getattr(other, attribute)].append((one, other))
         if not (answers[True] and answers[False]):
             return None
-        names = self.name_two(*answers[wanted][0], attribute)
+        one, other = answers[wanted][0]
+        names = self.name_two(one, other, attribute)
         assert names is not None  # every object can be named by its place
+        if self.hints and self.rng.random() < self.hints:
+            gap, item = self.rng.choice([("it", one), ("other", other)])
+            if self.unique[item.place]:
+                said = self.rng.choice(self.unique[item.place]) | {attribute}
+                names[gap] = "the " + _noun_phrase({name: getattr(item, name) for name in said})
         return {"attribute": attribute, **names}, "yes" if wanted else "no"
 
 

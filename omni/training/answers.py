@@ -81,7 +81,8 @@ def conversations(
         return None
     if isinstance(data, Files):
         return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt), open_picture)
-    return SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, **data.scene_options())
+    options = data.scene_options()
+    return SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, data.hints, **options)
 
 
 def build_omni(
