@@ -883,9 +883,9 @@ def questions(
     Poor scenes have little to ask about: there may be fewer than `n`. The same seed with other wordings asks the same
     things in other words, so that the two scores can be compared question by question.
 
-    `hints` is the share of questions of the kind "same" that say in passing what one of the two objects has ("do the star
-    and the red moon share a color?"). To compare two things that both have to be looked up is of no use before it is
-    right, so nothing leads there; from comparing with a word it is one step. For training alone.
+    `hints` is the share of questions of the kind "same" of which one object alone gives the answer away: those with "yes"
+    are about values from the second half of their list, those with "no" about others. To look up both is of no use before
+    they are compared rightly, and the reverse, so nothing else leads into this kind. For training alone.
     """
     _require_colors(scene)
     unknown = sorted(set(weights) - set(WORDINGS))
@@ -1084,13 +1084,18 @@ class _Asker:
         if not (answers[True] and answers[False]):
             return None
         one, other = answers[wanted][0]
+        if self.hints and self.rng.random() < self.hints:
+            telling = set(ATTRIBUTES[attribute][(len(ATTRIBUTES[attribute]) + 1) // 2 :])
+            given_away = [
+                pair
+                for pair in answers[wanted]
+                if all((getattr(item, attribute) in telling) == wanted for item in pair)
+            ]
+            if not given_away:
+                return None
+            one, other = given_away[0]
         names = self.name_two(one, other, attribute)
         assert names is not None  # every object can be named by its place
-        if self.hints and self.rng.random() < self.hints:
-            gap, item = self.rng.choice([("it", one), ("other", other)])
-            if self.unique[item.place]:
-                said = self.rng.choice(self.unique[item.place]) | {attribute}
-                names[gap] = "the " + _noun_phrase({name: getattr(item, name) for name in said})
         return {"attribute": attribute, **names}, "yes" if wanted else "no"
 
 
