@@ -1,0 +1,1 @@
+"""What is measured: one file for each job, with a function `races(quick)` that `python -m benchmarks` runs."""

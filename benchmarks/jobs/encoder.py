@@ -1,0 +1,93 @@
+"""Prepared pictures to tokens: pictures a second at batch 32, and how long one takes alone.
+
+Peers always compute CLS and grid; ours also CLS alone, which needs less. What computes the encoder's function is held to
+the shipped encoder in float32: the column "difference" is the largest there is between two numbers, and who is further
+off than rounding explains does not run.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import ceiling, peers, pictures
+from benchmarks.measure import Call, Contestant, Race
+from omni.vision.packing import PackedVisionModel
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+"""The largest difference between two numbers of about 1 that rounding explains."""
+
+
+def races(quick: bool) -> Iterator[Race]:
+    """One race for each precision and batch size."""
+    for precision, dtype in PRECISIONS.items():
+        for batch in (4, 1) if quick else (32, 1):
+            torch.compiler.reset()  # what was compiled for the race before counts against a limit
+            yield Race(
+                f"{precision}, batch {batch}",
+                [*_peers(batch, dtype, quick), *_ours(batch, dtype, quick), *_products(batch, dtype)],
+                items=batch,
+                unit="img",
+            )
+
+
+def _products(batch: int, dtype: torch.dtype) -> list[Contestant]:
+    return ceiling.products(peers.omni().config, batch, dtype)
+
+
+def _peers(batch: int, dtype: torch.dtype, quick: bool) -> list[Contestant]:
+    pixels, check = pictures.pixels(batch).to(dtype), partial(_check, batch, TOLERANCE[dtype])
+
+    def build(make: Callable[..., nn.Module], prepare: Callable[[nn.Module], Any]) -> Call:
+        return _call(prepare(make(peers.omni(dtype))), pixels)
+
+    return [
+        Contestant(f"{name}, {way}", partial(build, make, prepare), check=check if make is peers.seed else None)
+        for way, prepare in peers.ways(quick).items()
+        for name, make in peers.ENCODERS.items()
+    ]
+
+
+def _ours(batch: int, dtype: torch.dtype, quick: bool) -> list[Contestant]:
+    """Every way of ours, by name; those that compute the CLS row alone take `cls_only`."""
+    pixels, raw, check = pictures.pixels(batch).to(dtype), pictures.raw(batch), partial(_check, batch, TOLERANCE[dtype])
+    whole: dict[str, Callable[[], Call]] = {
+        "omni packed": lambda: _call(_packed(dtype), pixels),
+        "omni packed, from bytes": lambda: _call(_packed(dtype), raw),
+    }
+    cls_only: dict[str, Callable[[], Call]] = {
+        "omni packed, CLS only": lambda: _call(_packed(dtype), pixels, cls_only=True),
+    }
+    for way, prepare in peers.ways(quick).items():
+        whole[f"omni, {way}"] = partial(_model, prepare, pixels)
+        whole[f"omni, attention written out, {way}"] = partial(_model, prepare, pixels, "eager")
+        cls_only[f"omni, CLS only, {way}"] = partial(_model, prepare, pixels, cls_only=True)
+    return [Contestant(name, build, ours=True, check=check) for name, build in whole.items()] + [
+        Contestant(name, build, ours=True, check=check, whole=False) for name, build in cls_only.items()
+    ]
+
+
+def _model(prepare: Callable[[nn.Module], Any], pixels: torch.Tensor, attention: str = "sdpa", **options: Any) -> Call:
+    return _call(prepare(peers.omni(pixels.dtype, attn_implementation=attention)), pixels, **options)
+
+
+def _packed(dtype: torch.dtype) -> PackedVisionModel:
+    """From pixels as the shipped image processor scales them, -1 to 1."""
+    return PackedVisionModel(peers.omni(), dtype, scale=[1 / 127.5] * 3, shift=[-1.0] * 3)
+
+
+def _call(encoder: Any, given: torch.Tensor, **options: Any) -> Call:
+    return torch.inference_mode()(lambda: peers.tokens(encoder(given, **options)))
+
+
+def _check(batch: int, tolerance: float, found: torch.Tensor) -> float:
+    """How far float[B, n, D] is from the first n tokens of the shipped encoder in float32."""
+    with torch.inference_mode():
+        expected = peers.tokens(peers.omni()(pictures.pixels(batch)))
+    difference = float((found.float() - expected[:, : found.shape[1]]).abs().max())
+    if not difference <= tolerance:
+        raise ValueError(f"its tokens are off by {difference:.2g}; rounding explains {tolerance:g}.")
+    return difference

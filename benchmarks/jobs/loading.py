@@ -1,0 +1,46 @@
+"""Loading: `from_pretrained` of the shipped checkpoints, against reading their tensors from the same file.
+
+Stock models of the same size show what of the rest is transformers' and what is omni's own, which checks every tensor.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration, ViTModel
+
+from benchmarks import peers
+from benchmarks.measure import Call, Contestant, Race
+from omni.fusion.configuration_omni import OmniConfig
+from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.vision.modeling_vision import OmniVisionModel
+
+
+def races(quick: bool) -> Iterator[Race]:
+    """One race for each checkpoint."""
+    fused = OmniConfig.from_pretrained(peers.CHECKPOINTS / "omni_tiny")
+    with TemporaryDirectory() as folder:
+        yield _race("vision_tiny", OmniVisionModel, peers.vit(peers.omni()), ViTModel, Path(folder) / "vit")
+        llava = peers.llava(fused, own_encoder=True)
+        yield _race(
+            "omni_tiny", OmniForConditionalGeneration, llava, LlavaForConditionalGeneration, Path(folder) / "llava"
+        )
+
+
+def _race(name: str, own: Any, stock: Any, stock_class: Any, folder: Path) -> Race:
+    checkpoint = peers.CHECKPOINTS / name
+    stock.save_pretrained(folder)
+    calls: dict[str, Call] = {
+        "safetensors.torch.load_file": partial(load_file, checkpoint / "model.safetensors"),
+        f"{stock_class.__name__}.from_pretrained, same size": partial(stock_class.from_pretrained, folder),
+        f"{own.__name__}.from_pretrained": partial(own.from_pretrained, checkpoint),
+    }
+    contestants = [Contestant(name, _ready(call), ours=name.startswith(own.__name__)) for name, call in calls.items()]
+    return Race(f"checkpoints/{name}, in a warm process", contestants)
+
+
+def _ready(call: Call) -> Callable[[], Call]:
+    return lambda: call

@@ -1,0 +1,68 @@
+"""A second question about a picture that is known already: time to the first token, against that of a first question.
+
+The picture is decoded; a first question has it prepared, encoded, and read as the beginning of the prompt. Two things can
+be kept from that:
+
+    a session        all of it: the question alone is read
+    encoded items    what the encoder said, as caches have it: the prompt is read again
+
+Both must answer as if nothing had been kept, or they do not run.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import cycle
+from typing import Any
+
+import torch
+
+from benchmarks import peers, pictures
+from benchmarks.measure import Call, Contestant, Race
+from omni.answering import Answer, Session, load, make_prompts
+
+Ask = Callable[[str, int], Answer]
+
+QUESTIONS = "what color is the circle", "how many objects are there"
+"""Asked in turns: of a question that was just asked, a session would have nothing left to read."""
+
+
+def races(quick: bool) -> Iterator[Race]:
+    """One race, on the shipped checkpoint."""
+    contestants = [
+        Contestant("first question", lambda: _in_turns(_anew([_picture()]))),
+        Contestant("second question, encoded items kept", lambda: _in_turns(_anew(_items())), ours=True),
+        Contestant("second question in a session", lambda: _in_turns(Session(*_model(), [_picture()]).ask), ours=True),
+    ]
+    yield Race("time to the first token", contestants)
+
+
+@cache
+def _model() -> tuple[Any, Any]:
+    return load(peers.CHECKPOINTS / "omni_tiny")
+
+
+@cache
+def _picture() -> Any:
+    return pictures.photo(0, pictures.SIZES[0])
+
+
+def _items() -> list[Any]:
+    model, processor = _model()
+    prepared = make_prompts(processor, [(QUESTIONS[0], [_picture()])])["pixel_values"]
+    with torch.inference_mode():
+        items: list[Any] = model.model.encode_items("image", pixel_values=prepared)
+    return items
+
+
+def _anew(shown: list[Any]) -> Ask:
+    """A session for each question."""
+    return lambda question, limit: Session(*_model(), shown).ask(question, limit)
+
+
+def _in_turns(ask: Ask) -> Call:
+    for question in QUESTIONS:
+        found, expected = (way(question, 16).answer for way in (ask, _anew([_picture()])))
+        if found != expected:
+            raise ValueError(f"to {question!r} it answers {found!r}, and not {expected!r}.")
+    questions = cycle(QUESTIONS)
+    return lambda: ask(next(questions), 1)

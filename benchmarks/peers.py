@@ -1,0 +1,277 @@
+"""The others, each written as well as it can be, of the same shape as omni's encoder and with the same weights.
+
+    seed     the encoder from the parts of `torch.nn`; in eval mode and without gradients its blocks take PyTorch's
+             fused kernel, which makes it a strong peer. Computes what omni's encoder computes
+    vit      transformers' ViTModel with sdpa; its final norm is a LayerNorm and not an RMSNorm
+    timm     timm's VisionTransformer; likewise
+    llava    transformers' LlavaForConditionalGeneration: pictures and words to words
+
+Shapes: B pictures, N patches, D width. Every encoder maps pixels float[B, 3, H, W] to tokens float[B, 1+N, D], see
+`tokens`; each is tried eager and compiled.
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, ViTConfig, ViTModel
+
+from benchmarks.machine import ROOT
+from benchmarks.measure import Unavailable
+from omni.fusion.configuration_omni import OmniConfig
+from omni.vision.configuration_vision import OmniVisionConfig
+from omni.vision.modeling_vision import OmniVisionModel
+
+CHECKPOINTS = ROOT / "checkpoints"
+
+
+def omni(dtype: torch.dtype = torch.float32, **options: Any) -> OmniVisionModel:
+    """The shipped encoder, which the peers get their weights from."""
+    model: OmniVisionModel = OmniVisionModel.from_pretrained(CHECKPOINTS / "vision_tiny", dtype=dtype, **options)
+    return model
+
+
+def tokens(output: Any) -> torch.Tensor:
+    """The tokens float[B, 1+N, D] that an encoder returned, alone or among others."""
+    found: torch.Tensor = getattr(output, "last_hidden_state", output)
+    return found
+
+
+# --- Encoders ---------------------------------------------------------------------------------------------------------
+
+
+class SeedEncoder(nn.Module):
+    """Convolution, CLS, positions, `nn.TransformerEncoder`, RMSNorm; dropout as in omni's."""
+
+    def __init__(self, config: OmniVisionConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.patches = nn.Conv2d(config.num_channels, width, config.patch_size, stride=config.patch_size)
+        self.cls = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + config.num_patches, width))
+        layer = nn.TransformerEncoderLayer(
+            width,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.hidden_dropout_prob,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(layer, config.num_hidden_layers, enable_nested_tensor=False)
+        self.norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float[B, 3, H, W] -> float[B, 1+N, D]."""
+        patches = self.patches(pixels).flatten(2).transpose(1, 2)
+        embedded = torch.cat([self.cls.expand(len(pixels), -1, -1), patches], dim=1) + self.positions
+        encoded: torch.Tensor = self.norm(self.blocks(embedded))
+        return encoded
+
+
+def seed(model: OmniVisionModel) -> nn.Module:
+    """The seed's module with the weights of `model`; the same function of pixels."""
+    names = {
+        "embeddings.patch_embeddings.": "patches.",
+        "embeddings.cls_token": "cls",
+        "embeddings.position_embeddings": "positions",
+        "layers.": "blocks.layers.",
+        "attention.qkv.": "self_attn.in_proj_",
+        "attention.o_proj.": "self_attn.out_proj.",
+        "mlp.fc1.": "linear1.",
+        "mlp.fc2.": "linear2.",
+    }
+    return _carry(model, SeedEncoder(model.config), names)
+
+
+def vit(model: OmniVisionModel) -> nn.Module:
+    """transformers' ViTModel with the weights of `model`, up to the final norm."""
+    config = model.config
+    peer = ViTModel(
+        ViTConfig(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_dropout_prob=config.hidden_dropout_prob,
+            attention_probs_dropout_prob=config.hidden_dropout_prob,
+            layer_norm_eps=config.layer_norm_eps,
+            attn_implementation="sdpa",
+        ),
+        add_pooling_layer=False,
+    )
+    names = {"patch_embeddings.": "patch_embeddings.projection.", "norm1.": "layernorm_before."}
+    names |= {"norm2.": "layernorm_after.", "norm.weight": "layernorm.weight"}
+    weights = model.state_dict()
+    for name in [name for name in weights if "attention.qkv." in name]:
+        for part, piece in zip("qkv", weights.pop(name).chunk(3), strict=True):
+            weights[name.replace("qkv", f"{part}_proj")] = piece
+    return _carry(model, peer, names, weights)
+
+
+def timm(model: OmniVisionModel) -> nn.Module:
+    """timm's VisionTransformer with the weights of `model`, up to the final norm."""
+    if find_spec("timm") is None:
+        raise Unavailable("timm is not installed; pip install --no-deps timm is enough for this.")
+    with _torchvision():
+        transformer = import_module("timm.models.vision_transformer").VisionTransformer
+    config = model.config
+    peer = transformer(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.hidden_size,
+        depth=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        mlp_ratio=config.intermediate_size / config.hidden_size,
+        proj_drop_rate=config.hidden_dropout_prob,
+        attn_drop_rate=config.hidden_dropout_prob,
+        norm_layer=partial(nn.LayerNorm, eps=config.layer_norm_eps),
+        num_classes=0,
+        global_pool="",
+    )
+    names = {
+        "embeddings.patch_embeddings.": "patch_embed.proj.",
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "layers.": "blocks.",
+        "attention.qkv.": "attn.qkv.",
+        "attention.o_proj.": "attn.proj.",
+    }
+    return _carry(model, peer, names)
+
+
+ENCODERS: dict[str, Callable[[OmniVisionModel], nn.Module]] = {
+    "nn.TransformerEncoder": seed,
+    "transformers ViT": vit,
+    "timm": timm,
+}
+
+
+def _carry(
+    model: OmniVisionModel, peer: nn.Module, names: dict[str, str], weights: dict[str, torch.Tensor] | None = None
+) -> nn.Module:
+    """Give a peer our weights under its names, and our mode and type; only the bias of a final norm may be its own."""
+    renamed = {}
+    for name, value in (weights or model.state_dict()).items():
+        for ours, theirs in names.items():
+            name = theirs if name == ours else name.replace(ours, theirs) if ours.endswith(".") else name
+        renamed[name] = value
+    lacking, extra = peer.load_state_dict(renamed, strict=False)
+    assert not extra, extra
+    assert {*lacking} <= {"norm.bias", "layernorm.bias"}, lacking
+    return peer.to(next(model.parameters()).dtype).train(model.training)
+
+
+@contextmanager
+def _torchvision() -> Iterator[None]:
+    """Inside, `import torchvision` works. timm's files import names of it that its VisionTransformer never uses.
+
+    Where it is missing, names that do nothing stand in, and are forgotten afterwards: others ask whether it is there.
+    """
+    if find_spec("torchvision") is not None:
+        yield
+        return
+    finder = _StandIn()
+    sys.meta_path.append(finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+
+
+class _Name(type):
+    """A class whose attributes are such classes again."""
+
+    def __getattr__(cls, name: str) -> "_Name":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Name(name, (), {})
+
+
+class _StandIn(MetaPathFinder, Loader):
+    """Finds every module of torchvision, with every name in it."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__getattr__"] = lambda name: getattr(_Name("anything", (), {}), name)
+
+
+# --- Eager or compiled ------------------------------------------------------------------------------------------------
+
+
+def eager(module: nn.Module) -> nn.Module:
+    """As it is."""
+    return module
+
+
+def compiled(module: nn.Module) -> Any:
+    """With Inductor. Weights are frozen where nothing is learnt: they are constants, laid out once for the kernels."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import, and not needed for anything else
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise Unavailable("torch.compile needs a C++ compiler, and there is none.") from error
+    # otherwise a ninth variant of the same code would silently run as it is
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(module, dynamic=False, options={"freezing": not module.training})
+
+
+def left_out(module: nn.Module) -> Any:
+    """Stands for `compiled` in quick runs."""
+    raise Unavailable("left out of a quick run.")
+
+
+def ways(quick: bool) -> dict[str, Callable[[nn.Module], Any]]:
+    """How each module is tried."""
+    return {"eager": eager, "compiled": left_out if quick else compiled}
+
+
+# --- Pictures and words -----------------------------------------------------------------------------------------------
+
+
+def llava(config: OmniConfig, own_encoder: bool) -> LlavaForConditionalGeneration:
+    """Stock Llava with the Thinker of a fused model; all weights are random.
+
+    Args:
+        config: of the fused model.
+        own_encoder: with omni's encoder, whose 196 patches are tokens; else with a CLIP tower of the same width and depth,
+            which has 49 patches of 32 x 32 and hands over 50 tokens, as many as `omni_tiny` after folding neighbours.
+    """
+    section = config.modalities["image"]
+    vision = copy.deepcopy(section["encoder"])
+    if not own_encoder:
+        vision = CLIPVisionConfig(
+            image_size=vision.image_size,
+            patch_size=2 * vision.patch_size,
+            hidden_size=vision.hidden_size,
+            num_hidden_layers=vision.num_hidden_layers,
+            num_attention_heads=vision.num_attention_heads,
+            intermediate_size=vision.intermediate_size,
+            hidden_act=vision.hidden_act,
+        )
+    made = LlavaConfig(
+        vision_config=vision,
+        text_config=copy.deepcopy(config.text_config),
+        image_token_index=section["token_id"],
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default" if own_encoder else "full",
+    )
+    return LlavaForConditionalGeneration(made).eval()
