@@ -19,9 +19,10 @@ import typer
 import omni
 
 SHIPPED = "checkpoints/omni_tiny"
+SHIPPED_ENCODER = "checkpoints/vision_tiny"
 
 app = typer.Typer(
-    help="Ask about pictures, look into models, and train them.",
+    help="Ask about pictures, embed them, look into models, and train them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug is reported best with the plain traceback that everybody knows
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -41,7 +42,8 @@ def _mistakes(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        _refuse(str(error))
+        # a worker of a DataLoader hands on the class of an error, and its traceback as the message
+        _refuse(str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].rstrip())
 
 
 def _refuse(sentence: str) -> NoReturn:
@@ -115,6 +117,70 @@ def ask(
 
 
 @app.command()
+def embed(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PICTURES", help="Folder, pattern in quotes, or manifest; several may be given."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="One file if it ends with .parquet, else a folder of them.")
+    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of an encoder.", show_default=SHIPPED_ENCODER)] = None,
+    what: Annotated[
+        Literal["cls", "grid", "projected"], typer.Option(help="One vector, all patches, or what a Thinker gets.")
+    ] = "cls",
+    precision: Annotated[Literal["float32", "bfloat16", "auto"], typer.Option(help="Of the arithmetic.")] = "float32",
+    decode: Annotated[
+        Literal["exact", "scaled"], typer.Option(help="scaled: JPEG files at 1/2, 1/4 or 1/8; faster, not the same.")
+    ] = "exact",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that a core encodes together.")] = 32,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of each file of a folder.", show_default="100000, or 1 GiB")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a cluster of Ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the cluster.", show_default="this machine alone")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Embed many pictures into a Parquet table: omni embed photos --output out.parquet."""
+    if not sources or output is None:
+        _refuse("Expected pictures and where to write, such as `omni embed photos --output out.parquet`.")
+    if address is not None and engine != "ray":
+        _refuse("--address is that of a Ray cluster; add --engine ray, or leave it out.")
+    folder = checkpoint or _shipped_checkpoint(SHIPPED_ENCODER)
+    from omni import encoding
+    from omni.data.manifests import ManifestError
+    from omni.loading import CheckpointError
+
+    _quiet()
+    of_encoding = (encoding.SourceError, encoding.EngineError, encoding.TableError, encoding.RayError)
+    with _mistakes(*of_encoding, ManifestError, CheckpointError), _files() as progress:
+        report = encoding.embed(
+            sources,
+            folder,
+            output,
+            what=what,
+            precision=precision,
+            decode=decode,
+            batch_size=batch_size,
+            shard_rows=shard_rows,
+            resume=resume,
+            runner=engine,
+            address=address,
+            progress=progress,
+        )
+    if report.unreadable:
+        typer.echo(
+            f"{report.unreadable:,} of {report.rows:,} files cannot be read; the column `error` says why.", err=True
+        )
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    else:
+        rate = f"{report.files_per_second:,} files/s" if report.computed else "all of them from before"
+        typer.echo(f"{report.rows:,} rows in {report.output}, {rate}")
+
+
+@app.command()
 def inspect(
     encoder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder or JSON configuration.")],
     image_size: Annotated[
@@ -153,7 +219,9 @@ def modalities(as_json: AsJson = False) -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="JSON file, such as configs/train_omni_tiny.json.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="JSON file, such as configs/train_omni_scenes.json.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value: --set optimizer.lr=0.001")
     ] = None,
@@ -164,10 +232,12 @@ def train(
 
     with _mistakes(RecipeError):
         read = Recipe.read(recipe, overrides)
+    from omni.data.conversations import ExampleError
     from omni.data.manifests import ManifestError
+    from omni.data.pictures import PictureError
     from omni.training.run import run
 
-    with _mistakes(FileExistsError, RecipeError, ManifestError):
+    with _mistakes(FileExistsError, RecipeError, ManifestError, PictureError, ExampleError):
         typer.echo(run(read, resume=resume))
 
 
@@ -338,8 +408,11 @@ def check_data(
         _quiet()
         with _mistakes(ValueError, OSError):
             processor = OmniProcessor.from_pretrained(checkpoint)
-    with _progress("reading rows and pictures", sum(map(len, manifests.values()))) as advance:
-        report = check(manifests, processor, max_length, progress=advance)
+    total = sum(map(len, manifests.values()))
+    with _steps() as progress:
+        report = check(
+            manifests, processor, max_length, progress=lambda done: progress("reading rows and pictures", done, total)
+        )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     elif report.problems:
@@ -352,23 +425,33 @@ def check_data(
 
 
 @contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, on a terminal."""
+def _files() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, on a terminal: how many files, how fast, and how long it will take."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None, rate="")
+        before, start = None, 0.0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal before, start
+            if before is None:
+                before, start = done, time.perf_counter()
+            rate = f"{(done - before) / (time.perf_counter() - start):,.0f} files/s" if done > before else ""
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield advance
 
 
-def _shipped_checkpoint() -> Path:
-    """The checkpoint that comes with omni: in this folder, or in the repository that omni was installed from."""
+def _shipped_checkpoint(name: str = SHIPPED) -> Path:
+    """A checkpoint that comes with omni: in this folder, or in the repository that omni was installed from."""
     for root in (Path(), Path(omni.__file__).parent.parent):
-        if (root / SHIPPED).is_dir():
-            return root / SHIPPED
+        if (root / name).is_dir():
+            return root / name
     _refuse(
-        f"The shipped checkpoint {SHIPPED!r} is neither in this folder nor beside the installed package; run the "
+        f"The shipped checkpoint {name!r} is neither in this folder nor beside the installed package; run the "
         "command in a clone of the repository, or name a folder with --checkpoint."
     )
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -271,7 +272,7 @@ def test_modalities() -> None:
 
 
 def test_train_refuses(tmp_path: Path) -> None:
-    recipe = "configs/train_omni_tiny.json"
+    recipe = "configs/train_omni_scenes.json"
     (tmp_path / "list.json").write_text("[]")
     assert "'nowhere.json' cannot be read: No such file" in refuse("train", "nowhere.json")
     assert "'pyproject.toml' is not JSON" in refuse("train", "pyproject.toml")
@@ -285,7 +286,83 @@ def test_train_refuses(tmp_path: Path) -> None:
 def test_train_does_not_overwrite_a_run(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
     output = f"output={json.dumps(str(tmp_path))}"
-    assert "resume it, or remove the folder" in refuse("train", "configs/train_omni_tiny.json", "--set", output)
+    assert "resume it, or remove the folder" in refuse("train", "configs/train_omni_scenes.json", "--set", output)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key", "value", "reason"),
+    [
+        ("omni_scenes", "model.thinker", "nowhere.json", "No such file"),
+        (
+            "omni_scenes",
+            "model.thinker",
+            "configs/vision_tiny.json",
+            "expected the JSON configuration of a language model",
+        ),
+        ("omni_scenes", "model.thinker", "README.md", "Expecting value"),
+        ("omni_scenes", "model.image.encoder", "nowhere", "does not exist; expected the folder of a saved model"),
+        ("omni_scenes", "model.image.encoder", "configs", "has no config.json; expected the folder of a saved model"),
+        ("pictures", "model.checkpoint", "nowhere", "does not exist; expected the folder of a saved model"),
+        ("pictures", "model.checkpoint", "checkpoints/vision_tiny", "holds a model of type 'omni_vision'; name"),
+        ("projector", "model.image", {"projector": "mpl"}, "Unknown projector 'mpl' for 'image'; known: "),
+        ("contrastive", "model.encoder", "README.md", "is a file; expected the folder of a saved model"),
+        ("contrastive", "model.text", {"model_type": "brt"}, "brt"),
+        ("vision_tiny", "model.encoder", "nowhere", "does not exist; expected the folder of a saved model"),
+        ("vision_scenes", "model.config", {"hidden_sise": 32}, "Unknown key 'hidden_sise' for OmniVisionConfig"),
+    ],
+)
+def test_what_a_recipe_names_must_be_there(recipe: str, key: str, value: Any, reason: str, tmp_path: Path) -> None:
+    changes = {key: value, "output": str(tmp_path), "train": {"split": "train", "count": 4}}
+    settings = [f"{name}={json.dumps(changed)}" for name, changed in changes.items()]
+    result = invoke("train", f"configs/train_{recipe}.json", *(part for each in settings for part in ("--set", each)))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"Error: Correct `{key}` of the recipe, as {value!r} cannot be used: " in result.stderr
+    assert reason in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_worker_of_training_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+    whole = SCENE.read_bytes()
+    (tmp_path / "whole.png").write_bytes(whole)
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    question = {"question": QUESTION, "answer": "red"}
+    rows = {
+        "cut": [{"image": "cut.png", **question}],
+        "odd": [{"image": "whole.png", "question": "what<|end|>", "answer": "red"}],
+        "broken": ["no object"],
+    }
+    for name, bad in rows.items():
+        lines = [json.dumps(row) + "\n" for row in [{"image": "whole.png", **question}, *bad]]
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+
+    def train(name: str) -> list[str]:
+        arguments = {"max_steps": 2, "per_device_train_batch_size": 2, "dataloader_num_workers": 1, "use_cpu": True}
+        changes = {
+            "train": {"path": str(tmp_path / f"{name}.jsonl")},
+            "evaluate": None,
+            "arguments": {**arguments, "save_strategy": "no", "report_to": "none", "remove_unused_columns": False},
+            "output": str(tmp_path / name),
+        }
+        settings = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        return ["train", "configs/train_pictures.json", *(part for each in settings for part in ("--set", each))]
+
+    done = start(*train("cut"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    told = done.stderr.splitlines()[-1]
+    cut = tmp_path / "cut.png"
+    assert told.startswith(
+        f"Error: {tmp_path / 'cut.jsonl'}, line 2: {str(cut)!r} cannot be decoded, expected a whole PNG"
+    )
+    for name, reason in (
+        ("odd", "has '<|end|>' in the text of its user"),
+        ("broken", "expected an object of JSON, found"),
+    ):
+        result = invoke(*train(name))
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "Traceback" not in result.stderr
+        assert f"Error: {tmp_path / name}.jsonl, line 2" in result.stderr.splitlines()[-1]
+        assert reason in result.stderr.splitlines()[-1]
 
 
 # --- The command itself -----------------------------------------------------------------------------------------------

@@ -23,12 +23,11 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from omni.data.manifests import SUFFIXES, Manifest, ManifestError, Row, RowProblem
-from omni.data.pictures import PictureError, read_picture
+from omni.data.pictures import PictureError, PictureProblem, read_picture
 
 if TYPE_CHECKING:
     from omni.fusion.processing_omni import OmniProcessor
 
-PictureProblem = Literal["missing", "truncated", "too large", "unreadable"]
 SetProblem = Literal["too long", "duplicate row", "duplicate picture", "leak", "unused"]
 Kind = RowProblem | PictureProblem | SetProblem
 KINDS: tuple[Kind, ...] = (*get_args(RowProblem), *get_args(PictureProblem), *get_args(SetProblem))
@@ -229,10 +228,7 @@ class _Check:
             found = None if isinstance(result, PictureError) else result
             self.files[key] = found
             if isinstance(result, PictureError):
-                sentence = str(result)
-                reason = sentence.removeprefix(repr(str(path)))
-                kinds: list[PictureProblem] = [kind for words, kind in _REFUSALS.items() if words in reason]
-                self._report(kinds[0] if kinds else "unreadable", row.source, path, sentence)
+                self._report(result.kind, row.source, path, str(result))
         return found
 
     def _compare(
@@ -270,14 +266,6 @@ class _Check:
             for path in sorted(Path(folder, name) for name in files):
                 if path.suffix.lower() in SUFFIXES and _key(path) not in self.files:
                     self._report("unused", str(manifest.path), path, f"{str(path)!r} is named by no row.")
-
-
-_REFUSALS: dict[str, PictureProblem] = {
-    "does not exist": "missing",
-    "data that end too early": "truncated",
-    "is too large": "too large",
-}
-"""What `read_picture` says, and how that is called here."""
 
 
 def _where(manifest: Manifest, index: int, key: bytes) -> str:

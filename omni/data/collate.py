@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from omni.data.conversations import Example, Message
+from omni.data.conversations import Example, ExampleError, Message
 from omni.fusion.processing_omni import join_inputs
 from omni.registry import get_modality
 
@@ -41,7 +41,7 @@ class ConversationCollator:
         max_length: the longest row in tokens.
 
     Raises:
-        ValueError: an example without an answer to learn from, with control tokens in a text, or longer than `max_length`;
+        ExampleError: an example without an answer to learn from, with control tokens in a text, or longer than `max_length`;
             its source is named.
     """
 
@@ -64,7 +64,7 @@ class ConversationCollator:
         rows = []
         for place, example in enumerate(examples):
             if strangers := sorted({name for name, items in example.items.items() if items} - set(counts)):
-                raise ValueError(
+                raise ExampleError(
                     f"{_named(place, example)} has items of {strangers}; this processor takes "
                     f"{sorted(self.processor.preprocessors)}."
                 )
@@ -90,9 +90,9 @@ class ConversationCollator:
             positions += range(shared, len(chat_ids))
             branches += [number] * (len(chat_ids) - shared)
         if all(label == IGNORED for label in labels):
-            raise ValueError(f"{_named(place, example)} has no answer to learn from: {example.conversations}.")
+            raise ExampleError(f"{_named(place, example)} has no answer to learn from: {example.conversations}.")
         if len(ids) > self.max_length:
-            raise ValueError(
+            raise ExampleError(
                 f"{_named(place, example)} has {len(ids)} tokens, more than max_length={self.max_length}; raise it, "
                 "or put fewer questions or items into one example. Nothing is cut."
             )
@@ -104,7 +104,7 @@ class ConversationCollator:
             blocks = message["content"]
             texts = [blocks] if isinstance(blocks, str) else [block.get("text", "") for block in blocks]
             if found := next(filter(None, map(self._control.search, texts)), None):
-                raise ValueError(
+                raise ExampleError(
                     f"{named} has {found[0]!r} in the text of its {message['role']}, expected no control token of the "
                     "tokenizer there; take it out, and name pictures in blocks of their own."
                 )
@@ -129,7 +129,7 @@ class ConversationCollator:
         for name, found in used.items():
             expected = len(tokens.get(name, ()))
             if found != expected:
-                raise ValueError(
+                raise ExampleError(
                     f"{named} has {expected} items of modality {name!r}, but a conversation with "
                     f"{found} placeholders {get_modality(name).token}."
                 )
@@ -159,7 +159,7 @@ def _encode_compared(tokenizer: Any, conversations: list[list[Message]]) -> Enco
     """Where it does not: an answer is what rendering its turn adds to the prompt before it.
 
     Raises:
-        ValueError: a template that renders a turn differently once others follow, so that nothing can be compared.
+        ExampleError: a template that renders a turn differently once others follow, so that nothing can be compared.
     """
     for messages in conversations:
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -169,7 +169,7 @@ def _encode_compared(tokenizer: Any, conversations: list[list[Message]]) -> Enco
                 before = tokenizer.apply_chat_template(messages[:turn], tokenize=False, add_generation_prompt=True)
                 after = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False).rstrip()
                 if not (whole.startswith(after) and after.startswith(before)):
-                    raise ValueError(
+                    raise ExampleError(
                         f"The chat template renders {after!r} otherwise than its beginning {before!r} or than the whole "
                         "conversation does, so answers cannot be told apart; put {% generation %} around them in it."
                     )

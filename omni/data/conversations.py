@@ -9,6 +9,10 @@ from omni.data import scenes
 Message = dict[str, Any]
 
 
+class ExampleError(ValueError):
+    """An example that cannot be learnt from; the message says which, why, and what to do."""
+
+
 @dataclass(frozen=True)
 class Example:
     """Items and the conversations that are about them.

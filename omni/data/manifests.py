@@ -213,7 +213,7 @@ class ManifestConversations:
         try:
             pictures = [self.open_picture(path) for path in row.pictures]
         except PictureError as error:
-            raise PictureError(f"{row.source}: {error}") from error
+            raise type(error)(f"{row.source}: {error}") from error
         return Example({"image": pictures} if pictures else {}, [row.conversation], row.source)
 
 

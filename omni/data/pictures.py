@@ -28,7 +28,7 @@ import stat
 import threading
 import warnings
 from io import BytesIO
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import (
@@ -90,16 +90,45 @@ _UPRIGHT = {
 _WARNINGS = threading.Lock()
 
 
+PictureProblem = Literal["missing", "truncated", "too large", "unreadable"]
+
+
 class PictureError(ValueError):
-    """A picture that cannot be read. The message is one sentence: which, what was expected and found, what to do."""
+    """A picture that cannot be read. The message is one sentence: which, what was expected and found, what to do.
+
+    `kind` belongs to the class, as a worker of a `DataLoader` hands on the class and the message of an error alone.
+    """
+
+    kind: PictureProblem = "unreadable"
 
 
-def read_picture(source: Source) -> Image.Image:
+class MissingPictureError(PictureError):
+    """There is no such file."""
+
+    kind = "missing"
+
+
+class TruncatedPictureError(PictureError):
+    """The data end too early."""
+
+    kind = "truncated"
+
+
+class LargePictureError(PictureError):
+    """More than `MAX_PIXELS`."""
+
+    kind = "too large"
+
+
+def read_picture(source: Source, at_least: int | None = None) -> Image.Image:
     """Read one picture as an upright RGB image of uint8[H, W, 3].
 
     Args:
         source: A path, the bytes of a picture file, or a PIL image. An image of PIL is treated like the file that it
             came from, so that reading a path and reading `Image.open(path)` give the same pixels; it stays as it is.
+        at_least: Decode a JPEG file at 1/2, 1/4 or 1/8 of its size, the smallest of which both sides still have so many
+            pixels. That is faster than decoding all of it and scaling down, and not the same to the last bit. The picture
+            then says in `info["full_size"]` what (width, height) it would have had. Other formats are read whole.
 
     Raises:
         PictureError: The file is missing, unreadable, no picture, cut off, damaged or larger than `MAX_PIXELS`.
@@ -114,10 +143,10 @@ def read_picture(source: Source) -> Image.Image:
     if isinstance(source, Image.Image):
         return _decode(source, name)
     if isinstance(source, bytes | bytearray | memoryview):
-        return _read(BytesIO(source), name)
+        return _read(BytesIO(source), name, at_least)
     try:
         with _open(os.fsdecode(source), name) as file:
-            return _read(file, name)
+            return _read(file, name, at_least)
     except OSError as error:
         raise PictureError(f"{name} cannot be read: the system says '{error.strerror}'; check the disk.") from error
 
@@ -146,7 +175,7 @@ def _open(path: str, name: str) -> BinaryIO:
         if re.match(r"[a-z]+://", path):
             raise PictureError(f"{name} is an address, expected a file; download the picture first.") from error
         where = "" if os.path.isabs(path) else f" in {os.getcwd()!r}"
-        raise PictureError(f"{name} does not exist{where}, expected {EXPECTED}; check the path.") from error
+        raise MissingPictureError(f"{name} does not exist{where}, expected {EXPECTED}; check the path.") from error
     except PermissionError as error:
         problem = "may not be read by this user, expected a readable file; change its permissions"
         raise PictureError(f"{name} {problem}.") from error
@@ -157,7 +186,7 @@ def _open(path: str, name: str) -> BinaryIO:
     raise PictureError(f"{name} is a pipe or a device, expected an ordinary file; save the picture first.")
 
 
-def _read(file: BinaryIO, name: str) -> Image.Image:
+def _read(file: BinaryIO, name: str, at_least: int | None) -> Image.Image:
     start = file.read(64)
     if not start:
         raise PictureError(f"{name} is empty, expected {EXPECTED}; get the file again.")
@@ -179,7 +208,10 @@ def _read(file: BinaryIO, name: str) -> Image.Image:
         _check_whole(image, file)
     except Exception as error:
         raise _refusal(error, name, str(plugin.format)) from error
-    return _decode(image, name)
+    full_size = image.size
+    if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        image.draft(None, (at_least, at_least))
+    return _decode(image, name, None if image.size == full_size else full_size)
 
 
 def _header(plugin: type[ImageFile.ImageFile], file: BinaryIO) -> ImageFile.ImageFile:
@@ -223,7 +255,7 @@ def _check_whole(image: ImageFile.ImageFile, file: BinaryIO) -> None:
 
 
 def _too_large(name: str, found: str) -> PictureError:
-    return PictureError(
+    return LargePictureError(
         f"{name} is too large, expected at most {MAX_PIXELS:,} pixels, found {found}; scale it down first."
     )
 
@@ -232,17 +264,17 @@ def _refusal(error: Exception, name: str, kind: str) -> PictureError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_large(name, "many more")
     reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
+    start = f"{name} cannot be decoded, expected a whole {kind}, found"
     if "truncated" in reason.lower():
-        found, remedy = "data that end too early", "get the file again"
-    else:
-        found, remedy = "damaged or unusual data", "get the file again or convert it to PNG"
-    return PictureError(f"{name} cannot be decoded, expected a whole {kind}, found {found} ({reason}); {remedy}.")
+        return TruncatedPictureError(f"{start} data that end too early ({reason}); get the file again.")
+    return PictureError(f"{start} damaged or unusual data ({reason}); get the file again or convert it to PNG.")
 
 
 # --- Pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str, full_size: tuple[int, int] | None = None) -> Image.Image:
+    """`full_size` is the width and height of what will be decoded to a smaller one."""
     _check_size(image, name)
     try:
         key = _transparent_value(image)
@@ -252,11 +284,13 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise
     except Exception as error:  # decoders of damaged data raise nearly everything
         raise _refusal(error, name, image.format or "picture") from error
-    step = _UPRIGHT.get(_orientation(image))
-    if step is not None:
-        picture = picture.transpose(step)
+    orientation = _orientation(image)
+    if orientation in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[orientation])
     # Whoever applies the orientation to what they are given would turn the picture a second time.
     picture.info = {}
+    if full_size is not None:
+        picture.info["full_size"] = full_size[::-1] if orientation in (5, 6, 7, 8) else full_size
     return picture
 
 

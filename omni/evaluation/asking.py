@@ -6,7 +6,7 @@ Generated scenes are one (`omni.evaluation.scenes`), the rows of a manifest anot
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,6 +21,9 @@ from omni.data.conversations import Message, ask
 from .scores import Asked, EvaluationError, Sight
 
 Pictures = tuple[Image.Image, ...]
+
+WINDOW, WINDOW_PIXELS = 16, 50_000_000
+"""Questions are sorted by the length of their answers among so many batches, or as many as show so many pixels."""
 
 
 @dataclass(frozen=True)
@@ -101,37 +104,77 @@ def ask_all(
 ) -> list[Asked]:
     """Ask every question.
 
+    A batch takes as many steps as its longest answer has tokens. So questions whose expected answers are about as long
+    are asked together, which changes no answer: none depends on what else is in its batch.
+
     Args:
         model, processor: as `omni.answering.load` returns them.
         questionnaire: what is asked.
         sight: "real" shows the pictures; "blank" grey ones, "swapped" those of another item, "noise" random pixels.
         batch_size: questions at once.
         max_new_tokens: where an answer is stopped that does not end by itself.
-        progress: called with the number of items done.
+        progress: called with the number of items done, or about as many, after each batch.
+
+    Returns:
+        The answers, in the order of the questions.
 
     Raises:
         EvaluationError: a question that the model cannot read, or one without room for its answer.
     """
-    asked: list[Asked] = []
-    waiting: list[tuple[int, str, Query, list[Message]]] = []
+    asked: dict[int, Asked] = {}  # by the number of the question
+    waiting: list[_Waiting] = []
     for index in range(len(questionnaire)):
         item = questionnaire[index]
         pictures = shown(questionnaire, index, item, sight)
-        waiting += [(index, item.source, query, query.show(pictures)) for query in item.queries]
-        while len(waiting) >= batch_size or (waiting and index == len(questionnaire) - 1):
-            batch, waiting = waiting[:batch_size], waiting[batch_size:]
-            try:
-                replies = _generate(model, processor, [conversation for *_, conversation in batch], max_new_tokens)
-            except EvaluationError as error:
-                sources = list(dict.fromkeys(source for _, source, *_ in batch))
-                where = sources[0] if len(sources) == 1 else f"one of {sources[0]} to {sources[-1]}"
-                raise EvaluationError(f"The model cannot be asked about {where}: {error}") from error
-            asked += [
-                Asked(q.kind, q.text, q.expected, reply.answer, source, number, reply.complete, reply.prompt)
-                for (number, source, q, _), reply in zip(batch, replies, strict=True)
-            ]
-        progress(index + 1)
-    return asked
+        share = sum(picture.width * picture.height for picture in pictures) / max(len(item.queries), 1)
+        first = len(asked) + len(waiting)
+        waiting += [
+            _Waiting(number, index, item.source, query, query.show(pictures), share)
+            for number, query in enumerate(item.queries, start=first)
+        ]
+        whole = len(waiting) // batch_size
+        if index == len(questionnaire) - 1:
+            due = len(waiting)
+        elif whole >= WINDOW or sum(each.pixels for each in waiting) >= WINDOW_PIXELS:
+            due = whole * batch_size
+        else:
+            continue
+        for answers in _ask_window(model, processor, waiting[:due], batch_size, max_new_tokens):
+            asked |= answers
+            progress((index + 1) * len(asked) // (first + len(item.queries)))
+        del waiting[:due]
+    return [asked[number] for number in range(len(asked))]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    number: int  # of the question
+    item: int
+    source: str
+    query: Query
+    conversation: list[Message]
+    pixels: float  # its share of its item's pictures
+
+
+def _ask_window(
+    model: Any, processor: Any, window: Sequence[_Waiting], batch_size: int, max_new_tokens: int
+) -> Iterator[dict[int, Asked]]:
+    """Of each batch the answers by the number of their question."""
+    ordered = sorted(window, key=lambda each: len(each.query.expected))
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        try:
+            replies = _generate(model, processor, [each.conversation for each in batch], max_new_tokens)
+        except EvaluationError as error:
+            sources = list(dict.fromkeys(each.source for each in sorted(batch, key=lambda each: each.number)))
+            where = sources[0] if len(sources) == 1 else f"one of {sources[0]} to {sources[-1]}"
+            raise EvaluationError(f"The model cannot be asked about {where}: {error}") from error
+        answers: dict[int, Asked] = {}
+        for each, reply in zip(batch, replies, strict=True):
+            q, source = each.query, each.source
+            found = Asked(q.kind, q.text, q.expected, reply.answer, source, each.item, reply.complete, reply.prompt)
+            answers[each.number] = found
+        yield answers
 
 
 def shown(questionnaire: Questionnaire, index: int, item: Item, sight: Sight) -> Pictures:

@@ -81,7 +81,7 @@ class ManifestQuestions:
         try:
             return tuple(read_picture(path) for path in row.pictures)
         except PictureError as error:
-            raise PictureError(f"{row.source}: {error}") from error
+            raise type(error)(f"{row.source}: {error}") from error
 
 
 def _words(message: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from omni.answering import ADAPTERS, base_of
 from omni.data.manifests import PROMPT
 
 from .scores import Asked, EvaluationError, Score, SightTest
@@ -75,7 +76,8 @@ class Hashes(Strict):
     """sha256 of what the scores rest on, and of what came out.
 
     Attributes:
-        weights: the files of the model in the checkpoint folder: config.json, generation_config.json, *.safetensors.
+        weights: the files of the model in the checkpoint folder: config.json, generation_config.json, *.safetensors; of
+            adapters theirs, and those of their model.
         data: the pictures and the expected answers.
         prompts: the tokens of every prompt; None if nothing was asked in words.
         preprocessing: settings of the image processor, tokenizer and chat template.
@@ -220,9 +222,10 @@ def hash_files(files: Iterable[Path]) -> str:
 
 
 def hash_weights(folder: str | Path) -> str:
-    """Of the files in a checkpoint folder that make the model."""
-    named = (Path(folder) / name for name in ("config.json", "generation_config.json"))
-    return hash_files(sorted([*Path(folder).glob("*.safetensors"), *(path for path in named if path.is_file())]))
+    """Of the files that make the model: those in a checkpoint folder, and before adapters those of their model."""
+    folders = dict.fromkeys([base_of(Path(folder)), Path(folder)])
+    kinds = ("*.safetensors", "config.json", "generation_config.json", ADAPTERS)
+    return hash_files(path for each in folders for path in sorted(path for kind in kinds for path in each.glob(kind)))
 
 
 def hash_preprocessing(processor: Any) -> str:

@@ -1,6 +1,5 @@
 """One evaluation from a folder to a result, and the same once more to compare: `evaluate` and `verify`."""
 
-import json
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import ValidationError
 
-from omni.answering import load
+from omni.answering import base_of, load, model_type_of
 from omni.encoding.encoder import load_encoder
 from omni.fusion.configuration_omni import OmniConfig
 from omni.loading import CheckpointError
@@ -59,23 +58,12 @@ class Outcome:
 
 
 def kind_of(checkpoint: str | Path) -> Literal["fused", "encoder"]:
-    """What the configuration in a folder describes, by its `model_type`.
+    """What the configuration in a folder describes, by its `model_type`; adapters are of the kind of their model.
 
     Raises:
         CheckpointError: no folder, or no configuration in it.
     """
-    path = Path(checkpoint) / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return "fused" if values["model_type"] == OmniConfig.model_type else "encoder"
-    except OSError as error:
-        raise CheckpointError(
-            f"{str(path)!r} cannot be read ({error.strerror}); expected the folder of a saved fused model or encoder."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{str(path)!r} is damaged or names no model_type ({error}); get the checkpoint again."
-        ) from error
+    return "fused" if model_type_of(base_of(Path(checkpoint))) == OmniConfig.model_type else "encoder"
 
 
 def choose_settings(checkpoint: str | Path, **options: Any) -> SceneSettings | ManifestSettings | EncoderSettings:
@@ -274,7 +262,7 @@ def verify(
         outcome = evaluate(folder, expected.settings, progress)
     except CheckpointError as error:
         now = hash_weights(folder)
-        if now == expected.hashes.weights or not (Path(folder) / "config.json").is_file():
+        if now == expected.hashes.weights or not (base_of(Path(folder)) / "config.json").is_file():
             raise
         weights = Difference(what="weights", then=expected.hashes.weights[:12], now=now[:12])
         return Verification([weights, Difference(what="loading", then="worked", now=str(error))], [], None)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import EvalPrediction
+from transformers import CONFIG_MAPPING, EvalPrediction
 
+from omni.answering import expect_model
 from omni.data import scenes
 from omni.data.collate import IGNORED, ConversationCollator
 from omni.data.conversations import Example, SceneConversations
@@ -23,7 +24,7 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.registry import get_modality
-from omni.training.recipe import Files, OmniSection, Recipe, Scenes
+from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 
 
@@ -102,31 +103,47 @@ def build_omni(
             settings that replace those of its section; the projector is then new, everything else is kept.
     """
     if checkpoint is not None:
-        model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
-        processor = OmniProcessor.from_pretrained(checkpoint)
+        with said_by_recipe("model.checkpoint", checkpoint):
+            expect_model(checkpoint, OmniConfig.model_type)
+            model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
+            processor = OmniProcessor.from_pretrained(checkpoint)
         return (model, processor) if image is None else _with_new_projector(model, processor, image)
     if thinker is None or image is None:
         raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and an `image` section.")
     modality = get_modality("image")
+    with said_by_recipe("model.thinker", thinker):
+        text_config = _read_thinker(Path(thinker))
+    with said_by_recipe("model.image.encoder", image["encoder"]):
+        expect_model(image["encoder"], modality.config_class.model_type, OmniConfig.model_type)
+        encoder = modality.model_class.from_pretrained(image["encoder"], **(config or {}))
     texts = (text for seed in range(4000) for text in _scene_text(seed))
     tokenizer = train_tokenizer(texts, vocab_size, [modality.token])
-    encoder = modality.model_class.from_pretrained(image["encoder"], **(config or {}))
     section = {
         **image,
         "encoder": encoder.config.to_dict(),
         "token_id": tokenizer.convert_tokens_to_ids(modality.token),
     }
-    text_config = json.loads(Path(thinker).read_text(encoding="utf-8"))
     text_config |= {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
-    model = OmniForConditionalGeneration(OmniConfig(modalities={"image": section}, text_config=text_config))
+    with said_by_recipe("model.image", image):
+        made = OmniConfig(modalities={"image": section}, text_config=text_config)
+    with said_by_recipe("model.thinker", thinker):
+        model = OmniForConditionalGeneration(made)
     model.model.image_tower.load_state_dict(encoder.state_dict())
     model.set_attn_implementation(encoder.config._attn_implementation)  # no saved configuration holds it
     return model, OmniProcessor(tokenizer=tokenizer, modalities=model.config.modalities)
+
+
+def _read_thinker(path: Path) -> dict[str, Any]:
+    """The configuration of a language model, which has to name its kind."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or values.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError('expected the JSON configuration of a language model, with a "model_type" such as "qwen3".')
+    return values
 
 
 def _with_new_projector(
@@ -137,7 +154,8 @@ def _with_new_projector(
     if "projector" in changes:
         section.pop("factor", None)  # was of the other projector
     modalities["image"] = section | changes
-    new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
+    with said_by_recipe("model.image", changes):
+        new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
     kept = {name: tensor for name, tensor in old.state_dict().items() if "image_projector" not in name}
     new.load_state_dict(new.state_dict() | kept)
     new.set_attn_implementation(old.config._attn_implementation)

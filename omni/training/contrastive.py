@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from omni.data import scenes
+from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.training.dense import build_encoder
-from omni.training.recipe import ContrastiveSection, Files, Recipe, Scenes
+from omni.training.recipe import ContrastiveSection, Files, Recipe, Scenes, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 
 MOST_CAPTIONS = 20_000
@@ -42,7 +43,8 @@ class ContrastiveAlignment:
         self.evaluate = captions(recipe.evaluate) if recipe.evaluate else None
         count = min(len(self.train), MOST_CAPTIONS)
         tokenizer = train_tokenizer((self.train.caption(i) for i in range(count)), section.vocab_size, [])
-        text = AutoConfig.for_model(**section.text, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
+        with said_by_recipe("model.text", section.text):
+            text = AutoConfig.for_model(**section.text, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
         config = VisionTextDualEncoderConfig.from_vision_text_configs(
             encoder.config, text, projection_dim=section.projection_dim
         )
@@ -54,7 +56,7 @@ class ContrastiveAlignment:
         pictures, texts = zip(*examples, strict=True)
         if len(set(texts)) < len(texts):
             twice = next(text for text in texts if texts.count(text) > 1)
-            raise ValueError(
+            raise ExampleError(
                 f"{texts.count(twice)} pictures of one batch have the caption {twice!r}, but the contrastive loss needs "
                 "captions that tell pictures apart; make the batch smaller or the captions richer."
             )
@@ -107,7 +109,7 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
     """The one picture of each row of a manifest and the first answer about it.
 
     Raises:
-        ValueError: when asked for a row that has no picture or several.
+        ExampleError: when asked for a row that has no picture or several.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -119,7 +121,7 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         pictures = self.examples[index].items.get("image", [])
         if len(pictures) != 1:
-            raise ValueError(
+            raise ExampleError(
                 f"{self.manifest[index].source} has {len(pictures)} pictures; contrastive training needs exactly one."
             )
         return pictures[0], self.caption(index)

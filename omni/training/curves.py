@@ -26,9 +26,10 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     }
     if not losses["loss"]:
         return
-    figure = Figure(figsize=(6.4 * (1 + bool(scores)), 4.8), layout="constrained")
-    panels = figure.subplots(1, 1 + bool(scores), squeeze=False)[0]
-    for panel, curves, label in zip(panels, (losses, scores), ("loss", "score"), strict=False):
+    drawn = {"loss": losses, "score": scores} if scores else {"loss": losses}
+    figure = Figure(figsize=(6.4 * len(drawn), 4.8), layout="constrained")
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for panel, (label, curves) in zip(panels, drawn.items(), strict=True):
         for name, points in curves.items():
             if points:
                 panel.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 30 else None)

@@ -11,10 +11,12 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 
+from omni.answering import expect_model
 from omni.data import glyphs, scenes
 from omni.data.collate import IGNORED
+from omni.fusion.configuration_omni import OmniConfig
 from omni.registry import get_modality
-from omni.training.recipe import EncoderSection, Recipe, Scenes
+from omni.training.recipe import EncoderSection, Recipe, Scenes, said_by_recipe
 
 CHARACTERS = tuple(str(n) for n in range(glyphs.CHARACTERS))
 PATCH_ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -192,9 +194,12 @@ def build_encoder(section: EncoderSection) -> tuple[PreTrainedModel, BaseImagePr
     """The encoder to train, new or from a folder, and its image processor."""
     modality = get_modality("image")
     if section.encoder is None:
-        return modality.model_class(modality.config_class(**section.config)), modality.preprocessor_class()
-    encoder = modality.model_class.from_pretrained(section.encoder, **section.config)
-    return encoder, modality.preprocessor_class.from_pretrained(section.encoder)
+        with said_by_recipe("model.config", section.config):
+            return modality.model_class(modality.config_class(**section.config)), modality.preprocessor_class()
+    with said_by_recipe("model.encoder", section.encoder):
+        expect_model(section.encoder, modality.config_class.model_type, OmniConfig.model_type)
+        encoder = modality.model_class.from_pretrained(section.encoder, **section.config)
+        return encoder, modality.preprocessor_class.from_pretrained(section.encoder)
 
 
 class DensePretraining:

@@ -1,10 +1,13 @@
 """A recipe: one JSON file that says what is trained, from what, on what, how, and what to expect of it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -15,6 +18,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from safetensors import SafetensorError
 
 from omni.data.manifests import PROMPT
 from omni.data.scenes import KIND_WEIGHTS
@@ -22,6 +26,15 @@ from omni.data.scenes import KIND_WEIGHTS
 
 class RecipeError(ValueError):
     """A recipe that cannot be followed. The message is one sentence: what was expected, what was found, what to do."""
+
+
+@contextmanager
+def said_by_recipe(key: str, value: Any) -> Iterator[None]:
+    """Inside, the value that a recipe has at `key` is made use of; what goes wrong is a `RecipeError` that names both."""
+    try:
+        yield
+    except (ValueError, OSError, TypeError, SafetensorError, StrictDataclassError) as error:
+        raise RecipeError(f"Correct `{key}` of the recipe, as {value!r} cannot be used: {error}") from error
 
 
 class Strict(BaseModel):
@@ -235,6 +248,11 @@ class Recipe(Strict):
             )
         if self.lora and (self.objective != "answers" or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
+        if self.lora and isinstance(self.model, OmniSection) and (self.model.checkpoint is None or self.model.image):
+            raise ValueError(
+                "`lora` leaves adapters alone, to be loaded with the model that they were trained for: give a `checkpoint`, "
+                "and no `image`"
+            )
         return self
 
     @property

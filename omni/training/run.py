@@ -12,7 +12,7 @@ from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES
 from omni.training.optimizer import freeze, make_optimizer
 from omni.training.recipe import Lora, Recipe, RecipeError
-from omni.training.trainer import OmniTrainer, rest_frozen_parts, save_whole
+from omni.training.trainer import OmniTrainer, rest_frozen_parts, save_whole, write_whole
 
 
 def run(recipe: Recipe, resume: bool = False) -> Path:
@@ -24,8 +24,9 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
 
     Raises:
         FileExistsError: the output folder holds a run already and `resume` is not set.
-        RecipeError: a run to be resumed was of another recipe, or a pattern matches nothing.
-        ManifestError: data that cannot be read, or is empty.
+        RecipeError: a run to be resumed was of another recipe, a pattern matches nothing, or a model cannot be made.
+        ManifestError, PictureError: data that cannot be read.
+        ExampleError: data that cannot be learnt from.
     """
     state = Path(recipe.output) / "run"
     last = get_last_checkpoint(str(state)) if state.is_dir() else None
@@ -51,7 +52,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     if trainer.is_fsdp_enabled and recipe.optimizer.name == "muon":
         raise RecipeError("Under FSDP a process holds pieces of matrices, but Muon needs them whole: choose adamw.")
     if trainer.is_world_process_zero():
-        (state / "recipe.json").write_text(recipe.model_dump_json(indent=2), encoding="utf-8")
+        write_whole(state / "recipe.json", recipe.model_dump_json(indent=2))
     earlier = TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else TrainerState()
     if last and earlier.global_step >= earlier.max_steps:  # `train` would go on until the end of the epoch
         trainer._load_from_checkpoint(last)
@@ -62,7 +63,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         finished = trainer.accelerator.unwrap_model(trainer.model)
         save_whole(lambda folder: objective.save(finished, folder), Path(recipe.output))
         history = trainer.state.log_history
-        (state / "history.json").write_text(json.dumps(history, indent=1), encoding="utf-8")
+        write_whole(state / "history.json", json.dumps(history, indent=1))
         draw_curves(history, state / "curves.png")
     return Path(recipe.output)
 
@@ -109,7 +110,7 @@ def _same_recipe(recipe: Recipe, path: Path) -> None:
     """Refuse to go on with other settings than a run began with: its result would be of neither recipe."""
     if not path.is_file():
         return
-    earlier = Recipe.model_validate_json(path.read_text(encoding="utf-8")).model_dump(exclude={"about"})
+    earlier = Recipe.read(path).model_dump(exclude={"about"})
     changed = sorted(key for key, value in recipe.model_dump(exclude={"about"}).items() if value != earlier[key])
     if changed:
         raise RecipeError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import Trainer
+from transformers import ProgressCallback, Trainer
 
 SAVING, DELETING = ".saving", ".deleting"
 
@@ -25,6 +25,15 @@ class OmniTrainer(Trainer):
             for leftover in (SAVING, DELETING):
                 shutil.rmtree(Path(self.args.output_dir, leftover), ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; what is said afterwards, also about a mistake, begins on a line of its own."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                    callback.training_bar.close()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self.args.output_dir
@@ -68,7 +77,12 @@ def rest_frozen_parts(model: nn.Module) -> None:
     """
     frozen = list(_frozen_parts(model))
     if frozen:
-        model.register_forward_pre_hook(lambda *_: [part.eval() for part in frozen] and None)
+
+        def rest(*_: Any) -> None:
+            for part in frozen:
+                part.eval()
+
+        model.register_forward_pre_hook(rest)
 
 
 def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -78,6 +92,13 @@ def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
     else:
         for child in module.children():
             yield from _frozen_parts(child)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that whoever is killed meanwhile leaves the old one or the new one, never a half."""
+    unfinished = path.with_name(path.name + SAVING)
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def save_whole(write: Callable[[Path], None], folder: Path) -> None:

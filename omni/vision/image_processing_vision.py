@@ -3,14 +3,25 @@
 PIL and numpy only; torchvision is not needed.
 """
 
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, PILImageResampling
+from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, ImageInput, PILImageResampling
+
+SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
+"""What transformers writes into the file of an image processor beside its settings."""
 
 
 class OmniImageProcessor(PilBackend):
     """Makes `pixel_values` float[B, 3, H, W] from pictures of any size: `(pixel / 255 - mean) / std`.
 
     The seed's system feeds plain [0, 1] values: `OmniImageProcessor(do_normalize=False)`.
+
+    Raises:
+        TypeError: a setting that there is not.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -22,3 +33,38 @@ class OmniImageProcessor(PilBackend):
     do_resize = True
     do_rescale = True
     do_normalize = True
+
+    def __init__(self, **settings: Any) -> None:
+        self._refuse_unknown(settings.keys() - SAVED_BESIDE)
+        super().__init__(**settings)
+
+    def __call__(self, images: ImageInput, *args: Any, **settings: Any) -> BatchFeature:
+        """Make `pixel_values` float[B, 3, H, W].
+
+        Args:
+            images: a picture or several, as PIL images or as arrays with values from 0 to 255.
+            settings: other ones than the processor's own; `return_tensors` is "pt" or "np".
+
+        Raises:
+            ValueError: an array of values from 0 to 1, which `do_rescale` would divide by 255 a second time.
+            TypeError: a setting that there is not.
+        """
+        self._refuse_unknown(settings.keys())
+        return super().__call__(images, *args, **settings)
+
+    def process_image(self, image: ImageInput, *args: Any, **settings: Any) -> np.ndarray:
+        """One picture as an array [C, H, W] of its own values."""
+        array = super().process_image(image, *args, **settings)
+        if settings.get("do_rescale") and array.dtype.kind in "bf" and array.any() and not array.max() > 1:
+            raise ValueError(
+                f"Expected a picture with values from 0 to 255, found an array of {array.dtype} from {array.min():g} to "
+                f"{array.max():g}, which would be divided by 255 once more; pass do_rescale=False, or bytes (uint8)."
+            )
+        return array
+
+    def _refuse_unknown(self, settings: Collection[str]) -> None:
+        known = self.valid_kwargs.__annotations__.keys()
+        if unknown := sorted(set(settings) - known):
+            raise TypeError(
+                f"{type(self).__name__} knows no {', '.join(map(repr, unknown))}; its settings are {', '.join(known)}."
+            )

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from omni.data.collate import IGNORED, ConversationCollator, _common_prefix
-from omni.data.conversations import Example, SceneConversations, ask
+from omni.data.conversations import Example, ExampleError, SceneConversations, ask
 
 Pair = Callable[..., tuple[Any, Any]]
 
@@ -104,7 +104,7 @@ def test_control_tokens_in_a_text_are_refused(question: str, answer: str) -> Non
     processor = AutoProcessor.from_pretrained("checkpoints/omni_tiny")
     odd = Example({"image": [photo()]}, [ask("what", "a"), ask(question, answer)], "birds.jsonl, line 7")
     with pytest.raises(
-        ValueError, match="^birds.jsonl, line 7 has '<.*>' in the text of its (user|assistant), expected no"
+        ExampleError, match="^birds.jsonl, line 7 has '<.*>' in the text of its (user|assistant), expected no"
     ):
         ConversationCollator(processor)([odd])
 
@@ -112,7 +112,7 @@ def test_control_tokens_in_a_text_are_refused(question: str, answer: str) -> Non
 def test_a_template_that_changes_its_mind_is_refused() -> None:
     processor = AutoProcessor.from_pretrained("checkpoints/omni_tiny")
     processor.tokenizer.chat_template = "{{- messages | length -}}" + CHATML
-    with pytest.raises(ValueError, match="answers cannot be told apart; put {% generation %} around them"):
+    with pytest.raises(ExampleError, match="answers cannot be told apart; put {% generation %} around them"):
         ConversationCollator(processor)([example(1)])
 
 
@@ -205,7 +205,7 @@ def test_several_turns(make_pair: Pair) -> None:
 
 def test_an_example_without_an_answer_is_named(make_pair: Pair) -> None:
     _, processor = make_pair()
-    with pytest.raises(ValueError, match=r"Example 1 of the batch has no answer to learn from: .*how many"):
+    with pytest.raises(ExampleError, match=r"Example 1 of the batch has no answer to learn from: .*how many"):
         ConversationCollator(processor)([example(1), Example({"image": [photo()]}, [ask("how many")])])
 
 
@@ -213,7 +213,7 @@ def test_an_example_that_is_too_long_is_named(make_pair: Pair) -> None:
     _, processor = make_pair()
     length = ConversationCollator(processor)([example(4)])["input_ids"].shape[1]
     assert ConversationCollator(processor, max_length=length)([example(4)])["input_ids"].shape[1] == length
-    with pytest.raises(ValueError, match=rf"Example 1 .* has {length} tokens, more than max_length={length - 1}"):
+    with pytest.raises(ExampleError, match=rf"Example 1 .* has {length} tokens, more than max_length={length - 1}"):
         ConversationCollator(processor, max_length=length - 1)([example(1), example(4)])
 
 
@@ -222,7 +222,7 @@ def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placehol
     _, processor = make_pair()
     given = Example({"image": [photo(i) for i in range(items)]}, [ask("how many", "a", images=placeholders)])
     with pytest.raises(
-        ValueError,
+        ExampleError,
         match=rf"Example 1 of the batch has {items} items of modality 'image', .* {placeholders} placeholders",
     ):
         ConversationCollator(processor)([example(1), given])
@@ -230,7 +230,7 @@ def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placehol
 
 def test_items_that_nobody_takes(make_pair: Pair) -> None:
     _, processor = make_pair()
-    with pytest.raises(ValueError, match=r"Example 0 of the batch has items of \['sound'\]"):
+    with pytest.raises(ExampleError, match=r"Example 0 of the batch has items of \['sound'\]"):
         ConversationCollator(processor)([Example({"sound": [1]}, [ask("how many", "a", images=0)])])
 
 

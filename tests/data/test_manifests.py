@@ -16,7 +16,7 @@ from PIL import Image
 
 from omni.data.conversations import ask
 from omni.data.manifests import PROMPT, Manifest, ManifestConversations, ManifestError
-from omni.data.pictures import PictureError
+from omni.data.pictures import MAX_PIXELS, PictureError
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 
@@ -683,3 +683,24 @@ def test_the_digest_is_of_what_is_said_and_shown() -> None:
         ManifestError, match=r"^rows.jsonl, line 3: 'b.png' cannot be read \(No such file or directory\)"
     ):
         Manifest.read("rows.jsonl").digest()
+
+
+def test_a_worker_hands_on_what_is_wrong_with_a_picture() -> None:
+    from torch.utils.data import DataLoader
+
+    whole = Path("a.png").read_bytes()
+    write("cut.png", whole[: len(whole) // 2 + 10])
+    write("page.png", "<!doctype html>")
+    Image.new("1", (MAX_PIXELS // 1000 + 1, 1000)).save("large.png")
+    expected = {"gone.png": "missing", "cut.png": "truncated", "large.png": "too large", "page.png": "unreadable"}
+    rows = [{"image": name, "text": "x"} for name in ("a.png", *expected)]
+    data = ManifestConversations(Manifest.read(lines("rows.jsonl", *rows)))
+    for index, (name, kind) in enumerate(expected.items(), start=1):
+        with pytest.raises(PictureError) as caught:
+            data[index]
+        again = pickle.loads(pickle.dumps(caught.value))
+        with pytest.raises(PictureError) as handed_on:
+            list(DataLoader(data, sampler=[index], num_workers=1))
+        for error in (caught.value, again, handed_on.value):
+            assert error.kind == kind
+            assert f"rows.jsonl, line {index + 1}: {name!r} " in str(error)

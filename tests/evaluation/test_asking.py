@@ -1,5 +1,7 @@
 """Questions are asked as a user asks them, with the real pictures or with others in their place."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +30,7 @@ from omni.evaluation import (
     generate_answers,
     uses_the_picture,
 )
-from omni.evaluation.asking import shown
+from omni.evaluation.asking import WINDOW_PIXELS, shown
 
 KINDS = ("shape", "color", "count", "exists")
 
@@ -74,8 +76,50 @@ def test_batches_lose_and_repeat_nothing(shipped: Any) -> None:
         (item, f"picture {item}", question) for item in (0, 1) for question in ("one", "two")
     ]
     assert by_size[0] == by_size[1] == by_size[2]
-    assert done == [1, 2] * 3
+    assert done == [0, 1, 1, 2, 1, 2, 2]  # of four questions those of each batch, in items
     assert len({a.prompt for a in by_size[0]}) == 2  # of the two questions; the pictures are no part of it
+
+
+def test_long_answers_are_written_together(shipped: Any) -> None:
+    """Asking for captions and colours takes no more steps than asking for the ones, and then for the others."""
+    model, processor = shipped
+    steps = 0
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+
+    hook = model.register_forward_hook(count)
+    taken, answers = [], []
+    for kinds in (["color"], ["caption"], ["caption", "color"]):
+        questions, before = SceneQuestions("test", 3, 0, kinds=kinds), steps
+        answers.append(ask_all(model, processor, questions, batch_size=3, max_new_tokens=20))
+        taken.append(steps - before)
+    hook.remove()
+    assert taken[2] == taken[0] + taken[1]
+    assert answers[2] == ask_all(model, processor, questions, batch_size=1, max_new_tokens=20)
+
+
+def test_pictures_that_wait_for_their_batch_are_few(shipped: Any) -> None:
+    kept: list[weakref.ref[Image.Image]] = []
+    most = 0
+
+    class Large(Recorded):
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, index: int) -> Item:
+            nonlocal most
+            item = super().__getitem__(index)
+            kept.append(weakref.ref(item.pictures[0]))
+            gc.collect()
+            most = max(most, sum(picture() is not None for picture in kept))
+            return Item(item.source, item.pictures, item.queries[:1])
+
+    asked = ask_all(*shipped, Large(side=2_000), batch_size=2, max_new_tokens=1)
+    assert [a.item for a in asked] == list(range(16))
+    enough = -(-WINDOW_PIXELS // 8_000_000)
+    assert enough <= most <= enough + 1
 
 
 def test_what_is_shown_in_the_place_of_a_picture() -> None:

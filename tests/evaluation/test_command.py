@@ -67,7 +67,7 @@ def test_mistakes_are_told_before_anything_is_measured(fused: Path, vision: Path
     path = tmp_path / "result.json"
     assert "found neither" in refuse()
     assert "are the same; give one of them" in refuse(fused, "--checkpoint", fused)
-    assert "cannot be read (No such file or directory)" in refuse("nowhere")
+    assert "The checkpoint 'nowhere' does not exist" in refuse("nowhere")
     assert "The model card" in refuse(fused, "--card", tmp_path / "README.md")
     assert "should end with .html, found 'sheet.png'" in refuse(fused, "--sheet", "sheet.png")
     assert "its folder does not exist" in refuse(fused, "--output", tmp_path / "no" / "result.json")

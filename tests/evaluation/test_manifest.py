@@ -99,7 +99,7 @@ def test_what_cannot_be_read_is_told_before_anything_is_asked(make_manifest: Mak
 
 
 def test_the_command_evaluates_a_manifest_in_a_process_of_its_own(make_manifest: Make, fused: Path) -> None:
-    path = make_manifest(pictures=6)
+    path = make_manifest(pictures=12)
     result, answers = path.parent / "result.json", path.parent / "answers.jsonl"
     omni = Path(sys.executable).with_name("omni")
     arguments = ["evaluate", fused, "--data", path, "--sight", "--output", result, "--answers", answers]
@@ -116,6 +116,6 @@ def test_the_command_evaluates_a_manifest_in_a_process_of_its_own(make_manifest:
         (row["question"], row["answer"]) for row in rows
     ]
     right = sum(line["answer"] == line["expected"] for line in lines)
-    assert written["scores"][0]["n"] == 6
-    assert written["scores"][0]["accuracy"] == right / 6
+    assert written["scores"][0]["n"] == 12
+    assert written["scores"][0]["accuracy"] == right / 12
     assert right >= 4  # colours are what it knows best

@@ -213,7 +213,7 @@ def test_damaged_weights_are_a_difference_too(fused: Path, copy: Path, data: Pat
 
 
 def test_a_checkpoint_that_is_gone_is_no_difference(fused: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="config.json' cannot be read"):
+    with pytest.raises(CheckpointError, match="has no config.json; expected the folder of a saved model"):
         verify(measure(fused, data), tmp_path)
 
 

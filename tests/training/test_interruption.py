@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_utils import get_last_checkpoint
 
-from omni.training.recipe import Recipe
+from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,12 +51,17 @@ def recipe(output: Path, **changes: Any) -> Recipe:
     return Recipe.model_validate(settings | changes)
 
 
-def in_a_process(settings: Recipe) -> int:
-    """Start the run in a process of its own, resuming what there is; its id."""
+def in_a_process(settings: Recipe, largest_file: int = resource.RLIM_INFINITY) -> int:
+    """Start the run in a process of its own, resuming what there is; its id.
+
+    The system kills it while it writes more than `largest_file` bytes into one file.
+    """
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
             torch.set_num_threads(1)
             run(settings, resume=True)
             status = 0
@@ -126,6 +132,19 @@ def test_a_run_killed_while_it_writes_its_result_can_be_finished(tmp_path: Path)
     found = load_file(done / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not (done / ".saving").exists()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_run_killed_while_it_writes_its_recipe_can_be_resumed(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    written = (tmp_path / "run" / "recipe.json").read_bytes()
+    status = os.waitpid(in_a_process(recipe(tmp_path), largest_file=len(written) // 2), 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGXFSZ
+    assert (tmp_path / "run" / "recipe.json").read_bytes() == written
+    run(recipe(tmp_path), resume=True)
+    (tmp_path / "run" / "recipe.json").write_bytes(written[: len(written) // 2])
+    with pytest.raises(RecipeError, match=r"run/recipe.json' is not JSON"):
+        run(recipe(tmp_path), resume=True)
 
 
 def test_only_so_many_checkpoints_are_kept_and_the_best_is_one_of_them(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def trained(
     torch.manual_seed(0)
     OmniVisionModel(OmniVisionConfig(**encoder)).save_pretrained(folder / "encoder")
     (folder / "thinker.json").write_text(json.dumps(thinker))
-    recipe: dict[str, Any] = json.loads((CONFIGS / "train_omni_tiny.json").read_text())
+    recipe: dict[str, Any] = json.loads((CONFIGS / "train_omni_scenes.json").read_text())
     recipe |= {
         "model": {
             "thinker": str(folder / "thinker.json"),

@@ -63,7 +63,7 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="enkoder: Extra inputs"):
         Recipe.read(path, ["model.enkoder=runs"])
     with pytest.raises(ValueError, match="either `checkpoint`, or `thinker`"):
-        Recipe.read(CONFIGS / "train_omni_tiny.json", ["model.checkpoint=checkpoints/omni_tiny"])
+        Recipe.read(CONFIGS / "train_omni_scenes.json", ["model.checkpoint=checkpoints/omni_tiny"])
     with pytest.raises(ValueError, match="no section 'optimiser'"):
         Recipe.read(path, ["optimiser.lr=0.1"])
     with pytest.raises(ValueError, match="key=value"):
@@ -85,7 +85,7 @@ def test_answer_recipe_writes_a_checkpoint_that_answers(
     thinker.write_text(json.dumps(tiny_thinker))
     image = {"encoder": str(encoder), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
     section = {"thinker": str(thinker), "vocab_size": 400, "image": image}
-    folder = run(tiny("omni_tiny", tmp_path / "out", model=section))
+    folder = run(tiny("omni_scenes", tmp_path / "out", model=section))
     model = AutoModelForImageTextToText.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
     trained, original = model.model.image_tower.state_dict(), AutoModel.from_pretrained(encoder).state_dict()

@@ -1,6 +1,9 @@
 """The stages of training, each on tiny models and real files: what is to learn learns, what is frozen stays."""
 
 import json
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText
 
+from omni.answering import answer, load
+from omni.data.conversations import ExampleError
+from omni.evaluation import choose_settings, evaluate
+from omni.evaluation.result import hash_weights
+from omni.loading import CheckpointError
 from omni.training.answers import build_omni
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.objectives import OBJECTIVES
@@ -55,7 +63,7 @@ def checkpoint(
     (folder / "thinker.json").write_text(json.dumps(tiny_thinker))
     image = {"encoder": str(encoder), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
     model = {"thinker": str(folder / "thinker.json"), "vocab_size": 400, "image": image}
-    return run(recipe("omni_tiny", folder / "omni", model=model))
+    return run(recipe("omni_scenes", folder / "omni", model=model))
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +152,30 @@ def test_freezing_by_patterns_is_strict(checkpoint: Path, patterns: list[str], m
         freeze(model, patterns)
 
 
-def test_adapters_are_trained_saved_loaded_and_merged(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
-    data = {part: {"path": str(pictures / part), "prompt": "how bright is it"} for part in ("train", "test")}
-    settings = recipe(
-        "lora", tmp_path, model={"checkpoint": str(checkpoint)}, train=data["train"], evaluate=data["test"]
-    )
-    folder = run(settings)
+PROMPT = "how bright is it"
+
+
+@pytest.fixture(scope="module")
+def with_adapters(checkpoint: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """The recipe of adapters that have been trained for the checkpoint."""
+    pytest.importorskip("peft")
+    data = {part: {"path": str(pictures / part), "prompt": PROMPT} for part in ("train", "test")}
+    model, output = {"checkpoint": str(checkpoint)}, tmp_path_factory.mktemp("adapters")
+    settings = recipe("lora", output, model=model, train=data["train"], evaluate=data["test"])
+    run(settings)
+    return settings
+
+
+@pytest.fixture
+def adapters(with_adapters: Recipe, tmp_path: Path) -> Path:
+    """A copy of them."""
+    return Path(shutil.copytree(with_adapters.output, tmp_path / "adapters"))
+
+
+def test_adapters_are_trained_saved_loaded_and_merged(with_adapters: Recipe) -> None:
+    import peft
+
+    settings, folder = with_adapters, Path(with_adapters.output)
     assert not (folder / "model.safetensors").exists()
     objective = OBJECTIVES["answers"](settings)
     batch = objective.collate([objective.train[i] for i in (0, 5)])
@@ -161,9 +186,76 @@ def test_adapters_are_trained_saved_loaded_and_merged(checkpoint: Path, pictures
         after = adapted(**batch).logits
         merged = adapted.merge_and_unload()(**batch).logits
         reloaded = AutoModelForImageTextToText.from_pretrained(folder).eval()(**batch).logits
+        asked, _ = load(folder)
+        answering = asked(**batch).logits
     assert not torch.allclose(before, after, atol=1e-3)
     torch.testing.assert_close(after, merged, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(after, reloaded, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(merged, answering, atol=0, rtol=0)
+    assert asked.config.name_or_path == str(folder)
+    assert asked.state_dict().keys() == load(settings.model.checkpoint)[0].state_dict().keys()
+    assert not any(module.training for module in asked.modules())
+
+
+def test_adapters_are_evaluated_like_any_checkpoint(adapters: Path, checkpoint: Path, pictures: Path) -> None:
+    settings = choose_settings(adapters, data=str(pictures / "test"), prompt=PROMPT)
+    outcome = evaluate(adapters, settings)
+    model, processor = load(adapters)
+    with Image.open(pictures / "test" / "bright" / "0.png") as picture:
+        assert outcome.asked[0].answer == answer(model, processor, [picture], PROMPT).answer
+    weights = outcome.result.hashes.weights
+    assert weights == hash_weights(adapters) != hash_weights(checkpoint)
+    tensors = load_file(adapters / "adapter_model.safetensors")
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, adapters / "adapter_model.safetensors")
+    assert hash_weights(adapters) != weights
+    shutil.copytree(checkpoint, adapters.parent / "base")
+    settle(adapters, base_model_name_or_path=str(adapters.parent / "base"))
+    before = hash_weights(adapters)
+    base = load_file(adapters.parent / "base" / "model.safetensors")
+    next(iter(base.values())).add_(1)
+    save_file(base, adapters.parent / "base" / "model.safetensors")
+    assert hash_weights(adapters) != before
+
+
+def settle(adapters: Path, **changes: Any) -> None:
+    values = json.loads((adapters / "adapter_config.json").read_text()) | changes
+    (adapters / "adapter_config.json").write_text(json.dumps(values))
+
+
+def test_adapters_that_cannot_be_loaded_say_why(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, file = load_file(adapters / "adapter_model.safetensors"), adapters / "adapter_model.safetensors"
+    first = next(name for name in weights if "lora_A" in name)
+    for changed in ({name: weights[name] for name in weights if name != first}, {**weights, "stray": torch.ones(1)}):
+        save_file(changed, file)
+        with pytest.raises(CheckpointError, match=f"missing or unexpected: ({re.escape(first)}|stray)"):
+            load(adapters)
+    save_file({**weights, first: weights[first][:1].contiguous()}, file)
+    with pytest.raises(CheckpointError, match="size mismatch"):
+        load(adapters)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cut off or damaged"):
+        load(adapters)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="No such file"):
+        load(adapters)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "peft", None)  # as if it were not installed
+        with pytest.raises(CheckpointError, match="holds adapters, for which peft is needed: pip install"):
+            load(adapters)
+    settle(adapters, base_model_name_or_path="gone")
+    for use in (load, choose_settings, hash_weights):
+        with pytest.raises(
+            CheckpointError, match="were trained for the model 'gone', which is not there in '.*'; put it back"
+        ):
+            use(adapters)
+
+
+def test_adapters_need_a_model_that_can_be_loaded_again(tmp_path: Path) -> None:
+    fresh = {"thinker": "configs/thinker_tiny.json", "image": {"encoder": "checkpoints/vision_tiny"}}
+    for model in (fresh, {"checkpoint": "checkpoints/omni_tiny", "image": {"projector": "mlp"}}):
+        with pytest.raises(ValueError, match="`lora` leaves adapters alone.* give a `checkpoint`, and no `image`"):
+            recipe("lora", tmp_path, model=model)
 
 
 def test_adapters_that_fit_nowhere_are_refused(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
@@ -216,7 +308,7 @@ def test_contrastive_alignment_learns_the_loss_that_it_says(tmp_path: Path, tiny
     logits = torch.stack([torch.stack([scale * (i @ t) for t in texts]) for i in images])
     expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
     torch.testing.assert_close(found.loss, expected)
-    with pytest.raises(ValueError, match="2 pictures of one batch have the caption"):
+    with pytest.raises(ExampleError, match="2 pictures of one batch have the caption"):
         objective.collate([objective.train[0], objective.train[0]])
     folder = run(recipe("contrastive", tmp_path, {"eval_strategy": "steps", "eval_steps": 3}, model=model))
     assert type(AutoModel.from_pretrained(folder)).__name__ == "OmniVisionModel"

@@ -115,9 +115,48 @@ class TestKindsOfPictures:
         with pytest.raises(ValueError, match=r"nowhere\.png"):
             process("nowhere.png")
 
-    def test_misspelt_option_of_a_call(self) -> None:
-        with pytest.raises(TypeError, match="do_normalise"):
+    @pytest.mark.parametrize(
+        "fractions",
+        [
+            np.asarray(picture(), dtype=np.float32) / 255,
+            np.asarray(picture()).transpose(2, 0, 1) / 255,
+            (np.asarray(picture()) > 127).astype(np.float64),  # black and white
+            np.asarray(picture()) > 127,
+            (np.asarray(picture()) / 255 - 0.5) / 0.5,  # already normalised
+            torch.from_numpy(np.array(picture())).permute(2, 0, 1) / 255,
+        ],
+        ids=["float32", "CHW", "black and white", "bool", "normalised", "torch"],
+    )
+    def test_values_that_would_be_divided_twice(self, fractions) -> None:
+        for options in ({}, {"do_resize": False}):
+            with pytest.raises(
+                ValueError, match="values from 0 to 255, found an array of .* to 1.*; pass do_rescale=False"
+            ):
+                process(fractions, **options)
+
+    def test_floats_are_taken_as_they_are_when_told(self) -> None:
+        fractions = np.asarray(picture(), dtype=np.float32) / 255
+        torch.testing.assert_close(process(fractions, do_rescale=False), expected(picture()), rtol=0, atol=1e-6)
+
+    def test_floats_from_0_to_255_and_black_are_pictures(self) -> None:
+        whole = np.asarray(picture(), dtype=np.float32)
+        torch.testing.assert_close(process(whole), expected(picture()), rtol=0, atol=1e-6)
+        assert process(0 * whole).unique().tolist() == [-1]
+        assert process(np.ones((8, 8, 3), dtype=np.uint8)).unique().tolist() == pytest.approx([2 / 255 - 1])
+
+    def test_misspelt_settings(self) -> None:
+        sentence = "OmniImageProcessor knows no 'do_normalise'; its settings are .*do_normalize"
+        with pytest.raises(TypeError, match=sentence):
             OmniImageProcessor()(picture(), do_normalise=False)
+        with pytest.raises(TypeError, match=sentence):
+            OmniImageProcessor(do_normalise=False)
+
+    def test_misspelt_setting_in_a_file(self, tmp_path) -> None:
+        OmniImageProcessor().save_pretrained(tmp_path)
+        path = tmp_path / "preprocessor_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalise": False}))
+        with pytest.raises(TypeError, match="knows no 'do_normalise'"):
+            OmniImageProcessor.from_pretrained(tmp_path)
 
 
 class TestSaving:

@@ -1,0 +1,139 @@
+"""The pieces of a table, computed by Ray Data on all machines of a cluster.
+
+A piece is a row of the data set that Ray sees: paths go in, the content of the piece's file comes out, and this process
+writes it. So there is nothing to put in order, and nothing that two machines could both write. A task holds one core, and
+what a lost machine was computing is computed again by another. The encoder is sent along, so that all machines have the
+same weights; the pictures have to be at the same paths on all of them.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .batches import Task, embed_batch
+from .encoder import Encoder
+from .engine import Engine
+from .table import Piece, pack
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class RayError(ValueError):
+    """A cluster that cannot do the work. The message is one sentence: what was expected and found, what to do."""
+
+
+def run(
+    encoder: Encoder,
+    task: Task,
+    files: Sequence[str],
+    pieces: Sequence[Piece],
+    advance: Callable[[int], None],
+    address: str | None,
+) -> Generator[tuple[Piece, bytes]]:
+    """Pieces, in whatever order they are computed; see `embed`.
+
+    Raises:
+        RayError: Ray is not installed; no cluster answers, or what answers loses machine after machine; a machine does
+            not find files that are there.
+    """
+    if not pieces:
+        return
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RayError(
+            f'The engine "ray" needs Ray, which cannot be imported ({error}); pip install "omni-thinker[scale]".'
+        ) from error
+    connected = ray.is_initialized()
+    if not connected:
+        where = {"address": address} if address else {"address": "local", "include_dashboard": False}
+        try:
+            ray.init(**where, log_to_driver=False, logging_level="error")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise RayError(
+                f"No Ray cluster answers at {address!r} ({error}); start one with `ray start --head` and name its address."
+            ) from error
+    try:
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        rows = [
+            {"number": number, "paths": [os.fsencode(path) for path in files[piece.start : piece.stop]]}
+            for number, piece in enumerate(pieces)
+        ]
+        job = _Job(ray.put(encoder), task, os.getcwd())
+        computed = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+            _embed_piece, batch_size=1, batch_format="pyarrow", fn_kwargs={"job": job}, num_cpus=1
+        )
+        for row in computed.iter_rows():
+            if stray := next((path for path in map(os.fsdecode, row["missing"]) if os.path.exists(path)), None):
+                raise RayError(
+                    f"The machine {row['host']!r} does not find {stray!r}, which is there on this one; mount the pictures "
+                    "under the same path on all machines."
+                )
+            piece = pieces[row["number"]]
+            advance(piece.stop - piece.start)
+            yield piece, row["data"]
+    except ray.exceptions.RayTaskError:  # a bug: its traceback from there
+        raise
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise RayError(
+            f"The cluster gave up ({reason}); see that its machines are well, then --resume goes on."
+        ) from error
+    finally:
+        if not connected:
+            ray.shutdown()
+
+
+# --- On the machines --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all tasks share.
+
+    Attributes:
+        encoder: Ray's reference to the `Encoder`; a process fetches it once.
+        folder: where relative paths start.
+    """
+
+    encoder: Any
+    task: Task
+    folder: str
+
+
+def _embed_piece(row: "pa.Table", job: _Job) -> "pa.Table":
+    """One row of number and paths to one of number and content, with the files that are not there."""
+    import pyarrow as pa
+
+    with suppress(OSError):  # not a folder of this machine: then the files will be missing, and that is told
+        os.chdir(job.folder)
+    paths = [os.fsdecode(path) for path in row["paths"][0].as_py()]
+    batches = [embed_batch(_engine(job.encoder, job.task), job.task, some) for some in job.task.batches(paths)]
+    errors = [error for batch in batches for error in batch["error"].to_pylist()]
+    unread = [path for path, error in zip(paths, errors, strict=True) if error is not None]
+    missing = [os.fsencode(path) for path in unread if not os.path.exists(path)]
+    columns = {
+        "data": [pack(batches)],
+        "missing": pa.array([missing], pa.list_(pa.binary())),
+        "host": [socket.gethostname()],
+    }
+    return pa.table({"number": row["number"], **columns})
+
+
+@lru_cache(maxsize=1)
+def _engine(encoder: Any, task: Task) -> Engine:
+    import ray
+
+    torch.set_num_threads(1)
+    loaded: Encoder = ray.get(encoder)
+    return Engine(loaded, task.what, task.precision)

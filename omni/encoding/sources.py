@@ -1,0 +1,83 @@
+"""Which picture files are meant by folders, patterns and manifests; nothing is opened to find out.
+
+    find_pictures(["photos", "more/**/*.jpg", "birds.jsonl"])
+
+| given                    | pictures                                                                                   |
+|--------------------------|--------------------------------------------------------------------------------------------|
+| a folder                 | the files in it, at any depth, that are named like pictures (`SUFFIXES`) and not hidden    |
+| a pattern such as *.jpg  | the files that match it and are named like pictures; ** is any number of folders           |
+| .jsonl, .json or .csv    | those that the rows of this manifest name, whatever their names, there or not              |
+| a picture                | itself                                                                                     |
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from glob import glob, has_magic
+from pathlib import Path
+
+from omni.data.manifests import SUFFIXES, Manifest
+
+EXPECTED = "a folder, a pattern such as 'photos/**/*.jpg', a manifest (.jsonl, .json, .csv) or a picture"
+
+
+class SourceError(ValueError):
+    """Something that names no pictures. The message is one sentence: what was found and expected, what to do."""
+
+
+def find_pictures(sources: Iterable[str | Path]) -> list[str]:
+    """The paths of all picture files that are meant, as they are found, each once, sorted.
+
+    Raises:
+        SourceError: a source that does not exist, cannot be read, or names not a single picture.
+        ManifestError: a manifest or a row of it that cannot be understood.
+    """
+    found: set[str] = set()
+    for source in map(str, sources):
+        pictures = set(_find(source))
+        if not pictures:
+            raise SourceError(
+                f"{source!r} holds no picture, expected files that end with {', '.join(sorted(SUFFIXES))}; check the path."
+            )
+        found |= pictures
+    return sorted(found)
+
+
+def _find(source: str) -> Iterable[str]:
+    if os.path.isdir(source):
+        return _walk(source)
+    suffix = os.path.splitext(source)[1].lower()
+    if os.path.isfile(source):
+        if suffix in (".jsonl", ".json", ".csv"):
+            return (str(path) for row in Manifest.read(source) for path in row.pictures)
+        if suffix in SUFFIXES:
+            return [source]
+        raise SourceError(f"{source!r} is a file of another kind, expected {EXPECTED}; check the path.")
+    if has_magic(source):
+        return (path for path in glob(source, recursive=True) if _is_picture(path) and not os.path.isdir(path))
+    where = "" if os.path.isabs(source) else f" in {os.getcwd()!r}"
+    raise SourceError(f"{source!r} does not exist{where}, expected {EXPECTED}; check the path.")
+
+
+def _walk(top: str) -> Iterator[str]:
+    """Links are followed; a folder that can be reached in several ways, or from within itself, is walked once."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(top, followlinks=True, onerror=_refuse):
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(folder, name) for name in files if _is_picture(name))
+
+
+def _is_picture(path: str) -> bool:
+    name = os.path.basename(path)
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _refuse(error: OSError) -> None:
+    raise SourceError(
+        f"The folder {error.filename!r} cannot be read ({error.strerror}), expected to look for pictures in it; change its "
+        "permissions, or name those beside it."
+    ) from error

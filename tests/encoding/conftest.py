@@ -1,0 +1,64 @@
+"""Small encoders as folders of checkpoints, and folders of small pictures of many kinds."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SIZE = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+SQUARE = {"height": 16, "width": 16}
+
+
+@pytest.fixture
+def save_encoder(tmp_path: Path) -> Callable[..., Path]:
+    """`save_encoder(model_type, seed=0)`: the folder of an encoder of pictures of 16 x 16 with its image processor."""
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        BitImageProcessorPil,
+        CLIPImageProcessorPil,
+        SiglipImageProcessorPil,
+        ViTImageProcessorPil,
+    )
+
+    from omni import OmniImageProcessor
+
+    def save(model_type: str = "omni_vision", seed: int = 0) -> Path:
+        edge = {"size": {"shortest_edge": 20}, "crop_size": SQUARE}
+        processor = {
+            "omni_vision": lambda: OmniImageProcessor(size=SQUARE, image_mean=[0.4, 0.5, 0.6]),
+            "clip_vision_model": lambda: CLIPImageProcessorPil(**edge),
+            "siglip_vision_model": lambda: SiglipImageProcessorPil(size=SQUARE),
+            "dinov2": lambda: BitImageProcessorPil(**edge),
+            "vit": lambda: ViTImageProcessorPil(size=SQUARE),
+        }[model_type]()
+        torch.manual_seed(seed)
+        own = {"mlp_ratio": 2} if model_type == "dinov2" else {"intermediate_size": 32}
+        model = AutoModel.from_config(AutoConfig.for_model(model_type, **SIZE, **own))
+        folder = tmp_path / f"{model_type}_{seed}"
+        for part in (model, processor):
+            part.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture
+def make_pictures(tmp_path: Path) -> Callable[..., Path]:
+    """`make_pictures(count, name="pictures")`: a folder with folders of pictures, formats and sizes in turn."""
+
+    def make(count: int, name: str = "pictures") -> Path:
+        random = np.random.default_rng(0)
+        for number in range(count):
+            height, width = random.integers(12, 60, 2)
+            coarse = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+            picture = coarse.resize((int(width), int(height)), Image.Resampling.BICUBIC)
+            path = tmp_path / name / f"{number % 3}" / f"{number:05}{('.jpg', '.png', '.webp', '.JPEG')[number % 4]}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+        return tmp_path / name
+
+    return make
