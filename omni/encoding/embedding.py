@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -108,7 +108,7 @@ def embed(
     place = Output(output, resume)
     if place.single and shard_rows is not None:
         raise TableError(f"{str(output)!r} is to be one file; for files of {shard_rows:,} rows name a folder.")
-    with _one_thread():
+    with _one_thread(), ray_engine.connected(address) if runner == "ray" else nullcontext():
         encoder = load_encoder(checkpoint)
         engine = Engine(encoder, what, precision)
         task = Task(what, engine.precision, decode, batch_size)
@@ -138,7 +138,7 @@ def embed(
             if runner == "local":
                 results = _run(engine, task, files, missing, advance, threads or _cores())
             else:
-                results = ray_engine.run(encoder, task, files, missing, advance, address)
+                results = ray_engine.run(encoder, task, files, missing, advance)
             with closing(results):
                 for piece, data in results:
                     table.add(piece, data)

@@ -8,9 +8,10 @@ same weights; the pictures have to be at the same paths on all of them.
 
 import logging
 import os
+import re
 import socket
-from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -30,22 +31,13 @@ class RayError(ValueError):
     """A cluster that cannot do the work. The message is one sentence: what was expected and found, what to do."""
 
 
-def run(
-    encoder: Encoder,
-    task: Task,
-    files: Sequence[str],
-    pieces: Sequence[Piece],
-    advance: Callable[[int], None],
-    address: str | None,
-) -> Generator[tuple[Piece, bytes]]:
-    """Pieces, in whatever order they are computed; see `embed`.
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Inside, Ray is there: the cluster at an address, one that this process has joined already, or this machine alone.
 
     Raises:
-        RayError: Ray is not installed; no cluster answers, or what answers loses machine after machine; a machine does
-            not find files that are there.
+        RayError: Ray is not installed, or no cluster answers.
     """
-    if not pieces:
-        return
     try:
         import ray
         import ray.data
@@ -53,26 +45,47 @@ def run(
         raise RayError(
             f'The engine "ray" needs Ray, which cannot be imported ({error}); pip install "omni-thinker[scale]".'
         ) from error
-    connected = ray.is_initialized()
-    if not connected:
-        where = {"address": address} if address else {"address": "local", "include_dashboard": False}
-        try:
-            ray.init(**where, log_to_driver=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise RayError(
-                f"No Ray cluster answers at {address!r} ({error}); start one with `ray start --head` and name its address."
-            ) from error
+    if ray.is_initialized():
+        yield
+        return
+    where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        rows = [
-            {"number": number, "paths": [os.fsencode(path) for path in files[piece.start : piece.stop]]}
-            for number, piece in enumerate(pieces)
-        ]
-        job = _Job(ray.put(encoder), task, os.getcwd())
-        computed = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            _embed_piece, batch_size=1, batch_format="pyarrow", fn_kwargs={"job": job}, num_cpus=1
-        )
+        if address and (named := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)):
+            socket.create_connection((named[1], int(named[2])), timeout=10).close()  # Ray would try for 20 minutes
+        ray.init(**where, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RayError(
+            f"No Ray cluster answers at {address!r} ({error}); start one with `ray start --head`."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run(
+    encoder: Encoder, task: Task, files: Sequence[str], pieces: Sequence[Piece], advance: Callable[[int], None]
+) -> Generator[tuple[Piece, bytes]]:
+    """Pieces, in whatever order they are computed; see `embed`.
+
+    Raises:
+        RayError: a machine does not find files that are there, or too many machines were lost.
+    """
+    import ray
+
+    if not pieces:
+        return
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [
+        {"number": number, "paths": [os.fsencode(path) for path in files[piece.start : piece.stop]]}
+        for number, piece in enumerate(pieces)
+    ]
+    job = _Job(ray.put(encoder), task, os.getcwd())
+    computed = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _embed_piece, batch_size=1, batch_format="pyarrow", fn_kwargs={"job": job}, num_cpus=1
+    )
+    try:
         for row in computed.iter_rows():
             if stray := next((path for path in map(os.fsdecode, row["missing"]) if os.path.exists(path)), None):
                 raise RayError(
@@ -89,9 +102,6 @@ def run(
         raise RayError(
             f"The cluster gave up ({reason}); see that its machines are well, then --resume goes on."
         ) from error
-    finally:
-        if not connected:
-            ray.shutdown()
 
 
 # --- On the machines --------------------------------------------------------------------------------------------------

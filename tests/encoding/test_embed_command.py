@@ -92,8 +92,8 @@ def test_mistakes_are_one_sentence(
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
         assert 'pip install "omni-thinker[scale]"' in refuse(pictures, *output, *encoder, "--engine", "ray")
-    assert "is unfinished; --resume" in refuse(pictures, *output, *encoder)
-    assert invoke(pictures, *output, *encoder, "--resume").exit_code == 0
+    assert not list(tmp_path.glob("out*"))
+    assert invoke(pictures, *output, *encoder).exit_code == 0
     assert "exists already and is not replaced" in refuse(pictures, *output, *encoder)
     assert "with batch_size 32, found 8 now" in refuse(pictures, *output, *encoder, "--resume", "--batch-size", 8)
 
