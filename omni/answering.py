@@ -19,11 +19,12 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
-from transformers import BatchFeature, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import BatchFeature
 
 from omni.data.conversations import Message, ask
 from omni.fusion.configuration_omni import OmniConfig
+from omni.fusion.decoding import DecodingCache, OneDnnProducts, RoomyLayer
+from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.loading import CheckpointError
@@ -178,6 +179,8 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         raise ValueError(f"its tensors are not those of the model; missing or unexpected: {', '.join(apart[:5])}.")
     merged: OmniForConditionalGeneration = adapted.merge_and_unload()
     merged.config.name_or_path = str(folder)
+    learnt = adapted.active_peft_config.modules_to_save or []
+    merged.config.untrained = [part for part in merged.config.untrained or [] if part not in learnt]
     return merged
 
 
@@ -253,7 +256,8 @@ class Session:
         prepared = time.perf_counter()
         if "pixel_values" in inputs:
             pixel_values = inputs.pop("pixel_values")
-            self._items = self.model.model.encode_items("image", pixel_values=pixel_values)
+            with OneDnnProducts():
+                self._items = self.model.model.encode_items("image", pixel_values=pixel_values)
             inputs["mm_encoder_outputs"] = {"image": self._items}
         encoded = time.perf_counter()
         if self._take_back(ids):
@@ -278,6 +282,11 @@ class Session:
             },
         )
 
+    @property
+    def items(self) -> Sequence[EncodedItem]:
+        """The pictures as the encoder left them when the first question was asked; before it there are none."""
+        return [item for item in self._items if isinstance(item, EncodedItem)]
+
     def _take_back(self, ids: list[int]) -> bool:
         """Leave in the cache what a new prompt begins with too, if that is all of its pictures; else start anew."""
         shared = 0
@@ -288,11 +297,11 @@ class Session:
         placeholders = {section["token_id"] for section in self.model.config.modalities.values()}
         layers = getattr(self._cache, "layers", [])
         # of other kinds of layers (sliding windows, states) the end cannot be taken back
-        if shared and all(type(layer) is DynamicLayer for layer in layers) and placeholders.isdisjoint(ids[shared:]):
+        if shared and all(type(layer) is RoomyLayer for layer in layers) and placeholders.isdisjoint(ids[shared:]):
             if shared < len(self._read):
                 self._cache.crop(shared - len(self._read))
             return True
-        self._cache = DynamicCache(config=self.model.config.text_config)
+        self._cache = DecodingCache(self.model.config.text_config)
         return False
 
 

@@ -6,11 +6,13 @@ so that a bug of ours still shows its traceback.
 """
 
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -181,6 +183,72 @@ def embed(
 
 
 @app.command()
+def attend(
+    pictures: Annotated[
+        list[str] | None, typer.Argument(metavar="PICTURE", help="A picture; with a question several may be given.")
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Argument(metavar="QUESTION", help="Show where the Thinker looks for the words of its answer."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The maps over the pictures, as .png.")] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a fused model, or of an encoder.", show_default=f"{SHIPPED}, {SHIPPED_ENCODER}"),
+    ] = None,
+    layer: Annotated[int | None, typer.Option(min=1, help="Of the encoder.", show_default="the last")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 192,
+    as_json: AsJson = False,
+) -> None:
+    """See where an encoder looks, or with a question the Thinker: omni attend photo.jpg --output map.png."""
+    from omni.data.pictures import PictureError, read_picture
+
+    if question is None:
+        _refuse("Expected a picture file, and after it a question in quotes if there is one; found nothing.")
+    if not pictures:
+        pictures, question = [question], None
+    elif os.path.isfile(question) or re.fullmatch(r"\S+\.(jpe?g|png|webp|gif|bmp|tiff?)", question, re.IGNORECASE):
+        _refuse(f"Expected a question after several pictures, found the file {question!r}; ask, or pass one picture.")
+    if question is not None and layer is not None:
+        _refuse("--layer is one of the encoder, and a question is about the Thinker; leave one of them out.")
+    if output is None and not as_json:
+        _refuse("Nothing would be left of it; name a picture to write with --output map.png, or add --json.")
+    if output is not None and output.suffix.lower() != ".png":
+        _refuse(f"The maps are written as PNG, so the file's name should end with .png, found {str(output)!r}.")
+    if output is not None and not output.absolute().parent.is_dir():
+        _refuse(f"{str(output)!r} cannot be written, as its folder does not exist; make it first.")
+    with _mistakes(PictureError):
+        opened = [read_picture(path) for path in pictures]
+    folder = checkpoint or _shipped_checkpoint(SHIPPED_ENCODER if question is None else SHIPPED)
+    from omni import attention
+    from omni.answering import QuestionError, check_question, load, model_type_of
+    from omni.encoding.encoder import load_encoder
+    from omni.loading import CheckpointError
+
+    _quiet()
+    about: dict[str, Any] = {"pictures": pictures, "checkpoint": str(folder)}
+    with _mistakes(CheckpointError, QuestionError, attention.AttentionError):
+        if question is None:
+            model_type_of(folder)  # or there is none
+            encoder = load_encoder(folder)
+            looks = attention.encoder_attention(encoder, opened[0], layer)
+            drawn = attention.draw_encoder(looks, encoder, opened[0])
+            about |= {**vars(looks), "mean": looks.mean}
+        else:
+            question = check_question(question)
+            model, processor = load(folder)
+            found = attention.word_attention(model, processor, opened, question, max_new_tokens)
+            drawn = attention.draw_words(found, processor, opened)
+            about |= {**vars(found), "answer": found.answer.answer, "question": question}
+    if output is not None:
+        _write(output, drawn.save)
+    if as_json:
+        typer.echo(json.dumps(about, indent=2, default=lambda array: array.tolist()))
+    elif question is not None:
+        typer.echo(found.answer.answer)
+
+
+@app.command()
 def inspect(
     encoder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder or JSON configuration.")],
     image_size: Annotated[
@@ -215,6 +283,41 @@ def modalities(as_json: AsJson = False) -> None:
     else:
         width = max(map(len, origins))
         typer.echo("\n".join(f"{name:<{width}}  {origin}" for name, origin in origins.items()))
+
+
+@app.command()
+def compose(
+    output: Annotated[Path | None, typer.Argument(metavar="OUT", help="New folder for the checkpoint.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Folder of an encoder: CLIP, SigLIP, DINOv2, ViT, ...")] = None,
+    thinker: Annotated[Path | None, typer.Option(help="Folder of any causal language model.")] = None,
+    projector: Annotated[
+        Literal["linear", "mlp", "unshuffle_mlp"], typer.Option(help="From the one to the other.")
+    ] = "unshuffle_mlp",
+    factor: Annotated[
+        int | None, typer.Option(min=1, help="unshuffle_mlp: patches a side.", show_default="2, 3 or 1, what fits")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join an encoder and a language model that you have: omni compose --image clip --thinker qwen mine."""
+    if output is None or image is None or thinker is None:
+        _refuse("Expected two folders and a new one, such as `omni compose --image clip --thinker qwen mine`.")
+    from omni import composition
+    from omni.loading import CheckpointError
+
+    _quiet()
+    with _mistakes(CheckpointError, ValueError, FileExistsError):
+        composition.expect_new(output)  # before anything large is read
+        composed = composition.compose(image, thinker, projector, factor)
+        composed.save(output)
+    if as_json:
+        made = {"checkpoint": str(output), "untrained": composed.model.config.untrained, "notes": composed.notes}
+        typer.echo(json.dumps(made, indent=2))
+    else:
+        typer.echo("\n".join([*composed.notes, f"Wrote {output}"]))
+        typer.echo(
+            "The projector is untrained, so nobody can ask about pictures yet; train it first: omni train "
+            f"configs/train_projector.json --set model.checkpoint={output} --set model.image=null"
+        )
 
 
 @app.command()
@@ -377,6 +480,104 @@ def _steps() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
+@app.command()
+def convert(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="SOURCE", help="Files of micro-Omni or folders of such; with --to a checkpoint's folder."
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not be there yet.")],
+    to: Annotated[Literal["omni", "micro-omni"], typer.Option(help="Which way.")] = "omni",
+    as_json: AsJson = False,
+) -> None:
+    """Convert micro-Omni's checkpoints to omni's and back: omni convert vision.pt encoder."""
+    if to == "micro-omni" and len(sources) > 1:
+        _refuse(f"One checkpoint at a time goes to micro-Omni, found {len(sources)}: {', '.join(map(str, sources))}.")
+    from omni import conversion
+    from omni.loading import CheckpointError
+
+    _quiet()
+    with _mistakes(conversion.ConversionError, CheckpointError):
+        back = to == "micro-omni"
+        done = conversion.to_micro_omni(sources[0], output) if back else conversion.convert(sources, output)
+    for note in done.notes:
+        typer.echo(f"Note: {note}.", err=True)
+    if as_json:
+        typer.echo(done.model_dump_json(indent=2))
+        return
+    typer.echo(f"{done.output}: {done.model}")
+    for part, count in done.parameters.items():
+        typer.echo(f"  {part}: {count:,} parameters")
+    for what, names in (("kept beside it", done.kept), ("left behind", done.left)):
+        if names:
+            typer.echo(f"  {what}: {', '.join(names)}")
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model.", show_default=SHIPPED)
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")] = "localhost",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, ...; auto: an accelerator if there is one.")] = "auto",
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch pictures from this machine and private networks too.")
+    ] = False,
+) -> None:
+    """Serve a checkpoint to OpenAI clients, by `transformers serve`: omni serve checkpoints/omni_tiny."""
+    folder = checkpoint or _shipped_checkpoint()
+    _quiet()
+    try:
+        from omni.serving.server import ServingError
+        from omni.serving.server import serve as start
+    except ImportError as error:
+        _refuse(f"Serving needs packages that are not installed ({error}): pip install 'omni-thinker[serve]'.")
+    from omni.loading import CheckpointError
+
+    typer.echo(f"Serving {str(folder)!r} at http://{host}:{port}/v1", err=True)
+    with _mistakes(ServingError, CheckpointError):
+        start(folder, host, port, device, allow_private)
+
+
+@app.command()
+def bench(
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Of `python -m benchmarks`.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Speed and error of each fast path, no peers.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Whose fast paths.", show_default=SHIPPED)] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="How many are embedded and asked about.")] = 32,
+    as_json: AsJson = False,
+) -> None:
+    """Measure omni beside its peers, or its fast paths beside the reference: omni bench --verify."""
+    if not verify:
+        root = Path(omni.__file__).parents[1]
+        if not (root / "benchmarks" / "__main__.py").is_file():
+            _refuse(
+                "Peers are measured in a clone of omni's repository, which this is not; `omni bench --verify` works here."
+            )
+        done = subprocess.run([sys.executable, "-m", "benchmarks", *(jobs or [])], cwd=root, check=False)
+        raise typer.Exit(done.returncode)
+    if jobs:
+        _refuse(f"--verify has no jobs, found {', '.join(jobs)}; leave them out, or leave --verify out.")
+    folder = checkpoint or _shipped_checkpoint()
+    from omni.answering import QuestionError
+    from omni.loading import CheckpointError
+    from omni.verification import table
+    from omni.verification import verify as compare
+
+    _quiet()
+    with _mistakes(CheckpointError, QuestionError), _status("starting") as say:
+        found = list(compare(folder, pictures, progress=say))
+    if as_json:
+        typer.echo(json.dumps([path.model_dump() for path in found], indent=2))
+    else:
+        _show(table(found))
+    if not all(path.within for path in found):
+        raise typer.Exit(1)
+
+
 @app.command("check-data")
 def check_data(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of pictures, or a .jsonl, .json or .csv file.")],
@@ -422,6 +623,39 @@ def check_data(
         typer.echo(f"{report.rows:,} rows, {report.pictures:,} pictures, nothing found")
     if not report.clean:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model or of an encoder.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be made.")],
+    form: Annotated[Literal["onnx"], typer.Option("--format", help="onnx: for onnxruntime, without torch.")] = "onnx",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as graphs that run without torch, compared with it: omni export checkpoints/omni_tiny exported."""
+    from omni import export as exporting
+    from omni.loading import CheckpointError
+
+    _quiet()
+    with _mistakes(CheckpointError, exporting.ExportError), _status("tracing, writing and comparing"):
+        made = exporting.export(checkpoint, output)
+    if as_json:
+        typer.echo(made.model_dump_json(indent=2))
+    else:
+        for graph in made.graphs:
+            typer.echo(
+                f"{graph.file:<21}{graph.megabytes:>8,.1f} MB   differs from the model by {graph.difference:.1g}"
+            )
+
+
+@contextmanager
+def _status(what: str) -> Iterator[Callable[[str], None]]:
+    """While something takes long whose length nobody knows: a moving line on stderr, on a terminal, and how to change it."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(what) if console.is_terminal else nullcontext() as status:
+        yield status.update if status else lambda text: None
 
 
 @contextmanager

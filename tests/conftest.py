@@ -106,7 +106,7 @@ def tokenizer() -> Any:
     return train_tokenizer(["what shape is it", "a red circle", "how many", "blue square"] * 4, 300, ["<image>"])
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_pair(make_config: Callable[..., Any], make_model: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
     """`make_pair(**section)`: a model and its processor, whose vocabulary is the tokenizer's."""
     import copy

@@ -11,6 +11,8 @@ import pytest
 EXAMPLES = sorted(Path("examples").glob("*.py"))
 EXPECTED = {
     "ask.py": ["red"],
+    "compose.py": ["untrained: ['image_projector']", "become 5 tokens", "read 12 tokens"],
+    "attention_mass.py": ["10 scenes", "vision_tiny, layer 4, head 2", "omni_tiny, Thinker, 5 questions"],
     "fuse_by_hand.py": ["projected       1 x 50 x 256", "tokens of the picture: 50 planned: 50", "next word: red"],
     "load_encoder.py": ["cls          (1, 1, 128)", "grid         (1, 196, 128)"],
     "pretrained_tower.py": ["projected    (17, 64)"],
@@ -18,6 +20,8 @@ EXPECTED = {
     "two_pictures.py": ["tokens   5 to  54: a picture", "pixel_values (2, 3, 224, 224)"],
 }
 """What each example must print."""
+ELSEWHERE = {"ask_without_torch.py": "tests/test_export.py"}
+"""Those that need something made first, and which test runs them."""
 LONG = {"learn_digits.py": r"answer\D+360\D+(0\.\d+)"}
 """Those that train for minutes, and where they print how well it went."""
 
@@ -55,4 +59,4 @@ def test_it_is_short_and_says_how_to_run_it(example: Path) -> None:
 
 
 def test_none_is_forgotten() -> None:
-    assert {path.name for path in EXAMPLES} == {*EXPECTED, *LONG}
+    assert {path.name for path in EXAMPLES} == {*EXPECTED, *LONG, *ELSEWHERE}

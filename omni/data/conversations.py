@@ -55,11 +55,10 @@ class SceneConversations:
         first: int = 0,
         questions: int = 8,
         kinds: Mapping[str, float] = scenes.KIND_WEIGHTS,
-        hints: float = 0.0,
         **options: Any,
     ) -> None:
         self.split, self.count, self.first = split, count, first
-        self.questions, self.kinds, self.hints, self.options = questions, dict(kinds), hints, options
+        self.questions, self.kinds, self.options = questions, dict(kinds), options
 
     def __len__(self) -> int:
         return self.count
@@ -67,5 +66,5 @@ class SceneConversations:
     def __getitem__(self, index: int) -> Example:
         seed = self.first + index
         scene = scenes.sample_scene(seed, self.split, **self.options)
-        asked = scenes.questions(scene, seed, self.questions, weights=self.kinds, hints=self.hints)
+        asked = scenes.questions(scene, seed, self.questions, weights=self.kinds)
         return Example({"image": [scenes.render(scene)]}, [ask(q.text, q.answer) for q in asked])

@@ -798,6 +798,23 @@ WORDINGS: dict[str, Wordings] = {
         ),
         ("does {it} have the same {attribute} as {other}", "do {it} and {other} share the same {attribute}"),
     ),
+    "both": Wordings(
+        (
+            "what {attribute} do {it} and {other} have",
+            "what are the {attribute}s of {it} and {other}",
+            "which {attribute} has {it} and which has {other}",
+            "what is the {attribute} of {it} and of {other}",
+            "name the {attribute} of {it} and that of {other}",
+            "tell me the {attribute} of {it} and of {other}",
+            "what {attribute} is {it} and what {attribute} is {other}",
+            "do {it} and {other} have the same {attribute}, and which",
+            "is the {attribute} of {it} the same as that of {other}, and which",
+            "has {it} the same {attribute} as {other}, and which",
+            "do {it} and {other} share a {attribute}, and which",
+            "are {it} and {other} equal in {attribute}, and in which",
+        ),
+        ("name the {attribute}s of {it} and {other}", "tell me what {attribute} {it} and {other} have"),
+    ),
     "background": Wordings(
         (
             "what kind of background is it",
@@ -853,6 +870,7 @@ KIND_WEIGHTS: dict[str, float] = {
     "position": 2.5,
     "bigger": 1.5,
     "same": 3.0,
+    "both": 2.0,
     "background": 0.4,
     "dark": 0.3,
     "caption": 0.5,
@@ -876,22 +894,17 @@ def questions(
     *,
     wordings: Literal["seen", "held_out"] = "seen",
     weights: Mapping[str, float] = KIND_WEIGHTS,
-    hints: float = 0.0,
 ) -> list[Question]:
     """`n` different questions about a scene, their kinds drawn by `weights`; without `n`, one of every possible kind.
 
     Poor scenes have little to ask about: there may be fewer than `n`. The same seed with other wordings asks the same
     things in other words, so that the two scores can be compared question by question.
-
-    `hints` is the share of questions of the kind "same" of which one object alone gives the answer away: those with "yes"
-    are about values from the second half of their list, those with "no" about others. To look up both is of no use before
-    they are compared rightly, and the reverse, so nothing else leads into this kind. For training alone.
     """
     _require_colors(scene)
     unknown = sorted(set(weights) - set(WORDINGS))
     if unknown:
         raise ValueError(f"unknown kinds of questions {unknown}; known: {', '.join(WORDINGS)}")
-    asker = _Asker(scene, stream("questions", scene.split, scene.seed, rng_seed), wordings, hints)
+    asker = _Asker(scene, stream("questions", scene.split, scene.seed, rng_seed), wordings)
     if n is None:
         asked = (asker.ask(kind) for kind, weight in weights.items() if weight > 0)
         return [question for question in asked if question is not None]
@@ -916,13 +929,10 @@ class _Asker:
     In the split "pairs" all questions about objects are about those of a held-out pair.
     """
 
-    def __init__(
-        self, scene: Scene, rng: random.Random, wordings: Literal["seen", "held_out"], hints: float = 0.0
-    ) -> None:
+    def __init__(self, scene: Scene, rng: random.Random, wordings: Literal["seen", "held_out"]) -> None:
         self.scene = scene
         self.rng = rng
         self.wordings = wordings
-        self.hints = hints
         self.about_pairs = scene.split == "pairs"
         self.targets = [item for item in scene.objects if item.held_out or not self.about_pairs]
         self.asked: set[tuple[str, ...]] = set()
@@ -1076,27 +1086,33 @@ class _Asker:
         return None
 
     def same(self, wanted: bool) -> _Draft | None:
-        """Asked only of an attribute that some pair shares and some other pair does not: else "no" would abound."""
+        found = self.two_with(wanted)
+        if found is None:
+            return None
+        _, _, gaps = found
+        return gaps, "yes" if wanted else "no"
+
+    def both(self, wanted: bool) -> _Draft | None:
+        """What two objects have: the two lookups of "same", each of which pays on its own; "same" is not learnt without."""
+        found = self.two_with(wanted)
+        if found is None:
+            return None
+        one, other, gaps = found
+        first, second = getattr(one, gaps["attribute"]), getattr(other, gaps["attribute"])
+        return gaps, f"both {_PLURALS.get(first, first)}" if wanted else f"{first} and {second}"
+
+    def two_with(self, equal: bool) -> tuple[SceneObject, SceneObject, dict[str, str]] | None:
+        """Two objects that share an attribute or do not, of those that some pair shares and some other pair does not."""
         attribute = self.rng.choice(list(ATTRIBUTES))
         answers: dict[bool, list[tuple[SceneObject, SceneObject]]] = {True: [], False: []}
         for one, other in self.pairs_of_objects():
             answers[getattr(one, attribute) == getattr(other, attribute)].append((one, other))
-        if not (answers[True] and answers[False]):
+        if not (answers[True] and answers[False]):  # else "no" would abound
             return None
-        one, other = answers[wanted][0]
-        if self.hints and self.rng.random() < self.hints:
-            telling = set(ATTRIBUTES[attribute][(len(ATTRIBUTES[attribute]) + 1) // 2 :])
-            given_away = [
-                pair
-                for pair in answers[wanted]
-                if all((getattr(item, attribute) in telling) == wanted for item in pair)
-            ]
-            if not given_away:
-                return None
-            one, other = given_away[0]
+        one, other = answers[equal][0]
         names = self.name_two(one, other, attribute)
         assert names is not None  # every object can be named by its place
-        return {"attribute": attribute, **names}, "yes" if wanted else "no"
+        return one, other, {"attribute": attribute, **names}
 
 
 _ASK: dict[str, Callable[[_Asker, bool], _Draft | None]] = {
@@ -1112,6 +1128,7 @@ _ASK: dict[str, Callable[[_Asker, bool], _Draft | None]] = {
     "position": lambda asker, wanted: asker.position(wanted),
     "bigger": lambda asker, wanted: asker.bigger(wanted),
     "same": lambda asker, wanted: asker.same(wanted),
+    "both": lambda asker, wanted: asker.both(wanted),
     "background": lambda asker, _: ({}, asker.scene.background),
     "dark": lambda asker, _: ({}, "dark" if asker.scene.dark else "light"),
     "caption": lambda asker, _: ({}, caption(asker.scene)),

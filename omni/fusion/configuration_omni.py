@@ -88,6 +88,10 @@ class OmniConfig(PreTrainedConfig):
     untrained: list[str] | None = None
     fingerprints: dict[str, str] | None = None
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing, as for the models: see `StrictLoadingMixin`."""
+
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, Mapping):
             self.text_config = _build(self.text_config, "text_config", default="qwen3")
@@ -193,6 +197,7 @@ class OmniConfig(PreTrainedConfig):
         for name, section in output["modalities"].items():
             output[f"{name}_config"] = section.pop("encoder").to_dict()
             output[f"{name}_config"].pop("transformers_version", None)
+            output[f"{name}_config"].pop("auto_map", None)  # of the folder that it was saved in alone
         self._remove_keys_not_serialized(output)
         self.dict_dtype_to_str(output)
         return output
@@ -203,6 +208,7 @@ class OmniConfig(PreTrainedConfig):
         for name, section in self.modalities.items():
             output[f"{name}_config"] = section["encoder"].to_diff_dict()
             output[f"{name}_config"].pop("transformers_version", None)
+            output[f"{name}_config"].pop("auto_map", None)
         return output
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
@@ -34,6 +34,7 @@ from omni.projectors import PROJECTORS
 from omni.registry import get_modality, on_change, registered
 
 from .configuration_omni import OmniConfig
+from .decoding import DecodingCache, OneDnnProducts, quick_step, stepping
 from .encoded_item import EncodedItem
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
@@ -75,6 +76,13 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     config: OmniConfig
     config_class = OmniConfig
     base_model_prefix = "model"
+    found_as = {
+        "AutoConfig": "OmniConfig",
+        "AutoModel": "OmniModel",
+        "AutoModelForImageTextToText": "OmniForConditionalGeneration",
+        "AutoModelForMultimodalLM": "OmniForConditionalGeneration",
+        "AutoProcessor": "OmniProcessor",
+    }
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _skip_keys_device_placement = ["past_key_values"]
@@ -155,14 +163,20 @@ class OmniModel(OmniPreTrainedModel):
         self._refuse_unknown(kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        prefill = _cached_tokens(past_key_values) == 0
+        # a server that brings its own cache and attention puts items into their places before, and must not wait for counts
+        first = _cached_tokens(past_key_values) == 0 and kwargs.get("attention_instances") is None
         placed = {}
         for name in self.config.modalities:
-            if name in encoded or prefill:
+            if name in encoded or first:
                 features = encoded[name].pooler_output if name in encoded else []
                 inputs_embeds, placed[name] = self.place(name, features, input_ids, inputs_embeds)
         if position_ids is None:
             position_ids = _positions(attention_mask, past_key_values, inputs_embeds.shape[1])
+        if not torch.compiler.is_compiling():
+            step = quick_step(self.language_model, past_key_values, inputs_embeds, attention_mask, kwargs)
+            if step is not None and position_ids is not None:
+                hidden_states = step(inputs_embeds, attention_mask, position_ids, past_key_values)
+                return OmniModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
         with _attention_for_maps(self.language_model.config, kwargs):
             outputs = self.language_model(
                 attention_mask=_readable(attention_mask, self.language_model.config, inputs_embeds.dtype),
@@ -334,6 +348,8 @@ class OmniModel(OmniPreTrainedModel):
             )
 
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        if kwargs.keys() <= {"use_cache"}:  # each token's step
+            return
         known = {
             *TransformersKwargs.__annotations__,
             *inspect.signature(self.language_model.forward).parameters,
@@ -363,7 +379,9 @@ def _by_shape(shapes: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int
 def _cached_tokens(cache: Cache | None) -> int | None:
     """Tokens that a cache holds; None in compiled code for a static one, which counts in a tensor."""
     seen = cache.get_seq_length() if cache is not None else 0
-    return None if torch.is_tensor(seen) and torch.compiler.is_compiling() else int(seen)
+    if torch.is_tensor(seen):
+        return None if torch.compiler.is_compiling() else int(seen)
+    return seen  # an exported graph has a symbol here, which int() would make a constant
 
 
 def _positions(mask: torch.Tensor | None, cache: Cache | None, length: int) -> torch.Tensor | None:
@@ -380,11 +398,12 @@ def _positions(mask: torch.Tensor | None, cache: Cache | None, length: int) -> t
 def _attention_for_maps(config: Any, kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Eager attention while attention maps are asked for: of any other, transformers returns none without a word."""
     wanted = kwargs.get("output_attentions")
-    return _eager(config) if (config.output_attentions if wanted is None else wanted) else nullcontext()
+    return eager_attention(config) if (config.output_attentions if wanted is None else wanted) else nullcontext()
 
 
 @contextmanager
-def _eager(config: Any) -> Iterator[None]:
+def eager_attention(config: Any) -> Iterator[None]:
+    """Inside, a model of this configuration writes its attention out, the only kind that has maps to give."""
     before = config._attn_implementation
     config._attn_implementation = "eager"
     try:
@@ -403,9 +422,9 @@ def _readable(mask: Any, config: Any, dtype: torch.dtype) -> Any:
 
 
 PASSED_ON = ("return_dict", "labels", "logits_to_keep", "shift_labels", "token_type_ids", "mm_token_type_ids",
-             "cache_position", "attention_instances", "debug_io", "cache", "block_table", "read_index", "write_index",
-             "logits_indices", "logits_processor_args")  # fmt: skip
-"""Arguments beside the Thinker's own that trainers and servers (continuous batching) hand through a model."""
+             "cache_position", "attention_instances", "forward_batch", "debug_io", "cache", "block_table",
+             "read_index", "write_index", "logits_indices", "logits_processor_args")  # fmt: skip
+"""Arguments beside the Thinker's own that trainers and servers (continuous batching, vLLM, SGLang) hand through a model."""
 
 
 class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
@@ -496,7 +515,18 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
                 f"These parts of the model are untrained, their weights are random: {self.config.untrained}. What it "
                 "would say about an input means nothing. Train them, or pass allow_untrained=True to generate anyway."
             )
-        return super().generate(*args, **kwargs)
+        with stepping(self.model.language_model):
+            return super().generate(*args, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """Where transformers would take its own growing cache, take one that has room to grow."""
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache: Any = model_kwargs.get("past_key_values")
+        if given is None and type(cache) is DynamicCache and not cache.offloading:
+            model_kwargs["past_key_values"] = DecodingCache(self.config.get_text_config(decoder=True))
 
     def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, str | None, dict[str, Any]]:
         """Move padding to the left, where generation needs it, so that no row sees a gap before its answer."""
@@ -545,10 +575,16 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Encode every item once, before the first step."""
-        encoded = self.model.encode(model_kwargs, model_kwargs.pop("mm_encoder_outputs", None))
+        with OneDnnProducts():
+            encoded = self.model.encode(model_kwargs, model_kwargs.pop("mm_encoder_outputs", None))
         if encoded:
             model_kwargs["mm_encoder_outputs"] = encoded
         return model_kwargs
+
+    def _prefill(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the prompt."""
+        with OneDnnProducts():
+            return super()._prefill(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -559,6 +595,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """A step on an empty cache is the first one; a drafting assistant's is not marked so and would lose its items."""
+        kwargs.pop("tokenizer", None)  # for stop strings; `generate` hands it on to the model as well
         return super().prepare_inputs_for_generation(
             input_ids,
             past_key_values=past_key_values,

@@ -15,13 +15,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import transformers
 from transformers import processing_utils
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
+from transformers.utils import is_torchvision_available
 
+from omni.loading import remote_code
 from omni.registry import Modality, get_modality
 
 from .configuration_omni import OmniConfig
@@ -264,13 +267,20 @@ class OmniProcessor(ProcessorMixin):
         return get_modality("image").token * self._counts("image", one)[0]
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Tokens of pictures of these sizes (height, width), which servers reserve before they see the pictures."""
+        """Tokens of pictures of these sizes (height, width), which servers reserve before they see the pictures.
+
+        Raises:
+            ValueError: an image processor that makes pictures of several sizes, which no encoder here takes.
+        """
         data: dict[str, Any] = {}
         if image_sizes is not None:
-            size = kwargs.get("size") or self.image_processor.size
-            height, width = size["height"], size["width"]
-            patch = self.plan.modalities["image"]["encoder"].patch_size
-            count = self.plan.num_tokens("image", (height // patch, width // patch))
+            crops = kwargs.get("do_center_crop", getattr(self.image_processor, "do_center_crop", None))
+            what = "crop_size" if crops else "size"
+            size = dict(kwargs.get(what) or getattr(self.image_processor, what))
+            if not size.get("height") or not size.get("width"):
+                raise ValueError(f"The tokens of a picture cannot be told: {what} of the image processor is {size}.")
+            blank = np.empty((3, size["height"], size["width"]), np.uint8)  # nothing of it but its shape is read
+            count = self._counts("image", {"pixel_values": [blank]})[0]
             data = {"num_image_tokens": [count] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
         return MultiModalData(**data)
 
@@ -299,10 +309,15 @@ class OmniProcessor(ProcessorMixin):
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
+            values.pop("auto_map", None)  # no setting, but where its class was found
             if "image_processor_type" not in values:  # as those of transformers call it
                 values["preprocessor_class"] = type(preprocessor).__name__
             output[_preprocessor_key(name)] = values
         return output
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing, as for the models: see `StrictLoadingMixin`."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write processor_config.json, the tokenizer's files and the chat template."""
@@ -315,8 +330,12 @@ class OmniProcessor(ProcessorMixin):
         self.tokenizer._set_processor_class(type(self).__name__)
         self.tokenizer.chat_template = self.chat_template  # it writes the template's files
         self.tokenizer.save_pretrained(folder)
+        values = {**self.to_dict(), "auto_map": remote_code(folder, {"AutoProcessor": type(self).__name__})}
+        for name, preprocessor in self.preprocessors.items():
+            if found_as := getattr(preprocessor, "found_as", None):
+                values[_preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
         path = folder / "processor_config.json"
-        path.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return [str(path)]
 
     @classmethod
@@ -400,6 +419,8 @@ def _load_preprocessor(modality: Modality, saved: Mapping[str, Any], overrides: 
     values = {key: overrides.get(key, value) for key, value in saved.items() if key != "preprocessor_class"}
     name = saved.get("preprocessor_class") or saved.get("image_processor_type")
     registered = modality.preprocessor_class
+    if not is_torchvision_available() and hasattr(transformers, f"{name}Pil"):  # two classes are saved under one name
+        name = f"{name}Pil"
     cls = registered if name in (registered.__name__, None) else getattr(transformers, name, None)
     if cls is None:
         raise ValueError(

@@ -83,7 +83,7 @@ def conversations(
     if isinstance(data, Files):
         return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt), open_picture)
     options = data.scene_options()
-    return SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, data.hints, **options)
+    return SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, **options)
 
 
 def build_omni(

@@ -56,8 +56,7 @@ class Scenes(Strict):
     """Pictures drawn while training: `count` scenes of the split, from seed `first` on.
 
     `neutral` objects have colours that nobody asks for; `characters` is the share of pictures that show a made-up character
-    instead of a scene (objective "dense"); `questions` are drawn by the weights of their `kinds`, with `hints` as
-    `omni.data.scenes.questions` has them.
+    instead of a scene (objective "dense"); `questions` are drawn by the weights of their `kinds`.
     """
 
     split: Literal["train", "test", "pairs"] = "train"
@@ -69,7 +68,6 @@ class Scenes(Strict):
     characters: float = Field(default=0.0, ge=0.0, le=1.0)
     questions: int = Field(default=8, gt=0)
     kinds: dict[str, float] = dict(KIND_WEIGHTS)
-    hints: float = Field(default=0.0, ge=0.0, le=1.0)
 
     def scene_options(self) -> dict[str, Any]:
         """What `sample_scene` takes."""

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from omni.loading import part_of
 from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES
 from omni.training.optimizer import freeze, make_optimizer
@@ -79,6 +80,10 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
             "or drop `cache`."
         )
     rest_frozen_parts(model)
+    config: Any = getattr(model, "config", None)
+    if untrained := getattr(config, "untrained", None):  # what learns from now on is no longer at random
+        learning = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+        config.untrained = [part for part in untrained if part not in learning]
     return model
 
 

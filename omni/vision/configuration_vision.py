@@ -87,6 +87,10 @@ class OmniVisionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.validate_architecture()  # `@strict` would wrap the ValueError into an error that is none
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing, as for the models: see `StrictLoadingMixin`."""
+
     def validate_architecture(self) -> None:
         """Sizes that fit each other; `@strict` calls this again before saving."""
         sizes = ("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "intermediate_size")

@@ -11,6 +11,8 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, ImageInput, PILImageResampling
 
+from omni.loading import remote_code
+
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 """What transformers writes into the file of an image processor beside its settings."""
 
@@ -33,6 +35,7 @@ class OmniImageProcessor(PilBackend):
     do_resize = True
     do_rescale = True
     do_normalize = True
+    found_as = {"AutoImageProcessor": "OmniImageProcessor"}
 
     def __init__(self, **settings: Any) -> None:
         self._refuse_unknown(settings.keys() - SAVED_BESIDE)
@@ -61,6 +64,15 @@ class OmniImageProcessor(PilBackend):
                 f"{array.max():g}, which would be divided by 255 once more; pass do_rescale=False, or bytes (uint8)."
             )
         return array
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Write preprocessor_config.json, and what `trust_remote_code=True` needs."""
+        self.auto_map = remote_code(save_directory, self.found_as)
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing, as for the models: see `StrictLoadingMixin`."""
 
     def _refuse_unknown(self, settings: Collection[str]) -> None:
         known = self.valid_kwargs.__annotations__.keys()

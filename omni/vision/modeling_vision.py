@@ -212,6 +212,11 @@ class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     config: OmniVisionConfig
     config_class = OmniVisionConfig
     base_model_prefix = "vision_model"
+    found_as = {
+        "AutoConfig": "OmniVisionConfig",
+        "AutoModel": "OmniVisionModel",
+        "AutoImageProcessor": "OmniImageProcessor",
+    }
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True

@@ -1,0 +1,40 @@
+"""Does a model look at the object? Scenes with one: attention on the patches that it covers, against their share of all.
+
+python examples/attention_mass.py 100     # how many scenes
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from omni.answering import load
+from omni.attention import encoder_attention, word_attention
+from omni.data.scenes import object_map, questions, render, sample_scene
+from omni.encoding.encoder import load_encoder
+
+CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
+KINDS = {"shape": 1, "color": 1, "size": 1, "pattern": 1, "where": 1}
+scenes = [sample_scene(number, "test", max_objects=1) for number in range(int([*sys.argv, "10"][1]))]
+covered = np.array([object_map(scene) >= 0 for scene in scenes])
+print(f"{len(scenes)} scenes; the object covers {covered.mean():.3f} of the patches, of the attention:")
+
+
+def show(name, maps):
+    """float[scenes, h, w]: what falls on the object, of all on patches; its standard error; over the object's area."""
+    mass = np.array([each[mask].sum() / each.sum() for each, mask in zip(maps, covered, strict=True)])
+    print(f"{name:33}{mass.mean():.3f} +- {mass.std() / len(mass) ** 0.5:.3f}{mass.mean() / covered.mean():6.1f} x")
+
+
+for name in ("vision_tiny", "omni_tiny"):
+    encoder = load_encoder(CHECKPOINTS / name)
+    for layer in range(1, encoder.model.config.num_hidden_layers + 1):
+        found = [encoder_attention(encoder, render(scene), layer) for scene in scenes]
+        show(f"{name}, layer {layer}, mean", [each.mean for each in found])
+        for head in range(len(found[0].heads)):
+            show(f"{name}, layer {layer}, head {head + 1}", [each.heads[head] for each in found])
+    show(f"{name}, rollout", [each.rollout for each in found])
+model, processor = load(CHECKPOINTS / "omni_tiny")
+asked = [(render(scene), question) for scene in scenes for question in questions(scene, scene.seed, weights=KINDS)]
+looked = [word_attention(model, processor, [picture], question.text).maps[0].mean(0) for picture, question in asked]
+show("omni_tiny, Thinker, 5 questions", np.array(looked).reshape(len(scenes), len(KINDS), 14, 14).mean(1))

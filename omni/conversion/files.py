@@ -1,0 +1,406 @@
+"""What micro-Omni writes: which part stands under which name in which file. Reading runs nothing that a file brings.
+
+    vision.pt     {"vit": encoder, "img_proj", "text_proj", "optimizer", ...}
+    thinker.pt    {"model": Thinker, "optimizer", ...}
+    omni.pt       {"thinker", "proj_a", "proj_v", "optimizer", ...}, without the encoders
+    *.safetensors everything, each part under its prefix: thinker. vision_encoder. proj_v. ...
+    config.json   settings of the parts, mixed with those of training
+    tokenizer.model
+
+What a file is, its contents tell and not its name: older ones are called model.pt or vision_step_9000.pt, or hold bare
+tensors. Names of tensors may carry `_orig_mod`, which torch.compile puts there.
+"""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+Tensors = dict[str, torch.Tensor]
+Config = Mapping[str, Any]
+
+PLACES = {
+    "vision_encoder": ("vision.pt", "vit"),
+    "img_proj": ("vision.pt", "img_proj"),
+    "text_proj": ("vision.pt", "text_proj"),
+    "text_encoder": ("vision.pt", "text_encoder"),
+    "temperature": ("vision.pt", "temperature"),
+    "thinker": ("omni.pt", "thinker"),
+    "proj_a": ("omni.pt", "proj_a"),
+    "proj_v": ("omni.pt", "proj_v"),
+    "image_token": ("omni.pt", "image_token"),
+    "audio_encoder": ("audio_enc.pt", "enc"),
+    "rvq": ("talker.pt", "rvq"),
+    "talker": ("talker.pt", "talker"),
+    "ocr": ("ocr.pt", "model"),
+}
+"""Every part of micro-Omni by its prefix in a merged file, and where else it stands; `image_token` is ours."""
+THINKER_ALONE = ("thinker.pt", "model")
+STATES = ("optimizer", "scheduler", "scaler", "ema", "monitor")
+"""Of training: of no use to a model, and left behind."""
+MERGED = ("model.safetensors", "muomni.safetensors", "omni.safetensors")
+TOKENIZER = "tokenizer.model"
+CONFIG = "config.json"
+UNSEEN = ("n_heads", "rope_theta", "normalize")
+"""Settings that change what a model says, and that its tensors cannot contradict: two configurations must agree on them."""
+KEPT = "micro_omni.safetensors"
+"""Beside a converted checkpoint: what omni has no part for, and micro-Omni's configuration."""
+
+
+class ConversionError(ValueError):
+    """A file that cannot be converted; the message says which, why, and what to do."""
+
+
+@dataclass
+class Source:
+    """What was found in micro-Omni's files.
+
+    Attributes:
+        parts: the tensors of each part, under their names without prefixes.
+        config: micro-Omni's configuration, with a section for each part that it speaks of.
+        tokenizer: the SentencePiece model, if there is one.
+        files: what was read.
+        left: what of training stood beside the parts, and is left behind.
+    """
+
+    parts: dict[str, Tensors] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Path | None = None
+    files: list[Path] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def section(self, name: str) -> Config:
+        """What the configuration says of the "thinker" or the "vision" encoder."""
+        section = self.config.get(name) or {}
+        if not isinstance(section, Mapping):
+            raise ConversionError(f"The configuration says {section!r} of the {name}, expected its settings by name.")
+        return dict(section)
+
+
+def listed(names: Sequence[str], most: int = 30) -> str:
+    """Names in a sentence."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
+
+
+# --- Reading ----------------------------------------------------------------------------------------------------------
+
+
+def read(sources: Sequence[str | os.PathLike[str]]) -> Source:
+    """Read files of micro-Omni, or folders of such.
+
+    Beside a file that was named, its config.json and tokenizer.model are read too, and for a projector the encoder.
+
+    Raises:
+        ConversionError: a file that is missing, damaged, not micro-Omni's, or holds more than tensors; a part in two files.
+    """
+    source = Source()
+    named = [Path(each) for each in sources]
+    for path in named:
+        if not path.exists():
+            raise ConversionError(f"{str(path)!r} does not exist; name files of micro-Omni, such as vision.pt.")
+    files = [file for path in named for file in (_of_folder(path) if path.is_dir() else [path])]
+    for file in files:
+        _read_file(file, source)
+    for folder in dict.fromkeys(file.parent for file in files if file.suffix in (".pt", ".safetensors")):
+        for name in (CONFIG, TOKENIZER):
+            file = folder / name
+            known = name == TOKENIZER and source.tokenizer is not None
+            if file.is_file() and not known and not any(file.samefile(each) for each in source.files):
+                _read_file(file, source)
+        if "proj_v" in source.parts and "vision_encoder" not in source.parts:
+            for file in _newest(folder, "vision"):
+                _read_file(file, source)
+    return source
+
+
+def _of_folder(folder: Path) -> list[Path]:
+    """micro-Omni's files in a folder: of each kind the one without a number, else that of the last step."""
+    stems = dict.fromkeys(file.removesuffix(".pt") for file, _ in [*PLACES.values(), THINKER_ALONE])
+    weights = [file for stem in (*stems, "model") for file in _newest(folder, stem)]
+    weights += [folder / name for name in MERGED if (folder / name).is_file()]
+    if not weights:
+        raise ConversionError(
+            f"The folder {str(folder)!r} holds no file of micro-Omni's ({', '.join(stems)} .pt, or {MERGED[0]}); name one."
+        )
+    return weights
+
+
+def _newest(folder: Path, stem: str) -> list[Path]:
+    if (folder / f"{stem}.pt").is_file():
+        return [folder / f"{stem}.pt"]
+    numbered = [
+        (int(m[1]), file) for file in folder.glob(f"{stem}_step_*.pt") if (m := re.search(r"_(\d+)\.pt$", file.name))
+    ]
+    return [max(numbered)[1]] if numbered else []
+
+
+def _read_file(path: Path, source: Source) -> None:
+    if path.suffix == ".json":
+        found = _read_config(path)
+        if not found and path.name == CONFIG:
+            return  # of something else that lies there
+        _add_config(source, found, path)
+    elif path.suffix == ".model":
+        if source.tokenizer is not None:
+            raise ConversionError(f"{str(source.tokenizer)!r} and {str(path)!r} are both tokenizers; name one of them.")
+        source.tokenizer = path
+    elif path.suffix == ".safetensors":
+        tensors, metadata = read_safetensors(path)
+        _add_config(source, _beside_tensors(metadata, path), path)
+        _add_parts(source, _by_prefix(_without_marks(path, tensors), path), path)
+    else:
+        _read_pickled(path, source)
+    source.files.append(path)
+
+
+def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """The tensors of a safetensors file, and what is written beside them."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConversionError(f"{str(path)!r} cannot be read ({error}); get the file again.") from error
+
+
+def _read_pickled(path: Path, source: Source) -> None:
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"{str(path)!r} holds a {type(content).__name__}, expected a dictionary of parts.")
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):  # bare tensors
+        return _add_parts(source, _by_prefix(_without_marks(path, content), path), path)
+    keys = {key: part for part, (_, key) in PLACES.items() if key != "model"} | {part: part for part in PLACES}
+    parts: dict[str, Tensors] = {}
+    strange: list[str] = []
+    for key, value in content.items():
+        is_part = isinstance(value, Mapping) and all(isinstance(each, torch.Tensor) for each in value.values())
+        if key == "config" and isinstance(value, Mapping):
+            _add_config(source, value, path)
+        elif key == "model" and is_part:
+            parts |= _by_prefix(_without_marks(path, value), path)
+        elif key in keys and is_part:
+            parts[keys[key]] = _without_marks(path, value)
+        elif key in STATES or not _has_tensors(value):  # a step, an epoch, a loss
+            source.left.append(str(key))
+        else:
+            strange.append(str(key))
+    if strange:
+        raise ConversionError(
+            f"{str(path)!r} holds what no part of micro-Omni is, and it has no place: {listed(strange)}."
+        )
+    return _add_parts(source, parts, path)
+
+
+def _load(path: Path) -> Any:
+    """A file of torch.save, of which nothing is run."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the protocol of a pickle that is refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"{asked[1]!r}" if asked else "more than tensors and numbers"
+        raise ConversionError(
+            f"{str(path)!r} asks for {what} when it is read, which can run code, so it is refused and nothing of it was "
+            "run; if you trust where it comes from, save its tensors alone and convert that."
+        ) from error
+    except Exception as error:  # whatever the reader of a damaged file stumbles over
+        reason = str(error).partition(". ")[0] or type(error).__name__
+        raise ConversionError(
+            f"{str(path)!r} is no file of torch.save, or damaged ({reason}); get it again."
+        ) from error
+
+
+def _has_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_tensors, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_tensors, value))
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def _without_marks(path: Path, tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Names without `_orig_mod`."""
+    plain: Tensors = {}
+    for name, tensor in tensors.items():
+        short = ".".join(word for word in name.split(".") if word != "_orig_mod")
+        if short in plain:
+            raise ConversionError(
+                f"{str(path)!r} holds {short!r} twice, with and without '_orig_mod'; keep one of them."
+            )
+        plain[short] = tensor
+    return plain
+
+
+def _by_prefix(tensors: Tensors, path: Path) -> dict[str, Tensors]:
+    """The parts of a merged file; or the one part that bare tensors are, by what it has and no other."""
+    if "tok_emb.weight" in tensors:
+        return {"thinker": tensors}
+    if {"cls", "pos"} & set(tensors):
+        return {"vision_encoder": tensors}
+    parts: dict[str, Tensors] = {}
+    strange = []
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part in PLACES and rest:
+            parts.setdefault(part, {})[rest] = tensor
+        else:
+            strange.append(name)
+    if strange:
+        raise ConversionError(
+            f"{str(path)!r} holds tensors that belong to no part of micro-Omni's ({', '.join(PLACES)}), and have no place: "
+            f"{listed(strange)}."
+        )
+    return parts
+
+
+def _add_parts(source: Source, parts: dict[str, Tensors], path: Path) -> None:
+    for name in parts:
+        if name in source.parts:
+            raise ConversionError(f"{str(path)!r} holds a {name}, and a file before it as well; name one of them.")
+    source.parts |= parts
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """micro-Omni's configuration with a section for each part; empty if the file is something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{str(path)!r} is no JSON ({error}); correct it, or move it away.") from error
+    if not isinstance(values, dict) or values.get("model_type", "muomni") != "muomni":
+        return {}
+    sections = {name: values[name] for name in ("thinker", "vision") if isinstance(values.get(name), dict)}
+    if sections:
+        if "thinker" in sections and "ctx_len" in values:  # beside the section in the configuration of fine-tuning
+            sections["thinker"] = {"ctx_len": values["ctx_len"], **sections["thinker"]}
+        return {**values, **sections}
+    if "img_size" in values or "patch" in values:
+        return {"vision": values}
+    if "n_layers" in values and ("rope_theta" in values or "ctx_len" in values):
+        return {"thinker": values}
+    return {}
+
+
+def _beside_tensors(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The configuration that `save_kept` writes beside tensors."""
+    try:
+        config = json.loads(metadata.get("config", "{}"))
+    except ValueError as error:
+        raise ConversionError(
+            f"The configuration in {str(path)!r} is no JSON ({error}); get the file again."
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _add_config(source: Source, config: Mapping[str, Any], path: Path) -> None:
+    for name, value in config.items():
+        before = source.config.get(name)
+        if isinstance(before, dict) and isinstance(value, dict):
+            if apart := [key for key in UNSEEN if key in before and before[key] != value.get(key, before[key])]:
+                raise ConversionError(
+                    f"{str(path)!r} and a file before it do not agree on {', '.join(apart)} of {name!r}; name the one that "
+                    "belongs to these weights, and move the other away."
+                )
+            value = {**value, **before}
+        if before is None or isinstance(before, dict):
+            source.config[name] = value
+
+
+# --- Writing ----------------------------------------------------------------------------------------------------------
+
+
+def save_kept(path: Path, parts: Mapping[str, Tensors], config: Config) -> None:
+    """Write parts into one safetensors file, each under its prefix, with a configuration beside them."""
+    tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
+    # tensors that share memory, as views of one do, are no matter of the file
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
+        path,
+        metadata={"format": "pt", "config": json.dumps(config, sort_keys=True)},
+    )
+
+
+def read_kept(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
+    """What `save_kept` wrote beside a checkpoint; nothing if it is not there."""
+    if not (folder / KEPT).is_file():
+        return {}, {}
+    tensors, metadata = read_safetensors(folder / KEPT)
+    return _by_prefix(tensors, folder / KEPT) if tensors else {}, _beside_tensors(metadata, folder / KEPT)
+
+
+def save_theirs(path: Path, parts: Mapping[str, Tensors], config: Config, tokenizer: Path | None) -> None:
+    """Write micro-Omni's files into a folder, or all parts into one .pt or .safetensors file.
+
+    Raises:
+        ConversionError: a name ending with .pt for parts that stand in several files.
+    """
+    places = dict(PLACES)
+    if not {"proj_v", "proj_a"} & set(parts):
+        places["thinker"] = THINKER_ALONE
+    files: dict[str, dict[str, Any]] = {}
+    for part, tensors in parts.items():
+        file, key = places[part]
+        files.setdefault(file, {})[key] = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    with finished(path) as unfinished:
+        if path.suffix == ".safetensors":
+            save_kept(unfinished, parts, config)
+        elif path.suffix == ".pt":
+            if len(files) > 1:
+                raise ConversionError(
+                    f"micro-Omni has these parts in several files ({', '.join(files)}), so the output cannot be "
+                    f"{path.name!r}; name a folder, or a file ending with .safetensors."
+                )
+            torch.save({**next(iter(files.values())), "config": config}, unfinished)
+        else:
+            unfinished.mkdir()
+            for file, content in files.items():
+                torch.save({**content, "config": config}, unfinished / file)
+            text = json.dumps({**config, "model_type": "muomni"}, indent=2)
+            (unfinished / CONFIG).write_text(text + "\n", encoding="utf-8")
+            if tokenizer is not None:
+                shutil.copyfile(tokenizer, unfinished / TOKENIZER)
+
+
+def expect_free(path: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        ConversionError: there is a file or a filled folder already.
+    """
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise ConversionError(
+            f"The output {str(path)!r} is there already, and nothing is overwritten; name another one."
+        )
+
+
+@contextmanager
+def finished(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what is there in the end gets its own name, and what fails leaves nothing."""
+    expect_free(path)
+    unfinished = path.absolute().with_name(f".{path.name}.writing")
+    try:
+        _remove(unfinished)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise ConversionError(f"{str(path)!r} cannot be written ({error.strerror or error}).") from error
+    finally:
+        _remove(unfinished)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,327 @@
+"""Generation on a CPU, quicker than the modules' own way; `generate` alone uses what is here.
+
+Encoding and reading the prompt are products of many rows, in which oneDNN is up to twice as fast as what `nn.Linear`
+calls: `OneDnnProducts` hands them over, of whatever tower, projector or Thinker.
+
+Writing is one token after the other. A small language model spends most of such a step between its products, in hundreds
+of operations on a few numbers each. `QuickStep` computes the step of the common architecture (RMSNorm, rotary positions,
+grouped attention, gated MLP: Llama, Mistral, Qwen2, Qwen3) with a third of them, and its cache has room for what comes.
+
+All of it reads the weights where they are, so there is no second copy to grow stale, and none of it is for training,
+other devices or other precisions than float32.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+TOLERANCE = 1e-4
+"""Largest difference of the quick step from the model's own, relative to the largest number."""
+
+LAYERS = {
+    f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer"
+    for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
+}
+
+
+class _Layer(NamedTuple):
+    """The modules of one decoder layer; the norms of queries and keys are Qwen3's."""
+
+    input_norm: nn.Module
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    query_norm: nn.Module | None
+    key_norm: nn.Module | None
+    output: nn.Linear
+    mlp_norm: nn.Module
+    gate: nn.Linear
+    up: nn.Linear
+    activation: nn.Module
+    down: nn.Linear
+
+    @classmethod
+    def of(cls, layer: Any) -> "_Layer":
+        attention, mlp = layer.self_attn, layer.mlp
+        norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
+        return cls(
+            layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj, *norms, attention.o_proj,
+            layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj, mlp.act_fn, mlp.down_proj,
+        )  # fmt: skip
+
+    def linears(self) -> tuple[nn.Linear, ...]:
+        return self.query, self.key, self.value, self.output, self.gate, self.up, self.down
+
+
+class QuickStep:
+    """One token for each row through a Thinker whose cache holds the others.
+
+    Attributes:
+        language_model: the Thinker.
+    """
+
+    def __init__(self, language_model: Any) -> None:
+        self.language_model = language_model
+        self.layers = [_Layer.of(layer) for layer in language_model.layers]
+        attention = language_model.layers[0].self_attn
+        self.head_dim, self.scaling = attention.head_dim, attention.scaling
+
+    def __call__(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache
+    ) -> torch.Tensor:
+        """Compute the last hidden state, float[B, 1, T], and extend the cache.
+
+        Args:
+            hidden: float[B, 1, T], the embedded token.
+            mask: int64[B, L], 1 for those of the L tokens (with the new one) that are seen; None for all.
+            positions: int64[B, 1] of the new token.
+            cache: its layers hold keys and values float[B, G, L - 1, D], for G groups of heads.
+        """
+        batch, dim = len(hidden), self.head_dim
+        seen = None if mask is None or mask.all() else mask[:, None, None].bool()
+        cos, sin = (part.unsqueeze(2) for part in self.language_model.rotary_emb(hidden, positions))  # [B, 1, 1, D]
+        sin = torch.cat([-sin[..., : dim // 2], sin[..., dim // 2 :]], dim=-1)
+        for own, held in zip(self.layers, cache.layers, strict=True):
+            x = _norm(own.input_norm, hidden)
+            query = _linear(own.query, x).view(batch, 1, -1, dim)
+            key = _linear(own.key, x).view(batch, 1, -1, dim)
+            value = _linear(own.value, x).view(batch, 1, -1, dim)
+            heads, groups = query.shape[2], key.shape[2]
+            if own.query_norm is not None:
+                query, key = _norm(own.query_norm, query), _norm(own.key_norm, key)
+            both = torch.cat([query, key], dim=2)
+            both = torch.addcmul(both * cos, both.roll(dim // 2, -1), sin)
+            keys, values = held.update(both[:, :, heads:].transpose(1, 2), value.transpose(1, 2))
+            # the heads of a group have the same keys and values: they become its queries, float[B, G, H / G, D]
+            query = both[:, :, :heads].view(batch, groups, heads // groups, dim)
+            read = F.scaled_dot_product_attention(query, keys, values, seen, scale=self.scaling)
+            hidden = hidden + _linear(own.output, read.reshape(batch, 1, -1))
+            x = _norm(own.mlp_norm, hidden)
+            hidden = hidden + _linear(own.down, own.activation(_linear(own.gate, x)) * _linear(own.up, x))
+        return _norm(self.language_model.norm, hidden)
+
+
+def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    """RMSNorm over the last axis: x / sqrt(mean(x * x) + eps) * weight, the mean by one product of each row with itself."""
+    rows = x.view(-1, 1, x.shape[-1])
+    squares = torch.baddbmm(x.new_full((1, 1, 1), norm.variance_epsilon), rows, rows.mT, alpha=1 / x.shape[-1])
+    return (rows * squares.rsqrt_()).view(x.shape) * norm.weight
+
+
+def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    many = HAS_ONEDNN and len(x) >= ROWS
+    return product(x, linear.weight, linear.bias) if many else F.linear(x, linear.weight, linear.bias)
+
+
+# --- Products of many rows --------------------------------------------------------------------------------------------
+
+HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+ROWS = 16
+"""From so many rows on oneDNN is the quicker one, although it rearranges the weights for each product."""
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear` of float32 by oneDNN: float[..., I], float[O, I], float[O] -> float[..., O]."""
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+class OneDnnProducts(TorchFunctionMode):
+    """Inside, linear layers in float32 on the CPU are computed by oneDNN where that is quicker and no gradient is asked."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Hand over `F.linear`; nothing else."""
+        if func is F.linear and not kwargs and _suits_onednn(*args):
+            return product(args[0], args[1], args[2] if len(args) > 2 else None)
+        return func(*args, **(kwargs or {}))
+
+
+def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
+    return (
+        HAS_ONEDNN
+        and not _OWN_WAY.get()
+        and type(x) is torch.Tensor
+        and type(weight) in (torch.Tensor, nn.Parameter)
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and weight.layout == torch.strided
+        and x.numel() >= ROWS * x.shape[-1]
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+# --- Where it is used -------------------------------------------------------------------------------------------------
+
+_OWN_WAY: ContextVar[bool] = ContextVar("own way", default=False)
+_CURRENT: ContextVar[QuickStep | None] = ContextVar("quick step", default=None)
+_AGREES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@contextmanager
+def own_way() -> Iterator[None]:
+    """Inside, nothing here is used: what `generate` is compared with."""
+    token = _OWN_WAY.set(True)
+    try:
+        yield
+    finally:
+        _OWN_WAY.reset(token)
+
+
+@contextmanager
+def stepping(language_model: Any) -> Iterator[None]:
+    """Inside, `quick_step` has the step of this Thinker, if it has one.
+
+    It has none where its parts are not all plain modules that are known, in float32 on the CPU: adapters, quantised
+    weights, hooks, other kernels, sliding windows and other architectures keep the model's own way. So does a model whose
+    numbers differ by more than `TOLERANCE`, which is tried once, on a made-up row.
+    """
+    step = None
+    if _is_plain(language_model) and not _OWN_WAY.get():
+        step = QuickStep(language_model)
+        if language_model not in _AGREES:
+            _AGREES[language_model] = _difference(step) <= TOLERANCE
+    token = _CURRENT.set(step if step and _AGREES[language_model] else None)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def quick_step(
+    language_model: Any,
+    cache: Cache | None,
+    hidden: torch.Tensor,
+    mask: torch.Tensor | None,
+    options: Mapping[str, Any],
+) -> QuickStep | None:
+    """The step for what a forward pass of the Thinker was given, or None: then it goes its own way.
+
+    Args:
+        language_model: the Thinker.
+        cache: what it has read.
+        hidden: float[B, n, T], the embedded tokens.
+        mask: of attention.
+        options: the other arguments.
+    """
+    step = _CURRENT.get()
+    if (
+        step is None
+        or cache is None
+        or step.language_model is not language_model
+        or hidden.shape[1] != 1
+        or torch.is_grad_enabled()
+        or any(value is not None for key, value in options.items() if key not in ("use_cache", "return_dict"))
+        or type(cache) not in (DynamicCache, DecodingCache)
+        or any(type(layer) not in (DynamicLayer, RoomyLayer) for layer in cache.layers)
+    ):
+        return None
+    length = cache.get_seq_length() + 1
+    return step if length > 1 and (mask is None or mask.shape == (len(hidden), length)) else None
+
+
+def _is_plain(language_model: Any) -> bool:
+    config, layers = language_model.config, getattr(language_model, "layers", None)
+    if not layers or any(f"{type(layer).__module__}.{type(layer).__qualname__}" not in LAYERS for layer in layers):
+        return False
+    windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    if windows or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return False
+    if config.output_attentions or config.output_hidden_states:
+        return False
+    for module in language_model.modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return False
+    if any(type(linear) is not nn.Linear for layer in layers for linear in _Layer.of(layer).linears()):
+        return False
+    return all(
+        type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
+        for weight in language_model.parameters()
+    )
+
+
+@torch.no_grad()
+def _difference(step: QuickStep) -> float:
+    """Of the step from the model's own, relative to the largest number, for two rows of which one has padding."""
+    language_model = step.language_model
+    rows = torch.randn(2, 4, language_model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    own, ours = DynamicCache(config=language_model.config), DynamicCache(config=language_model.config)
+    for cache in (own, ours):
+        language_model(
+            inputs_embeds=rows[:, :3], attention_mask=mask[:, :3], position_ids=positions[:, :3], past_key_values=cache
+        )
+    expected = language_model(
+        inputs_embeds=rows[:, 3:], attention_mask=mask, position_ids=positions[:, 3:], past_key_values=own
+    ).last_hidden_state
+    found = step(rows[:, 3:], mask, positions[:, 3:], ours)
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+# --- The cache --------------------------------------------------------------------------------------------------------
+
+ROOM = 64
+"""Tokens at least for which a layer of the cache makes room at once."""
+
+
+class DecodingCache(DynamicCache):
+    """A `DynamicCache` whose layers of full attention have room for tokens to come."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        layers: list[Any] = self.layers  # type: ignore[has-type]
+        self.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in layers]
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values, float[B, G, L, D], at the beginning of longer tensors.
+
+    transformers' own layer copies all that it holds for each new token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._longer: list[torch.Tensor] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append; float[B, G, n, D] -> everything that is held now."""
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and key_states.requires_grad):
+            both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return both
+        held = self.get_seq_length()
+        length = held + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if not self._has_room(length):
+            room = length + max(ROOM, length // 2)
+            self._longer = [new.new_empty(*new.shape[:-2], room, new.shape[-1]) for new in (key_states, value_states)]
+            for longer, part in zip(self._longer, (self.keys, self.values) if held else (), strict=False):  # type: ignore[has-type]
+                longer[..., :held, :] = part
+        keys, values = self._longer
+        keys[..., held:length, :] = key_states
+        values[..., held:length, :] = value_states
+        self.keys, self.values = keys[..., :length, :], values[..., :length, :]
+        return self.keys, self.values
+
+    def _has_room(self, length: int) -> bool:
+        """Whether what is held still is the beginning of the longer tensors: beams, for one, put other tensors here."""
+        if not self._longer or self._longer[0].shape[-2] < length:
+            return False
+        if self._longer[0].is_inference() and not torch.is_inference_mode_enabled():
+            return False  # torch would not let it be written
+        return all(
+            part.data_ptr() == longer.data_ptr() and part.stride() == longer.stride() and len(part) == len(longer)
+            for part, longer in zip((self.keys, self.values), self._longer, strict=True)
+        )

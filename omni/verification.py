@@ -1,0 +1,239 @@
+"""Every fast path beside the reference: how fast it is, and how far off, on a checkpoint and a machine of one's own.
+
+    for path in verify("checkpoints/omni_tiny"):
+        print(path.name, path.speed / path.reference_speed, path.difference)
+
+The reference of embeddings is the encoder itself in float32, that of answers `generate` by the modules' own way, reading
+the picture again for each question. Both take turns with the fast path, so that a machine that slows down slows both.
+"""
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, computed_field
+
+from omni.answering import Session, load
+from omni.data import scenes
+from omni.data.pictures import read_picture
+from omni.encoding.encoder import Encoder, load_encoder
+from omni.encoding.engine import TOLERANCE, Engine, EngineError, What
+from omni.fusion.decoding import own_way
+
+WRITTEN = 48
+"""Tokens of an answer at most."""
+
+PHOTO = (1280, 960)
+"""Pixels of the JPEG files of which scaled decoding is tried."""
+
+
+class FastPath(BaseModel):
+    """One fast path and its reference.
+
+    Attributes:
+        name: what it is.
+        unit: what its speed counts, by the second.
+        reference_speed, speed: medians.
+        difference: how far off it is, see `of`.
+        of: "embeddings", the largest |difference| / |token|; "answers", the share that is worded otherwise.
+        tolerance: what it may be off; None for a path that is not exact and is never taken unless asked for.
+        refused: why it is not taken, if it is not.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    unit: str
+    reference_speed: float
+    speed: float
+    difference: float
+    of: str
+    tolerance: float | None
+    refused: str | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def within(self) -> bool:
+        """Whether it is as exact as it has to be."""
+        return self.tolerance is None or self.difference <= self.tolerance
+
+
+def verify(
+    checkpoint: str | Path,
+    count: int = 32,
+    rounds: int = 5,
+    progress: Callable[[str], None] = lambda name: None,
+) -> Iterator[FastPath]:
+    """Compare each fast path that a checkpoint can take, on held-out scenes.
+
+    Args:
+        checkpoint: folder of a fused model, or of an encoder alone, which has no answers.
+        count: pictures.
+        rounds: how often each is timed.
+        progress: called with the name of what comes next.
+
+    Raises:
+        CheckpointError: see `load_encoder`.
+        QuestionError: a Thinker that cannot read a question and write an answer of `WRITTEN` tokens.
+    """
+    encoder = load_encoder(checkpoint)
+    drawn = [scenes.sample_scene(seed, "test") for seed in range(count)]
+    pictures = [scenes.render(scene) for scene in drawn]
+    yield from _embeddings(encoder, pictures, rounds, progress)
+    progress("scaled decoding")
+    yield _scaled_decoding(encoder, pictures, rounds)
+    if encoder.fused is not None:
+        asked = [[question.text for question in scenes.questions(scene, scene.seed)] for scene in drawn]
+        progress("answers")
+        yield from _answers(checkpoint, pictures, asked)
+
+
+# --- Embeddings -------------------------------------------------------------------------------------------------------
+
+
+def _embeddings(
+    encoder: Encoder, pictures: Sequence[Image.Image], rounds: int, progress: Callable[[str], None]
+) -> Iterator[FastPath]:
+    tokens = encoder.encode(encoder.prepare(pictures))
+
+    def reference() -> Any:
+        return encoder.encode(encoder.prepare(pictures))
+
+    for what in (name for name in get_args(What) if name in tokens):
+        expected = torch.cat([encoder.encode(encoder.prepare([picture]))[what] for picture in pictures])
+        for precision in ("float32", "bfloat16"):
+            name = f"{what}, {precision}"
+            progress(name)
+            common: dict[str, Any] = {"name": name, "unit": "pictures", "of": "embeddings"}
+            common["tolerance"] = TOLERANCE[precision]
+            try:
+                engine = Engine(encoder, what, precision)
+            except EngineError as error:
+                (speed,) = _speeds([reference], rounds, len(pictures))
+                yield FastPath(**common, reference_speed=speed, speed=speed, difference=0.0, refused=str(error))
+                continue
+
+            def fast(engine: Engine = engine) -> Any:
+                return engine(np.stack([engine.prepare(picture) for picture in pictures]))
+
+            slow_speed, fast_speed = _speeds([reference, fast], rounds, len(pictures))
+            difference = _difference(torch.from_numpy(fast()), expected)
+            yield FastPath(**common, reference_speed=slow_speed, speed=fast_speed, difference=difference)
+
+
+def _scaled_decoding(encoder: Encoder, pictures: Sequence[Image.Image], rounds: int) -> FastPath:
+    files = [_jpeg(picture) for picture in pictures]
+    engine = Engine(encoder, "cls" if "cls" in encoder.encode(encoder.prepare(pictures[:1])) else "grid")
+
+    def embed(at_least: int | None) -> Any:
+        return engine(np.stack([engine.prepare(read_picture(file, at_least)) for file in files]))
+
+    whole, scaled = _speeds([lambda: embed(None), lambda: embed(encoder.side)], rounds, len(files))
+    difference = _difference(torch.from_numpy(embed(encoder.side)), torch.from_numpy(embed(None)))
+    return FastPath(
+        name=f"JPEG files of {PHOTO[0]}x{PHOTO[1]}, scaled decoding (where asked for)",
+        unit="files",
+        reference_speed=whole,
+        speed=scaled,
+        difference=difference,
+        of="embeddings",
+        tolerance=None,
+    )
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.resize(PHOTO, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
+def _speeds(ways: Sequence[Callable[[], Any]], rounds: int, items: int) -> list[float]:
+    """Items a second of each, by the median of rounds in which all have their turn."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for number in range(rounds + 1):
+        for way, taken in zip(ways, seconds, strict=True):
+            start = time.perf_counter()
+            way()
+            if number:  # the first is for warming up
+                taken.append(time.perf_counter() - start)
+    return [items / median(taken) for taken in seconds]
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+def _answers(
+    checkpoint: str | Path, pictures: Sequence[Image.Image], asked: Sequence[Sequence[str]]
+) -> Iterator[FastPath]:
+    model, processor = load(checkpoint)
+    texts: dict[str, list[str]] = {}
+    seconds: dict[str, list[float]] = {}
+
+    def ask(way: str, session: Session, question: str) -> None:
+        start = time.perf_counter()
+        texts.setdefault(way, []).append(session.ask(question, WRITTEN).answer)
+        seconds.setdefault(way, []).append(time.perf_counter() - start)
+
+    for picture, questions in zip(pictures, asked, strict=True):
+        session = Session(model, processor, [picture])
+        for number, question in enumerate(questions):
+            with own_way():
+                ask("own", Session(model, processor, [picture]), question)
+            ask("quick", Session(model, processor, [picture]), question)
+            if number:  # the picture has been read
+                ask("again", session, question)
+                texts.setdefault("own, again", []).append(texts["own"][-1])
+                seconds.setdefault("own, again", []).append(seconds["own"][-1])
+            else:
+                session.ask(question, WRITTEN)
+    for name, way, reference in (
+        ("first question: oneDNN products, quick steps", "quick", "own"),
+        ("a further question: what was read is not read again", "again", "own, again"),
+    ):
+        differing = sum(a != b for a, b in zip(texts[way], texts[reference], strict=True))
+        yield FastPath(
+            name=name,
+            unit="answers",
+            reference_speed=1 / median(seconds[reference]),
+            speed=1 / median(seconds[way]),
+            difference=differing / len(texts[way]),
+            of="answers",
+            tolerance=0.0,
+        )
+
+
+# --- What is printed --------------------------------------------------------------------------------------------------
+
+
+def table(paths: Sequence[FastPath]) -> Any:
+    """A table of them for the terminal (rich)."""
+    from rich.table import Table
+
+    made = Table("fast path", title="fast paths and the reference")
+    for title in ("of", "reference /s", "fast /s", "x", "difference", "tolerance", ""):
+        made.add_column(title, justify="right")
+    for path in paths:
+        verdict = (
+            "not taken" if path.refused else "" if path.tolerance is None else "ok" if path.within else "TOO FAR OFF"
+        )
+        made.add_row(
+            path.name,
+            path.unit,
+            f"{path.reference_speed:,.0f}",
+            f"{path.speed:,.0f}",
+            f"{path.speed / path.reference_speed:.2f}",
+            f"{path.difference:.1%}" if path.of == "answers" else f"{path.difference:.1e}",
+            "stated" if path.tolerance is None else f"{path.tolerance:g}",
+            verdict,
+        )
+    return made
