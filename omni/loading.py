@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,16 @@ class StrictLoadingMixin:
         kwargs.setdefault("use_safetensors", True)
         mismatched_allowed = kwargs.pop("ignore_mismatched_sizes", False)
         foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
-        model, report = super().from_pretrained(  # type: ignore[misc]
-            pretrained_model_name_or_path,
-            *model_args,
-            output_loading_info=True,
-            # otherwise collected in the report, so that one message names all of them
-            ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
-            **kwargs,
-        )
+        with ThreadPoolExecutor(1) as beside:  # hashing takes as long as building the model, and another core
+            hashed = beside.submit(_saved_and_found, pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+            model, report = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                # otherwise collected in the report, so that one message names all of them
+                ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
+                **kwargs,
+            )
         if foreign is not None:
             del model._weight_conversions  # it would be saved again under its names in the fused model
         if output_loading_info:
@@ -123,7 +126,7 @@ class StrictLoadingMixin:
         untrained = {part_of(name) for name in excused}
         if untrained:
             model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *untrained})
-        verify_fingerprints(pretrained_model_name_or_path, kwargs.get("subfolder", ""), untrained)
+        _compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), untrained)
         return model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -226,15 +229,23 @@ def verify_fingerprints(folder: Any, subfolder: str = "", untrained: Collection[
     Raises:
         ValueError: a part whose weights are not those that were saved together with the others.
     """
+    _compare_fingerprints(folder, *_saved_and_found(folder, subfolder), untrained)
+
+
+def _saved_and_found(folder: Any, subfolder: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The fingerprints in a local folder's configuration and those of its weights; none where it has none."""
     if folder is None or not (Path(folder) / subfolder / "config.json").is_file():
-        return
+        return {}, {}
     folder = Path(folder) / subfolder
-    expected = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fingerprints") or {}
-    if not expected:
-        return
-    found = fingerprint_parts(read_tensors(folder))
-    parts = {*expected, *found} - set(untrained)
-    changed = sorted(part for part in parts if expected.get(part) != found.get(part))
+    saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fingerprints") or {}
+    return saved, fingerprint_parts(read_tensors(folder)) if saved else {}
+
+
+def _compare_fingerprints(
+    folder: Any, saved: Mapping[str, str], found: Mapping[str, str], untrained: Collection[str]
+) -> None:
+    parts = {*saved, *found} - set(untrained)
+    changed = sorted(part for part in parts if saved.get(part) != found.get(part))
     if changed:
         raise ValueError(
             f"In {str(folder)!r} the weights of {', '.join(changed)} are not those that were saved with this "

@@ -99,7 +99,7 @@ def _embed(precision: Precision, decode: Decode, paths: Sequence[str]) -> Call:
         with embedding._one_thread():
             ((_, rows),) = embedding._run(engine, task, paths, whole, lambda rows: None, embedding._cores())
         column = pa.ipc.open_file(rows).read_all()["embedding"].combine_chunks()
-        return torch.from_numpy(column.flatten().to_numpy().reshape(len(paths), -1))
+        return torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).reshape(len(paths), -1).copy())
 
     return embed
 

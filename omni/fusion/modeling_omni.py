@@ -683,7 +683,7 @@ def _stock_head(config: Any) -> nn.Linear:
         ValueError: a language model whose head does what we do not; its logits would be silently wrong.
     """
     with torch.device("meta"):
-        stock = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        stock = AutoModelForCausalLM.from_config(_of_one_layer(config))
     head = stock.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(
@@ -710,6 +710,21 @@ def _stock_head(config: Any) -> nn.Linear:
             "(scaling, soft capping, bias): its logits would be wrong. Choose another language model."
         )
     return nn.Linear(head.in_features, head.out_features, bias=bias)
+
+
+def _of_one_layer(config: Any) -> Any:
+    """A copy with one layer, where all are of one kind: the head is the same, and many layers take long to build."""
+    config = copy.deepcopy(config)
+    per_layer = [
+        key
+        for key, value in vars(config).items()
+        if isinstance(value, list) and len(value) == getattr(config, "num_hidden_layers", None)
+    ]
+    if per_layer in ([], ["layer_types"]):
+        config.num_hidden_layers = 1
+        if per_layer:
+            config.layer_types = config.layer_types[:1]
+    return config
 
 
 def _labels_of(positions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
