@@ -48,7 +48,9 @@ def test_every_fast_path_is_compared(folder: Path) -> None:
 def test_answers_that_differ_are_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = QuickStep.__call__
     monkeypatch.setattr(QuickStep, "__call__", lambda *args: step(*args).roll(1, -1))
-    monkeypatch.setattr("omni.fusion.decoding._difference", lambda step: 0.0)  # or it would not be taken at all
+    monkeypatch.setattr(
+        "omni.fusion.decoding._difference", lambda step, language_model: 0.0
+    )  # or it would not be taken at all
     code, found = bench(folder)
     assert code == 1
     assert all(not path["within"] and path["difference"] > 0.5 for path in found.values() if path["of"] == "answers")

@@ -12,7 +12,7 @@ other devices or other precisions than float32.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -62,62 +62,82 @@ class _Layer(NamedTuple):
 
 
 class QuickStep:
-    """One token for each row through a Thinker whose cache holds the others.
-
-    Attributes:
-        language_model: the Thinker.
-    """
+    """Tokens through a Thinker whose cache holds those before them: one for each row, or a prompt."""
 
     def __init__(self, language_model: Any) -> None:
-        self.language_model = language_model
         self.layers = [_Layer.of(layer) for layer in language_model.layers]
+        self.rotary, self.norm = language_model.rotary_emb, language_model.norm
         attention = language_model.layers[0].self_attn
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
 
+    def is_of(self, language_model: Any) -> bool:
+        """Whether it was made of just the modules that the Thinker has now."""
+        if (self.rotary, self.norm) != (language_model.rotary_emb, language_model.norm):
+            return False
+        return self.layers == [_Layer.of(layer) for layer in language_model.layers]
+
     def __call__(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None, cache: Cache
     ) -> torch.Tensor:
-        """Compute the last hidden state, float[B, 1, T], and extend the cache.
+        """Compute the last hidden state, float[B, n, T], and extend the cache.
 
         Args:
-            hidden: float[B, 1, T], the embedded token.
-            mask: int64[B, L], 1 for those of the L tokens (with the new one) that are seen; None for all.
-            positions: int64[B, 1] of the new token.
-            cache: its layers hold keys and values float[B, G, L - 1, D], for G groups of heads.
+            hidden: float[B, n, T], the embedded tokens.
+            mask: int64[B, L], 1 for those of the L tokens (with the new ones) that are seen; None for all.
+            positions: int64[B, n] of the new tokens; None for the places where they stand.
+            cache: its layers hold keys and values float[B, G, L - n, D], for G groups of heads.
         """
-        batch, dim = len(hidden), self.head_dim
-        seen = None if mask is None or mask.all() else mask[:, None, None].bool()
-        cos, sin = (part.unsqueeze(2) for part in self.language_model.rotary_emb(hidden, positions))  # [B, 1, 1, D]
+        (batch, new), dim, held = hidden.shape[:2], self.head_dim, cache.get_seq_length()
+        seen = _seen(mask, held, new)
+        if positions is None:
+            positions = torch.arange(held, held + new)[None]
+        cos, sin = (part.unsqueeze(2) for part in self.rotary(hidden, positions))  # float[B, n, 1, D]
         sin = torch.cat([-sin[..., : dim // 2], sin[..., dim // 2 :]], dim=-1)
-        for own, held in zip(self.layers, cache.layers, strict=True):
+        for own, cached in zip(self.layers, cache.layers, strict=True):
             x = _norm(own.input_norm, hidden)
-            query = _linear(own.query, x).view(batch, 1, -1, dim)
-            key = _linear(own.key, x).view(batch, 1, -1, dim)
-            value = _linear(own.value, x).view(batch, 1, -1, dim)
+            query = _linear(own.query, x).view(batch, new, -1, dim)
+            key = _linear(own.key, x).view(batch, new, -1, dim)
+            value = _linear(own.value, x).view(batch, new, -1, dim)
             heads, groups = query.shape[2], key.shape[2]
             if own.query_norm is not None:
                 query, key = _norm(own.query_norm, query), _norm(own.key_norm, key)
             both = torch.cat([query, key], dim=2)
             both = torch.addcmul(both * cos, both.roll(dim // 2, -1), sin)
-            keys, values = held.update(both[:, :, heads:].transpose(1, 2), value.transpose(1, 2))
-            # the heads of a group have the same keys and values: they become its queries, float[B, G, H / G, D]
-            query = both[:, :, :heads].view(batch, groups, heads // groups, dim)
-            read = F.scaled_dot_product_attention(query, keys, values, seen, scale=self.scaling)
-            hidden = hidden + _linear(own.output, read.reshape(batch, 1, -1))
+            keys, values = cached.update(both[:, :, heads:].transpose(1, 2), value.transpose(1, 2))
+            query = both[:, :, :heads]
+            if new == 1:  # the heads of a group have the same keys and values: they become its queries
+                query = query.view(batch, groups, heads // groups, dim)
+                read = F.scaled_dot_product_attention(query, keys, values, seen, scale=self.scaling)
+            else:
+                query = query.transpose(1, 2)
+                read = F.scaled_dot_product_attention(query, keys, values, seen, scale=self.scaling, enable_gqa=True)
+                read = read.transpose(1, 2)
+            hidden = hidden + _linear(own.output, read.reshape(batch, new, -1))
             x = _norm(own.mlp_norm, hidden)
             hidden = hidden + _linear(own.down, own.activation(_linear(own.gate, x)) * _linear(own.up, x))
-        return _norm(self.language_model.norm, hidden)
+        return _norm(self.norm, hidden)
+
+
+def _seen(mask: torch.Tensor | None, held: int, new: int) -> torch.Tensor | None:
+    """bool[B, 1, n, L], what each new token sees; None for one that sees everything."""
+    mask = None if mask is None or mask.all() else mask[:, None, None].bool()
+    if new == 1:
+        return mask
+    own = torch.arange(held, held + new)[:, None]
+    places = torch.arange(held + new)[None]
+    # padding sees itself: of nothing at all there is no average
+    return (places <= own)[None, None] if mask is None else (mask & (places <= own)) | (places == own)
 
 
 def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     """RMSNorm over the last axis: x / sqrt(mean(x * x) + eps) * weight, the mean by one product of each row with itself."""
-    rows = x.view(-1, 1, x.shape[-1])
+    rows = x.reshape(-1, 1, x.shape[-1])
     squares = torch.baddbmm(x.new_full((1, 1, 1), norm.variance_epsilon), rows, rows.mT, alpha=1 / x.shape[-1])
     return (rows * squares.rsqrt_()).view(x.shape) * norm.weight
 
 
 def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    many = HAS_ONEDNN and len(x) >= ROWS
+    many = HAS_ONEDNN and x.numel() >= ROWS * linear.in_features
     return product(x, linear.weight, linear.bias) if many else F.linear(x, linear.weight, linear.bias)
 
 
@@ -164,7 +184,7 @@ def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 _OWN_WAY: ContextVar[bool] = ContextVar("own way", default=False)
 _CURRENT: ContextVar[QuickStep | None] = ContextVar("quick step", default=None)
-_AGREES: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[nn.Module, tuple[QuickStep, list[nn.Module]]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -183,18 +203,35 @@ def stepping(language_model: Any) -> Iterator[None]:
 
     It has none where its parts are not all plain modules that are known, in float32 on the CPU: adapters, quantised
     weights, hooks, other kernels, sliding windows and other architectures keep the model's own way. So does a model whose
-    numbers differ by more than `TOLERANCE`, which is tried once, on a made-up row.
+    numbers differ by more than `TOLERANCE`, which is tried once, on made-up rows.
     """
-    step = None
-    if _is_plain(language_model) and not _OWN_WAY.get():
-        step = QuickStep(language_model)
-        if language_model not in _AGREES:
-            _AGREES[language_model] = _difference(step) <= TOLERANCE
-    token = _CURRENT.set(step if step and _AGREES[language_model] else None)
+    token = _CURRENT.set(None if _OWN_WAY.get() else _step_of(language_model))
     try:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+def prefilling() -> AbstractContextManager[Any]:
+    """For reading a prompt: a step hands its products to oneDNN by itself."""
+    return OneDnnProducts() if _CURRENT.get() is None else nullcontext()
+
+
+def _step_of(language_model: Any) -> QuickStep | None:
+    config = language_model.config
+    if config.output_attentions or config.output_hidden_states or language_model.training:
+        return None
+    step, modules = _KNOWN.get(language_model, (None, []))
+    if step is not None and step.is_of(language_model) and not any(map(_is_changed, [language_model, *modules])):
+        return step
+    _KNOWN.pop(language_model, None)
+    if not _is_plain(language_model):
+        return None
+    step = QuickStep(language_model)
+    if _difference(step, language_model) > TOLERANCE:
+        return None
+    _KNOWN[language_model] = step, [module for module in language_model.modules() if module is not language_model]
+    return step
 
 
 def quick_step(
@@ -217,16 +254,18 @@ def quick_step(
     if (
         step is None
         or cache is None
-        or step.language_model is not language_model
-        or hidden.shape[1] != 1
+        or step.norm is not language_model.norm
+        or hidden.dtype != torch.float32
         or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
         or any(value is not None for key, value in options.items() if key not in ("use_cache", "return_dict"))
         or type(cache) not in (DynamicCache, DecodingCache)
         or any(type(layer) not in (DynamicLayer, RoomyLayer) for layer in cache.layers)
     ):
         return None
-    length = cache.get_seq_length() + 1
-    return step if length > 1 and (mask is None or mask.shape == (len(hidden), length)) else None
+    length = cache.get_seq_length() + hidden.shape[1]
+    plain = mask is None or (isinstance(mask, torch.Tensor) and mask.shape == (len(hidden), length))
+    return step if plain else None
 
 
 def _is_plain(language_model: Any) -> bool:
@@ -236,36 +275,32 @@ def _is_plain(language_model: Any) -> bool:
     windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
     if windows or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         return False
-    if config.output_attentions or config.output_hidden_states:
-        return False
-    for module in language_model.modules():
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
-            return False
     if any(type(linear) is not nn.Linear for layer in layers for linear in _Layer.of(layer).linears()):
         return False
-    return all(
+    return not any(map(_is_changed, language_model.modules()))
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether it does more than its class says, or elsewhere, or in another precision."""
+    own: Any = vars(module)
+    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own) or not all(
         type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
-        for weight in language_model.parameters()
+        for weight in own["_parameters"].values()
+        if weight is not None
     )
 
 
 @torch.no_grad()
-def _difference(step: QuickStep) -> float:
+def _difference(step: QuickStep, language_model: Any) -> float:
     """Of the step from the model's own, relative to the largest number, for two rows of which one has padding."""
-    language_model = step.language_model
     rows = torch.randn(2, 4, language_model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    own, ours = DynamicCache(config=language_model.config), DynamicCache(config=language_model.config)
-    for cache in (own, ours):
-        language_model(
-            inputs_embeds=rows[:, :3], attention_mask=mask[:, :3], position_ids=positions[:, :3], past_key_values=cache
-        )
-    expected = language_model(
-        inputs_embeds=rows[:, 3:], attention_mask=mask, position_ids=positions[:, 3:], past_key_values=own
-    ).last_hidden_state
-    found = step(rows[:, 3:], mask, positions[:, 3:], ours)
-    return float((found - expected).abs().max() / expected.abs().max())
+    expected = language_model(inputs_embeds=rows, attention_mask=mask, position_ids=positions).last_hidden_state
+    cache = DynamicCache(config=language_model.config)
+    prompt = step(rows[:, :3], mask[:, :3], positions[:, :3], cache)
+    found = torch.cat([prompt, step(rows[:, 3:], mask, positions[:, 3:], cache)], dim=1)
+    return float((found - expected)[mask.bool()].abs().max() / expected.abs().max())
 
 
 # --- The cache --------------------------------------------------------------------------------------------------------

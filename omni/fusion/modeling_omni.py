@@ -34,7 +34,7 @@ from omni.projectors import PROJECTORS
 from omni.registry import get_modality, on_change, registered
 
 from .configuration_omni import OmniConfig
-from .decoding import DecodingCache, OneDnnProducts, quick_step, stepping
+from .decoding import DecodingCache, OneDnnProducts, prefilling, quick_step, stepping
 from .encoded_item import EncodedItem
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
@@ -174,7 +174,7 @@ class OmniModel(OmniPreTrainedModel):
             position_ids = _positions(attention_mask, past_key_values, inputs_embeds.shape[1])
         if not torch.compiler.is_compiling():
             step = quick_step(self.language_model, past_key_values, inputs_embeds, attention_mask, kwargs)
-            if step is not None and position_ids is not None:
+            if step is not None:
                 hidden_states = step(inputs_embeds, attention_mask, position_ids, past_key_values)
                 return OmniModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
         with _attention_for_maps(self.language_model.config, kwargs):
@@ -583,7 +583,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
 
     def _prefill(self, *args: Any, **kwargs: Any) -> Any:
         """Read the prompt."""
-        with OneDnnProducts():
+        with prefilling():
             return super()._prefill(*args, **kwargs)
 
     def prepare_inputs_for_generation(

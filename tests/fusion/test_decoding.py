@@ -1,7 +1,9 @@
 """Generation's quick ways give what the model's own way gives, and step aside where they do not know a model."""
 
 import copy
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -65,12 +67,21 @@ def test_a_step_is_the_models_own(kind: str, rows: int) -> None:
     cache = DecodingCache(model.config)
     model(inputs_embeds=embeds[:, :4], attention_mask=mask[:, :4], position_ids=positions[:, :4], past_key_values=cache)
     with stepping(model):
-        for i in range(4, length):
-            part, seen = embeds[:, i : i + 1], mask[:, : i + 1]
-            step = quick_step(model, cache, part, seen, {"use_cache": True})
-            assert step is not None
-            found = step(part, seen, positions[:, i : i + 1], cache)
-            torch.testing.assert_close(found, expected[:, i : i + 1], atol=2e-5, rtol=2e-5)
+        step = quick_step(model, cache, embeds, None, {})
+        assert step is not None
+        for start, stop in ((4, 5), (5, 8), (8, 9)):
+            part, seen = embeds[:, start:stop], mask[:, :stop]
+            found = step(part, seen, positions[:, start:stop], cache)
+            close(found, expected[:, start:stop], mask[:, start:stop])
+        anew = DecodingCache(model.config)
+        close(step(embeds, mask, positions, anew), expected, mask)
+        assert all(layer.keys.isfinite().all() for layer in anew.layers)  # of padding too: others would get NaN from it
+        if rows == 1:
+            close(step(embeds, None, None, DecodingCache(model.config)), expected, mask)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> None:
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()], atol=2e-5, rtol=2e-5)
 
 
 def lora(model: Any) -> Any:
@@ -124,19 +135,43 @@ def test_when_a_pass_is_not_one_step() -> None:
     cache = DecodingCache(model.config)
     token = torch.randn(1, 1, 32)
     with torch.no_grad(), stepping(model):
-        assert quick_step(model, cache, token, None, {}) is None  # nothing was read yet
+        assert quick_step(model, cache, token, None, {}) is not None
         model(inputs_embeds=torch.randn(1, 3, 32), past_key_values=cache)
         assert quick_step(model, cache, token, None, {}) is not None
+        assert quick_step(model, cache, token.bfloat16(), None, {}) is None
         assert quick_step(model, cache, token, None, {"output_attentions": True}) is None
         assert (
             quick_step(model, cache, token, torch.ones(1, 1, 1, 4), {}) is None
         )  # who sees what, in a form of its own
-        assert quick_step(model, cache, torch.randn(1, 2, 32), None, {}) is None
+        with torch.autocast("cpu"):
+            assert quick_step(model, cache, token, None, {}) is None
         assert quick_step(thinker("llama"), cache, token, None, {}) is None  # another model, such as one that drafts
         with torch.enable_grad():
             assert quick_step(model, cache, token, None, {}) is None
     with torch.no_grad():
         assert quick_step(model, cache, token, None, {}) is None  # nobody generates
+        with stepping(model.train()):
+            assert quick_step(model, cache, token, None, {}) is None
+
+
+@pytest.mark.parametrize("change", [hooked, patched, lora, lambda model: model.register_forward_hook(print)])
+def test_a_model_that_changes_after_it_was_known(change: Callable[[Any], Any]) -> None:
+    model = thinker("llama")
+    for known in (True, False):
+        with torch.no_grad(), stepping(model):
+            step = quick_step(model, DecodingCache(model.config), torch.randn(1, 1, 32), None, {})
+        assert (step is not None) == known
+        change(model)
+
+
+def test_what_is_known_does_not_keep_a_model_alive() -> None:
+    model = thinker("llama")
+    with stepping(model):
+        pass
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 # --- In generate ------------------------------------------------------------------------------------------------------

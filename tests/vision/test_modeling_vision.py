@@ -530,7 +530,11 @@ class TestSaving:
     def test_round_trip(self, dtype, tmp_path) -> None:
         model, pixels = build(SMALL).to(dtype), pictures(24)
         model.save_pretrained(tmp_path)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "config.json",
+            "model.safetensors",
+            "omni_remote.py",
+        ]
         again = OmniVisionModel.from_pretrained(tmp_path).eval()
         assert again.config.to_dict() == {**model.config.to_dict(), "_name_or_path": str(tmp_path)}
         assert list(again.state_dict()) == list(model.state_dict())
