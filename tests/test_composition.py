@@ -85,7 +85,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bare, turns = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
     bare.chat_template, turns.chat_template = None, TURNS
     ids = {"vocab_size": len(tokenizer), "eos_token_id": 1, "bos_token_id": None}
-    gqa = {**SMALL, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 256}
+    gqa = {**SMALL, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 512}
     save("llama", LlamaForCausalLM(LlamaConfig(**gqa, **{**ids, "vocab_size": 320})).bfloat16(), turns)
     save("qwen", Qwen3ForCausalLM(Qwen3Config(**gqa, **ids, tie_word_embeddings=True)), tokenizer)
     gpt2 = GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=512, tie_word_embeddings=False, **ids)

@@ -39,14 +39,15 @@ class ConversationCollator:
     Args:
         processor: the model's `OmniProcessor`.
         max_length: the longest row in tokens.
+        max_positions: the longest conversation in tokens, as the Thinker was made for; None if that is not known.
 
     Raises:
-        ExampleError: an example without an answer to learn from, with control tokens in a text, or longer than `max_length`;
-            its source is named.
+        ExampleError: an example without an answer to learn from, with control tokens in a text, or longer than `max_length`
+            or `max_positions`; its source is named.
     """
 
-    def __init__(self, processor: Any, max_length: int = 2048) -> None:
-        self.processor, self.max_length = processor, max_length
+    def __init__(self, processor: Any, max_length: int = 2048, max_positions: int | None = None) -> None:
+        self.processor, self.max_length, self.max_positions = processor, max_length, max_positions
         special = sorted({str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special})
         self._control = re.compile("|".join(map(re.escape, special)) or "(?!)")
 
@@ -95,6 +96,11 @@ class ConversationCollator:
             raise ExampleError(
                 f"{_named(place, example)} has {len(ids)} tokens, more than max_length={self.max_length}; raise it, "
                 "or put fewer questions or items into one example. Nothing is cut."
+            )
+        if self.max_positions is not None and max(positions) >= self.max_positions:
+            raise ExampleError(
+                f"{_named(place, example)} has a conversation of {max(positions) + 1} tokens, more than the "
+                f"{self.max_positions} positions of the language model; shorten it, or show fewer items. Nothing is cut."
             )
         return Row(ids, labels, positions, branches)
 

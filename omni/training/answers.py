@@ -34,7 +34,8 @@ class AnswerTraining:
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.model, OmniSection)
         self.model, self.processor = build_omni(**recipe.model.model_dump())
-        self._collate = ConversationCollator(self.processor)
+        positions = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        self._collate = ConversationCollator(self.processor, max_positions=positions)
         self.train, self.evaluate = self._examples(recipe.train), self._examples(recipe.evaluate)
 
     def _examples(self, data: Scenes | Files | None) -> SceneConversations | ManifestConversations | None:

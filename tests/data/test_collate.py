@@ -217,6 +217,19 @@ def test_an_example_that_is_too_long_is_named(make_pair: Pair) -> None:
         ConversationCollator(processor, max_length=length - 1)([example(1), example(4)])
 
 
+def test_a_conversation_longer_than_the_language_model_is_named(make_pair: Pair) -> None:
+    """Several in one row count from where they part, so the row may be longer than any of them."""
+    _, processor = make_pair()
+    batch = ConversationCollator(processor)([example(4)])
+    longest = int(batch["position_ids"].max()) + 1
+    assert longest < batch["input_ids"].shape[1]
+    ConversationCollator(processor, max_positions=longest)([example(4)])
+    with pytest.raises(
+        ExampleError, match=rf"a conversation of {longest} tokens, more than the {longest - 1} positions"
+    ):
+        ConversationCollator(processor, max_positions=longest - 1)([example(4)])
+
+
 @pytest.mark.parametrize(("items", "placeholders"), [(0, 1), (2, 1), (1, 0), (1, 2)])
 def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placeholders: int) -> None:
     _, processor = make_pair()
