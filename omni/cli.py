@@ -547,11 +547,15 @@ def bench(
     jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Of `python -m benchmarks`.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Speed and error of each fast path, no peers.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="Whose fast paths.", show_default=SHIPPED)] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="How many are embedded and asked about.")] = 32,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="How many are embedded and asked about.", show_default="32")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure omni beside its peers, or its fast paths beside the reference: omni bench --verify."""
     if not verify:
+        if checkpoint is not None or pictures is not None or as_json:
+            _refuse("--checkpoint, --pictures and --json belong to --verify; add it, or leave them out.")
         root = Path(omni.__file__).parents[1]
         if not (root / "benchmarks" / "__main__.py").is_file():
             _refuse(
@@ -569,7 +573,7 @@ def bench(
 
     _quiet()
     with _mistakes(CheckpointError, QuestionError), _status("starting") as say:
-        found = list(compare(folder, pictures, progress=say))
+        found = list(compare(folder, pictures or 32, progress=say))
     if as_json:
         typer.echo(json.dumps([path.model_dump() for path in found], indent=2))
     else:

@@ -342,8 +342,9 @@ class RoomyLayer(DynamicLayer):
         if not self._has_room(length):
             room = length + max(ROOM, length // 2)
             self._longer = [new.new_empty(*new.shape[:-2], room, new.shape[-1]) for new in (key_states, value_states)]
-            for longer, part in zip(self._longer, (self.keys, self.values) if held else (), strict=False):  # type: ignore[has-type]
-                longer[..., :held, :] = part
+            if held:
+                self._longer[0][..., :held, :] = self.keys  # type: ignore[has-type]
+                self._longer[1][..., :held, :] = self.values  # type: ignore[has-type]
         keys, values = self._longer
         keys[..., held:length, :] = key_states
         values[..., held:length, :] = value_states
