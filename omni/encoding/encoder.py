@@ -90,6 +90,8 @@ def load_encoder(checkpoint: str | Path) -> Encoder:
             encoder does not take, or weights that are not whole.
     """
     folder, modality = Path(checkpoint), get_modality("image")
+    if not folder.is_dir():  # transformers would look for it on the internet, and speak of that
+        raise CheckpointError(f"The checkpoint {str(folder)!r} does not exist; expected the folder of a saved model.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if isinstance(config, OmniConfig):
