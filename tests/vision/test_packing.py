@@ -1,5 +1,6 @@
 """The packed encoder against the model itself: every way in, every way out, other shapes, no oneDNN."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
-from omni.vision.packing import PackedVisionModel
+from omni.vision.packing import PackedVisionModel, _attend
 
 SCALE, SHIFT = [1 / 58.4, 1 / 57.1, 1 / 57.4], [-2.1, -2.0, -1.8]  # ImageNet's, another for every channel
 
@@ -84,6 +85,36 @@ def test_bfloat16_is_as_near_as_the_model_in_bfloat16(given: Callable[[torch.Ten
             (one.float() - expected[:, rows]).norm() / expected[:, rows].norm() for one in (found, half[:, rows])
         )
         assert 1e-4 < error < 2 * usual  # not float32 by accident, and no second source of error
+
+
+@pytest.mark.parametrize(("largest", "usual"), [(0.0, False), (10.0, False), (90.0, False), (150.0, True), (1e4, True)])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_attention_by_powers_of_two_is_softmax_for_scores_of_any_size(
+    largest: float, usual: bool, sign: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every score of one row near its largest, of either sign: 2^150 is more than a bfloat16 holds, 2^-150 is less."""
+    heads, n, depth = 2, 9, 4
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, n, heads, depth)
+    query[..., 0], key[..., 0] = sign * largest, 1 + 0.01 * torch.rand(2, n, heads)
+    qkv = torch.cat([part.flatten(2) for part in (query, key, value)], dim=-1).bfloat16()
+    asked: list[int] = []
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda scores, axis: asked.append(axis) or softmax(scores, axis))
+    found = _attend(qkv, heads)
+    assert bool(asked) is usual
+    exact = [part.double().view(2, n, heads, depth).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
+    powers = (exact[0] @ exact[1].mT).bfloat16().double() * math.log(
+        2
+    )  # scores are rounded, as by any bfloat16 product
+    expected = (softmax(powers, -1) @ exact[2]).transpose(1, 2).flatten(2)
+    assert (found.double() - expected).abs().max() < 0.03
+
+
+def test_attention_of_nan_is_nan() -> None:
+    qkv = torch.randn(1, 5, 24).bfloat16()
+    qkv[0, 2, 0] = float("nan")
+    assert _attend(qkv, 2).isnan().any()
 
 
 def test_bytes_give_what_the_image_processor_gives() -> None:
