@@ -283,11 +283,14 @@ def _is_plain(language_model: Any) -> bool:
 def _is_changed(module: nn.Module) -> bool:
     """Whether it does more than its class says, or elsewhere, or in another precision."""
     own: Any = vars(module)
-    return bool(own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own) or not all(
-        type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
-        for weight in own["_parameters"].values()
-        if weight is not None
-    )
+    if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
+        return True
+    for weight in own["_parameters"].values():
+        if weight is not None and not (
+            type(weight) is nn.Parameter and weight.dtype is torch.float32 and weight.is_cpu
+        ):
+            return True
+    return False
 
 
 @torch.no_grad()
