@@ -4,21 +4,26 @@
              fused kernel, which makes it a strong peer. Computes what omni's encoder computes
     vit      transformers' ViTModel with sdpa; its final norm is a LayerNorm and not an RMSNorm
     timm     timm's VisionTransformer; likewise
+    onnxruntime, OpenVINO    omni's encoder, exported by `omni export`, in a runtime for deployment
     llava    transformers' LlavaForConditionalGeneration: pictures and words to words
 
 Shapes: B pictures, N patches, D width. Every encoder maps pixels float[B, 3, H, W] to tokens float[B, 1+N, D], see
 `tokens`; each is tried eager and compiled.
 """
 
+import atexit
 import copy
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -242,6 +247,67 @@ def left_out(module: nn.Module) -> Any:
 def ways(quick: bool) -> dict[str, Callable[[nn.Module], Any]]:
     """How each module is tried."""
     return {"eager": eager, "compiled": left_out if quick else compiled}
+
+
+# --- Runtimes ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _exported() -> Path:
+    """The shipped encoder as an ONNX graph, until the process ends."""
+    from omni.export import export  # needs the packages of the extra [onnx]
+
+    folder = Path(tempfile.mkdtemp()) / "vision_tiny"
+    atexit.register(shutil.rmtree, folder.parent)
+    export(CHECKPOINTS / "vision_tiny", folder)
+    return folder / "image_encoder.onnx"
+
+
+def onnxruntime(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """onnxruntime on as many threads as torch."""
+    if dtype != torch.float32:
+        raise Unavailable("onnxruntime has no bfloat16 on CPUs.")
+    runtime, _ = _module("onnxruntime"), _module("onnxscript")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(_exported(), options, providers=["CPUExecutionProvider"])
+    return lambda pixels: _joined(session.run(["cls", "grid"], {"pixel_values": pixels.numpy()}))
+
+
+def openvino(dtype: torch.dtype, requests: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """OpenVINO on as many threads as torch; with several requests it computes as many parts of a batch side by side."""
+    runtime, _ = _module("openvino"), _module("onnxscript")
+    model = runtime.Core().compile_model(
+        str(_exported()),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY" if requests == 1 else "THROUGHPUT",
+            "PERFORMANCE_HINT_NUM_REQUESTS": requests,
+        },
+    )
+    queue = [model.create_infer_request() for _ in range(requests)]
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        for request, part in zip(queue, pixels.float().chunk(requests), strict=True):
+            request.start_async([part.numpy()], share_inputs=True)
+        for request in queue:
+            request.wait()
+        parts = [_joined([request.get_tensor(name).data for name in ("cls", "grid")]) for request in queue]
+        return parts[0] if requests == 1 else torch.cat(parts)
+
+    return encode
+
+
+def _joined(outputs: list[Any]) -> torch.Tensor:
+    return torch.cat([torch.from_numpy(output) for output in outputs], dim=1)
+
+
+def _module(name: str) -> Any:
+    if find_spec(name) is None:
+        raise Unavailable(f"{name} is not installed.")
+    return import_module(name)
 
 
 # --- Pictures and words -----------------------------------------------------------------------------------------------

@@ -28,7 +28,12 @@ def races(quick: bool) -> Iterator[Race]:
             torch.compiler.reset()  # what was compiled for the race before counts against a limit
             yield Race(
                 f"{precision}, batch {batch}",
-                [*_peers(batch, dtype, quick), *_ours(batch, dtype, quick), *_products(batch, dtype)],
+                [
+                    *_peers(batch, dtype, quick),
+                    *_runtimes(batch, dtype, quick),
+                    *_ours(batch, dtype, quick),
+                    *_products(batch, dtype),
+                ],
                 items=batch,
                 unit="img",
             )
@@ -49,6 +54,26 @@ def _peers(batch: int, dtype: torch.dtype, quick: bool) -> list[Contestant]:
         for way, prepare in peers.ways(quick).items()
         for name, make in peers.ENCODERS.items()
     ]
+
+
+def _runtimes(batch: int, dtype: torch.dtype, quick: bool) -> list[Contestant]:
+    """Our encoder out of torch: is a runtime for deployment faster with it?"""
+    pixels, check = pictures.pixels(batch), partial(_check, batch, TOLERANCE[dtype])
+    threads = torch.get_num_threads()
+    made: dict[str, Callable[[], Any]] = {
+        "omni exported, onnxruntime": partial(peers.onnxruntime, dtype),
+        "omni exported, OpenVINO": partial(peers.openvino, dtype, 1),
+    }
+    if 1 < threads <= batch:
+        made[f"omni exported, OpenVINO, {threads} requests"] = partial(peers.openvino, dtype, threads)
+    if quick:
+        made = dict.fromkeys(made, partial(peers.left_out, nn.Identity()))
+    return [Contestant(name, partial(_run, make, pixels), ours=True, check=check) for name, make in made.items()]
+
+
+def _run(make: Callable[[], Any], pixels: torch.Tensor) -> Call:
+    encode = make()
+    return lambda: encode(pixels)
 
 
 def _ours(batch: int, dtype: torch.dtype, quick: bool) -> list[Contestant]:

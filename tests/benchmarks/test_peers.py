@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -56,6 +57,25 @@ def test_so_it_is_with_the_shipped_weights_on_pictures() -> None:
     model, pixels = peers.omni(), pictures.pixels(2)
     assert count(peers.seed(model)) == count(model) == 916_992
     torch.testing.assert_close(peers.seed(model)(pixels), peers.tokens(model(pixels)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "make"),
+    [
+        ("onnxruntime", peers.onnxruntime),
+        ("openvino", partial(peers.openvino, requests=1)),
+        ("openvino", partial(peers.openvino, requests=2)),
+    ],
+    ids=["onnxruntime", "OpenVINO", "OpenVINO, 2 requests"],
+)
+@torch.inference_mode()
+def test_runtimes_say_the_same_of_pictures(module: str, make: Callable[..., Callable[..., torch.Tensor]]) -> None:
+    pytest.importorskip(module, reason=f"{module} is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pixels = pictures.pixels(3)
+    expected = peers.tokens(peers.omni()(pixels))
+    torch.testing.assert_close(make(torch.float32)(pixels), expected, rtol=0, atol=1e-4)
 
 
 def test_the_seed_module_takes_the_fused_kernel() -> None:
