@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from omni.answering import Session, load
+from omni.answering import Answer, Session, load
 from omni.data import scenes
 from omni.data.pictures import read_picture
 from omni.encoding.encoder import Encoder, load_encoder
@@ -33,6 +33,10 @@ PHOTO = (1280, 960)
 """Pixels of the JPEG files of which scaled decoding is tried."""
 
 
+Ask = Callable[[str, int], Answer]
+"""A question and the tokens of its answer at most."""
+
+
 class FastPath(BaseModel):
     """One fast path and its reference.
 
@@ -42,6 +46,7 @@ class FastPath(BaseModel):
         reference_speed, speed: medians.
         difference: how far off it is, see `of`.
         of: "embeddings", the largest |difference| / |token|; "answers", the share that is worded otherwise.
+        reference_right, right: the share of answers that are the expected ones.
         tolerance: what it may be off; None for a path that is not exact and is never taken unless asked for.
         refused: why it is not taken, if it is not.
     """
@@ -55,6 +60,8 @@ class FastPath(BaseModel):
     difference: float
     of: str
     tolerance: float | None
+    reference_right: float | None = None
+    right: float | None = None
     refused: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
@@ -89,9 +96,12 @@ def verify(
     progress("scaled decoding")
     yield _scaled_decoding(encoder, pictures, rounds)
     if encoder.fused is not None:
-        asked = [[question.text for question in scenes.questions(scene, scene.seed)] for scene in drawn]
+        asked = [scenes.questions(scene, scene.seed) for scene in drawn]
+        model, processor = load(checkpoint)
         progress("answers")
-        yield from _answers(checkpoint, pictures, asked)
+        yield from _answers(model, processor, pictures, asked)
+        progress("answers, scaled decoding")
+        yield _scaled_answers(model, processor, encoder.side, pictures, asked)
 
 
 # --- Embeddings -------------------------------------------------------------------------------------------------------
@@ -173,42 +183,79 @@ def _speeds(ways: Sequence[Callable[[], Any]], rounds: int, items: int) -> list[
 
 
 def _answers(
-    checkpoint: str | Path, pictures: Sequence[Image.Image], asked: Sequence[Sequence[str]]
+    model: Any, processor: Any, pictures: Sequence[Image.Image], asked: Sequence[Sequence[scenes.Question]]
 ) -> Iterator[FastPath]:
-    model, processor = load(checkpoint)
-    texts: dict[str, list[str]] = {}
-    seconds: dict[str, list[float]] = {}
+    def anew(picture: Image.Image) -> Ask:
+        return lambda text, limit: Session(model, processor, [picture]).ask(text, limit)
 
-    def ask(way: str, session: Session, question: str) -> None:
-        start = time.perf_counter()
-        texts.setdefault(way, []).append(session.ask(question, WRITTEN).answer)
-        seconds.setdefault(way, []).append(time.perf_counter() - start)
-
+    own, quick, further, own_further = (_Asked() for _ in range(4))
     for picture, questions in zip(pictures, asked, strict=True):
         session = Session(model, processor, [picture])
         for number, question in enumerate(questions):
             with own_way():
-                ask("own", Session(model, processor, [picture]), question)
-            ask("quick", Session(model, processor, [picture]), question)
+                own.ask(question, anew(picture))
+            quick.ask(question, anew(picture))
             if number:  # the picture has been read
-                ask("again", session, question)
-                texts.setdefault("own, again", []).append(texts["own"][-1])
-                seconds.setdefault("own, again", []).append(seconds["own"][-1])
+                further.ask(question, session.ask)
+                own_further.add(own)
             else:
-                session.ask(question, WRITTEN)
-    for name, way, reference in (
-        ("first question: oneDNN products, quick steps", "quick", "own"),
-        ("a further question: what was read is not read again", "again", "own, again"),
-    ):
-        differing = sum(a != b for a, b in zip(texts[way], texts[reference], strict=True))
-        yield FastPath(
+                session.ask(question.text, WRITTEN)
+    yield quick.beside(own, "first question: oneDNN products, quick steps", tolerance=0.0)
+    yield further.beside(own_further, "a further question: what was read is not read again", tolerance=0.0)
+
+
+def _scaled_answers(
+    model: Any,
+    processor: Any,
+    side: int,
+    pictures: Sequence[Image.Image],
+    asked: Sequence[Sequence[scenes.Question]],
+) -> FastPath:
+    def read(file: bytes, at_least: int | None) -> Ask:
+        return lambda text, limit: Session(model, processor, [read_picture(file, at_least)]).ask(text, limit)
+
+    whole, scaled = _Asked(), _Asked()
+    for picture, questions in zip(pictures, asked, strict=True):
+        file = _jpeg(picture)
+        for question in questions:
+            whole.ask(question, read(file, None))
+            scaled.ask(question, read(file, side))
+    name = f"answers about JPEG files of {PHOTO[0]}x{PHOTO[1]}, scaled decoding (where asked for)"
+    return scaled.beside(whole, name, tolerance=None)
+
+
+class _Asked:
+    """One way of answering: what was said, whether it is right, and how long it took."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.right: list[bool] = []
+        self.seconds: list[float] = []
+
+    def ask(self, question: scenes.Question, ask: Ask) -> None:
+        start = time.perf_counter()
+        said = ask(question.text, WRITTEN).answer
+        self.seconds.append(time.perf_counter() - start)
+        self.texts.append(said)
+        self.right.append(said == question.answer)
+
+    def add(self, other: "_Asked") -> None:
+        """The other's last."""
+        for name, values in vars(other).items():
+            vars(self)[name].append(values[-1])
+
+    def beside(self, reference: "_Asked", name: str, tolerance: float | None) -> FastPath:
+        count = len(self.texts)
+        return FastPath(
             name=name,
             unit="answers",
-            reference_speed=1 / median(seconds[reference]),
-            speed=1 / median(seconds[way]),
-            difference=differing / len(texts[way]),
+            reference_speed=1 / median(reference.seconds),
+            speed=1 / median(self.seconds),
+            difference=sum(a != b for a, b in zip(self.texts, reference.texts, strict=True)) / count,
             of="answers",
-            tolerance=0.0,
+            tolerance=tolerance,
+            reference_right=sum(reference.right) / count,
+            right=sum(self.right) / count,
         )
 
 
@@ -220,7 +267,7 @@ def table(paths: Sequence[FastPath]) -> Any:
     from rich.table import Table
 
     made = Table("fast path", title="fast paths and the reference")
-    for title in ("of", "reference /s", "fast /s", "x", "difference", "tolerance", ""):
+    for title in ("of", "reference /s", "fast /s", "x", "difference", "tolerance", "right", ""):
         made.add_column(title, justify="right")
     for path in paths:
         verdict = (
@@ -234,6 +281,7 @@ def table(paths: Sequence[FastPath]) -> Any:
             f"{path.speed / path.reference_speed:.2f}",
             f"{path.difference:.1%}" if path.of == "answers" else f"{path.difference:.1e}",
             "stated" if path.tolerance is None else f"{path.tolerance:g}",
+            "" if path.right is None else f"{path.reference_right:.1%}, {path.right:.1%}",
             verdict,
         )
     return made
