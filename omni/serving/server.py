@@ -25,6 +25,10 @@ WRONG = (ValueError, TypeError, LookupError, TemplateError)
 """What transformers raises for a request that it cannot follow, such as a role that the chat template has no place for."""
 
 
+MAX_BODY = 100 * 2**20
+"""Bytes of a request at most."""
+
+
 class ServingError(ValueError):
     """A server that cannot be started; the message is one sentence."""
 
@@ -89,6 +93,7 @@ class _Server(Serve):
         for handler in (self._chat_handler, self._completion_handler, self._response_handler):
             handler.handle_request = self._guarded(handler.handle_request)
         app.router.routes[:] = [route for route in app.router.routes if route.path in KEPT]
+        app.add_middleware(_body_limit())
         app.add_exception_handler(HTTPException, _refused)
         app.add_exception_handler(RequestValidationError, _no_json)
         self.server.run()
@@ -146,6 +151,31 @@ def keep_within_reach(model: Any, processor: Any) -> None:
         return generate(**{**kwargs, "tokenizer": processor.tokenizer})
 
     processor.apply_chat_template, model.generate = apply_chat_template, generate_within
+
+
+def _body_limit() -> type:
+    """Starlette's limit of requests' bodies; where the header says how long one is, refused with a sentence."""
+    from starlette.datastructures import Headers
+    from starlette.exceptions import HTTPException
+    from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+
+    class BodyLimit(RequestBodyLimitMiddleware):
+        def __init__(self, app: Any) -> None:
+            super().__init__(app, max_body_size=MAX_BODY)
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            length = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
+            if length.isdigit() and int(length) > MAX_BODY:
+                while (await receive()).get("more_body"):  # a client that is still sending would not read the answer
+                    pass
+                found = (
+                    f"Expected a request of at most {MAX_BODY:,} bytes, found {int(length):,}; send smaller pictures."
+                )
+                await _refused(None, HTTPException(413, found))(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)
+
+    return BodyLimit
 
 
 def _refused(request: Any, error: Any) -> Any:

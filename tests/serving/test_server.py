@@ -1,6 +1,7 @@
 """A real `omni serve`, asked by OpenAI's own client: it answers as `omni ask` does, refuses in sentences, and lives on."""
 
 import base64
+import http.client
 import json
 import os
 import re
@@ -171,6 +172,24 @@ def test_a_wrong_request_gets_a_sentence_and_the_server_lives_on(
     assert sentence in json.loads(text)["error"]["message"]
     assert served.process.poll() is None
     assert json.loads(urllib.request.urlopen(f"{served.address}/health", timeout=30).read()) == {"status": "ok"}
+
+
+def test_a_request_that_is_too_large_is_refused_and_not_kept(served: Served, expected: Any) -> None:
+    memory = psutil.Process(served.process.pid).memory_info().rss
+    huge = b" " * (150 * 2**20)
+    status, text = served.post("/v1/chat/completions", huge)
+    assert (status, json.loads(text)["error"]["type"]) == (413, "invalid_request_error")
+    assert "at most 104,857,600 bytes, found 157,286,400" in json.loads(text)["error"]["message"]
+    connection = http.client.HTTPConnection(served.address.removeprefix("http://"), timeout=60)
+    try:  # in pieces, without saying how many there will be
+        connection.request("POST", "/v1/chat/completions", iter([huge[: 2**20]] * 150), encode_chunked=True)
+        assert connection.getresponse().status == 413
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it hung up in the middle
+    finally:
+        connection.close()
+    assert psutil.Process(served.process.pid).memory_info().rss < memory + 130 * 2**20
+    assert served.ask(picture(SCENE), QUESTIONS[0]).choices[0].message.content == expected([SCENE], QUESTIONS[0])
 
 
 def test_a_client_that_leaves_in_the_middle_disturbs_nobody(served: Served, expected: Any) -> None:
