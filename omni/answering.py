@@ -10,8 +10,10 @@ Two things can be wrong with what somebody asks for, and each has its error: a c
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from transformers import BatchFeature
+from transformers.generation.streamers import BaseStreamer
 
 from omni.data.conversations import Message, ask
 from omni.fusion.configuration_omni import OmniConfig
@@ -31,6 +34,8 @@ from omni.loading import CheckpointError
 
 ADAPTERS = "adapter_config.json"
 """Of peft: what its adapters are, and for which model."""
+BASE = "base_fingerprints.json"
+"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration."""
 
 
 class QuestionError(ValueError):
@@ -46,7 +51,8 @@ class Answer(BaseModel):
         checkpoint: the folder that the model came from.
         complete: whether the model ended by itself; False if it was stopped at `max_new_tokens`.
         tokens_read, tokens_written: length of the prompt, pictures included, and of the answer.
-        seconds: wall-clock time by what it was spent on.
+        seconds: wall-clock time by what it was spent on: preparing the prompt, encoding the pictures, reading the prompt
+            (to the first token) and writing the rest.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -169,6 +175,13 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         raise CheckpointError(
             f"{str(folder)!r} holds adapters, for which peft is needed: pip install 'omni-thinker[train]'."
         ) from error
+    trained_for = _read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    found = model.config.fingerprints or {}
+    if others := sorted(part for part in found if trained_for.get(part) != found[part]):
+        raise ValueError(
+            f"its adapters were trained for other weights of {', '.join(others)} than those in "
+            f"{model.config.name_or_path!r}; put the model back that they were trained for, or train them again."
+        )
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         saved = set(file.keys())
     try:
@@ -213,6 +226,40 @@ def write_prompts(processor: OmniProcessor, conversations: Sequence[list[Message
     )
 
 
+class _Clock(BaseStreamer):
+    """Notes when the first token of an answer is there, and hands on what `generate` reads and writes."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer, self.puts, self.first = streamer, 0, 0.0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.puts += 1
+        if self.puts == 2:  # before them comes the prompt
+            self.first = time.perf_counter()
+        if self.streamer is not None:
+            self.streamer.put(value)
+
+    def end(self) -> None:
+        if self.streamer is not None:
+            self.streamer.end()
+
+
+class _Tokens(BaseStreamer):
+    """Tokens from the thread that writes an answer to the one that waits: the prompt's, then one by one, then None."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[list[int] | None] = SimpleQueue()
+        self.wanted = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.wanted:
+            raise InterruptedError("Nobody listens any more.")
+        self.queue.put(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
 class Session:
     """Questions about the same pictures. They are encoded once, and what the model has read of them it does not read again.
 
@@ -238,7 +285,7 @@ class Session:
         Args:
             question: any text. Words in it that look like control tokens, such as "<image>", are read as plain text.
             max_new_tokens: where to stop a model that does not end by itself.
-            streamer: one of transformers' streamers, which gets the answer while it is written.
+            streamer: one of transformers' streamers, which gets the answer while it is written; see `stream`, too.
 
         Raises:
             QuestionError: an empty question, or more pictures and words than the model can read.
@@ -263,13 +310,15 @@ class Session:
         if self._take_back(ids):
             inputs.pop("mm_encoder_outputs", None)  # all pictures have been read
         self._read = []  # until it is known again: whatever interrupts may leave the cache half filled
+        clock = _Clock(streamer)
         output = self.model.generate(
-            **inputs, past_key_values=self._cache, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer
+            **inputs, past_key_values=self._cache, max_new_tokens=max_new_tokens, do_sample=False, streamer=clock
         )[0]
+        ended = time.perf_counter()
         self._read = output[: self._cache.get_seq_length()].tolist()
         written = output[len(ids) :]
         return Answer(
-            answer=self.processor.decode(written, skip_special_tokens=True).strip(),
+            answer=self._decode(written),
             question=question,
             checkpoint=str(self.model.config.name_or_path),
             complete=_ended(self.model, written),
@@ -278,9 +327,53 @@ class Session:
             seconds={
                 "preparing": round(prepared - start, 4),
                 "encoding": round(encoded - prepared, 4),
-                "generating": round(time.perf_counter() - encoded, 4),
+                "reading": round(clock.first - encoded, 4),
+                "writing": round(ended - clock.first, 4),
             },
         )
+
+    def stream(self, question: str, max_new_tokens: int = 192) -> Iterator[Answer]:
+        """Ask one question, and get its answer while it is written; who stops listening stops the writing.
+
+        Yields:
+            What there is of the answer whenever it has grown, with `complete` False and no `seconds`; at last what `ask`
+            returns.
+
+        Raises:
+            QuestionError: see `ask`.
+        """
+        tokens, written, said = _Tokens(), [], ""
+        with ThreadPoolExecutor(1) as writer:
+            asked = writer.submit(self.ask, question, max_new_tokens, tokens)
+            asked.add_done_callback(lambda _: tokens.end())  # also if nothing is generated
+            try:
+                given = iter(tokens.queue.get, None)
+                tokens_read = len(next(given, ()))
+                for token in given:
+                    written += token
+                    text = self._decode(written).rstrip("\ufffd")  # of some letters a token is a part
+                    if text != said:
+                        said = text
+                        yield Answer(
+                            answer=text,
+                            question=question.strip(),
+                            checkpoint=str(self.model.config.name_or_path),
+                            complete=False,
+                            tokens_read=tokens_read,
+                            tokens_written=len(written),
+                            seconds={},
+                        )
+            finally:
+                tokens.wanted = False
+            yield asked.result()
+
+    def _decode(self, written: Any) -> str:
+        return self.processor.decode(written, skip_special_tokens=True).strip()
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self._items)
 
     @property
     def items(self) -> Sequence[EncodedItem]:

@@ -5,6 +5,7 @@ answer, I pictures, L tokens read and written.
 
     encoder_attention(encoder, picture)                 each head, their mean, rollout     float[H, h, w], float[h, w]
     word_attention(model, processor, pictures, text)    word by word, picture by picture   I x float[W, h, w]
+    session_attention(session, text)                    the same where a `Session` is at hand
     draw_encoder(...), draw_words(...)                  the same laid over the pictures
 
 The weights are those that the model computes with, taken from attention written out (eager), whatever it runs on at other
@@ -161,7 +162,6 @@ class _Tokens(BaseStreamer):
         pass
 
 
-@torch.inference_mode()
 def word_attention(
     model: OmniForConditionalGeneration,
     processor: OmniProcessor,
@@ -186,14 +186,21 @@ def word_attention(
             training mode.
         QuestionError: see `omni.answering.Session.ask`.
     """
+    return session_attention(Session(model, processor, pictures), question, max_new_tokens)
+
+
+@torch.inference_mode()
+def session_attention(session: Session, question: str, max_new_tokens: int = 192) -> WordAttention:
+    """As `word_attention`; pictures that the session has encoded are not encoded again."""
+    model = session.model
     _expect_no_dropout(model)
-    if not pictures:
+    if not session.count:
         raise AttentionError("There is no picture to look at; pass one at least.")
     section = model.config.modalities.get("image")
     if section is None or "grid" not in section["output"].split("+"):
         given = "no pictures" if section is None else "of a picture its CLS token alone"
         raise AttentionError(f"The Thinker of this model gets {given}, so there are no places for it to look at.")
-    session, tokens = Session(model, processor, pictures), _Tokens()
+    tokens = _Tokens()
     answer, items = session.ask(question, max_new_tokens, streamer=tokens), session.items
     ids, start = torch.tensor([tokens.ids], device=model.device), answer.tokens_read
     outputs = model.model(input_ids=ids, mm_encoder_outputs={"image": items}, output_attentions=True, use_cache=False)
@@ -203,7 +210,7 @@ def word_attention(
         name = type(model.model.language_model).__name__
         raise AttentionError(f"{name} gives no maps of attention, so where it looks cannot be seen.")
     by_token = torch.stack(maps).mean(0)[start - 1 : -1].cpu().numpy()  # float[tokens of the answer, L]
-    words = _words(processor.tokenizer, tokens.ids[start:])
+    words = _words(session.processor.tokenizer, tokens.ids[start:])
     by_word = np.array([by_token[members].mean(0) for _, members in words]).reshape(len(words), len(tokens.ids))
     here = np.flatnonzero(np.array(tokens.ids) == section["token_id"])
     ends = np.cumsum([model.config.num_tokens("image", item.grid_shape) for item in items])
@@ -285,7 +292,7 @@ def _colours(strengths: Floats) -> Floats:
 
 def draw_encoder(attention: EncoderAttention, encoder: Encoder, picture: Image.Image) -> Image.Image:
     """One row of panels: the picture, each head, their mean, and rollout."""
-    seen = _seen(encoder.image_processor, picture)
+    seen = as_seen(encoder.image_processor, picture)
     heads = [_Panel(seen, f"head {number}", weights) for number, weights in enumerate(attention.heads, 1)]
     combined = [_Panel(seen, "mean of heads", attention.mean), _Panel(seen, "rollout", attention.rollout)]
     title = f"layer {attention.layer} of {attention.layers}, {attention.query} over the patches"
@@ -296,20 +303,20 @@ def draw_words(attention: WordAttention, processor: OmniProcessor, pictures: Seq
     """A row of panels for each picture: itself, and where in it the Thinker looked for each word of the answer."""
     rows = []
     for number, (picture, maps) in enumerate(zip(pictures, attention.maps, strict=True), 1):
-        seen = _seen(processor.preprocessors["image"], picture)
+        seen = as_seen(processor.preprocessors["image"], picture)
         words = zip(attention.words, maps, strict=True)
         panels = [_Panel(seen, f"{place}. {word}", weights) for place, (word, weights) in enumerate(words, 1)]
         rows.append([_Panel(seen, f"picture {number}" if len(pictures) > 1 else "picture"), *panels])
     return _sheet(attention.answer.question, rows)
 
 
-def _seen(image_processor: Any, picture: Image.Image) -> Image.Image:
-    """What the patches cover, as wide as a panel: the picture, but some image processors cut edges off, or add some."""
+def as_seen(image_processor: Any, picture: Image.Image, width: int = PANEL) -> Image.Image:
+    """What the patches cover, `width` pixels wide: the picture, but some image processors cut edges off, or add some."""
     if any(getattr(image_processor, name, False) for name in ("do_center_crop", "do_pad")):
         pixels = image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
         picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
     aspect = min(max(picture.height / picture.width, 0.25), 2)  # of strips more would be seen of nothing else
-    return picture.resize((PANEL, round(PANEL * aspect)), Image.Resampling.LANCZOS)
+    return picture.resize((width, round(width * aspect)), Image.Resampling.LANCZOS)
 
 
 def _sheet(title: str, groups: Sequence[Sequence[_Panel]], columns: int = 6) -> Image.Image:

@@ -106,10 +106,11 @@ def ask(
     from omni.loading import CheckpointError
 
     _quiet()
-    with _mistakes(CheckpointError, QuestionError):
+    with _mistakes(CheckpointError, QuestionError), _status("loading") as say:
         question = check_question(question)
         model, processor = load(folder)
         loaded = time.perf_counter()
+        say("answering")
         result = answer(model, processor, opened, question, max_new_tokens)
     if as_json:
         seconds = {"loading": round(loaded - start, 3), **result.seconds}
@@ -227,7 +228,7 @@ def attend(
 
     _quiet()
     about: dict[str, Any] = {"pictures": pictures, "checkpoint": str(folder)}
-    with _mistakes(CheckpointError, QuestionError, attention.AttentionError):
+    with _mistakes(CheckpointError, QuestionError, attention.AttentionError), _status("looking"):
         if question is None:
             model_type_of(folder)  # or there is none
             encoder = load_encoder(folder)
@@ -305,7 +306,7 @@ def compose(
     from omni.loading import CheckpointError
 
     _quiet()
-    with _mistakes(CheckpointError, ValueError, FileExistsError):
+    with _mistakes(CheckpointError, ValueError, FileExistsError), _status("joining"):
         composition.expect_new(output)  # before anything large is read
         composed = composition.compose(image, thinker, projector, factor)
         composed.save(output)
@@ -499,7 +500,7 @@ def convert(
     from omni.loading import CheckpointError
 
     _quiet()
-    with _mistakes(conversion.ConversionError, CheckpointError):
+    with _mistakes(conversion.ConversionError, CheckpointError), _status("converting"):
         back = to == "micro-omni"
         done = conversion.to_micro_omni(sources[0], output) if back else conversion.convert(sources, output)
     for note in done.notes:
@@ -540,6 +541,27 @@ def serve(
     typer.echo(f"Serving {str(folder)!r} at http://{host}:{port}/v1", err=True)
     with _mistakes(ServingError, CheckpointError):
         start(folder, host, port, device, allow_private)
+
+
+@app.command("app")
+def play(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model.", show_default=SHIPPED)
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")] = False,
+) -> None:
+    """Ask on a page in the browser, and see where the model looks: omni app."""
+    folder = checkpoint or _shipped_checkpoint()
+    _quiet()
+    from omni.app.server import AppError
+    from omni.app.server import serve as start
+    from omni.loading import CheckpointError
+
+    typer.echo(f"{str(folder)!r} answers at http://{host}:{port}, until Ctrl-C", err=True)
+    with _mistakes(AppError, CheckpointError):
+        start(folder, host, port, browse)
 
 
 @app.command()

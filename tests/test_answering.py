@@ -1,6 +1,8 @@
 """A session answers every question as if it were the first, for any Thinker, and reads each picture once."""
 
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from omni.answering import Session, answer, load
+from omni.answering import QuestionError, Session, answer, load
 from omni.data import scenes
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "omni_tiny"
@@ -86,3 +88,57 @@ def test_the_shipped_checkpoint_says_the_same_in_a_session() -> None:
         session = Session(model, processor, shown)
         for question in scenes.questions(scene, seed, 6):
             assert session.ask(question.text).answer == answer(model, processor, shown, question.text).answer
+
+
+@pytest.mark.parametrize("thinker", ["qwen3", "gpt2", "gemma2"])
+def test_a_streamed_answer_grows_to_the_whole_one(make_pair: Callable[..., Any], thinker: str) -> None:
+    model, processor = make_pair(thinker)
+    shown = pictures(2)
+    session = Session(model, processor, shown)
+    for question in QUESTIONS:
+        whole = answer(model, processor, shown, question, 8)
+        *growing, last = session.stream(f" {question} ", 8)
+        assert last.model_dump(exclude={"seconds"}) == whole.model_dump(exclude={"seconds"})
+        assert list(last.seconds) == ["preparing", "encoding", "reading", "writing"]
+        assert last.seconds["reading"] > 0 < last.seconds["writing"]
+        assert [(part.complete, part.seconds, part.question) for part in growing] == [(False, {}, question)] * len(
+            growing
+        )
+        assert [part.tokens_read for part in growing] == [whole.tokens_read] * len(growing)
+        assert len({part.answer for part in growing}) == len(growing)
+
+
+def test_the_shipped_checkpoint_streams_word_by_word() -> None:
+    model, processor = load(SHIPPED)
+    session = Session(model, processor, [scenes.render(scenes.sample_scene(0, "test"))])
+    *growing, last = session.stream("describe the picture")
+    assert len(growing) > 8
+    assert all(later.answer.startswith(earlier.answer) for earlier, later in pairwise([*growing, last]))
+    assert growing[-1].answer == last.answer == session.ask("describe the picture").answer
+
+
+def test_who_stops_listening_stops_the_writing(make_pair: Callable[..., Any]) -> None:
+    model, processor = make_pair("qwen3")
+    model.generation_config.eos_token_id = None  # it would write for ever
+    session, steps = Session(model, processor, pictures(1)), 0
+
+    def slowly(*args: Any) -> None:
+        nonlocal steps
+        steps += 1
+        time.sleep(0.01)
+
+    model.lm_head.register_forward_pre_hook(slowly)
+    listening = session.stream("how many", 90)
+    next(listening)
+    listening.close()
+    assert steps < 45
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    assert session.ask("how many", 4).answer == answer(model, processor, pictures(1), "how many", 4).answer
+
+
+def test_what_cannot_be_asked_is_said_to_who_listens(make_pair: Callable[..., Any]) -> None:
+    session = Session(*make_pair("qwen3"), pictures(1))
+    with pytest.raises(QuestionError, match="empty"):
+        list(session.stream(" "))
+    with pytest.raises(QuestionError, match="no room"):
+        list(session.stream("how many", 1000))

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil
 from typer.testing import CliRunner, Result
 
 from omni import OmniImageProcessor, OmniProcessor
-from omni.answering import answer, load, write_prompts
+from omni.answering import Session, answer, load, write_prompts
 from omni.attention import (
     AttentionError,
     EncoderAttention,
@@ -25,6 +25,7 @@ from omni.attention import (
     draw_words,
     encoder_attention,
     overlay,
+    session_attention,
     word_attention,
 )
 from omni.cli import app
@@ -234,11 +235,16 @@ def test_any_thinker_shows_where_it_looks_and_stays_as_it_was(
 ) -> None:
     model, processor = make_pair(thinker, output=output)
     shown = [photo(20, 20, seed) for seed in range(2)]
-    said = answer(model, processor, shown, "how many", 6).answer
+    session = Session(model, processor, shown)
+    said = session.ask("how many", 6).answer
     before = model.model.language_model.config._attn_implementation
     found = word_attention(model, processor, shown, "how many", 6)
     assert model.model.language_model.config._attn_implementation == before
     assert list(found.words) == said.split()
+    again = session_attention(session, "how many", 6)  # of pictures that were encoded and read before
+    assert again.words == found.words
+    for mine, other in zip(again.maps, found.maps, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-6)
     rows, ids = looked_at_in_steps(model, processor, shown, "how many", 6)
     assert [maps.shape for maps in found.maps] == [(len(found.words), 2, 2)] * 2
     everything = sum(maps.sum((1, 2)) for maps in found.maps) + found.cls.sum(0) + found.text

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, EvalPrediction
 
-from omni.answering import expect_model
+from omni.answering import BASE, expect_model
 from omni.data import scenes
 from omni.data.collate import IGNORED, ConversationCollator
 from omni.data.conversations import Example, SceneConversations
@@ -72,6 +72,9 @@ class AnswerTraining:
     def save(self, model: nn.Module, folder: Path) -> None:
         """The fused model, or its adapters, and the processor."""
         model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
+        config: Any = model.config
+        if hasattr(model, "peft_config") and config.fingerprints:
+            (folder / BASE).write_text(json.dumps(config.fingerprints, indent=2), encoding="utf-8")
         self.processor.save_pretrained(folder)
 
 

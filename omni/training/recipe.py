@@ -42,6 +42,19 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (unknown := sorted(set(values) - set(cls.model_fields))):
+            names = ", ".join(map(repr, unknown))
+            raise ValueError(f"unknown {names}; what can be set here is {', '.join(cls.model_fields)}")
+        return values
+
+
+def _problem(place: tuple[int | str, ...], message: str) -> str:
+    where = [".".join(map(str, place))] if place else []
+    return ": ".join([*where, message.removeprefix("Value error, ")])
+
 
 class About(Strict):
     """What a reader wants to know before spending hours."""
@@ -223,7 +236,7 @@ class Recipe(Strict):
         try:
             return cls.model_validate(recipe)
         except ValidationError as error:
-            problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+            problems = [_problem(found["loc"], found["msg"]) for found in error.errors()]
             raise RecipeError(f"The recipe {str(path)!r} is not valid: {'; '.join(problems)}.") from error
 
     @model_validator(mode="before")

@@ -60,7 +60,7 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     path = CONFIGS / "train_vision_tiny.json"
     with pytest.raises(ValueError, match="lerning_rate"):
         Recipe.read(path, ["optimizer.lerning_rate=0.1"])
-    with pytest.raises(ValueError, match="enkoder: Extra inputs"):
+    with pytest.raises(ValueError, match="unknown 'enkoder'; what can be set here is"):
         Recipe.read(path, ["model.enkoder=runs"])
     with pytest.raises(ValueError, match="either `checkpoint`, or `thinker`"):
         Recipe.read(CONFIGS / "train_omni_scenes.json", ["model.checkpoint=checkpoints/omni_tiny"])

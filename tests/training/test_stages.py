@@ -223,6 +223,21 @@ def settle(adapters: Path, **changes: Any) -> None:
     (adapters / "adapter_config.json").write_text(json.dumps(values))
 
 
+def test_adapters_know_the_weights_that_they_were_trained_for(adapters: Path, checkpoint: Path) -> None:
+    """The same shapes and names everywhere: without a fingerprint they would load, and answer nonsense."""
+    other = adapters.parent / "retrained"
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.1)
+    model.save_pretrained(other)
+    settle(adapters, base_model_name_or_path=str(other))
+    with pytest.raises(CheckpointError, match="trained for other weights of language_model than those in"):
+        load(adapters)
+    moved = shutil.copytree(checkpoint, adapters.parent / "moved")
+    settle(adapters, base_model_name_or_path=str(moved))
+    load(adapters)
+
+
 def test_adapters_that_cannot_be_loaded_say_why(adapters: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, file = load_file(adapters / "adapter_model.safetensors"), adapters / "adapter_model.safetensors"
     first = next(name for name in weights if "lora_A" in name)

@@ -1,0 +1,127 @@
+"""One `omni app` for all tests of the page, as a process of its own, watched for what it sends elsewhere."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+CHECKPOINT = "checkpoints/omni_tiny"
+
+
+@dataclass
+class Served:
+    """The page.
+
+    Attributes:
+        files: the folder for temporary files that the process was given.
+        sent: what it, or a browser that was told to, would have sent elsewhere.
+    """
+
+    address: str
+    process: subprocess.Popen[str]
+    files: Path
+    sent: list[str] = field(default_factory=list)
+
+    def uploads(self) -> list[Path]:
+        """Files with something in them."""
+        return [path for path in self.files.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    if find_spec("gradio") is None:
+        pytest.skip("the page needs gradio: pip install -c constraints.txt -e '.[app]'")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path_factory.mktemp("app")
+    (files := folder / "files").mkdir()
+    outside = socket.create_server(("127.0.0.1", 0))  # the way to everything that is not this machine
+    proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
+    environment = {**os.environ, "TMPDIR": str(files), "NO_PROXY": "", "no_proxy": ""}
+    environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), proxy)
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-m", "omni", "app", CHECKPOINT, "--port", str(port)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
+    served = Served(f"http://127.0.0.1:{port}", process, files)
+
+    def listen() -> None:
+        while True:
+            try:
+                connection, _ = outside.accept()
+            except OSError:
+                return
+            served.sent.append(connection.recv(200).decode(errors="replace"))
+            connection.close()
+
+    threading.Thread(target=listen, daemon=True).start()
+    until = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            urllib.request.urlopen(served.address, timeout=240)
+            break
+        except OSError:
+            time.sleep(0.2)
+    else:
+        process.kill()
+        pytest.fail(f"The page is not served: {(folder / 'log').read_text()}")
+    yield served
+    process.terminate()
+    said = (folder / "log").read_text()
+    assert process.wait(30) == 0, said
+    assert "Traceback" not in said, said
+    assert list(files.iterdir()) == []
+    outside.close()
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Any:
+    """The model that the page has, and its processor."""
+    from omni.answering import load
+
+    return load(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def expected(shipped: Any) -> Callable[..., Any]:
+    """What `omni ask` answers about pictures, and where the Thinker looks for each word: `expected(question, *paths)`."""
+    from omni.attention import word_attention
+    from omni.data.pictures import read_picture
+
+    return cache(lambda question, *paths: word_attention(*shipped, [*map(read_picture, paths)], question))
+
+
+@pytest.fixture(scope="session")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """Files that are no pictures, each with the sentence of `read_picture` about it."""
+    from omni.data.pictures import PictureError, read_picture
+
+    folder, large = tmp_path_factory.mktemp("damaged"), BytesIO()
+    Image.new("1", (10_000, 10_000)).save(large, "PNG")
+    contents = {
+        "cut.jpg": Path("examples/scene.jpg").read_bytes()[:2000],
+        "text.png": b"a picture of a red circle",
+        "empty.png": b"",
+        "large.png": large.getvalue(),
+    }
+    sentences = {}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+        with pytest.raises(PictureError) as error:
+            read_picture(folder / name)
+        sentences[folder / name] = str(error.value).replace(str(folder / name), name)
+    return sentences

@@ -1,0 +1,279 @@
+"""The page in a real Chromium: choose, ask, look, from a desk and from a phone."""
+
+import base64
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from omni.app.visit import WIDTH
+from omni.attention import as_seen, overlay
+from omni.data.pictures import read_picture
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="the browser is driven by playwright: pip install playwright"
+)
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium")
+
+SCENE, SECOND = "examples/scene.png", "examples/second.png"
+QUESTION, LONG = "what is below the heart", "describe the picture"
+DESK, PHONE = (1280, 900), (390, 844)
+SCREENSHOT = os.environ.get("OMNI_SCREENSHOT")
+"""Where `OMNI_SCREENSHOT=docs/app.png pytest tests/app -k looks` writes what the documents show."""
+
+
+class Visitor:
+    """A tab of a browser, and what is done in it."""
+
+    def __init__(self, page: Any, address: str) -> None:
+        self.page = page
+        page.goto(address)
+        page.get_by_role("button", name="Ask").wait_for()
+
+    def upload(self, *paths: Any) -> None:
+        self.page.set_input_files("input[type=file]", [str(path) for path in paths])
+
+    def ask(self, question: str) -> None:
+        self.page.evaluate("document.querySelector('.answer')?.setAttribute('data-old', '')")
+        self.page.get_by_label("Question").fill(question)
+        self.page.get_by_role("button", name="Ask").click()
+
+    def answer(self) -> str:
+        """As soon as it is whole."""
+        self.page.wait_for_selector(".answer:not([data-old], [aria-busy]) .hint")
+        return self.page.inner_text(".answer p:first-child")
+
+    def word(self, number: int) -> None:
+        pressed = f".answer button[data-word='{number}'][aria-pressed='{{}}']"
+        before = "true" if self.page.query_selector(pressed.format("true")) else "false"
+        self.page.click(pressed.format(before))
+        self.page.wait_for_selector(pressed.format("false" if before == "true" else "true"))
+
+    def pictures(self, count: int = 1) -> list[Any]:
+        """As uint8[H, W, 3]."""
+        self.page.wait_for_function("count => document.querySelectorAll('.pictures img').length === count", arg=count)
+        sources = [each.get_attribute("src") for each in self.page.query_selector_all(".pictures img")]
+        assert all(source.startswith("data:image/png;base64,") for source in sources)
+        return [np.asarray(Image.open(BytesIO(base64.b64decode(source.split(",")[1])))) for source in sources]
+
+    def notices(self) -> list[str]:
+        self.page.wait_for_selector(".notice p")
+        return [each.inner_text() for each in self.page.query_selector_all(".notice p")]
+
+    def width(self) -> int:
+        return self.page.evaluate("document.documentElement.scrollWidth")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        # a sandbox is not to be had by root, as in most containers; the page is ours
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running.new_context()  # one, so that it has the scripts of the page already when it opens it again
+        running.close()
+
+
+@pytest.fixture
+def visit(browser: Any, served: Any) -> Iterator[Callable[..., Visitor]]:
+    """`visit(size)`: somebody opens the page. Nothing that they do there may be sent elsewhere, or go wrong in a script."""
+    pages, outside, errors = [], [], []
+
+    def opened(size: tuple[int, int] = DESK) -> Visitor:
+        page = browser.new_page()
+        pages.append(page)
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+        page.set_default_timeout(20_000)
+        page.on("request", lambda request: outside.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        return Visitor(page, served.address)
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert errors == []
+    assert [url for url in outside if not url.startswith((f"{served.address}/", "data:", "blob:"))] == []
+    assert served.sent == []
+
+
+def shown(path: str) -> Any:
+    return as_seen(None, read_picture(path), WIDTH)
+
+
+def test_a_visitor_uploads_asks_and_looks(visit: Any, expected: Any, tmp_path: Path) -> None:
+    found = expected(QUESTION, SCENE)
+    visitor = visit()
+    header, config = (
+        visitor.page.inner_text("header"),
+        json.loads(Path("checkpoints/omni_tiny/config.json").read_text()),
+    )
+    assert "checkpoints/omni_tiny" in header
+    assert "6.1 M parameters" in header
+    assert all(f"{part} {mark[:8]}" in header for part, mark in config["fingerprints"].items())
+    visitor.upload(SCENE)
+    np.testing.assert_array_equal(visitor.pictures()[0], shown(SCENE))
+    visitor.ask(QUESTION)
+    assert visitor.answer() == found.answer.answer
+    for number, weights in enumerate(found.maps[0]):
+        visitor.word(number)
+        np.testing.assert_array_equal(visitor.pictures()[0], overlay(shown(SCENE), weights))
+        caption = visitor.page.inner_text("figcaption span")
+        assert found.words[number] in caption
+        assert f"{weights.sum():.0%}" in caption
+    assert visitor.width() == DESK[0]
+    target, taken = Path(SCREENSHOT or tmp_path / "app.png"), visitor.page.screenshot(full_page=True)
+    Image.open(BytesIO(taken)).save(target, optimize=True)
+    assert target.stat().st_size < 300_000
+    visitor.word(len(found.words) - 1)
+    np.testing.assert_array_equal(visitor.pictures()[0], shown(SCENE))
+
+
+def test_it_fits_a_phone(visit: Any, expected: Any) -> None:
+    visitor = visit(PHONE)
+    assert visitor.width() == PHONE[0]
+    visitor.page.click("[data-pick='0']")
+    visitor.pictures()
+    visitor.ask(QUESTION)
+    visitor.answer()
+    visitor.page.locator(".times").scroll_into_view_if_needed()
+    visitor.word(0)
+    visitor.page.wait_for_function("document.querySelector('.pictures img').getBoundingClientRect().top >= 0")
+    assert visitor.width() == PHONE[0]
+    np.testing.assert_array_equal(visitor.pictures()[0], overlay(shown(SCENE), expected(QUESTION, SCENE).maps[0][0]))
+
+
+def test_the_answer_comes_word_by_word_and_its_time_is_told(visit: Any, expected: Any) -> None:
+    visitor = visit()
+    visitor.page.click("[data-pick='0']")
+    visitor.pictures()
+    visitor.page.evaluate(
+        """() => {
+            window.said = [];
+            const look = () => said.push(document.querySelector('.answer p:first-child')?.innerText.trim() ?? '');
+            new MutationObserver(look).observe(document.body, {childList: true, characterData: true, subtree: true});
+        }"""
+    )
+    visitor.ask(LONG)
+    answer = visitor.answer()
+    assert answer == expected(LONG, SCENE).answer.answer
+    said = list(dict.fromkeys(filter(None, visitor.page.evaluate("said"))))
+    assert len(said) > 3
+    assert said[-1] == answer
+    assert all(later.startswith(earlier) for earlier, later in pairwise(said))
+
+    def times() -> list[float]:
+        return [float(each.inner_text().split()[0]) for each in visitor.page.query_selector_all(".times li b")]
+
+    first = times()
+    assert len(first) == 5
+    assert min(first) > 0
+    visitor.ask(QUESTION)
+    assert visitor.answer() == "cyan moon"
+    second = times()
+    assert (second[0], second[2]) == (0, 0)  # the picture is neither decoded nor encoded again
+
+
+def test_several_pictures_and_none_of_their_names_is_code(visit: Any, expected: Any, tmp_path: Path) -> None:
+    visitor, code = visit(), tmp_path / "<img src=x onerror=document.title=1>.png"
+    shutil.copy(SCENE, code)
+    visitor.upload(code)
+    visitor.pictures(1)
+    visitor.ask("<img src=x onerror=document.title=2> <image> how many objects are there")
+    visitor.answer()
+    assert len(visitor.pictures(1)) == 1
+    assert visitor.page.title() == "omni"
+    visitor.upload(SECOND)  # in the place of the first
+    visitor.page.wait_for_selector("figcaption:has-text('second.png')")
+    visitor.page.get_by_label("Several pictures").check()
+    visitor.upload(SCENE)
+    visitor.pictures(2)
+    question = "is there a heart in the first picture"
+    visitor.ask(question)
+    found = expected(question, SECOND, SCENE)
+    assert visitor.answer() == found.answer.answer
+    visitor.word(0)
+    for picture, path, maps in zip(visitor.pictures(2), [SECOND, SCENE], found.maps, strict=True):
+        np.testing.assert_array_equal(picture, overlay(shown(path), maps[0]))
+    visitor.page.click("[data-remove='0']")
+    np.testing.assert_array_equal(visitor.pictures(1)[0], shown(SCENE))
+    assert visitor.page.query_selector(".answer") is None  # it was about others
+
+
+def test_what_is_wrong_is_said_and_the_page_lives_on(visit: Any, damaged: Any) -> None:
+    visitor = visit(PHONE)
+    visitor.ask(QUESTION)
+    assert visitor.notices() == ["There is no picture yet; upload, draw or pick one, and ask again."]
+    visitor.upload(*damaged)
+    visitor.page.wait_for_selector(".notice p:nth-child(2)")
+    assert visitor.notices() == list(damaged.values())
+    assert visitor.width() == PHONE[0]
+    visitor.upload(SCENE)
+    visitor.pictures()
+    visitor.ask("  ")
+    visitor.page.wait_for_selector("text=The question is empty")
+    assert visitor.notices() == ["The question is empty; ask something about the picture."]
+    visitor.ask("what color is the circle")
+    assert visitor.answer() == "red"
+    assert visitor.page.query_selector(".notice") is None
+
+
+def test_a_drawing_is_a_picture(visit: Any) -> None:
+    visitor = visit(PHONE)
+    page = visitor.page
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("button", name="Use the drawing").click()
+    assert visitor.notices() == ["There is no drawing yet; draw something, and use it then."]
+    page.get_by_label("Brush").click()
+    canvas = page.locator("canvas").first.bounding_box()
+    middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
+    page.mouse.move(middle[0] - 40, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + 40, middle[1], steps=8)
+    page.mouse.up()
+    page.get_by_role("button", name="Use the drawing").click()
+    drawn = visitor.pictures()[0].reshape(-1, 3)
+    assert (drawn == 255).all(1).mean() > 0.5  # paper
+    assert 0.005 < (drawn == (0xE6, 0x19, 0x4B)).all(1).mean() < 0.5
+    assert visitor.width() == PHONE[0]
+
+
+def test_visitors_do_not_mix(visit: Any, expected: Any) -> None:
+    visitors = {SCENE: visit(), SECOND: visit(PHONE)}
+    for path, visitor in visitors.items():
+        visitor.upload(path)
+    for path, visitor in visitors.items():
+        visitor.page.bring_to_front()  # a tab behind another sleeps
+        np.testing.assert_array_equal(visitor.pictures()[0], shown(path))
+        visitor.ask(QUESTION)  # while the other is being answered
+    for path, visitor in visitors.items():
+        found = expected(QUESTION, path)
+        visitor.page.bring_to_front()
+        assert visitor.answer() == found.answer.answer
+        visitor.word(1)
+        np.testing.assert_array_equal(visitor.pictures()[0], overlay(shown(path), found.maps[0][1]))
+
+
+@pytest.mark.long
+def test_uploads_are_deleted(visit: Any, served: Any) -> None:
+    from omni.app.page import KEEP, SWEEP
+
+    visitor = visit()
+    visitor.upload(SCENE)
+    visitor.pictures()
+    assert served.uploads()
+    until = time.monotonic() + SWEEP + KEEP + 30
+    while served.uploads() and time.monotonic() < until:
+        time.sleep(1)
+    assert served.uploads() == []
+    visitor.ask("what color is the circle")
+    assert visitor.answer() == "red"
