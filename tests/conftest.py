@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also of what tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TEXT = {
     "vocab_size": 64,
