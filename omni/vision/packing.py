@@ -178,7 +178,7 @@ def _attend(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     batch = len(qkv)
     query, key, value = rearrange(qkv, "b n (k h d) -> k (b h) n d", k=3, h=heads)
     powers = torch.bmm(query, key.transpose(1, 2)).exp2_()
-    sums = powers.sum(-1, keepdim=True)
+    sums = powers.sum(-1, keepdim=True, dtype=torch.float32)
     least, most = sums.aminmax()
     if least > 1 / SAFE and most < SAFE:  # also not where there are NaN
         attended = torch.bmm(powers, value).div_(sums)
