@@ -102,8 +102,9 @@ def ask(
         opened = [read_picture(path) for path in pictures]
     folder = checkpoint or _shipped_checkpoint()
     start = time.perf_counter()
-    from omni.answering import QuestionError, answer, check_question, load
-    from omni.loading import CheckpointError
+    with _status("starting"):
+        from omni.answering import QuestionError, answer, check_question, load
+        from omni.loading import CheckpointError
 
     _quiet()
     with _mistakes(CheckpointError, QuestionError), _status("loading") as say:
@@ -221,10 +222,11 @@ def attend(
     with _mistakes(PictureError):
         opened = [read_picture(path) for path in pictures]
     folder = checkpoint or _shipped_checkpoint(SHIPPED_ENCODER if question is None else SHIPPED)
-    from omni import attention
-    from omni.answering import QuestionError, check_question, load, model_type_of
-    from omni.encoding.encoder import load_encoder
-    from omni.loading import CheckpointError
+    with _status("starting"):
+        from omni import attention
+        from omni.answering import QuestionError, check_question, load, model_type_of
+        from omni.encoding.encoder import load_encoder
+        from omni.loading import CheckpointError
 
     _quiet()
     about: dict[str, Any] = {"pictures": pictures, "checkpoint": str(folder)}
@@ -302,8 +304,9 @@ def compose(
     """Join an encoder and a language model that you have: omni compose --image clip --thinker qwen mine."""
     if output is None or image is None or thinker is None:
         _refuse("Expected two folders and a new one, such as `omni compose --image clip --thinker qwen mine`.")
-    from omni import composition
-    from omni.loading import CheckpointError
+    with _status("starting"):
+        from omni import composition
+        from omni.loading import CheckpointError
 
     _quiet()
     with _mistakes(CheckpointError, ValueError, FileExistsError), _status("joining"):
@@ -496,8 +499,9 @@ def convert(
     """Convert micro-Omni's checkpoints to omni's and back: omni convert vision.pt encoder."""
     if to == "micro-omni" and len(sources) > 1:
         _refuse(f"One checkpoint at a time goes to micro-Omni, found {len(sources)}: {', '.join(map(str, sources))}.")
-    from omni import conversion
-    from omni.loading import CheckpointError
+    with _status("starting"):
+        from omni import conversion
+        from omni.loading import CheckpointError
 
     _quiet()
     with _mistakes(conversion.ConversionError, CheckpointError), _status("converting"):
@@ -588,10 +592,11 @@ def bench(
     if jobs:
         _refuse(f"--verify has no jobs, found {', '.join(jobs)}; leave them out, or leave --verify out.")
     folder = checkpoint or _shipped_checkpoint()
-    from omni.answering import QuestionError
-    from omni.loading import CheckpointError
-    from omni.verification import table
-    from omni.verification import verify as compare
+    with _status("starting"):
+        from omni.answering import QuestionError
+        from omni.loading import CheckpointError
+        from omni.verification import table
+        from omni.verification import verify as compare
 
     _quiet()
     with _mistakes(CheckpointError, QuestionError), _status("starting") as say:
