@@ -40,7 +40,7 @@ def said_by_recipe(key: str, value: Any) -> Iterator[None]:
 class Strict(BaseModel):
     """Unknown keys raise: a typo never becomes a default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     @model_validator(mode="before")
     @classmethod
