@@ -1,7 +1,13 @@
 """Tiny models of every kind, built when a test asks for them."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +104,30 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
         return model
 
     return make
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Callable[..., tuple[subprocess.Popen[str], int]]:
+    """`start_server(log, path, "serve", checkpoint, **environment)`: `omni serve` on a free port, when `path` answers."""
+
+    def start(log: Path, path: str, *arguments: str, **environment: str) -> tuple[subprocess.Popen[str], int]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "omni", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+        with log.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env={**os.environ, **environment})
+        until = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < until:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=240)
+                return process, port
+            except OSError:
+                time.sleep(0.2)
+        process.kill()
+        pytest.fail(f"The server did not start: {log.read_text()}")
+
+    return start
 
 
 @pytest.fixture(scope="session")

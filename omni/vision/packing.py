@@ -191,7 +191,8 @@ def _attend(qkv: torch.Tensor, heads: int) -> torch.Tensor:
 def _keep_memory() -> None:
     """Free a block of 31 MiB, from which glibc learns to keep freed memory up to twice that size.
 
-    Otherwise every layer gets new pages from the system, which zeroes them, and gives them back, which is about an eighth of the time.
+    Otherwise every layer gets new pages from the system, which zeroes them, and gives
+    them back: about an eighth of the time.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 

@@ -1,12 +1,8 @@
 """One `omni app` for all tests of the page, as a process of its own, watched for what it sends elsewhere."""
 
-import os
 import socket
 import subprocess
-import sys
 import threading
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,23 +37,16 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Any]) -> Iterator[Served]:
     if find_spec("gradio") is None:
         pytest.skip("the page needs gradio: pip install -c constraints.txt -e '.[app]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("app")
     (files := folder / "files").mkdir()
     outside = socket.create_server(("127.0.0.1", 0))  # the way to everything that is not this machine
     proxy = f"http://127.0.0.1:{outside.getsockname()[1]}"
-    environment = {**os.environ, "TMPDIR": str(files), "NO_PROXY": "", "no_proxy": ""}
+    environment = {"TMPDIR": str(files), "NO_PROXY": "", "no_proxy": "", "HF_HUB_OFFLINE": "0"}
     environment |= dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), proxy)
-    environment.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-m", "omni", "app", CHECKPOINT, "--port", str(port)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
-    served = Served(f"http://127.0.0.1:{port}", process, files)
+    sent: list[str] = []
 
     def listen() -> None:
         while True:
@@ -65,21 +54,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 connection, _ = outside.accept()
             except OSError:
                 return
-            served.sent.append(connection.recv(200).decode(errors="replace"))
+            sent.append(connection.recv(200).decode(errors="replace"))
             connection.close()
 
     threading.Thread(target=listen, daemon=True).start()
-    until = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            urllib.request.urlopen(served.address, timeout=240)
-            break
-        except OSError:
-            time.sleep(0.2)
-    else:
-        process.kill()
-        pytest.fail(f"The page is not served: {(folder / 'log').read_text()}")
-    yield served
+    process, port = start_server(folder / "log", "/", "app", CHECKPOINT, **environment)
+    yield Served(f"http://127.0.0.1:{port}", process, files, sent)
     process.terminate()
     said = (folder / "log").read_text()
     assert process.wait(30) == 0, said

@@ -3,9 +3,7 @@
 import base64
 import http.client
 import json
-import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,25 +57,10 @@ def picture(path: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def served(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Any]) -> Iterator[Served]:
     log = tmp_path_factory.mktemp("serve") / "log"
-    command = [sys.executable, "-m", "omni", "serve", CHECKPOINT, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "HF_HOME": str(log.parent / "nothing")}  # there need be no cache
-    with log.open("w") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env=environment)
-    until = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            break
-        except OSError:
-            time.sleep(0.2)
-    else:
-        process.kill()
-        pytest.fail(f"The server did not start: {log.read_text()}")
+    # there need be no cache
+    process, port = start_server(log, "/health", "serve", CHECKPOINT, HF_HOME=str(log.parent / "nothing"))
     yield Served(process, port)
     process.terminate()
     process.wait(30)
