@@ -563,7 +563,7 @@ def play(
     from omni.app.server import serve as start
     from omni.loading import CheckpointError
 
-    typer.echo(f"{str(folder)!r} answers at http://{host}:{port}, until Ctrl-C", err=True)
+    typer.echo(f"Loading {str(folder)!r}; then the page is at http://{host}:{port}, until Ctrl-C", err=True)
     with _mistakes(AppError, CheckpointError):
         start(folder, host, port, browse)
 
