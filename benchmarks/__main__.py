@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched from any
 
 from benchmarks import machine, measure, report
 
-JOBS = ("encoder", "training", "files", "second_question", "generation", "imports", "loading")
+JOBS = ("encoder", "training", "files", "second_question", "generation", "projectors", "imports", "loading")
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 

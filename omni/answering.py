@@ -21,7 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
-from transformers import BatchFeature
+from transformers import BatchFeature, GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from omni.data.conversations import Message, ask
@@ -311,9 +311,8 @@ class Session:
             inputs.pop("mm_encoder_outputs", None)  # all pictures have been read
         self._read = []  # until it is known again: whatever interrupts may leave the cache half filled
         clock = _Clock(streamer)
-        output = self.model.generate(
-            **inputs, past_key_values=self._cache, max_new_tokens=max_new_tokens, do_sample=False, streamer=clock
-        )[0]
+        greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
+        output = self.model.generate(**inputs, past_key_values=self._cache, generation_config=greedy, streamer=clock)[0]
         ended = time.perf_counter()
         self._read = output[: self._cache.get_seq_length()].tolist()
         written = output[len(ids) :]

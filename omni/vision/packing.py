@@ -68,7 +68,7 @@ class PackedVisionModel:
         self.cls = (model.embeddings.cls_token.detach() + table[:, :1]).to(dtype)
         self.positions = table[:, 1:].to(dtype, copy=True)
         self.blocks = [_PackedBlock(layer, dtype, at_once * (1 + patches)) for layer in model.layers]  # type: ignore[arg-type]
-        self.norm = model.norm.weight.detach().to(dtype, copy=True)
+        self.norm = model.norm.weight.detach().to(torch.float32, copy=True)
 
     @torch.inference_mode()
     def __call__(self, pictures: torch.Tensor, cls_only: bool = False) -> OmniVisionOutput:
@@ -95,7 +95,7 @@ class PackedVisionModel:
             for block in self.blocks[:-1]:
                 hidden_states = block(hidden_states)
             hidden_states = self.blocks[-1].cls(hidden_states) if cls_only else self.blocks[-1](hidden_states)
-            encoded[some] = F.rms_norm(hidden_states, self.norm.shape, self.norm, self.config.rms_norm_eps)
+            encoded[some] = F.rms_norm(hidden_states.float(), self.norm.shape, self.norm, self.config.rms_norm_eps)
         return OmniVisionOutput(
             last_hidden_state=encoded,
             pooler_output=encoded[:, 0],

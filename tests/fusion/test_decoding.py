@@ -164,6 +164,20 @@ def test_a_model_that_changes_after_it_was_known(change: Callable[[Any], Any]) -
         change(model)
 
 
+@pytest.mark.parametrize("part", ["norm", "rotary_emb", "layers", "layers.0.self_attn.q_norm"])
+def test_a_part_that_was_replaced_is_the_one_that_is_used(part: str) -> None:
+    model = thinker("qwen3")
+    with torch.no_grad(), stepping(model):
+        step = quick_step(model, DecodingCache(model.config), torch.randn(1, 1, 32), None, {})
+    parent, _, name = part.rpartition(".")
+    setattr(model.get_submodule(parent), name, copy.deepcopy(model.get_submodule(part)))
+    with torch.no_grad(), stepping(model):
+        new = quick_step(model, DecodingCache(model.config), torch.randn(1, 1, 32), None, {})
+    assert step is not None
+    assert new is not None
+    assert new is not step
+
+
 def test_what_is_known_does_not_keep_a_model_alive() -> None:
     model = thinker("llama")
     with stepping(model):
