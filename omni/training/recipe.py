@@ -121,7 +121,7 @@ class Lora(Strict):
     """Low-rank adapters instead of the weights themselves (Hu et al. 2021), by peft.
 
     `target_modules` is a pattern that must match whole names of modules; `modules_to_save` are trained entirely and saved
-    with the adapter, such as "multi_modal_projector".
+    with the adapter, such as "image_projector", or "embed_tokens" for answers in words that the model never said.
     """
 
     r: int = Field(default=8, gt=0)

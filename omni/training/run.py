@@ -99,6 +99,8 @@ def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
         modules_to_save=settings.modules_to_save or None,
+        # else an embedding that is trained would leave the head, which is the same tensor, where it was
+        ensure_weight_tying=bool(getattr(model.config, "tie_word_embeddings", False)),
     )
     try:
         return get_peft_model(model, config)

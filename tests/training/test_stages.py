@@ -172,7 +172,7 @@ def adapters(with_adapters: Recipe, tmp_path: Path) -> Path:
     return Path(shutil.copytree(with_adapters.output, tmp_path / "adapters"))
 
 
-def test_adapters_are_trained_saved_loaded_and_merged(with_adapters: Recipe) -> None:
+def test_adapters_are_trained_saved_loaded_and_merged(with_adapters: Recipe, tmp_path: Path) -> None:
     import peft
 
     settings, folder = with_adapters, Path(with_adapters.output)
@@ -195,6 +195,13 @@ def test_adapters_are_trained_saved_loaded_and_merged(with_adapters: Recipe) -> 
     assert asked.config.name_or_path == str(folder)
     assert asked.state_dict().keys() == load(settings.model.checkpoint)[0].state_dict().keys()
     assert not any(module.training for module in asked.modules())
+    # the recipe trains the embedding, which is the head too
+    assert asked.lm_head.weight is asked.get_input_embeddings().weight
+    assert not torch.equal(asked.lm_head.weight, load(settings.model.checkpoint)[0].lm_head.weight)
+    asked.save_pretrained(tmp_path)
+    with torch.no_grad():
+        saved = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()(**batch).logits
+    torch.testing.assert_close(saved, answering, atol=1e-6, rtol=1e-4)
 
 
 def test_adapters_are_evaluated_like_any_checkpoint(adapters: Path, checkpoint: Path, pictures: Path) -> None:
