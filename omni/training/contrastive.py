@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from transformers import (
@@ -15,6 +16,7 @@ from transformers import (
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
 )
+from transformers.models.clip.modeling_clip import CLIPOutput
 
 from omni.data import scenes
 from omni.data.conversations import ExampleError
@@ -31,8 +33,10 @@ class ContrastiveAlignment:
     """The symmetric InfoNCE loss with a learned temperature (Radford et al. 2021), on CLS and a caption.
 
     The model is `VisionTextDualEncoderModel` of transformers with our encoder in it. Negatives are the other pictures and
-    captions of one process' batch. Two pictures of a batch with the same caption would be taught to part: such a batch
-    is an error.
+    captions of one process' batch, see `CaptionedPicturesModel`.
+
+    Raises:
+        ExampleError: all pictures have the same caption.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -42,24 +46,24 @@ class ContrastiveAlignment:
         self.train = captions(recipe.train)
         self.evaluate = captions(recipe.evaluate) if recipe.evaluate else None
         count = min(len(self.train), MOST_CAPTIONS)
-        tokenizer = train_tokenizer((self.train.caption(i) for i in range(count)), section.vocab_size, [])
+        read = [self.train.caption(i) for i in range(count)]
+        if len(set(read)) < 2:
+            raise ExampleError(
+                f"All {count} pictures have the caption {read[0]!r}, but the contrastive loss needs captions that tell "
+                "pictures apart; make them richer."
+            )
+        tokenizer = train_tokenizer(read, section.vocab_size, [])
         with said_by_recipe("model.text", section.text):
             text = AutoConfig.for_model(**section.text, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
         config = VisionTextDualEncoderConfig.from_vision_text_configs(
             encoder.config, text, projection_dim=section.projection_dim
         )
-        self.model = VisionTextDualEncoderModel(config, vision_model=encoder, text_model=AutoModel.from_config(text))
+        self.model = CaptionedPicturesModel(config, vision_model=encoder, text_model=AutoModel.from_config(text))
         self.tokenizer = tokenizer
 
     def collate(self, examples: Sequence[tuple[Any, str]]) -> dict[str, Any]:
         """B pictures with captions -> `pixel_values`, `input_ids`, `attention_mask` and `return_loss`."""
         pictures, texts = zip(*examples, strict=True)
-        if len(set(texts)) < len(texts):
-            twice = next(text for text in texts if texts.count(text) > 1)
-            raise ExampleError(
-                f"{texts.count(twice)} pictures of one batch have the caption {twice!r}, but the contrastive loss needs "
-                "captions that tell pictures apart; make the batch smaller or the captions richer."
-            )
         words = self.tokenizer(list(texts), padding=True, return_tensors="pt")
         return {**self.processor(list(pictures), return_tensors="pt"), **words, "return_loss": True}
 
@@ -83,6 +87,25 @@ class ContrastiveAlignment:
         assert isinstance(model, VisionTextDualEncoderModel)
         model.vision_model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+class CaptionedPicturesModel(VisionTextDualEncoderModel):
+    """Two pictures of a batch may have the same caption: they are then no negatives of each other.
+
+    The loss would otherwise teach each of them to part from a caption that is its own.
+    """
+
+    def forward(
+        self, input_ids: torch.Tensor, *args: Any, return_loss: bool | None = None, **kwargs: Any
+    ) -> CLIPOutput:
+        """See `VisionTextDualEncoderModel`; the loss of int64[B, L] captions and B pictures is over all other pairs."""
+        output: CLIPOutput = super().forward(input_ids, *args, return_loss=False, return_dict=True, **kwargs)
+        if return_loss:
+            same = (input_ids[:, None] == input_ids).all(-1).fill_diagonal_(False)
+            logits = output.logits_per_text.masked_fill(same, -torch.inf)
+            own = torch.arange(len(logits), device=logits.device)
+            output.loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return output
 
 
 class SceneCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):

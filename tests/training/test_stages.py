@@ -330,8 +330,13 @@ def test_contrastive_alignment_learns_the_loss_that_it_says(tmp_path: Path, tiny
     logits = torch.stack([torch.stack([scale * (i @ t) for t in texts]) for i in images])
     expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
     torch.testing.assert_close(found.loss, expected)
-    with pytest.raises(ExampleError, match="2 pictures of one batch have the caption"):
-        objective.collate([objective.train[0], objective.train[0]])
+    examples = [objective.train[i] for i in range(5)]
+    examples[3] = examples[3][0], examples[1][1]  # another picture with a caption that is there already
+    found = objective.model(**objective.collate(examples))
+    pairs = [[j for j in range(5) if j == i or {i, j} != {1, 3}] for i in range(5)]
+    logits = scale * found.text_embeds @ found.image_embeds.T
+    rows = [-table[i, i] + torch.logsumexp(table[i, pairs[i]], 0) for table in (logits, logits.T) for i in range(5)]
+    torch.testing.assert_close(found.loss, torch.stack(rows).mean())
     folder = run(recipe("contrastive", tmp_path, {"eval_strategy": "steps", "eval_steps": 3}, model=model))
     assert type(AutoModel.from_pretrained(folder)).__name__ == "OmniVisionModel"
     history = json.loads((folder / "run" / "history.json").read_text())
@@ -339,6 +344,15 @@ def test_contrastive_alignment_learns_the_loss_that_it_says(tmp_path: Path, tiny
     assert {entry for entry in evaluated if "_at_" in entry} == {
         f"eval_{name}_at_{k}" for name in ("text_of_image", "image_of_text") for k in (1, 5)
     }
+
+
+def test_contrastive_alignment_needs_captions_that_differ(pictures: Path, tmp_path: Path) -> None:
+    rows = [{"image": str(path), "caption": "a scene"} for path in sorted((pictures / "train").rglob("*.png"))]
+    (alike := tmp_path / "alike.json").write_text(json.dumps(rows))
+    with pytest.raises(
+        ExampleError, match="pictures have the caption 'a scene', but the contrastive loss needs captions"
+    ):
+        ContrastiveAlignment(recipe("contrastive", tmp_path, train={"path": str(alike)}))
 
 
 def test_recall_counts_what_stands_before_the_right_one() -> None:
