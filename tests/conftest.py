@@ -1,6 +1,7 @@
 """Tiny models of every kind, built when a test asks for them."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,6 +16,15 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also of what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def compiles() -> bool:
+    """Whether this machine has a C++ compiler, and a processor that our C++ is for."""
+    import torch
+
+    return shutil.which("c++") is not None and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
 
 TEXT = {
     "vocab_size": 64,

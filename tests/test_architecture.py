@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 BOTTOM, MIDDLE, UPPER, TOP = range(4)
 LAYERS = {
+    "compilation": BOTTOM,
     "loading": BOTTOM,
     "projectors": BOTTOM,
     "registry": BOTTOM,
@@ -34,8 +35,9 @@ LAYERS = {
     "cli": TOP,
     "__main__": TOP,
 }
-INDEPENDENT = {"omni.vision": ("omni.loading",), "omni.data.pictures": (), "omni.data.scenes": ()}
-"""What works without the rest of omni, and the exceptions: an encoder loads strictly however it was reached."""
+INDEPENDENT = {"omni.vision": ("omni.loading", "omni.compilation"), "omni.data.pictures": (), "omni.data.scenes": ()}
+"""What works without the rest of omni, and the exceptions: an encoder loads strictly however it was reached, and its C++ is
+compiled."""
 
 
 @dataclass(frozen=True)

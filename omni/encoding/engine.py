@@ -5,12 +5,14 @@
     print(engine.path, engine.error)
 
 Where the encoder brings a packed form (`Modality.pack`), pictures stay bytes until the first product; any other encoder
-runs as it is. The first thing an engine does is to encode a few pictures both ways and compare: a fast way that is
-further off than rounding explains is not taken.
+runs as it is. Where the processor is no faster in bfloat16, arithmetic stays float32. The first thing an engine does is to
+encode a few pictures both ways and compare: a fast way that is further off than rounding explains is not taken.
 """
 
 import itertools
+import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from omni.data import scenes
+from omni.data.resizing import resize
 from omni.registry import get_modality
 
 from .encoder import Encoder
@@ -40,11 +43,11 @@ class Engine:
     Args:
         encoder: see `load_encoder`.
         what: "cls" float[B, 1, D]; "grid" float[B, N, D]; "projected" float[B, n, T], what a fused model hands its Thinker.
-        precision: of the arithmetic. "auto" is bfloat16 where the processor computes with it and the error allows it, else
-            float32.
+        precision: how exact it has to be. "bfloat16" allows to compute in it, and is computed in it where the processor is
+            faster so; "auto" is that where it is faster and the error allows it, else float32.
 
     Attributes:
-        path: "packed" or "as it is".
+        path: "compiled", "packed" or "as it is".
         precision: "float32" or "bfloat16".
         error: the largest |difference| / |token| to the encoder in float32, one picture at a time, over the probe pictures.
         shape: (n, width) of the tokens of one picture.
@@ -67,11 +70,11 @@ class Engine:
             )
         reference = torch.cat([tokens[what] for tokens in single])
         self.shape: tuple[int, int] = (reference.shape[1], reference.shape[2])
-        precisions = [precision] if precision != "auto" else ["bfloat16", "float32"] if _has_bfloat16() else ["float32"]
+        precisions = [precision] if precision != "auto" else ["bfloat16", "float32"] if bfloat16_pays() else ["float32"]
         packings = [_packing(encoder), None] if _packing(encoder) else [None]
         for self.precision, pack in itertools.product(precisions, packings):
-            self.path = "packed" if pack else "as it is"
-            self._run = self._make(getattr(torch, self.precision), pack)
+            dtype = torch.bfloat16 if self.precision == "bfloat16" and bfloat16_pays() else torch.float32
+            self.path, self._run = self._make(dtype, pack)
             found = torch.from_numpy(self(np.stack([self.prepare(picture) for picture in probes])))
             self.error = ((found - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item()
             if self.error <= TOLERANCE[self.precision] or (self.precision, pack) == ("float32", None):
@@ -83,24 +86,26 @@ class Engine:
 
     def prepare(self, picture: Image.Image) -> NDArray[Any]:
         """One RGB picture of any size -> uint8[H, W, 3], or float32[3, H, W] for an encoder that is not packed."""
-        if self.path != "packed":
+        if self.path == "as it is":
             return self.encoder.prepare([picture])[0].float().numpy()
-        size = self.encoder.image_processor.size
-        resample = Image.Resampling(self.encoder.image_processor.resample)
-        return np.asarray(picture.resize((size["width"], size["height"]), resample))
+        processor = self.encoder.image_processor
+        return resize(picture, processor.size["width"], processor.size["height"], processor.resample)
 
     def __call__(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
         """B pictures as `prepare` makes them -> float32[B, n, D]."""
         return self._run(torch.from_numpy(prepared)).float().numpy()
 
-    def _make(self, dtype: torch.dtype, pack: Callable[..., Any] | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _make(
+        self, dtype: torch.dtype, pack: Callable[..., Any] | None
+    ) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
         encoder, what = self.encoder, self.what
         if pack is None:
-            return lambda pixel_values: _autocast(encoder, pixel_values, dtype)[what]
+            return "as it is", lambda pixel_values: _autocast(encoder, pixel_values, dtype)[what]
         scale, shift = _scale_and_shift(encoder.image_processor)
         packed = pack(encoder.model, dtype, scale=scale, shift=shift)
         frame = torch.empty(1, 3, encoder.side, encoder.side, device="meta")
-        return lambda pictures: encoder.name(packed(pictures, cls_only=what == "cls"), frame)[what]
+        path = "compiled" if getattr(packed, "is_compiled", False) else "packed"
+        return path, lambda pictures: encoder.name(packed(pictures, cls_only=what == "cls"), frame)[what]
 
 
 def _packing(encoder: Encoder) -> Callable[..., Any] | None:
@@ -125,9 +130,19 @@ def _autocast(encoder: Encoder, pixel_values: torch.Tensor, dtype: torch.dtype) 
         return {name: tokens.cpu() for name, tokens in encoder.encode(pixel_values).items()}
 
 
-def _has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16, rather than by way of float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+@cache
+def bfloat16_pays() -> bool:
+    """Whether this processor multiplies matrices faster in bfloat16 than in float32; some that know both do not."""
+
+    def seconds(dtype: torch.dtype) -> float:
+        matrix, times = torch.ones(384, 384, dtype=dtype), []
+        for _ in range(5):
+            start = time.perf_counter()
+            torch.mm(matrix, matrix)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
 def _probes(side: int) -> list[Image.Image]:

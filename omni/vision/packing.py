@@ -2,11 +2,13 @@
 
 What is different from `OmniVisionModel`, and why it is faster:
 
-* Weights lie as oneDNN's kernels read them; GELU and the residual sum are part of the product before them.
 * Pictures may stay uint8[B, H, W, C]: rescaling and normalising are folded into the patch embedding.
-* In bfloat16 attention is two batched products, and the softmax between them one pass of powers of two (`_attend`).
 * For CLS alone the last block computes one row, and by associativity its query goes through the keys' weights,
   q (W_k h) = (q W_k) h, and the weighted sum is taken before the values' weights: neither keys nor values are formed.
+* Where there is a C++ compiler, everything is one function of machine code, in which a few tokens at a time go from one
+  attention to the next within the first cache (`compiled.py`).
+* Elsewhere weights lie as oneDNN's kernels read them; GELU and the residual sum are part of the product before them. In
+  bfloat16 attention is two batched products, and the softmax between them one pass of powers of two (`_attend`).
 
 In float32 the result differs from the model's by rounding alone.
 """
@@ -20,6 +22,7 @@ from einops import rearrange
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .compiled import CompiledEncoder, is_possible
 from .modeling_vision import OmniVisionLayer, OmniVisionModel, OmniVisionOutput
 
 CENTER = 128
@@ -40,6 +43,9 @@ class PackedVisionModel:
         dtype: float32 or bfloat16, of weights and activations.
         scale, shift: C numbers each, `pixel_values = pixel * scale + shift` for pixels of 0..255.
         at_once: pictures that go through all layers together; more would not fit into the processor's cache.
+
+    Attributes:
+        is_compiled: whether it is a function of machine code.
     """
 
     def __init__(
@@ -62,12 +68,23 @@ class PackedVisionModel:
         factor, offset = (torch.tensor(list(values)).view(-1, 1, 1) for values in (scale, shift))
         from_bytes = (kernel * factor).permute(0, 2, 3, 1)  # (D, P, P, C), the order of the bytes
         bias_of_bytes = bias + (kernel * (offset + CENTER * factor)).sum((1, 2, 3))
-        self.embed_pixels = _linear(kernel.flatten(1), bias, dtype, at_once * patches)
-        self.embed_bytes = _linear(from_bytes.flatten(1), bias_of_bytes, dtype, at_once * patches)
+        pixels, raw = (kernel.flatten(1), bias), (from_bytes.flatten(1), bias_of_bytes)
         table = model.embeddings.position_embeddings.detach()
-        self.cls = (model.embeddings.cls_token.detach() + table[:, :1]).to(dtype)
-        self.positions = table[:, 1:].to(dtype, copy=True)
-        self.blocks = [_PackedBlock(layer, dtype, at_once * (1 + patches)) for layer in model.layers]  # type: ignore[arg-type]
+        cls = model.embeddings.cls_token.detach() + table[:, :1]
+        layers: list[OmniVisionLayer] = [*model.layers]
+        self._compiled = None
+        self.is_compiled = is_possible(self.config, dtype)
+        if self.is_compiled:
+            starts = [torch.cat([cls[0], table[0, 1:] + bias]).flatten() for _, bias in (pixels, raw)]
+            _, to_scores, from_values = _attention_weights(layers[-1], math.log2(math.e))
+            before = [pixels[0], starts[0], raw[0], starts[1], model.norm.weight, *to_scores, *from_values]
+            self._compiled = CompiledEncoder(
+                self.config, dtype, before, [_parameters(each) for each in layers], at_once
+            )
+            return
+        self.embed_pixels, self.embed_bytes = (_linear(*each, dtype, at_once * patches) for each in (pixels, raw))
+        self.cls, self.positions = cls.to(dtype), table[:, 1:].to(dtype, copy=True)
+        self.blocks = [_PackedBlock(layer, dtype, at_once * (1 + patches)) for layer in layers]
         self.norm = model.norm.weight.detach().to(torch.float32, copy=True)
 
     @torch.inference_mode()
@@ -87,8 +104,18 @@ class PackedVisionModel:
             raise ValueError(
                 f"Expected {pictures.dtype} pictures of shape {expected}, found {tuple(pictures.shape[1:])}."
             )
+        encode = self._compiled or self._encode
+        encoded = encode(pictures, cls_only).to(self.dtype)
+        return OmniVisionOutput(
+            last_hidden_state=encoded,
+            pooler_output=encoded[:, 0],
+            cls=encoded[:, :1],
+            grid=None if cls_only else encoded[:, 1:],
+        )
+
+    def _encode(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
         tokens = 1 if cls_only else 1 + self.config.num_patches
-        encoded = torch.empty(len(pictures), tokens, self.config.hidden_size, dtype=self.dtype)
+        encoded = torch.empty(len(pictures), tokens, self.config.hidden_size)
         for start in range(0, len(pictures), self.at_once):
             some = slice(start, start + self.at_once)
             hidden_states = self._embed(pictures[some])
@@ -96,12 +123,7 @@ class PackedVisionModel:
                 hidden_states = block(hidden_states)
             hidden_states = self.blocks[-1].cls(hidden_states) if cls_only else self.blocks[-1](hidden_states)
             encoded[some] = F.rms_norm(hidden_states.float(), self.norm.shape, self.norm, self.config.rms_norm_eps)
-        return OmniVisionOutput(
-            last_hidden_state=encoded,
-            pooler_output=encoded[:, 0],
-            cls=encoded[:, :1],
-            grid=None if cls_only else encoded[:, 1:],
-        )
+        return encoded
 
     def _embed(self, pictures: torch.Tensor) -> torch.Tensor:
         """uint8[B, H, W, C] or float[B, C, H, W] -> float[B, 1+N, D]."""
@@ -125,27 +147,13 @@ class _PackedBlock:
     def __init__(self, layer: OmniVisionLayer, dtype: torch.dtype, rows: int) -> None:
         attention, mlp = layer.attention, layer.mlp
         self.dtype, self.heads = dtype, attention.num_attention_heads
-        weight, bias = attention.qkv.weight.detach().clone(), attention.qkv.bias.detach().clone()
-        width = attention.o_proj.in_features
-        weight[:width] *= attention.scaling
-        bias[:width] *= attention.scaling
-        output = attention.o_proj.weight.detach(), attention.o_proj.bias.detach()
         self.norm1, self.norm2 = _layer_norm(layer.norm1, dtype), _layer_norm(layer.norm2, dtype)
-        self.output = _linear(*output, dtype, rows)
+        qkv, _, _ = _attention_weights(layer, math.log2(math.e) if dtype == torch.bfloat16 else 1.0)
+        _, to_scores, from_values = _attention_weights(layer, 1.0)
+        self.qkv, self.to_scores, self.from_values = (_linear(*w, dtype, rows) for w in (qkv, to_scores, from_values))
+        self.output = _linear(attention.o_proj.weight, attention.o_proj.bias, dtype, rows)
         self.fc1 = _linear(mlp.fc1.weight, mlp.fc1.bias, dtype, rows, attention.config.hidden_act)
         self.fc2 = _linear(mlp.fc2.weight, mlp.fc2.bias, dtype, rows)
-        # For CLS alone, per head: queries and keys are one matrix (a key's bias adds the same to every score, so it goes),
-        # values and output another.
-        query, key, value = rearrange(weight, "(k h d) i -> k h d i", k=3, h=self.heads)
-        query_bias = rearrange(bias[:width], "(h d) -> h d", h=self.heads)
-        to_scores = torch.einsum("hdi,hdj->hji", query, key).flatten(0, 1), torch.einsum("hd,hdj->hj", query_bias, key)
-        from_values = torch.einsum("ohd,hdi->ohi", output[0].view(width, self.heads, -1), value).flatten(1)
-        self.to_scores = _linear(to_scores[0], to_scores[1].flatten(), dtype, rows)
-        self.from_values = _linear(from_values, output[1] + output[0] @ bias[2 * width :], dtype, rows)
-        if dtype == torch.bfloat16:  # 2^(x log2(e)) = e^x
-            weight[:width] *= math.log2(math.e)
-            bias[:width] *= math.log2(math.e)
-        self.qkv = _linear(weight, bias, dtype, rows)
 
     def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """float[B, n, D] -> float[B, n, D]."""
@@ -166,6 +174,44 @@ class _PackedBlock:
 
     def _mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.fc1(self.norm2(hidden_states)), hidden_states)
+
+
+Affine = tuple[torch.Tensor, torch.Tensor]
+"""Weight [O, I] and bias [O] of a linear layer."""
+
+
+def _attention_weights(layer: OmniVisionLayer, factor: float) -> tuple[Affine, Affine, Affine]:
+    """What a block's attention is made of; its scores come out `factor` times, such as log2(e) for 2^(x log2(e)) = e^x.
+
+    Returns:
+        qkv, whose queries hold the scaling; then for CLS alone, for each head, queries and keys as one matrix (a key's bias
+        adds the same to every score, so it goes), and values and output as another.
+    """
+    attention = layer.attention
+    width, heads = attention.o_proj.in_features, attention.num_attention_heads
+    weight, bias = attention.qkv.weight.detach().clone(), attention.qkv.bias.detach().clone()
+    weight[:width] *= attention.scaling * factor
+    bias[:width] *= attention.scaling * factor
+    output, output_bias = attention.o_proj.weight.detach(), attention.o_proj.bias.detach()
+    query, key, value = rearrange(weight, "(k h d) i -> k h d i", k=3, h=heads)
+    query_bias = rearrange(bias[:width], "(h d) -> h d", h=heads)
+    to_scores = torch.einsum("hdi,hdj->hji", query, key).flatten(0, 1), torch.einsum("hd,hdj->hj", query_bias, key)
+    from_values = torch.einsum("ohd,hdi->ohi", output.view(width, heads, -1), value).flatten(1)
+    return (
+        (weight, bias),
+        (to_scores[0], to_scores[1].flatten()),
+        (from_values, output_bias + output @ bias[2 * width :]),
+    )
+
+
+def _parameters(layer: OmniVisionLayer) -> list[torch.Tensor]:
+    """Those of a block, in the order of `encoder.cpp`."""
+    attention, mlp = layer.attention, layer.mlp
+    qkv, _, _ = _attention_weights(layer, math.log2(math.e))
+    return [
+        layer.norm1.weight, layer.norm1.bias, *qkv, attention.o_proj.weight, attention.o_proj.bias,
+        layer.norm2.weight, layer.norm2.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
+    ]  # fmt: skip
 
 
 def _attend(qkv: torch.Tensor, heads: int) -> torch.Tensor:

@@ -34,19 +34,27 @@ def pictures() -> list[Image.Image]:
     ]
 
 
+@pytest.fixture
+def computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a processor that is faster in float32, where an engine would not."""
+    monkeypatch.setattr("omni.encoding.engine.bfloat16_pays", lambda: True)
+
+
 def run(engine: Engine, pictures: list[Image.Image]) -> np.ndarray:
     return engine(np.stack([engine.prepare(picture) for picture in pictures]))
 
 
 @pytest.mark.parametrize("what", ["cls", "grid"])
-def test_tokens_equal_those_of_auto_model_one_at_a_time(what: str, pictures: list[Image.Image]) -> None:
+@pytest.mark.usefixtures("computes_in_bfloat16")
+def test_tokens_equal_those_of_auto_model_one_at_a_time(what: str, pictures: list[Image.Image], compiles: bool) -> None:
     model = AutoModel.from_pretrained(SHIPPED / "vision_tiny")
     prepare = AutoImageProcessor.from_pretrained(SHIPPED / "vision_tiny")
     with torch.no_grad():
         expected = [getattr(model(**prepare(picture, return_tensors="pt")), what)[0].numpy() for picture in pictures]
     engine = Engine(load_encoder(SHIPPED / "vision_tiny"), what)
     found = run(engine, pictures)
-    assert (engine.path, engine.precision, found.dtype) == ("packed", "float32", np.float32)
+    assert engine.path == ("compiled" if compiles else "packed")
+    assert (engine.precision, found.dtype) == ("float32", np.float32)
     assert found.shape[1:] == engine.shape
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=5e-5)
     half = Engine(load_encoder(SHIPPED / "vision_tiny"), what, "bfloat16")
@@ -84,6 +92,17 @@ def test_a_tower_of_transformers_runs_as_it_is(tmp_path: Path, pictures: list[Im
         np.testing.assert_allclose(run(engine, pictures), torch.stack(expected)[:, 1:].numpy(), rtol=1e-4, atol=1e-5)
 
 
+def test_where_bfloat16_is_slower_the_arithmetic_stays_float32(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omni.encoding.engine.bfloat16_pays", lambda: False)
+    encoder = load_encoder(SHIPPED / "vision_tiny")
+    asked, chosen, exact = (Engine(encoder, "cls", precision) for precision in ("bfloat16", "auto", "float32"))
+    assert [engine.precision for engine in (asked, chosen)] == ["bfloat16", "float32"]
+    assert np.array_equal(run(asked, pictures), run(exact, pictures))
+
+
+@pytest.mark.usefixtures("computes_in_bfloat16")
 def test_a_precision_that_loses_too_much_is_refused() -> None:
     encoder = load_encoder(SHIPPED / "vision_tiny")
     with torch.no_grad():  # attention that looks at one patch alone: which one, rounding decides

@@ -1,7 +1,7 @@
-"""The packed encoder against the model itself: every way in, every way out, other shapes, no oneDNN."""
+"""The packed encoder against the model itself: compiled and not, every way in and out, other shapes, no oneDNN."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,20 @@ from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
 from omni.vision.packing import PackedVisionModel, _attend
+
+WAYS = ["compiled", "oneDNN", "neither"]
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, compiles: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """How products are computed."""
+    if request.param == "compiled" and not compiles:
+        pytest.skip("there is no C++ compiler here, or a processor that encoder.cpp is not for")
+    if request.param != "compiled":
+        monkeypatch.setattr("omni.vision.packing.is_possible", lambda config, dtype: False)
+    with torch.backends.mkldnn.flags(enabled=request.param != "neither"):
+        yield request.param
+
 
 SCALE, SHIFT = [1 / 58.4, 1 / 57.1, 1 / 57.4], [-2.1, -2.0, -1.8]  # ImageNet's, another for every channel
 
@@ -41,6 +55,14 @@ def normalise(pictures: torch.Tensor, scale: list[float] = SCALE, shift: list[fl
 
 SHAPES = {
     "the seed's": {},
+    "three heads of 32, 26 tokens": {"image_size": 40, "patch_size": 8, "hidden_size": 96, "num_attention_heads": 3},
+    "one head, 5 tokens, one block": {
+        "image_size": 32,
+        "hidden_size": 64,
+        "num_attention_heads": 1,
+        "num_hidden_layers": 1,
+    },
+    "grey, a wide MLP": {"image_size": 64, "num_channels": 1, "intermediate_size": 992, "num_hidden_layers": 2},
     "narrow": {"image_size": 48, "patch_size": 8, "hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3},
     "one block, tanh": {"image_size": 32, "num_hidden_layers": 1, "hidden_act": "gelu_pytorch_tanh"},
     "an activation that oneDNN does not fuse": {"image_size": 32, "num_hidden_layers": 2, "hidden_act": "silu"},
@@ -49,28 +71,65 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES.keys())
-@pytest.mark.parametrize("onednn", [True, False])
-def test_packed_equals_the_model(settings: dict[str, Any], onednn: bool) -> None:
+def test_packed_equals_the_model(settings: dict[str, Any], way: str) -> None:
     model = make_model(**settings)
-    pictures = make_bytes(model, 5)
-    pixel_values = normalise(pictures)
+    pictures, channels = make_bytes(model, 5), model.config.num_channels
+    scale, shift = SCALE[:channels], SHIFT[:channels]
+    pixel_values = normalise(pictures, scale, shift)
     with torch.no_grad():
         expected = model(pixel_values)
-    with torch.backends.mkldnn.flags(enabled=onednn):
-        packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT, at_once=2)  # 5 pictures: two calls and a rest
-        for given in (pixel_values, pictures):
-            found = packed(given)
-            torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=3e-5)
-            torch.testing.assert_close(found.grid, expected.grid, rtol=1e-4, atol=3e-5)
-            torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=1e-4, atol=3e-5)
-            alone = packed(given, cls_only=True)
-            assert alone.grid is None
-            torch.testing.assert_close(alone.cls, expected.cls, rtol=1e-4, atol=3e-5)
-            torch.testing.assert_close(alone.last_hidden_state, expected.cls, rtol=1e-4, atol=3e-5)
+    packed = PackedVisionModel(model, scale=scale, shift=shift, at_once=2)  # 5 pictures: two calls and a rest
+    whole_panels = all(size % 32 == 0 for size in (model.config.hidden_size, model.config.head_dim))
+    assert packed.is_compiled == (way == "compiled" and whole_panels and model.config.hidden_act == "gelu")
+    for given in (pixel_values, pictures):
+        found = packed(given)
+        torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=3e-5)
+        torch.testing.assert_close(found.grid, expected.grid, rtol=1e-4, atol=3e-5)
+        torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=1e-4, atol=3e-5)
+        alone = packed(given, cls_only=True)
+        assert alone.grid is None
+        torch.testing.assert_close(alone.cls, expected.cls, rtol=1e-4, atol=3e-5)
+        torch.testing.assert_close(alone.last_hidden_state, expected.cls, rtol=1e-4, atol=3e-5)
+
+
+def test_a_picture_has_the_same_tokens_in_every_batch_and_on_every_number_of_threads(compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model, before = make_model(image_size=64), torch.get_num_threads()
+    pictures = make_bytes(model, 5)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            for at_once in (1, 3, 8):
+                packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT, at_once=at_once)
+                found += [
+                    packed(pictures).last_hidden_state,
+                    torch.cat([packed(p[None]).last_hidden_state for p in pictures]),
+                ]
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+def test_large_scores_and_values_that_are_no_numbers_stay_what_they_are(way: str) -> None:
+    """Weights that make attention look at one patch alone; then one pixel of one picture that is infinite."""
+    model = make_model(image_size=64)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.qkv.weight[:256] *= 6
+        pixel_values = normalise(make_bytes(model, 3))
+        expected = model(pixel_values).last_hidden_state
+        packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT)
+        torch.testing.assert_close(packed(pixel_values).last_hidden_state, expected, rtol=2e-3, atol=2e-3)
+        pixel_values[1, 0, 5, 5] = float("nan")
+        found = packed(pixel_values).last_hidden_state
+        assert found[1].isnan().all()
+        torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("given", [torch.Tensor.clone, normalise], ids=["bytes", "pixels"])
-def test_bfloat16_is_as_near_as_the_model_in_bfloat16(given: Callable[[torch.Tensor], torch.Tensor]) -> None:
+def test_bfloat16_is_as_near_as_the_model_in_bfloat16(given: Callable[[torch.Tensor], torch.Tensor], way: str) -> None:
     model = make_model()
     pictures = make_bytes(model, 4)
     with torch.no_grad():

@@ -1,0 +1,55 @@
+"""C++ that lies beside a module, compiled on the user's machine the first time it is wanted.
+
+    library = compile_library(Path(__file__).with_name("encoder.cpp"))
+    if library is not None: ...
+
+The result is kept in the user's cache folder ($XDG_CACHE_HOME/omni, or ~/.cache/omni), under the hash of all that it depends
+on. Without a C++ compiler, or on a processor that the code is not for, there is none, so whoever asks has another way. $CXX
+names the compiler; CXX=false does without.
+"""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
+"""Parallel loops run on the threads that torch has started: it has loaded their library, so none is linked."""
+
+INSTRUCTIONS = {
+    "AVX2": ["-mavx2", "-mfma"],
+    "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+}
+"""By what torch calls the processor's capability; others have no vectors that our code is written for."""
+
+
+@cache
+def compile_library(source: Path) -> ctypes.CDLL | None:
+    """The functions of a file that are `extern "C"`, or None."""
+    instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
+    if instructions is None or "OpenMP" not in torch.__config__.parallel_info():
+        return None
+    if torch.cpu._is_avx512_bf16_supported():
+        instructions = [*instructions, "-mavx512bf16"]
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    compile, link = [*compiler, *OPTIONS, *instructions, "-c"], [*compiler, "-shared"]
+    key = hashlib.sha256(source.read_bytes() + repr([compile, link]).encode()).hexdigest()
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "omni")
+        library = folder / f"{source.stem}-{key[:16]}.so"
+        if not library.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as beside:
+                compiled, linked = f"{beside}/{source.stem}.o", f"{beside}/{source.stem}.so"
+                subprocess.run([*compile, source, "-o", compiled], check=True, capture_output=True)
+                subprocess.run([*link, compiled, "-o", linked], check=True, capture_output=True)
+                os.replace(linked, library)  # in one step: two processes may do this at a time
+        return ctypes.CDLL(str(library))
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, no home, or a result that does not load
+        return None
