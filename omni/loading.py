@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 # What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
 INHERITED_KEYS = frozenset(
@@ -144,6 +145,11 @@ class StrictLoadingMixin:
         kwargs.setdefault("save_original_format", False)
         self._card = measured_card(config)  # now: on the way to the hub, transformers overwrites README.md
         return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
+        """Where a checkpoint's model is built before it is filled: without drawing the numbers that will be replaced."""
+        return [*super().get_init_context(*args, **kwargs), no_init_weights()]  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:

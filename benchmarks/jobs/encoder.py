@@ -8,6 +8,7 @@ off than rounding explains does not run.
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -82,10 +83,14 @@ def _ours(batch: int, dtype: torch.dtype, quick: bool) -> list[Contestant]:
     whole: dict[str, Callable[[], Call]] = {
         "omni packed": lambda: _call(_packed(dtype), pixels),
         "omni packed, from bytes": lambda: _call(_packed(dtype), raw),
+        "omni packed, not compiled, from bytes": lambda: _call(_not_compiled(dtype), raw),
     }
     cls_only: dict[str, Callable[[], Call]] = {
         "omni packed, CLS only": lambda: _call(_packed(dtype), pixels, cls_only=True),
     }
+    if dtype != torch.float32:  # what an `Engine` takes where the processor is no faster in bfloat16
+        whole["omni packed, in float32, from bytes"] = lambda: _call(_packed(torch.float32), raw)
+        cls_only["omni packed, in float32, CLS only"] = lambda: _call(_packed(torch.float32), raw, cls_only=True)
     for way, prepare in peers.ways(quick).items():
         whole[f"omni, {way}"] = partial(_model, prepare, pixels)
         whole[f"omni, attention written out, {way}"] = partial(_model, prepare, pixels, "eager")
@@ -102,6 +107,12 @@ def _model(prepare: Callable[[nn.Module], Any], pixels: torch.Tensor, attention:
 def _packed(dtype: torch.dtype) -> PackedVisionModel:
     """From pixels as the shipped image processor scales them, -1 to 1."""
     return PackedVisionModel(peers.omni(), dtype, scale=[1 / 127.5] * 3, shift=[-1.0] * 3)
+
+
+def _not_compiled(dtype: torch.dtype) -> PackedVisionModel:
+    """As where there is no C++ compiler."""
+    with patch("omni.vision.packing.is_possible", return_value=False):
+        return _packed(dtype)
 
 
 def _call(encoder: Any, given: torch.Tensor, **options: Any) -> Call:

@@ -1,4 +1,5 @@
-"""Loading: `from_pretrained` of the shipped checkpoints, against reading their tensors from the same file.
+"""Loading: `from_pretrained` of the shipped checkpoints, against reading their tensors from the same file into memory, and
+against mapping that file, which reads nothing yet.
 
 Stock models of the same size show what of the rest is transformers' and what is omni's own, which checks every tensor.
 """
@@ -9,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration, ViTModel
 
@@ -34,12 +36,18 @@ def _race(name: str, own: Any, stock: Any, stock_class: Any, folder: Path) -> Ra
     checkpoint = peers.CHECKPOINTS / name
     stock.save_pretrained(folder)
     calls: dict[str, Call] = {
-        "safetensors.torch.load_file": partial(load_file, checkpoint / "model.safetensors"),
+        "safetensors.torch.load_file, mapped": partial(load_file, checkpoint / "model.safetensors"),
+        "safetensors.torch.load_file, read": partial(_read, checkpoint / "model.safetensors"),
         f"{stock_class.__name__}.from_pretrained, same size": partial(stock_class.from_pretrained, folder),
         f"{own.__name__}.from_pretrained": partial(own.from_pretrained, checkpoint),
     }
     contestants = [Contestant(name, _ready(call), ours=name.startswith(own.__name__)) for name, call in calls.items()]
     return Race(f"checkpoints/{name}, in a warm process", contestants)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in memory of its own."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _ready(call: Call) -> Callable[[], Call]:

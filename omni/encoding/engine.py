@@ -61,7 +61,7 @@ class Engine:
             if value not in known:
                 raise EngineError(f"Expected one of {', '.join(known)}; found {value!r}.")
         self.encoder, self.what = encoder, what
-        probes = _probes(encoder.side)
+        probes = _probes(encoder)
         single = [encoder.encode(encoder.prepare([picture])) for picture in probes]
         if what not in single[0]:
             raise EngineError(
@@ -145,8 +145,12 @@ def bfloat16_pays() -> bool:
     return seconds(torch.bfloat16) < seconds(torch.float32)
 
 
-def _probes(side: int) -> list[Image.Image]:
-    """A few pictures of every kind: scenes, and noise, which is far from what an encoder was trained on."""
-    drawn = [scenes.render(scenes.sample_scene(seed, "test")).resize((side, side)) for seed in range(3)]
+def _probes(encoder: Encoder) -> list[Image.Image]:
+    """A few pictures of every kind: scenes, to be scaled if that is done, and noise, which no encoder was trained on."""
+    side = encoder.side
+    sizes = [(side, side), (3 * side, 2 * side), (side, 2 * side)]
+    if not getattr(encoder.image_processor, "do_resize", False):
+        sizes = [(side, side)] * 3
+    drawn = [scenes.render(scenes.sample_scene(seed, "test")).resize(size) for seed, size in enumerate(sizes)]
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return [*drawn, Image.fromarray(noise)]
