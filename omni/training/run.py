@@ -1,6 +1,7 @@
 """Runs a recipe with `transformers.Trainer`, and so under accelerate, torchrun, DDP or FSDP without a line of ours."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES
 from omni.training.optimizer import freeze, make_optimizer
 from omni.training.recipe import Lora, Recipe, RecipeError
-from omni.training.trainer import OmniTrainer, rest_frozen_parts, save_whole, write_whole
+from omni.training.trainer import OmniTrainer, gather, rest_frozen_parts, save_whole, write_whole
 
 
 def run(recipe: Recipe, resume: bool = False) -> Path:
@@ -48,10 +49,12 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         compute_metrics=objective.metrics,
         preprocess_logits_for_metrics=objective.reduce_logits,
         processing_class=objective.processor,
-        optimizers=(make_optimizer(model, recipe.optimizer), None),
+        make_optimizer=partial(make_optimizer, settings=recipe.optimizer),
     )
-    if trainer.is_fsdp_enabled and recipe.optimizer.name == "muon":
-        raise RecipeError("Under FSDP a process holds pieces of matrices, but Muon needs them whole: choose adamw.")
+    if trainer.is_fsdp_enabled:
+        _check_fsdp(trainer, recipe)
+    else:
+        trainer.create_optimizer()  # now: what a recipe says wrongly shall not be said after something was written
     if trainer.is_world_process_zero():
         write_whole(state / "recipe.json", recipe.model_dump_json(indent=2))
     earlier = TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else TrainerState()
@@ -60,6 +63,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         trainer.state = earlier
     else:
         trainer.train(resume_from_checkpoint=last)
+    if trainer.is_fsdp_enabled:
+        gather(trainer.accelerator.unwrap_model(trainer.model), keep=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         finished = trainer.accelerator.unwrap_model(trainer.model)
         save_whole(lambda folder: objective.save(finished, folder), Path(recipe.output))
@@ -67,6 +72,14 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         write_whole(state / "history.json", json.dumps(history, indent=1))
         draw_curves(history, state / "curves.png")
     return Path(recipe.output)
+
+
+def _check_fsdp(trainer: OmniTrainer, recipe: Recipe) -> None:
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if plugin is not None and plugin.fsdp_version != 2:
+        raise RecipeError("Only the second version of FSDP keeps parameters under their names: set --fsdp_version 2.")
+    if recipe.optimizer.name == "muon":
+        raise RecipeError("Under FSDP a process holds pieces of matrices, but Muon needs them whole: choose adamw.")
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:

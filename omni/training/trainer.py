@@ -1,4 +1,4 @@
-"""transformers' `Trainer`, with the two things that a run of hours needs: whole checkpoints, and frozen parts at rest."""
+"""transformers' `Trainer`, with what a run of hours needs: whole checkpoints, also of sharded models, frozen parts at rest."""
 
 import os
 import shutil
@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import ProgressCallback, Trainer
 
 SAVING, DELETING = ".saving", ".deleting"
@@ -19,12 +21,20 @@ class OmniTrainer(Trainer):
     longer needed is renamed before it is deleted. So a folder "checkpoint-N" is always whole.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._make_optimizer = make_optimizer
         if self.is_world_process_zero():
             for leftover in (SAVING, DELETING):
                 shutil.rmtree(Path(self.args.output_dir, leftover), ignore_errors=True)
         self.accelerator.wait_for_everyone()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the run; under FSDP that of the pieces that a process holds, once they are its own."""
+        self.optimizer: torch.optim.Optimizer | None
+        if self.optimizer is None:
+            self.optimizer = self._make_optimizer(self.model if model is None else model)
+        return self.optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; what is said afterwards, also about a mistake, begins on a line of its own."""
@@ -92,6 +102,23 @@ def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
     else:
         for child in module.children():
             yield from _frozen_parts(child)
+
+
+def gather(model: nn.Module, keep: bool) -> None:
+    """Make whole parameters of the pieces that FSDP has put into several processes, in those that `keep` them.
+
+    All processes have to take part. Shared parameters stay shared.
+    """
+    whole: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if not isinstance(parameter, DTensor):
+                continue
+            if id(parameter) not in whole:
+                tensor = parameter.full_tensor().detach()
+                whole[id(parameter)] = nn.Parameter(tensor.cpu(), parameter.requires_grad) if keep else parameter
+            if keep:
+                module._parameters[name] = whole[id(parameter)]
 
 
 def write_whole(path: Path, text: str) -> None:
