@@ -19,6 +19,9 @@ from pathlib import Path
 
 import torch
 
+HEADER = Path(__file__).with_name("vectors.h")
+"""What all of it includes."""
+
 OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
 """Parallel loops run on the threads that torch has started: it has loaded their library, so none is linked."""
 
@@ -39,7 +42,8 @@ def compile_library(source: Path) -> ctypes.CDLL | None:
         instructions = [*instructions, "-mavx512bf16"]
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     compile, link = [*compiler, *OPTIONS, *instructions, "-c"], [*compiler, "-shared"]
-    key = hashlib.sha256(source.read_bytes() + repr([compile, link]).encode()).hexdigest()
+    text = source.read_bytes() + HEADER.read_bytes()
+    key = hashlib.sha256(text + repr([compile, link]).encode()).hexdigest()
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "omni")
         library = folder / f"{source.stem}-{key[:16]}.so"
@@ -47,8 +51,11 @@ def compile_library(source: Path) -> ctypes.CDLL | None:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as beside:
                 compiled, linked = f"{beside}/{source.stem}.o", f"{beside}/{source.stem}.so"
-                subprocess.run([*compile, source, "-o", compiled], check=True, capture_output=True)
-                subprocess.run([*link, compiled, "-o", linked], check=True, capture_output=True)
+                for step in (
+                    [*compile, f"-I{HEADER.parent}", str(source), "-o", compiled],
+                    [*link, compiled, "-o", linked],
+                ):
+                    subprocess.run(step, check=True, capture_output=True, timeout=300)
                 os.replace(linked, library)  # in one step: two processes may do this at a time
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # no compiler, no home, or a result that does not load

@@ -43,7 +43,9 @@ def test_every_fast_path_is_compared(folder: Path) -> None:
     for path in found.values():
         assert min(path["speed"], path["reference_speed"]) > 0
         assert path["within"]
-    assert 0 < found["cls, float32"]["difference"] < found["cls, bfloat16"]["difference"]
+    assert (
+        0 < found["cls, float32"]["difference"] <= found["cls, bfloat16"]["difference"]
+    )  # equal where it does not pay
 
 
 def test_answers_that_differ_are_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ calls: `OneDnnProducts` hands them over, of whatever tower, projector or Thinker
 
 Writing is one token after the other. A small language model spends most of such a step between its products, in hundreds
 of operations on a few numbers each. `QuickStep` computes the step of the common architecture (RMSNorm, rotary positions,
-grouped attention, gated MLP: Llama, Mistral, Qwen2, Qwen3) with a third of them, and its cache has room for what comes.
+grouped attention, gated MLP: Llama, Mistral, Qwen2, Qwen3) with a third of them, or as one where there is a C++ compiler
+(`decoder.py`), and its cache has room for what comes.
 
 All of it reads the weights where they are, so there is no second copy to grow stale, and none of it is for training,
 other devices or other precisions than float32.
@@ -21,10 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from transformers.activations import SiLUActivation
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from .decoder import TOKENS, CompiledLayers, Dimensions, is_possible
 
 TOLERANCE = 1e-4
 """Largest difference of the quick step from the model's own, relative to the largest number."""
+
+ACTIVATIONS = (nn.SiLU, SiLUActivation)
 
 LAYERS = {
     f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}DecoderLayer"
@@ -69,6 +75,25 @@ class QuickStep:
         self.rotary, self.norm = language_model.rotary_emb, language_model.norm
         attention = language_model.layers[0].self_attn
         self.head_dim, self.scaling = attention.head_dim, attention.scaling
+        self.compiled: CompiledLayers | None = None
+
+    def compile(self) -> bool:
+        """Have a few tokens at a time go through one function of machine code, if that can be had."""
+        first, query_norm = self.layers[0], self.layers[0].query_norm
+        dimensions = Dimensions(
+            width=first.query.in_features,
+            inner=first.gate.out_features,
+            heads=first.query.out_features // self.head_dim,
+            groups=first.key.out_features // self.head_dim,
+            depth=self.head_dim,
+            epsilon=first.input_norm.variance_epsilon,  # type: ignore[arg-type]
+            head_epsilon=query_norm.variance_epsilon if query_norm is not None else 0.0,
+            scaling=self.scaling,
+        )
+        if isinstance(first.activation, ACTIVATIONS) and is_possible(dimensions):
+            layers = [[part for part in layer if part is not layer.activation] for layer in self.layers]
+            self.compiled = CompiledLayers(layers, self.norm, dimensions)
+        return self.compiled is not None
 
     def __call__(
         self, hidden: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor | None, cache: Cache
@@ -82,11 +107,13 @@ class QuickStep:
             cache: its layers hold keys and values float[B, G, L - n, D], for G groups of heads.
         """
         (batch, new), dim, held = hidden.shape[:2], self.head_dim, cache.get_seq_length()
-        seen = _seen(mask, held, new)
         if positions is None:
             positions = torch.arange(held, held + new)[None]
-        cos, sin = (part.unsqueeze(2) for part in self.rotary(hidden, positions))  # float[B, n, 1, D]
+        cos, sin = self.rotary(hidden, positions)  # float[B, n, D]
         sin = torch.cat([-sin[..., : dim // 2], sin[..., dim // 2 :]], dim=-1)
+        if batch * new <= TOKENS and (done := self._run_compiled(hidden, mask, cos, sin, cache)) is not None:
+            return done
+        seen, cos, sin = _seen(mask, held, new), cos.unsqueeze(2), sin.unsqueeze(2)
         for own, cached in zip(self.layers, cache.layers, strict=True):
             x = _norm(own.input_norm, hidden)
             query = _linear(own.query, x).view(batch, new, -1, dim)
@@ -111,6 +138,21 @@ class QuickStep:
             x = _norm(own.mlp_norm, hidden)
             hidden = hidden + _linear(own.down, own.activation(_linear(own.gate, x)) * _linear(own.up, x))
         return _norm(self.norm, hidden)
+
+    def _run_compiled(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, cache: Cache
+    ) -> torch.Tensor | None:
+        compiled = self.compiled
+        if compiled is None or not hidden.is_cpu or any(type(layer) is not RoomyLayer for layer in cache.layers):
+            return None
+        if (weights := compiled.weights()) is None:
+            return None
+        (batch, new, _), held = hidden.shape, cache.get_seq_length()
+        like = hidden.new_empty(batch, compiled.groups, new, self.head_dim)
+        caches = [tensor for layer in cache.layers for tensor in layer.extend(like, like)]
+        seen = None if mask is None or mask.all() else mask.bool()
+        cos, sin = (part.expand(batch, new, -1) for part in (cos, sin))
+        return compiled(weights, hidden, seen, cos, sin, caches, held)
 
 
 def _seen(mask: torch.Tensor | None, held: int, new: int) -> torch.Tensor | None:
@@ -237,6 +279,8 @@ def _step_of(language_model: Any) -> QuickStep | None:
     step = QuickStep(language_model)
     if _difference(step, language_model) > TOLERANCE:
         return None
+    if step.compile() and not _difference(step, language_model) <= TOLERANCE:
+        step.compiled = None
     _KNOWN[language_model] = _Known.of(step, language_model)
     return step
 
@@ -331,7 +375,7 @@ def _difference(step: QuickStep, language_model: Any) -> float:
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = language_model(inputs_embeds=rows, attention_mask=mask, position_ids=positions).last_hidden_state
-    cache = DynamicCache(config=language_model.config)
+    cache = DecodingCache(language_model.config)
     prompt = step(rows[:, :3], mask[:, :3], positions[:, :3], cache)
     found = torch.cat([prompt, step(rows[:, 3:], mask, positions[:, 3:], cache)], dim=1)
     return float((found - expected)[mask.bool()].abs().max() / expected.abs().max())
@@ -370,6 +414,18 @@ class RoomyLayer(DynamicLayer):
             both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
             return both
         held = self.get_seq_length()
+        keys, values = self.extend(key_states, value_states)
+        keys[..., held : self.keys.shape[-2], :] = key_states
+        values[..., held : self.values.shape[-2], :] = value_states
+        return self.keys, self.values
+
+    def extend(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Make what is held longer by float[B, G, n, D], and leave it to the caller to write that into the longer tensors.
+
+        Returns:
+            The longer tensors, float[B, G, room, D].
+        """
+        held = self.get_seq_length()
         length = held + key_states.shape[-2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -380,10 +436,8 @@ class RoomyLayer(DynamicLayer):
                 self._longer[0][..., :held, :] = self.keys  # type: ignore[has-type]
                 self._longer[1][..., :held, :] = self.values  # type: ignore[has-type]
         keys, values = self._longer
-        keys[..., held:length, :] = key_states
-        values[..., held:length, :] = value_states
         self.keys, self.values = keys[..., :length, :], values[..., :length, :]
-        return self.keys, self.values
+        return keys, values
 
     def _has_room(self, length: int) -> bool:
         """Whether what is held still is the beginning of the longer tensors: beams, for one, put other tensors here."""

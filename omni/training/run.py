@@ -5,16 +5,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from omni.loading import part_of
+from omni.registry import get_modality
 from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES
 from omni.training.optimizer import freeze, make_optimizer
 from omni.training.recipe import Lora, Recipe, RecipeError
-from omni.training.trainer import OmniTrainer, gather, rest_frozen_parts, save_whole, write_whole
+from omni.training.trainer import OmniTrainer, expect_inputs, gather, rest_frozen_parts, save_whole, write_whole
 
 
 def run(recipe: Recipe, resume: bool = False) -> Path:
@@ -51,9 +53,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         processing_class=objective.processor,
         make_optimizer=partial(make_optimizer, settings=recipe.optimizer),
     )
-    if trainer.is_fsdp_enabled:
-        _check_fsdp(trainer, recipe)
-    else:
+    _check_fsdp(trainer, recipe)
+    if not trainer.is_fsdp_enabled:
         trainer.create_optimizer()  # now: what a recipe says wrongly shall not be said after something was written
     if trainer.is_world_process_zero():
         write_whole(state / "recipe.json", recipe.model_dump_json(indent=2))
@@ -75,9 +76,16 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
 
 
 def _check_fsdp(trainer: OmniTrainer, recipe: Recipe) -> None:
-    plugin = trainer.accelerator.state.fsdp_plugin
-    if plugin is not None and plugin.fsdp_version != 2:
+    if not trainer.is_fsdp_enabled:
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # accelerate says nothing
+            raise RecipeError(
+                "accelerate does not shard models on this device, but would train whole ones: drop --use_fsdp."
+            )
+        return
+    if trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
         raise RecipeError("Only the second version of FSDP keeps parameters under their names: set --fsdp_version 2.")
+    modalities = getattr(trainer.model.config, "modalities", {})
+    expect_inputs(trainer.model, [name for modality in modalities for name in get_modality(modality).inputs])
     if recipe.optimizer.name == "muon":
         raise RecipeError("Under FSDP a process holds pieces of matrices, but Muon needs them whole: choose adamw.")
 

@@ -1,8 +1,8 @@
-"""transformers' `Trainer`, with what a run of hours needs: whole checkpoints, also of sharded models, frozen parts at rest."""
+"""transformers' `Trainer`, with what a run of hours needs: whole checkpoints, frozen parts at rest, sharded models."""
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import ProgressCallback, Trainer
+
+from omni.data.conversations import ExampleError
 
 SAVING, DELETING = ".saving", ".deleting"
 
@@ -102,6 +104,19 @@ def _frozen_parts(module: nn.Module) -> Iterator[nn.Module]:
     else:
         for child in module.children():
             yield from _frozen_parts(child)
+
+
+def expect_inputs(model: nn.Module, names: Collection[str]) -> None:
+    """Refuse batches that lack one of these: who has nothing for a sharded part would leave the others waiting for it."""
+
+    def check(_: nn.Module, args: Any, given: dict[str, Any]) -> None:
+        if lacking := sorted(name for name in names if given.get(name) is None):
+            raise ExampleError(
+                f"Under FSDP every batch of every process needs all inputs, found one without {', '.join(lacking)}; leave "
+                "rows without pictures out of the data, or train whole models (without --use_fsdp)."
+            )
+
+    model.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def gather(model: nn.Module, keep: bool) -> None:

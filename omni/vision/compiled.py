@@ -1,6 +1,7 @@
 """The encoder as one function of machine code: `encoder.cpp`, see `omni.compilation`."""
 
 import ctypes
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -48,6 +49,9 @@ class CompiledEncoder:
         self._tensors = [_panels(tensor, dtype) for tensors in (shared, *layers) for tensor in tensors]
         self._weights = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
         self._at_once, self._dtype = at_once, dtype
+        self._kept = (
+            threading.local()
+        )  # each thread's work memory: new pages may take longer than what is computed in them
         self._bytes_of_picture = self._call(None, False, 0, False, None, None)
 
     def __call__(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
@@ -55,7 +59,9 @@ class CompiledEncoder:
         raw, tokens = pictures.dtype == torch.uint8, 1 if cls_only else self._shape.tokens
         pictures = (pictures if raw else pictures.float()).contiguous()
         encoded = torch.empty(len(pictures), tokens, self._shape.width)
-        work = torch.empty(self._bytes_of_picture * min(len(pictures), self._at_once), dtype=torch.uint8)
+        needed, work = self._bytes_of_picture * min(len(pictures), self._at_once), getattr(self._kept, "work", None)
+        if work is None or len(work) < needed:
+            work = self._kept.work = torch.empty(needed, dtype=torch.uint8)
         self._call(pictures.data_ptr(), raw, len(pictures), cls_only, work.data_ptr(), encoded.data_ptr())
         return encoded
 

@@ -21,10 +21,10 @@ from omni.fusion.decoding import DecodingCache, OneDnnProducts, QuickStep, Roomy
 Make = Callable[..., OmniForConditionalGeneration]
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 64, "rms_norm_eps": 1e-5}
 KNOWN: dict[str, dict[str, Any]] = {
-    "llama": {"num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
+    "llama": {"num_attention_heads": 2, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True},
     "llama with llama3 positions": {
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
         "rope_parameters": {
             "rope_type": "llama3",
             "rope_theta": 5e5,
@@ -34,7 +34,7 @@ KNOWN: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 16,
         },
     },
-    "mistral": {"num_attention_heads": 4, "num_key_value_heads": 1, "sliding_window": None},
+    "mistral": {"num_attention_heads": 4, "head_dim": 16, "num_key_value_heads": 1, "sliding_window": None},
     "qwen2": {"num_attention_heads": 2, "num_key_value_heads": 2},
     "qwen3": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16},
 }
@@ -54,9 +54,10 @@ def thinker(kind: str, **changes: Any) -> Any:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "not compiled"])
+@pytest.mark.parametrize("rows", [1, 3, 15, 20])
 @pytest.mark.parametrize("kind", KNOWN)
-def test_a_step_is_the_models_own(kind: str, rows: int) -> None:
+def test_a_step_is_the_models_own(kind: str, rows: int, compiled: bool, compiles: bool) -> None:
     model, length = thinker(kind), 9
     embeds = torch.randn(rows, length, 32)
     mask = torch.ones(rows, length, dtype=torch.int64)
@@ -69,6 +70,8 @@ def test_a_step_is_the_models_own(kind: str, rows: int) -> None:
     with stepping(model):
         step = quick_step(model, cache, embeds, None, {})
         assert step is not None
+        assert (step.compiled is not None) == compiles
+        step.compiled = step.compiled if compiled else None
         for start, stop in ((4, 5), (5, 8), (8, 9)):
             part, seen = embeds[:, start:stop], mask[:, :stop]
             found = step(part, seen, positions[:, start:stop], cache)
@@ -78,6 +81,53 @@ def test_a_step_is_the_models_own(kind: str, rows: int) -> None:
         assert all(layer.keys.isfinite().all() for layer in anew.layers)  # of padding too: others would get NaN from it
         if rows == 1:
             close(step(embeds, None, None, DecodingCache(model.config)), expected, mask)
+
+
+@torch.no_grad()
+def test_a_compiled_step_reads_the_weights_where_they_are(compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model = thinker("qwen3")
+    embeds, mask = torch.randn(2, 3, 32), torch.ones(2, 3, dtype=torch.int64)
+
+    def step() -> torch.Tensor:
+        with stepping(model):
+            cache = DecodingCache(model.config)
+            known = quick_step(model, cache, embeds, None, {})
+            assert known is not None
+            assert known.compiled is not None
+            return known(embeds, None, None, cache)
+
+    def own() -> torch.Tensor:
+        return model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state
+
+    close(step(), own(), mask)
+    model.layers[1].mlp.up_proj.weight.mul_(-0.5)
+    close(step(), own(), mask)
+    model.layers[0].self_attn.q_norm.weight = nn.Parameter(torch.randn(16))
+    close(step(), own(), mask)
+    model.norm.weight = nn.Parameter(torch.randn(64)[::2])  # not one number after the other
+    close(step(), own(), mask)
+
+
+@torch.no_grad()
+def test_a_compiled_step_is_the_same_on_every_number_of_threads(compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model, before, found = thinker("qwen3"), torch.get_num_threads(), []
+    embeds = torch.randn(3, 4, 32)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]])
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            with stepping(model):
+                cache = DecodingCache(model.config)
+                step = quick_step(model, cache, embeds, None, {})
+                assert step is not None
+                found.append(step(embeds, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor, mask: torch.Tensor) -> None:

@@ -1,0 +1,59 @@
+// Vectors of floats on the processors that our C++ is written for, and the functions that go through them lane by lane.
+
+#pragma once
+
+#include <cstdint>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX2__) && defined(__FMA__)
+#define LANES 8
+#else
+#error "needs AVX2 and FMA"
+#endif
+
+namespace {
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+typedef float Anywhere __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+inline Vector load(const float* from) { return *reinterpret_cast<const Anywhere*>(from); }
+inline void store(float* to, Vector value) { *reinterpret_cast<Anywhere*>(to) = value; }
+inline Vector all(float value) { return value - Vector{}; }
+inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+
+template <class Combine>
+inline float reduce(Vector v, Combine combine) {
+#if LANES == 16
+    v = combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+#else
+    v = combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
+    v = combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5));
+    v = combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6));
+#endif
+    return v[0];
+}
+inline float sum(Vector v) {
+    return reduce(v, [](Vector a, Vector b) { return a + b; });
+}
+
+// 2^x, to 1e-7 of it.
+inline Vector power_of_two(Vector x) {
+    x = smaller(larger(x, all(-126.0f)), all(126.0f));
+    const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest bits
+    const Vector rounded = x + round, rest = x - (rounded - round);
+    Vector p = all(0.0013276452f);
+    p = p * rest + 0.009675541f;
+    p = p * rest + 0.055507135f;
+    p = p * rest + 0.2402212f;
+    p = p * rest + 0.69314694f;
+    p = p * rest + 1.0f;
+    return (Vector)((Integers)p + ((Integers)rounded << 23));
+}
+
+}  // namespace
