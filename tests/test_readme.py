@@ -38,7 +38,7 @@ PACKAGE = "docs/adding-a-modality.md"
 SMALLER = {"docs/scaling.md": ("(112, 224, 336, 448)", "(112,)")}
 """Pages that measure: what they print differs from machine to machine."""
 LANGUAGES = {"python", "console", "bash", "toml", "json", "text", "{eval-rst}"}
-PROGRAMS = {"pytest", "ruff", "mypy", "sphinx-build"}
+PROGRAMS = {"pytest", "ruff", "mypy", "sphinx-build", "accelerate"}
 """What bash blocks call beside omni, pip, Python and torchrun."""
 
 
