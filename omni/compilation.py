@@ -50,11 +50,9 @@ def compile_library(source: Path) -> ctypes.CDLL | None:
         if not library.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as beside:
-                compiled, linked = f"{beside}/{source.stem}.o", f"{beside}/{source.stem}.so"
-                for step in (
-                    [*compile, f"-I{HEADER.parent}", str(source), "-o", compiled],
-                    [*link, compiled, "-o", linked],
-                ):
+                compiled, linked = f"{beside}/compiled.o", f"{beside}/linked.so"
+                compile += [f"-I{HEADER.parent}", str(source), "-o", compiled]
+                for step in (compile, [*link, compiled, "-o", linked]):
                     subprocess.run(step, check=True, capture_output=True, timeout=300)
                 os.replace(linked, library)  # in one step: two processes may do this at a time
         return ctypes.CDLL(str(library))

@@ -49,9 +49,7 @@ class CompiledEncoder:
         self._tensors = [_panels(tensor, dtype) for tensors in (shared, *layers) for tensor in tensors]
         self._weights = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
         self._at_once, self._dtype = at_once, dtype
-        self._kept = (
-            threading.local()
-        )  # each thread's work memory: new pages may take longer than what is computed in them
+        self._kept = threading.local()
         self._bytes_of_picture = self._call(None, False, 0, False, None, None)
 
     def __call__(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
@@ -61,7 +59,9 @@ class CompiledEncoder:
         encoded = torch.empty(len(pictures), tokens, self._shape.width)
         needed, work = self._bytes_of_picture * min(len(pictures), self._at_once), getattr(self._kept, "work", None)
         if work is None or len(work) < needed:
-            work = self._kept.work = torch.empty(needed, dtype=torch.uint8)
+            # Kept, since new pages may take longer than what is computed in them. Keys are multiplied by whole panels, and
+            # numbers that nobody wrote would be slow if they are very small: between pictures stay zeros.
+            work = self._kept.work = torch.zeros(needed, dtype=torch.uint8)
         self._call(pictures.data_ptr(), raw, len(pictures), cls_only, work.data_ptr(), encoded.data_ptr())
         return encoded
 

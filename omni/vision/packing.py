@@ -78,9 +78,8 @@ class PackedVisionModel:
             starts = [torch.cat([cls[0], table[0, 1:] + bias]).flatten() for _, bias in (pixels, raw)]
             _, to_scores, from_values = _attention_weights(layers[-1], math.log2(math.e))
             before = [pixels[0], starts[0], raw[0], starts[1], model.norm.weight, *to_scores, *from_values]
-            self._compiled = CompiledEncoder(
-                self.config, dtype, before, [_parameters(each) for each in layers], at_once
-            )
+            within = [_parameters(layer) for layer in layers]
+            self._compiled = CompiledEncoder(self.config, dtype, before, within, at_once)
             return
         self.embed_pixels, self.embed_bytes = (_linear(*each, dtype, at_once * patches) for each in (pixels, raw))
         self.cls, self.positions = cls.to(dtype), table[:, 1:].to(dtype, copy=True)
