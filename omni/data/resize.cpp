@@ -10,19 +10,11 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX2__)
-#define LANES 8
-#else
-#error "needs AVX2"
-#endif
+#include "vectors.h"
 
 namespace {
 
 constexpr int BITS = 22, HALF = BITS / 2;
-
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
 // LANES bytes as integers. (The compiler's own conversions go byte by byte.)
 inline Integers widen(const uint8_t* from) {
