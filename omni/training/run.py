@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
@@ -72,6 +73,9 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         history = trainer.state.log_history
         write_whole(state / "history.json", json.dumps(history, indent=1))
         draw_curves(history, state / "curves.png")
+    if trainer.accelerator.num_processes > 1:  # who leaves early would pull its connections from under the others
+        trainer.accelerator.wait_for_everyone()
+        torch.distributed.destroy_process_group()
     return Path(recipe.output)
 
 

@@ -121,7 +121,7 @@ def trained(
     return [entry["loss"] for entry in history if "loss" in entry], load_file(folder / "out" / "model.safetensors")
 
 
-@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.long)], ids=["whole", "sharded"])
 def test_two_processes_learn_what_one_learns(
     mixed: Path, shown: Path, tmp_path: Path, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any], sharded: bool
 ) -> None:
