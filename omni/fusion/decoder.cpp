@@ -158,7 +158,7 @@ void decode(const Shape* shape, const float* const* weights, float* x, const flo
                 float total = 0.0f;
                 for (long t = 0; t < there; t += LANES) {
                     Vector weights = power_of_two(load(scores + t) - largest);
-                    weights = load(scores + t) > -1e38f ? weights : Vector{};
+                    weights = load(scores + t) < -1e38f ? Vector{} : weights;  // NaN is not hidden
                     store(scores + t, weights);
                     total += sum(weights);
                 }

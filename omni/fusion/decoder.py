@@ -60,6 +60,7 @@ class CompiledLayers:
                 if isinstance(module, nn.Linear):
                     places.append((parameters, "bias"))
         self._places, self._layers, self._dimensions = places, len(layers), dimensions
+        self._shapes = [getattr(parameters.get(name), "shape", None) for parameters, name in places]
 
     @property
     def groups(self) -> int:
@@ -67,13 +68,15 @@ class CompiledLayers:
         return self._dimensions.groups
 
     def weights(self) -> Any:
-        """Where the weights are now, for `__call__`; None if not all are plain numbers of float32."""
+        """Where the weights are now, for `__call__`; None if not all are plain float32 in the shapes that they had."""
         found = [parameters.get(name) for parameters, name in self._places]
-        if not all(
-            weight is None or (weight.dtype is torch.float32 and weight.is_cpu and weight.is_contiguous())
-            for weight in found
-        ):
-            return None
+        for weight, shape in zip(found, self._shapes, strict=True):
+            if weight is None and shape is None:
+                continue
+            if weight is None or weight.shape != shape or weight.dtype is not torch.float32:
+                return None
+            if not (weight.is_cpu and weight.is_contiguous()):
+                return None
         return (ctypes.c_void_p * len(found))(*(None if weight is None else weight.data_ptr() for weight in found))
 
     def __call__(

@@ -108,6 +108,9 @@ def test_a_compiled_step_reads_the_weights_where_they_are(compiles: bool) -> Non
     close(step(), own(), mask)
     model.norm.weight = nn.Parameter(torch.randn(64)[::2])  # not one number after the other
     close(step(), own(), mask)
+    model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.randn(48, 16))  # of another shape: torch refuses it
+    with pytest.raises(RuntimeError):
+        step()
 
 
 @torch.no_grad()
