@@ -38,8 +38,8 @@ def resize(picture: Image.Image, width: int, height: int, resample: int) -> NDAr
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8] | None:
     """Pillow's own memory of a picture, four bytes a pixel; None where it does not lie in one piece, or cannot be had."""
-    if not hasattr(picture, "__arrow_c_array__"):
-        return None
+    if picture.readonly or not hasattr(picture, "__arrow_c_array__"):
+        return None  # memory that is not Pillow's own it exports with a segmentation fault (its issue 9896)
     import pyarrow as pa  # here: it takes a quarter of a second
 
     try:

@@ -188,7 +188,7 @@ class Recipe(Strict):
 
     Attributes:
         freeze: patterns of parameter names that stay as they are.
-        arguments: of transformers' `TrainingArguments`.
+        arguments: of transformers' `TrainingArguments`; `bf16` may also be "auto", which is true where it is faster.
         output: the folder of the finished checkpoint; the run's own files are in its subfolder "run".
     """
 

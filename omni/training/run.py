@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from omni.encoding.engine import bfloat16_pays
 from omni.loading import part_of
 from omni.registry import get_modality
 from omni.training.curves import draw_curves
@@ -37,8 +38,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     last = get_last_checkpoint(str(state)) if state.is_dir() else None
     if last and not resume:
         raise FileExistsError(f"{state} holds an earlier run up to {Path(last).name}; resume it, or remove the folder.")
-    if last:
-        _same_recipe(recipe, state / "recipe.json")
+    recipe = settle(recipe, _earlier(state / "recipe.json") if last else None)
     arguments = TrainingArguments(output_dir=str(state), **_evaluation(recipe))
     set_seed(arguments.seed)
     objective = OBJECTIVES[recipe.objective](recipe)
@@ -138,14 +138,32 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
     return recipe.arguments if recipe.evaluate else {**recipe.arguments, "eval_strategy": "no"}
 
 
-def _same_recipe(recipe: Recipe, path: Path) -> None:
-    """Refuse to go on with other settings than a run began with: its result would be of neither recipe."""
-    if not path.is_file():
-        return
-    earlier = Recipe.read(path).model_dump(exclude={"about"})
-    changed = sorted(key for key, value in recipe.model_dump(exclude={"about"}).items() if value != earlier[key])
-    if changed:
-        raise RecipeError(
-            f"The run in {path.parent} began with other settings of {', '.join(changed)}; resume it with the recipe in "
-            f"{path}, or give this one another output."
-        )
+def _earlier(path: Path) -> Recipe | None:
+    return Recipe.read(path) if path.is_file() else None
+
+
+def settle(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:
+    """The recipe with a decision where it says "auto": that of the run to be resumed, else what is fast on this device.
+
+    Raises:
+        RecipeError: the run to be resumed was of other settings; its result would be of neither recipe.
+    """
+    if recipe.arguments.get("bf16") == "auto":
+        bf16 = earlier.arguments.get("bf16", False) if earlier else _bfloat16_is_fast(recipe.arguments)
+        recipe = recipe.model_copy(update={"arguments": {**recipe.arguments, "bf16": bf16}})
+    if earlier:
+        before = earlier.model_dump(exclude={"about"})
+        changed = sorted(key for key, value in recipe.model_dump(exclude={"about"}).items() if value != before[key])
+        if changed:
+            state = Path(recipe.output) / "run"
+            raise RecipeError(
+                f"The run in {state} began with other settings of {', '.join(changed)}; resume it with the recipe in "
+                f"{state / 'recipe.json'}, or give this one another output."
+            )
+    return recipe
+
+
+def _bfloat16_is_fast(arguments: dict[str, Any]) -> bool:
+    if torch.cuda.is_available() and not arguments.get("use_cpu"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bfloat16_pays()

@@ -255,7 +255,7 @@ def _linear(
     With oneDNN that is one kernel on a layout chosen for so many `rows`; elsewhere what PyTorch has.
     """
     weight, bias = (tensor.detach().to(dtype, copy=True).contiguous() for tensor in (weight, bias))
-    if not (_has_onednn() and activation in (None, *FUSED)):
+    if not (_has_onednn(dtype) and activation in (None, *FUSED)):
         activate = ACT2FN[activation] if activation else nn.Identity()
 
         def plain(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
@@ -274,5 +274,6 @@ def _linear(
     return fused
 
 
-def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)  # type: ignore[no-untyped-call]
+def _has_onednn(dtype: torch.dtype) -> bool:
+    known: bool = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return known and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]

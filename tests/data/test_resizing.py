@@ -1,6 +1,7 @@
 """Scaling against Pillow's own: the same bytes, whatever the sizes."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -41,6 +42,12 @@ def test_a_picture_in_several_pieces_of_memory_is_scaled_too() -> None:
     assert resizing._pixels(picture) is None
     expected = np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR))
     np.testing.assert_array_equal(resize(picture, 224, 224, Image.Resampling.BILINEAR), expected)
+
+
+def test_a_picture_in_memory_of_somebody_else_is_scaled_too() -> None:
+    picture = draw(90, 70, 1)
+    shared = Image.fromarrow(pa.array(picture), "RGB", picture.size)  # Pillow dies of giving this to Arrow once more
+    np.testing.assert_array_equal(resize(shared, 40, 50, 2), resize(picture, 40, 50, 2))
 
 
 @pytest.mark.parametrize("resample", [*Image.Resampling])

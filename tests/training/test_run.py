@@ -13,9 +13,10 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import omni
-from omni.training.optimizer import MuonAdamW
-from omni.training.recipe import Optimizer, Recipe
-from omni.training.run import make_optimizer, run
+from omni.encoding.engine import bfloat16_pays
+from omni.training.optimizer import Muon, MuonAdamW
+from omni.training.recipe import Optimizer, Recipe, RecipeError
+from omni.training.run import make_optimizer, run, settle
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_dropout_prob": 0.0}
@@ -109,6 +110,17 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
+def test_bfloat16_is_taken_where_it_is_faster_and_kept_by_a_resumed_run(tmp_path: Path) -> None:
+    asked = tiny("vision_tiny", tmp_path, arguments={**ARGUMENTS, "bf16": "auto"})
+    fast = bfloat16_pays()
+    if not torch.cuda.is_available():
+        assert settle(asked).arguments["bf16"] is fast
+    begun = settle(asked, tiny("vision_tiny", tmp_path, arguments={**ARGUMENTS, "bf16": not fast}))
+    assert begun.arguments == {**ARGUMENTS, "bf16": not fast}
+    with pytest.raises(RecipeError, match="other settings of arguments"):
+        settle(asked, tiny("vision_tiny", tmp_path, arguments={**ARGUMENTS, "max_steps": 5}))
+
+
 def test_an_earlier_run_is_not_overwritten(encoder: Path) -> None:
     with pytest.raises(FileExistsError, match="checkpoint-4; resume it"):
         run(tiny("vision_tiny", encoder, model={"config": TINY_ENCODER}))
@@ -158,6 +170,23 @@ def test_muon_update_is_nearly_orthogonal_and_the_rest_is_adamw() -> None:
     assert singular.min() > 0.6  # Newton-Schulz brings them near 1; those of a random gradient spread by a factor of 5
     assert singular.max() < 1.3
     assert torch.equal(vector, twin)
+
+
+@pytest.mark.parametrize("shape", [(16, 8), (8, 16), (8, 8)])
+def test_muon_steps_as_torchs_does_up_to_bfloat16(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix, twin = (nn.Parameter(torch.ones(shape)) for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.5, "adjust_lr_fn": "match_rms_adamw"}
+    ours, torchs = Muon([matrix], **settings), torch.optim.Muon([twin], **settings)
+    for _ in range(3):
+        matrix.grad, before = torch.randn(shape), twin.detach().clone()
+        twin.grad = matrix.grad.clone()
+        ours.step()
+        torchs.step()
+        change = (twin - before).norm()
+        assert (matrix - twin).norm() < 0.02 * change
+        matrix.data.copy_(twin)
+    assert ours.state_dict()["state"][0].keys() == torchs.state_dict()["state"][0].keys()
 
 
 def test_the_optimizer_goes_on_from_its_state() -> None:
