@@ -18,6 +18,7 @@ inside the dictionary, and `<name>_config` and `<name>_token_id` reach into it: 
 transformers uses to hand down dtype and attention implementation, in `generate`, and in config.json.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -180,6 +181,10 @@ class OmniConfig(PreTrainedConfig):
     @tie_word_embeddings.setter
     def tie_word_embeddings(self, value: bool) -> None:
         self.text_config.tie_word_embeddings = value
+
+    def __repr__(self) -> str:
+        """All values. transformers shows those that differ from the defaults, which it builds anew whenever it loads one."""
+        return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)}"
 
     # --- the token plan -----------------------------------------------------------------------------------------------
 

@@ -275,5 +275,7 @@ def _linear(
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
-    known: bool = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return known and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
+    """Whether oneDNN is there, wanted, and packs weights of this type on this processor."""
+    known = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    wanted = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
+    return bool(known and wanted)
