@@ -1,5 +1,6 @@
 """Strict loading: whatever is done to a checkpoint, it loads whole and unchanged or says what is wrong with it."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
-from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel
-from omni.loading import fingerprint_parts, part_of, read_tensors
+from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel, loading
+from omni.loading import TYPES, fingerprint_folder, fingerprint_parts, part_of, read_tensors
 
 Tensors = dict[str, torch.Tensor]
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -395,4 +396,34 @@ def test_anything_changes_the_fingerprint() -> None:
 def test_the_configuration_of_the_file_knows_its_weights(saved: dict[str, Path]) -> None:
     for folder in saved.values():
         config = AutoConfig.from_pretrained(folder)
-        assert config.fingerprints == fingerprint_parts(read_tensors(folder))
+        assert config.fingerprints == fingerprint_parts(read_tensors(folder)) == fingerprint_folder(folder)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 2**20])
+def test_a_fingerprint_is_one_hash_over_names_types_shapes_and_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Written down here once more, in one file and in shards, of any type, gathered in pieces of any size."""
+    monkeypatch.setattr(loading._Digests, "AT_ONCE", at_once)
+    types = [*TYPES.values(), torch.complex64]  # the last one is in no list
+    tensors = {f"model.image_tower.{n}.weight": torch.ones(2, n).to(dtype) for n, dtype in enumerate(types)}
+    tensors |= {"lm_head.weight": torch.arange(5.0), "model.language_model.scale": torch.tensor(3.0)}
+    expected = {}
+    for part in ("image_tower", "language_model", "lm_head"):
+        digest = hashlib.sha256()
+        for name in sorted(name for name in tensors if part in name):
+            tensor, inner = tensors[name], name.split(f"{part}.")[1]
+            digest.update(f"{inner} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(bytes(tensor.flatten().view(torch.uint8).tolist()))
+        expected[part] = digest.hexdigest()[:32]
+    assert fingerprint_parts(tensors) == expected
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert fingerprint_folder(tmp_path) == expected
+    known = {name: tensor for name, tensor in tensors.items() if tensor.dtype != torch.complex64}
+    halves = {f"model-{n}.safetensors": dict(list(known.items())[n::2]) for n in range(2)}
+    (tmp_path / "model.safetensors").unlink()
+    for file, half in halves.items():
+        save_file(half, tmp_path / file)
+    index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fingerprint_folder(tmp_path) == fingerprint_parts(known) != expected
