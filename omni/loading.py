@@ -11,9 +11,11 @@ stranger put among those that were trained together, does not pass either.
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
@@ -91,8 +93,9 @@ class StrictLoadingMixin:
         kwargs.setdefault("use_safetensors", True)
         mismatched_allowed = kwargs.pop("ignore_mismatched_sizes", False)
         foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
-        with ThreadPoolExecutor(1) as beside:  # hashing takes as long as building the model, and another core
-            hashed = beside.submit(_saved_and_found, pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+        where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
+        with ThreadPoolExecutor(1) as beside, _one_by_one(*where):
+            hashed = beside.submit(_saved_and_found, *where)  # takes as long as building the model, and another core
             model, report = super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path,
                 *model_args,
@@ -186,6 +189,21 @@ def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str
         )
     kwargs["key_mapping"] = {rf"^(model\.)?{towers[0]}_tower\.": ""}
     return re.compile(rf"(model\.)?(?!{towers[0]}_tower\.)(\w+_tower|\w+_projector|language_model)\.|lm_head\.")
+
+
+@contextmanager
+def _one_by_one(folder: Any, subfolder: str, small: int = 256 * 2**20) -> Iterator[None]:
+    """Inside, transformers reads the tensors of a small checkpoint itself, since its threads cost more than they save."""
+    switch = "HF_DEACTIVATE_ASYNC_LOAD"
+    files = [] if folder is None else list((Path(folder) / subfolder).glob("*.safetensors"))
+    applies = switch not in os.environ and 0 < sum(file.stat().st_size for file in files) < small
+    if applies:
+        os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        if applies:
+            os.environ.pop(switch, None)
 
 
 def _complaint(cls: str, folder: Any, problems: list[str], shown: int = 20) -> str:
