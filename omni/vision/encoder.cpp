@@ -1,6 +1,6 @@
 // The encoder of modeling_vision.py on the vector units of a CPU; compiled.py builds, packs for and calls it.
 //
-// A picture's tokens are cut into tiles of at most ROWS tokens. All of a block but its attention concerns one token at a
+// A picture's tokens are cut into tiles of at most TILE tokens. All of a block but its attention concerns one token at a
 // time, so a tile goes from one attention to the next without leaving the first cache:
 //
 //     patches + positions                                  embed
@@ -29,8 +29,10 @@ namespace {
 
 #if LANES == 16
 constexpr int ROWS = 14;  // 28 registers of sums, 2 of weights, 1 of values: of 32
+constexpr int TILE = ROWS;
 #else
 constexpr int ROWS = 6;  // 12 + 2 + 1 of 16
+constexpr int TILE = 3 * ROWS;  // such processors have second caches that hold less than the weights of a block
 #endif
 constexpr int PANEL = 2 * LANES;
 
@@ -133,7 +135,12 @@ inline void choose(std::integer_sequence<int, R...>, int rows, const T* a, long 
 
 template <class T>
 inline void product(int rows, const T* a, long stride, const T* panel, long width, float* c, long out) {
-    choose(std::make_integer_sequence<int, ROWS>{}, rows, a, stride, panel, width, c, out);
+    const int groups = (rows + ROWS - 1) / ROWS;
+    for (int group = 0; group < groups; group++) {
+        const int from = rows * group / groups, to = rows * (group + 1) / groups;
+        choose(std::make_integer_sequence<int, ROWS>{}, to - from, a + from * stride, stride, panel, width,
+               c + from * out, out);
+    }
 }
 
 // --- The encoder ------------------------------------------------------------------------------------------------------
@@ -192,7 +199,7 @@ class Encoder {
 
     void run(const void* pictures, bool raw, long batch, long at_once, bool cls_only, char* work, float* out,
              int threads) const {
-        long tiles = (s.tokens + ROWS - 1) / ROWS;
+        long tiles = (s.tokens + TILE - 1) / TILE;
         if (batch == 1) tiles = up(tiles, threads);
         if (tiles > s.tokens) tiles = s.tokens;
         const long whole = cls_only ? s.layers - 1 : s.layers;  // blocks that are computed for all tokens
@@ -264,11 +271,11 @@ class Encoder {
 
     // What a thread needs for a tile.
     struct Scratch {
-        float* sums;    // [ROWS, PANEL]
-        float* scores;  // [ROWS, padded n]
+        float* sums;    // [TILE, PANEL]
+        float* scores;  // [TILE, padded n]
         float* normed;  // [n, D], for CLS alone
-        T* rows;        // [ROWS, D or values of a patch]
-        T* inner;       // [ROWS, F, or padded n]
+        T* rows;        // [TILE, D or values of a patch]
+        T* inner;       // [TILE, F, or padded n]
         float* one;     // [h, D] and [padded n], for CLS alone as well
         T* all_heads;   // [h, D]
         void* memory;
@@ -276,8 +283,8 @@ class Encoder {
         explicit Scratch(const Encoder& e) {
             const long values = e.s.patch * e.s.patch * e.s.channels, n = e.padded();
             const long wide = e.s.width > values ? e.s.width : values, deep = e.s.inner > n ? e.s.inner : n;
-            const long sizes[] = {4 * ROWS * PANEL, 4 * ROWS * n, 4 * e.s.tokens * e.s.width,
-                                  long(sizeof(T)) * ROWS * wide, long(sizeof(T)) * ROWS * deep,
+            const long sizes[] = {4 * TILE * PANEL, 4 * TILE * n, 4 * e.s.tokens * e.s.width,
+                                  long(sizeof(T)) * TILE * wide, long(sizeof(T)) * TILE * deep,
                                   4 * (e.s.heads * e.s.width + n), long(sizeof(T)) * e.s.heads * e.s.width};
             size_t total = 0;
             for (long size : sizes) total += bytes(size);
@@ -424,7 +431,7 @@ class Encoder {
         const long rows = to - from, width = s.width;
         float* x = p.x + from * width;
         for (long head = 0; head < s.heads; head++) {
-            float scale[ROWS];
+            float scale[TILE];
             const T* query = p.queries + from * width + head * depth;
             const T* keys = p.keys[number % 2] + head * depth * padded();
             for (long key = 0; key < s.tokens; key += PANEL) {
