@@ -13,10 +13,10 @@ from omni.training.recipe import Optimizer, RecipeError
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` whose products are of float32 on a CPU.
+    """`torch.optim.Muon` in float32, matrices of one shape together.
 
-    torch computes them in bfloat16 everywhere: 30 times as slow on processors that do not know it, most of the time of a
-    training step. Momentum, weight decay, state and the matching of learning rates to AdamW's are torch's.
+    torch multiplies in bfloat16, on processors that do not know it 30 times as slow. Momentum, weight decay, state and the
+    matching of learning rates to AdamW's are torch's.
     """
 
     @torch.no_grad()
@@ -28,28 +28,38 @@ class Muon(torch.optim.Muon):
                 loss = closure()
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            by_shape: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
             for matrix in group["params"]:
-                if matrix.grad is None:
+                if (gradient := matrix.grad) is None:
                     continue
-                if "momentum_buffer" not in self.state[matrix]:
-                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
-                average = self.state[matrix]["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
-                update = orthogonal(matrix.grad.lerp(average, momentum), group["ns_coefficients"], group["ns_steps"])
-                matrix.mul_(1 - lr * group["weight_decay"])
-                matrix.add_(update, alpha=-lr * 0.2 * math.sqrt(max(matrix.shape)))
+                state = self.state[matrix]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(matrix)
+                average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
+                by_shape.setdefault(matrix.shape, []).append((matrix, gradient.lerp(average, momentum)))
+            for shape, found in by_shape.items():
+                updates = orthogonal(torch.stack([u for _, u in found]), group["ns_coefficients"], group["ns_steps"])
+                for (matrix, _), update in zip(found, updates, strict=True):
+                    matrix.mul_(1 - lr * group["weight_decay"])
+                    matrix.add_(update, alpha=-lr * 0.2 * math.sqrt(max(shape)))
         return loss
 
 
-def orthogonal(matrix: torch.Tensor, coefficients: Sequence[float], steps: int) -> torch.Tensor:
-    """The same singular vectors with singular values near 1, by Newton-Schulz iteration (Jordan 2024): [M, N] -> [M, N]."""
+def orthogonal(matrices: torch.Tensor, coefficients: Sequence[float], steps: int) -> torch.Tensor:
+    """The same singular vectors with singular values near 1: [B, M, N] -> float32[B, M, N].
+
+    By Newton-Schulz iteration (Jordan 2024), X <- (a + b XX^T + c (XX^T)^2) X.
+    """
     first, third, fifth = coefficients
-    x = matrix.float() if matrix.device.type == "cpu" else matrix.bfloat16()
-    x = x.mT if x.shape[0] > x.shape[1] else x
-    x = x / x.norm().clamp(min=1e-7)
+    upright = matrices.shape[1] > matrices.shape[2]
+    x = matrices.float().mT if upright else matrices.float()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
-        squares = x @ x.mT
-        x = torch.addmm(x, torch.addmm(squares, squares, squares, beta=third, alpha=fifth), x, beta=first)
-    return (x.mT if matrix.shape[0] > matrix.shape[1] else x).to(matrix.dtype)
+        squares = torch.bmm(x, x.mT)
+        factor = torch.bmm(squares, squares).mul_(fifth).add_(squares, alpha=third)
+        factor.diagonal(dim1=1, dim2=2).add_(first)
+        x = torch.bmm(factor, x)
+    return x.mT if upright else x
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -58,15 +68,21 @@ class MuonAdamW(torch.optim.Optimizer):
     Muon (Jordan 2024; learning rates matched to AdamW's as in Liu et al. 2025, "Muon is Scalable") orthogonalises the
     update of a matrix. Both parts share this object's `param_groups` and `state`, so schedulers and checkpoints see one
     optimizer.
+
+    Args:
+        matrices, others: groups of parameters for either.
+        bf16: whether matrices are orthogonalised in bfloat16.
     """
 
-    def __init__(self, matrices: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> None:
+    def __init__(
+        self, matrices: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]], bf16: bool = False
+    ) -> None:
         groups = [{**group, "algorithm": "muon"} for group in matrices]
         groups += [{**group, "algorithm": "adamw"} for group in others]
         self._parts: dict[str, torch.optim.Optimizer] = {}
         super().__init__(groups, {})
         self._parts = {
-            "muon": Muon(self._groups("muon"), adjust_lr_fn="match_rms_adamw"),
+            "muon": (torch.optim.Muon if bf16 else Muon)(self._groups("muon"), adjust_lr_fn="match_rms_adamw"),
             "adamw": torch.optim.AdamW(self._groups("adamw"), betas=(0.9, 0.95)),
         }
         self._share()
@@ -122,8 +138,8 @@ def _names(model: nn.Module) -> str:
     return f"the names begin with {', '.join(tops)}"
 
 
-def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Groups of parameters by learning rate and decay; vectors (norms, biases) never decay.
+def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) -> torch.optim.Optimizer:
+    """Groups of parameters by learning rate and decay; vectors (norms, biases) never decay. `bf16` is that of `MuonAdamW`.
 
     Raises:
         RecipeError: a pattern of `lr_scale` that matches no trainable parameter.
@@ -151,7 +167,7 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimiz
             if is_matrix == matrix
         ]
 
-    return MuonAdamW(made(True), made(False)) if settings.name == "muon" else torch.optim.AdamW(made(False))
+    return MuonAdamW(made(True), made(False), bf16) if settings.name == "muon" else torch.optim.AdamW(made(False))
 
 
 def _output_heads(model: nn.Module) -> list[nn.Parameter]:

@@ -52,7 +52,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         compute_metrics=objective.metrics,
         preprocess_logits_for_metrics=objective.reduce_logits,
         processing_class=objective.processor,
-        make_optimizer=partial(make_optimizer, settings=recipe.optimizer),
+        make_optimizer=partial(make_optimizer, settings=recipe.optimizer, bf16=bool(recipe.arguments.get("bf16"))),
     )
     _check_fsdp(trainer, recipe)
     if not trainer.is_fsdp_enabled:
