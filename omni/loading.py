@@ -250,15 +250,15 @@ def fingerprint_folder(folder: Path) -> dict[str, str]:
             if name != "__metadata__":
                 first, end = (start + offset for offset in entry["data_offsets"])
                 entries[name] = entry["dtype"], entry["shape"], data[first:end]
-    if not all(dtype in TYPES for dtype, _, _ in entries.values()):
+    if not all(dtype in SAFETENSORS_TYPES for dtype, _, _ in entries.values()):
         return fingerprint_parts(read_tensors(folder))
     for name in sorted(entries):
         dtype, shape, values = entries[name]
-        digests.add(name, TYPES[dtype], shape, values)
+        digests.add(name, SAFETENSORS_TYPES[dtype], shape, values)
     return digests.finish()
 
 
-TYPES = {
+SAFETENSORS_TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -270,11 +270,11 @@ TYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""What safetensors calls them."""
+"""What its files call them; of other types `fingerprint_folder` takes the slower way."""
 
 
 class _Digests:
-    """Hashes of parts. Values are gathered: between two of them another thread would take the interpreter for 5 ms."""
+    """Hashes of parts. Values are gathered, since around each hash the interpreter changes hands between threads."""
 
     AT_ONCE = 32 * 2**20
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel, loading
-from omni.loading import TYPES, fingerprint_folder, fingerprint_parts, part_of, read_tensors
+from omni.loading import SAFETENSORS_TYPES, fingerprint_folder, fingerprint_parts, part_of, read_tensors
 
 Tensors = dict[str, torch.Tensor]
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -405,7 +406,7 @@ def test_a_fingerprint_is_one_hash_over_names_types_shapes_and_values(
 ) -> None:
     """Written down here once more, in one file and in shards, of any type, gathered in pieces of any size."""
     monkeypatch.setattr(loading._Digests, "AT_ONCE", at_once)
-    types = [*TYPES.values(), torch.complex64]  # the last one is in no list
+    types = [*SAFETENSORS_TYPES.values(), torch.complex64]  # the last one is in no list
     tensors = {f"model.image_tower.{n}.weight": torch.ones(2, n).to(dtype) for n, dtype in enumerate(types)}
     tensors |= {"lm_head.weight": torch.arange(5.0), "model.language_model.scale": torch.tensor(3.0)}
     expected = {}
@@ -427,3 +428,21 @@ def test_a_fingerprint_is_one_hash_over_names_types_shapes_and_values(
     index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert fingerprint_folder(tmp_path) == fingerprint_parts(known) != expected
+
+
+def test_transformers_threads_are_left_out_for_small_checkpoints_alone(
+    saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch, folder = "HF_DEACTIVATE_ASYNC_LOAD", saved["fused-shards"]
+    monkeypatch.delenv(switch, raising=False)
+    with pytest.raises(OSError, match="on the way"), loading._one_by_one(folder, ""):
+        assert os.environ[switch] == "1"
+        raise OSError("on the way")
+    assert switch not in os.environ
+    for large in (loading._one_by_one(folder, "", small=1000), loading._one_by_one("some/name", "")):
+        with large:
+            assert switch not in os.environ
+    monkeypatch.setenv(switch, "0")
+    with loading._one_by_one(folder, ""):
+        assert os.environ[switch] == "0"
+    assert os.environ[switch] == "0"

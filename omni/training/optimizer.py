@@ -13,19 +13,22 @@ from omni.training.recipe import Optimizer, RecipeError
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` in float32, matrices of one shape together.
+    """`torch.optim.Muon` in float32, matrices of one shape together, with learning rates matched to AdamW's.
 
-    torch multiplies in bfloat16, on processors that do not know it 30 times as slow. Momentum, weight decay, state and the
-    matching of learning rates to AdamW's are torch's.
+    torch multiplies in bfloat16, which takes many times as long on processors that do not know it. Defaults and state are
+    torch's.
+
+    Args:
+        params: groups of parameters, with `lr` and `weight_decay`.
     """
+
+    def __init__(self, params: Iterable[dict[str, Any]]) -> None:
+        super().__init__(params, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One step, with Nesterov's momentum."""
+        loss = _loss(closure)
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             by_shape: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
@@ -38,11 +41,21 @@ class Muon(torch.optim.Muon):
                 average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
                 by_shape.setdefault(matrix.shape, []).append((matrix, gradient.lerp(average, momentum)))
             for shape, found in by_shape.items():
-                updates = orthogonal(torch.stack([u for _, u in found]), group["ns_coefficients"], group["ns_steps"])
+                updates = orthogonal(
+                    torch.stack([update for _, update in found]), group["ns_coefficients"], group["ns_steps"]
+                )
                 for (matrix, _), update in zip(found, updates, strict=True):
                     matrix.mul_(1 - lr * group["weight_decay"])
                     matrix.add_(update, alpha=-lr * 0.2 * math.sqrt(max(shape)))
         return loss
+
+
+def _loss(closure: Any) -> Any:
+    """What an optimizer's step does first, where it is given a function that computes the loss anew."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 def orthogonal(matrices: torch.Tensor, coefficients: Sequence[float], steps: int) -> torch.Tensor:
@@ -81,8 +94,9 @@ class MuonAdamW(torch.optim.Optimizer):
         groups += [{**group, "algorithm": "adamw"} for group in others]
         self._parts: dict[str, torch.optim.Optimizer] = {}
         super().__init__(groups, {})
+        muon = self._groups("muon")
         self._parts = {
-            "muon": (torch.optim.Muon if bf16 else Muon)(self._groups("muon"), adjust_lr_fn="match_rms_adamw"),
+            "muon": torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw") if bf16 else Muon(muon),
             "adamw": torch.optim.AdamW(self._groups("adamw"), betas=(0.9, 0.95)),
         }
         self._share()
@@ -101,10 +115,7 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of both parts."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss(closure)
         for part in self._parts.values():
             part.step()
         return loss

@@ -279,4 +279,6 @@ class Recipe(Strict):
         known = {field.name for field in fields(TrainingArguments) if field.init} - {"output_dir"}
         if unknown := sorted(set(arguments) - known):
             raise ValueError(f"TrainingArguments of transformers knows no {', '.join(map(repr, unknown))}")
+        if (bf16 := arguments.get("bf16", False)) not in (True, False, "auto"):  # Trainer would take any text for true
+            raise ValueError(f'`bf16` is true, false or "auto", found {bf16!r}')
         return arguments

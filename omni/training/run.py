@@ -149,7 +149,7 @@ def settle(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:
         RecipeError: the run to be resumed was of other settings; its result would be of neither recipe.
     """
     if recipe.arguments.get("bf16") == "auto":
-        bf16 = earlier.arguments.get("bf16", False) if earlier else _bfloat16_is_fast(recipe.arguments)
+        bf16 = earlier.arguments.get("bf16") if earlier else _bfloat16_is_fast(recipe.arguments)
         recipe = recipe.model_copy(update={"arguments": {**recipe.arguments, "bf16": bf16}})
     if earlier:
         before = earlier.model_dump(exclude={"about"})

@@ -65,6 +65,8 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         Recipe.read(path, ["model.enkoder=runs"])
     with pytest.raises(ValueError, match="either `checkpoint`, or `thinker`"):
         Recipe.read(CONFIGS / "train_omni_scenes.json", ["model.checkpoint=checkpoints/omni_tiny"])
+    with pytest.raises(ValueError, match="`bf16` is true, false or \"auto\", found 'Auto'"):
+        Recipe.read(path, ["arguments.bf16=Auto"])
     with pytest.raises(ValueError, match="no section 'optimiser'"):
         Recipe.read(path, ["optimiser.lr=0.1"])
     with pytest.raises(ValueError, match="key=value"):
@@ -176,13 +178,19 @@ def test_muon_update_is_nearly_orthogonal_and_the_rest_is_adamw() -> None:
 def test_muon_steps_as_torchs_does_up_to_bfloat16(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrix, twin = (nn.Parameter(torch.ones(shape)) for _ in range(2))
-    settings = {"lr": 0.1, "weight_decay": 0.5, "adjust_lr_fn": "match_rms_adamw"}
-    ours, torchs = Muon([matrix], **settings), torch.optim.Muon([twin], **settings)
+    settings = {"lr": 0.1, "weight_decay": 0.5}
+    ours = Muon([{"params": [matrix], **settings}])
+    torchs = torch.optim.Muon([twin], **settings, adjust_lr_fn="match_rms_adamw")
+    third = nn.Parameter(torch.ones(shape))
+    in_bfloat16 = MuonAdamW(
+        [{"params": [third], **settings}], [{"params": [nn.Parameter(torch.ones(1))], "lr": 0.0}], True
+    )
     for _ in range(3):
         matrix.grad, before = torch.randn(shape), twin.detach().clone()
-        twin.grad = matrix.grad.clone()
-        ours.step()
-        torchs.step()
+        twin.grad, third.grad = matrix.grad.clone(), matrix.grad.clone()
+        for optimizer in (ours, torchs, in_bfloat16):
+            optimizer.step()
+        assert torch.equal(third, twin)
         change = (twin - before).norm()
         assert (matrix - twin).norm() < 0.02 * change
         matrix.data.copy_(twin)

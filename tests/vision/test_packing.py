@@ -79,7 +79,7 @@ def test_packed_equals_the_model(settings: dict[str, Any], way: str) -> None:
     with torch.no_grad():
         expected = model(pixel_values)
     packed = PackedVisionModel(model, scale=scale, shift=shift, at_once=2)  # 5 pictures: two calls and a rest
-    panel = 32 if torch.cpu._is_avx512_supported() else 16  # two vectors
+    panel = 32 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 16  # two vectors
     whole_panels = all(size % panel == 0 for size in (model.config.hidden_size, model.config.head_dim))
     assert packed.is_compiled == (way == "compiled" and whole_panels and model.config.hidden_act == "gelu")
     for given in (pixel_values, pictures):
