@@ -14,6 +14,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -31,15 +32,29 @@ INSTRUCTIONS = {
 }
 """By what torch calls the processor's capability; others have no vectors that our code is written for."""
 
+BFLOAT16 = ["-mavx512bf16"]
+MATRIX_UNITS = ["-mamx-tile", "-mamx-bf16"]
+
 
 @cache
 def compile_library(source: Path) -> ctypes.CDLL | None:
     """The functions of a file that are `extern "C"`, or None."""
-    instructions = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
-    if instructions is None or "OpenMP" not in torch.__config__.parallel_info():
+    if "OpenMP" not in torch.__config__.parallel_info():
         return None
-    if torch.cpu._is_avx512_bf16_supported():
-        instructions = [*instructions, "-mavx512bf16"]
+    return next(filter(None, (_compile(source, instructions) for instructions in _instructions())), None)
+
+
+def _instructions() -> Iterator[list[str]]:
+    """What this processor has, and less of it for compilers that do not know everything."""
+    if plain := INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability()):
+        if torch.cpu._is_avx512_bf16_supported():
+            if torch.cpu._init_amx():  # asks the system for the matrix units: they are there and may be used
+                yield [*plain, *BFLOAT16, *MATRIX_UNITS]
+            yield [*plain, *BFLOAT16]
+        yield plain
+
+
+def _compile(source: Path, instructions: list[str]) -> ctypes.CDLL | None:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     compile, link = [*compiler, *OPTIONS, *instructions, "-c"], [*compiler, "-shared"]
     text = source.read_bytes() + HEADER.read_bytes()

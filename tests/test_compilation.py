@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from omni.compilation import compile_library
 
@@ -82,19 +83,45 @@ def test_a_processor_of_another_kind_gets_none(tmp_path: Path, monkeypatch: pyte
     assert compile_library(write(tmp_path, ADD)) is None
 
 
-def test_without_avx512_the_encoder_and_scaling_are_those_of_avx2(compiles: bool) -> None:
-    """The same tests of both, in a process whose torch says that its processor has no more than AVX2."""
+def test_a_compiler_that_knows_less_compiles_for_less(
+    tmp_path: Path, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not compiles:
         pytest.skip("there is no C++ compiler here")
+    compiler = tmp_path / "old-c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-mamx*|*-mavx512bf16*) exit 1;; esac\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    text = ADD.replace("a + b", "__AVX2__ + a + b").replace("}", "}\n#ifdef __AVX512BF16__\n#error\n#endif")
+    library = compile_library(write(tmp_path, text))
+    assert library is not None
+    assert library.add(2, 3) == 6
+
+
+LESS = {
+    "AVX2 alone": ("torch.backends.cpu.get_cpu_capability = lambda: 'AVX2'", "_is_avx512_bf16_supported", 16),
+    "no bfloat16": ("", "_is_avx512_bf16_supported", 32),
+    "no matrix units": ("", "_init_amx", 32),
+}
+
+
+@pytest.mark.parametrize("kind", LESS)
+def test_processors_that_have_less_encode_and_scale_alike(kind: str, compiles: bool) -> None:
+    """The same tests, in a process whose torch says that its processor has less than it has."""
+    before, lacking, panel = LESS[kind]
+    if not compiles or (panel == 32 and torch.backends.cpu.get_cpu_capability() != "AVX512"):
+        pytest.skip("there is no C++ compiler here, or no AVX-512")
     code = (
-        "import sys, torch, pytest; torch.backends.cpu.get_cpu_capability = lambda: 'AVX2'; "
-        "torch.cpu._is_avx512_bf16_supported = lambda: False; "
-        "from omni.vision.compiled import _library; assert _library().encoder_panel() == 16; "
+        f"import sys, torch, pytest; {before or 'pass'}; torch.cpu.{lacking} = lambda: False; "
+        f"from omni.vision.compiled import _library; assert _library().encoder_panel() == {panel}; "
+        f"assert hasattr(_library(), 'encode_bfloat16') == ({lacking!r} == '_init_amx' "
+        "and torch.cpu._is_avx512_bf16_supported()); "
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
     )
     tests = Path(__file__).parent
     chosen = [
         f"{tests}/vision/test_packing.py::test_packed_equals_the_model[compiled-the seed's]",
+        f"{tests}/vision/test_packing.py::test_bfloat16_is_as_near_as_the_model_in_bfloat16",
         f"{tests}/data/test_resizing.py",
     ]
     run = subprocess.run([sys.executable, "-c", code, *chosen], capture_output=True, text=True, check=False)

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 
 from omni.compilation import compile_library
@@ -59,8 +60,8 @@ class CompiledEncoder:
         encoded = torch.empty(len(pictures), tokens, self._shape.width)
         needed, work = self._bytes_of_picture * min(len(pictures), self._at_once), getattr(self._kept, "work", None)
         if work is None or len(work) < needed:
-            # Kept, since new pages may take longer than what is computed in them. Keys are multiplied by whole panels, and
-            # numbers that nobody wrote would be slow if they are very small: between pictures stay zeros.
+            # Kept, since new pages may take longer than what is computed in them. Keys and values are multiplied in whole
+            # panels: what no token writes has to be zero, and stays so.
             work = self._kept.work = torch.zeros(needed, dtype=torch.uint8)
         self._call(pictures.data_ptr(), raw, len(pictures), cls_only, work.data_ptr(), encoded.data_ptr())
         return encoded
@@ -78,20 +79,21 @@ class CompiledEncoder:
 def is_possible(config: OmniVisionConfig, dtype: torch.dtype) -> bool:
     """Whether an encoder of this shape can be compiled here, for this arithmetic.
 
-    Widths have to be whole panels, and the activation the exact GELU. Where the processor has matrix units (AMX), bfloat16
-    is left to oneDNN, which uses them.
+    Widths have to be whole panels, and the activation the exact GELU.
     """
     if config.hidden_act != "gelu" or (library := _library()) is None:
         return False
-    if dtype == torch.bfloat16 and (not hasattr(library, "encode_bfloat16") or torch.cpu._is_amx_tile_supported()):
+    if dtype == torch.bfloat16 and not hasattr(library, "encode_bfloat16"):
         return False
-    values, panel = config.num_channels * config.patch_size**2, library.encoder_panel()
-    widths = config.hidden_size, config.head_dim, config.intermediate_size
-    return all(width % panel == 0 for width in widths) and values % 2 == 0
+    panel = library.encoder_panel()
+    return all(width % panel == 0 for width in (config.hidden_size, config.head_dim, config.intermediate_size))
 
 
 def _panels(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A matrix [O, K] as [O/PANEL, K, PANEL], of bfloat16 [O/PANEL, K/2, PANEL, 2]; a vector as it is, in float32."""
+    """A matrix [O, K] as [O/PANEL, K, PANEL], of bfloat16 [O/PANEL, K/2, PANEL, 2], where K is filled to whole panels.
+
+    A vector stays as it is, in float32.
+    """
     tensor = tensor.detach().float()
     if tensor.ndim == 1:
         return tensor.clone(memory_format=torch.contiguous_format)
@@ -99,7 +101,8 @@ def _panels(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     assert library is not None
     together = 2 if dtype == torch.bfloat16 else 1
     panel = library.encoder_panel()
-    return rearrange(tensor.to(dtype), "(o p) (k t) -> o k p t", p=panel, t=together).contiguous()
+    filled = F.pad(tensor, (0, -tensor.shape[1] % panel))
+    return rearrange(filled.to(dtype), "(o p) (k t) -> o k p t", p=panel, t=together).contiguous()
 
 
 @cache

@@ -1,6 +1,6 @@
 // The encoder of modeling_vision.py on the vector units of a CPU; compiled.py builds, packs for and calls it.
 //
-// A picture's tokens are cut into tiles of at most TILE tokens. All of a block but its attention concerns one token at a
+// A picture's tokens are cut into tiles of at most T::TILE tokens. All of a block but its attention concerns one token at a
 // time, so a tile goes from one attention to the next without leaving the first cache:
 //
 //     patches + positions                                  embed
@@ -13,7 +13,9 @@
 //
 // Shapes: n tokens, D width, F width of the MLP, h heads of d = D/h. The stream x of residual sums is float32, whatever T
 // the products read: float, or bfloat16 with sums in float32. A matrix (O, K) lies in panels [O/PANEL][K][PANEL], of
-// bfloat16 [O/PANEL][K/2][PANEL][2], which a product reads from beginning to end.
+// bfloat16 [O/PANEL][K/2][PANEL][2], which a product reads from beginning to end; K is filled with zeros to whole panels.
+//
+// Where the processor has matrix units (AMX), they make the products of bfloat16: 16 rows by 16 columns by 32 steps at once.
 
 #include <cstdint>
 #include <cstdlib>
@@ -29,44 +31,65 @@ namespace {
 
 #if LANES == 16
 constexpr int ROWS = 14;  // 28 registers of sums, 2 of weights, 1 of values: of 32
-constexpr int TILE = ROWS;
+constexpr int GROUPS = 5;  // of rows that read a panel while it is in the first cache
 #else
-constexpr int ROWS = 6;  // 12 + 2 + 1 of 16
-constexpr int TILE = 3 * ROWS;  // such processors have second caches that hold less than the weights of a block
+constexpr int ROWS = 6;    // 12 + 2 + 1 of 16
+constexpr int GROUPS = 3;
 #endif
 constexpr int PANEL = 2 * LANES;
 
-// x (1 + erf(x / sqrt 2)) / 2; erf to 5e-7, by a polynomial in x^2 on 0..25.
-inline Vector gelu(Vector x) {
-    const Vector clamped = smaller(larger(x, all(-5.0f)), all(5.0f));
-    const Vector w = clamped * clamped * 0.08f - 1.0f;
-    Vector p = all(0.0012174416f);
-    p = p * w + -0.0032265252f;
-    p = p * w + 0.0034456353f;
-    p = p * w + -0.0053711627f;
-    p = p * w + 0.012820982f;
-    p = p * w + -0.022328667f;
-    p = p * w + 0.032804366f;
-    p = p * w + -0.04653731f;
-    p = p * w + 0.06288434f;
-    p = p * w + -0.08088522f;
-    p = p * w + 0.103041045f;
-    p = p * w + -0.14059256f;
-    p = p * w + 0.28272757f;
-    const Vector half = x * 0.5f;
-    return half + half * (clamped * p);
-}
+long up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // --- Types that products read ----------------------------------------------------------------------------------------
 
 struct Float {
     float value;
-    static constexpr int PAIR = 1;  // values that one step of a product takes from a row
+    static constexpr int PAIR = 1;  // values of a row that lie side by side in a panel
+    static constexpr int STEP = 1;  // a product reads a multiple of so many values of a row,
+    static constexpr int UNIT = 1;  // and a multiple of so many rows, of which those too many are of no account
+    static constexpr int TILE = GROUPS * ROWS;
+
+    static Vector power_of_two(Vector x) { return ::power_of_two(x); }
+
+    // x (1 + erf(x / sqrt 2)) / 2; erf to 5e-7, by a polynomial in x^2 on 0..25.
+    static Vector gelu(Vector x) {
+        const Vector clamped = smaller(larger(x, all(-5.0f)), all(5.0f));
+        const Vector w = clamped * clamped * 0.08f - 1.0f;
+        Vector p = all(0.0012174416f);
+        p = p * w + -0.0032265252f;
+        p = p * w + 0.0034456353f;
+        p = p * w + -0.0053711627f;
+        p = p * w + 0.012820982f;
+        p = p * w + -0.022328667f;
+        p = p * w + 0.032804366f;
+        p = p * w + -0.04653731f;
+        p = p * w + 0.06288434f;
+        p = p * w + -0.08088522f;
+        p = p * w + 0.103041045f;
+        p = p * w + -0.14059256f;
+        p = p * w + 0.28272757f;
+        const Vector half = x * 0.5f;
+        return half + half * (clamped * p);
+    }
 };
 
 inline void put(float* to, Vector values) { store(to, values); }
 inline void put(Float* to, Vector values) { store(&to->value, values); }
 inline void put(Float* to, float value) { to->value = value; }
+
+// A row of a panel [K][PANEL], which is where a token's values go.
+inline void put_row(Float* panel, long row, Vector left, Vector right) {
+    put(panel + row * PANEL, left);
+    put(panel + row * PANEL + LANES, right);
+}
+
+// A column of a panel [PANEL][PANEL], which is where its keys go.
+inline void put_column(Float* panel, long column, Vector left, Vector right) {
+    float values[PANEL];
+    store(values, left);
+    store(values + LANES, right);
+    for (long k = 0; k < PANEL; k++) put(panel + k * PANEL + column, values[k]);
+}
 
 template <int R>
 inline void multiply(const Float* a, long stride, const Float* panel, long steps, Vector (&sums)[R][2]) {
@@ -85,6 +108,38 @@ inline void multiply(const Float* a, long stride, const Float* panel, long steps
 struct BFloat16 {
     uint16_t bits;
     static constexpr int PAIR = 2;
+#if defined(__AMX_BF16__)
+    static constexpr int STEP = 32, UNIT = 16, TILE = 7 * UNIT;
+#else
+    static constexpr int STEP = 2, UNIT = 1, TILE = GROUPS * ROWS;
+#endif
+
+    // 2^x to 8e-5 of it; a bfloat16 has 4e-3.
+    static Vector power_of_two(Vector x) {
+        const __m512 rounded = _mm512_roundscale_ps((__m512)x, 0);
+        const Vector rest = x - (Vector)rounded;
+        Vector p = all(0.055171672f);
+        p = p * rest + 0.24261113f;
+        p = p * rest + 0.69326097f;
+        p = p * rest + 0.99992806f;
+        return (Vector)_mm512_scalef_ps((__m512)p, rounded);
+    }
+
+    // As above, to 4e-5, on 0..16.
+    static Vector gelu(Vector x) {
+        const Vector clamped = smaller(larger(x, all(-4.0f)), all(4.0f));
+        const Vector w = clamped * clamped * 0.125f - 1.0f;
+        Vector p = all(-0.0054581496f);
+        p = p * w + 0.016422676f;
+        p = p * w + -0.026519801f;
+        p = p * w + 0.04324329f;
+        p = p * w + -0.07299082f;
+        p = p * w + 0.11210166f;
+        p = p * w + -0.16871493f;
+        p = p * w + 0.3518955f;
+        const Vector half = x * 0.5f;
+        return half + half * (clamped * p);
+    }
 };
 
 inline void put(BFloat16* to, Vector values) {
@@ -94,6 +149,22 @@ inline void put(BFloat16* to, Vector values) {
 inline void put(BFloat16* to, float value) {
     const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(value));
     std::memcpy(to, &rounded, sizeof *to);
+}
+
+inline void put_row(BFloat16* panel, long row, Vector left, Vector right) {
+    const __mmask32 every_second = row % 2 ? 0xaaaaaaaa : 0x55555555;
+    BFloat16* pair = panel + row / 2 * 2 * PANEL;
+    for (const Vector values : {left, right}) {
+        const __m512i wide = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)values));
+        _mm512_mask_storeu_epi16(pair, every_second, row % 2 ? _mm512_slli_epi32(wide, 16) : wide);
+        pair += 2 * LANES;
+    }
+}
+
+inline void put_column(BFloat16* panel, long column, Vector left, Vector right) {
+    const __m512i rows = (__m512i)(lanes() * PANEL);
+    const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
+    _mm512_i32scatter_epi32(panel + 2 * column, rows, pairs, 4);
 }
 
 template <int R>
@@ -133,6 +204,7 @@ inline void choose(std::integer_sequence<int, R...>, int rows, const T* a, long 
     by_rows[rows - 1](a, stride, panel, width, c, out);
 }
 
+// T[rows, K] x panel (K, PANEL) -> float[rows, PANEL]; K and the rows are filled up to T::STEP and T::UNIT.
 template <class T>
 inline void product(int rows, const T* a, long stride, const T* panel, long width, float* c, long out) {
     const int groups = (rows + ROWS - 1) / ROWS;
@@ -143,9 +215,65 @@ inline void product(int rows, const T* a, long stride, const T* panel, long widt
     }
 }
 
-// --- The encoder ------------------------------------------------------------------------------------------------------
+#if defined(__AMX_BF16__)
+template <bool TWO>
+inline void product_of_units(const BFloat16* a, long stride, const BFloat16* panel, long width, float* c, long out) {
+    asm volatile("" ::: "memory");  // to the compiler, loading a tile does not read memory
+    _tile_zero(0);
+    _tile_zero(1);
+    if (TWO) _tile_zero(2);
+    if (TWO) _tile_zero(3);
+    for (long k = 0; k < width; k += BFloat16::STEP) {
+        _tile_loadd(4, a + k, 2 * stride);
+        _tile_loadd(6, panel + k * PANEL, 4 * PANEL);
+        _tile_loadd(7, panel + k * PANEL + 2 * LANES, 4 * PANEL);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        if (TWO) _tile_loadd(5, a + BFloat16::UNIT * stride + k, 2 * stride);
+        if (TWO) _tile_dpbf16ps(2, 5, 6);
+        if (TWO) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, 4 * out);
+    _tile_stored(1, c + LANES, 4 * out);
+    if (TWO) _tile_stored(2, c + BFloat16::UNIT * out, 4 * out);
+    if (TWO) _tile_stored(3, c + BFloat16::UNIT * out + LANES, 4 * out);
+}
 
-long up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
+template <>
+inline void product(int rows, const BFloat16* a, long stride, const BFloat16* panel, long width, float* c, long out) {
+    constexpr int two = 2 * BFloat16::UNIT;
+    for (; rows > 0; rows -= two, a += two * stride, c += two * out) {
+        (rows > BFloat16::UNIT ? product_of_units<true> : product_of_units<false>)(a, stride, panel, width, c, out);
+    }
+}
+#endif
+
+// Matrix units as products want them, for the thread that holds it; oneDNN finds its own again.
+template <class T>
+struct MatrixUnits {};
+
+#if defined(__AMX_BF16__)
+template <>
+struct MatrixUnits<BFloat16> {
+    struct alignas(64) Settings {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } before;
+
+    MatrixUnits() {
+        asm volatile("sttilecfg %0" : "=m"(before));
+        Settings settings = {};
+        settings.palette = 1;
+        for (int tile = 0; tile < 8; tile++) settings.bytes[tile] = 64, settings.rows[tile] = 16;
+        asm volatile("ldtilecfg %0" ::"m"(settings));
+    }
+    MatrixUnits(const MatrixUnits&) = delete;
+    ~MatrixUnits() { asm volatile("ldtilecfg %0" ::"m"(before)); }
+};
+#endif
+
+// --- The encoder ------------------------------------------------------------------------------------------------------
 
 // The order of what compiled.py hands over.
 struct Shape {
@@ -194,26 +322,28 @@ class Encoder {
     Encoder(const Shape& shape, const Weights& weights) : s(shape), w(weights), depth(shape.width / shape.heads) {}
 
     size_t bytes_of_picture() const {
-        return bytes(4 * s.tokens * s.width) + bytes(sizeof(T) * s.tokens * s.width) + 2 * (key_bytes() + value_bytes());
+        return bytes(4 * s.tokens * s.width) + query_bytes() + 2 * (key_bytes() + value_bytes());
     }
 
     void run(const void* pictures, bool raw, long batch, long at_once, bool cls_only, char* work, float* out,
              int threads) const {
-        long tiles = (s.tokens + TILE - 1) / TILE;
-        if (batch == 1) tiles = up(tiles, threads);
-        if (tiles > s.tokens) tiles = s.tokens;
+        const long together = batch < at_once ? batch : at_once;
+        long tiles = (s.tokens + T::TILE - 1) / T::TILE;
+        if (together * tiles < 4 * threads) tiles = (4 * threads + together - 1) / together;
+        if (tiles > units()) tiles = units();
         const long whole = cls_only ? s.layers - 1 : s.layers;  // blocks that are computed for all tokens
         const size_t picture_bytes = s.channels * s.height * s.height * (raw ? 1 : sizeof(float));
 #pragma omp parallel num_threads(threads)
         {
             Scratch scratch(*this);
+            [[maybe_unused]] const MatrixUnits<T> ready;
             for (long first = 0; first < batch; first += at_once) {
                 const long count = batch - first < at_once ? batch - first : at_once;
                 const char* shown = static_cast<const char*>(pictures) + first * picture_bytes;
 #pragma omp for schedule(dynamic)
                 for (long task = 0; task < count * tiles; task++) {
-                    const long p = task / tiles, from = task % tiles * s.tokens / tiles;
-                    const long to = (task % tiles + 1) * s.tokens / tiles;
+                    const long p = task / tiles, from = first_token(task % tiles, tiles);
+                    const long to = first_token(task % tiles + 1, tiles);
                     const Picture<T> picture = place(work, p);
                     embed(shown + p * picture_bytes, raw, from, to, picture, scratch);
                     if (whole > 0) project(0, from, to, picture, scratch);
@@ -221,8 +351,8 @@ class Encoder {
                 for (long layer = 0; layer < whole; layer++) {
 #pragma omp for schedule(dynamic)
                     for (long task = 0; task < count * tiles; task++) {
-                        const long p = task / tiles, from = task % tiles * s.tokens / tiles;
-                        const long to = (task % tiles + 1) * s.tokens / tiles;
+                        const long p = task / tiles, from = first_token(task % tiles, tiles);
+                        const long to = first_token(task % tiles + 1, tiles);
                         const Picture<T> picture = place(work, p);
                         block(layer, from, to, picture, scratch);
                         if (layer + 1 < whole) {
@@ -248,10 +378,17 @@ class Encoder {
     const long depth;
 
     static size_t bytes(size_t wanted) { return up(wanted, 64); }
+    long units() const { return (s.tokens + T::UNIT - 1) / T::UNIT; }
+    long first_token(long tile, long tiles) const {
+        const long token = units() * tile / tiles * T::UNIT;
+        return token < s.tokens ? token : s.tokens;
+    }
     long padded() const { return up(s.tokens, PANEL); }
-    long paired() const { return up(s.tokens, T::PAIR); }
+    long stepped() const { return up(s.tokens, T::STEP); }
+    long pixels() const { return up(s.patch * s.patch * s.channels, PANEL); }
+    size_t query_bytes() const { return bytes(sizeof(T) * up(s.tokens, T::UNIT) * s.width); }
     size_t key_bytes() const { return bytes(sizeof(T) * s.width * padded()); }
-    size_t value_bytes() const { return bytes(sizeof(T) * s.width * paired()); }
+    size_t value_bytes() const { return bytes(sizeof(T) * s.width * stepped()); }
     static const T* panel(const void* matrix, long width, long number) {
         return static_cast<const T*>(matrix) + number * width * PANEL;
     }
@@ -261,7 +398,7 @@ class Encoder {
         Picture<T> picture;
         const auto take = [&work](size_t size) { return std::exchange(work, work + size); };
         picture.x = reinterpret_cast<float*>(take(bytes(4 * s.tokens * s.width)));
-        picture.queries = reinterpret_cast<T*>(take(bytes(sizeof(T) * s.tokens * s.width)));
+        picture.queries = reinterpret_cast<T*>(take(query_bytes()));
         for (int turn = 0; turn < 2; turn++) {
             picture.keys[turn] = reinterpret_cast<T*>(take(key_bytes()));
             picture.values[turn] = reinterpret_cast<T*>(take(value_bytes()));
@@ -277,15 +414,16 @@ class Encoder {
         T* rows;        // [TILE, D or values of a patch]
         T* inner;       // [TILE, F, or padded n]
         float* one;     // [h, D] and [padded n], for CLS alone as well
-        T* all_heads;   // [h, D]
+        T* all_heads;   // [1, h, D]
         void* memory;
 
         explicit Scratch(const Encoder& e) {
-            const long values = e.s.patch * e.s.patch * e.s.channels, n = e.padded();
+            constexpr long TILE = T::TILE, UNIT = T::UNIT;
+            const long values = e.pixels(), n = e.padded();
             const long wide = e.s.width > values ? e.s.width : values, deep = e.s.inner > n ? e.s.inner : n;
             const long sizes[] = {4 * TILE * PANEL, 4 * TILE * n, 4 * e.s.tokens * e.s.width,
                                   long(sizeof(T)) * TILE * wide, long(sizeof(T)) * TILE * deep,
-                                  4 * (e.s.heads * e.s.width + n), long(sizeof(T)) * e.s.heads * e.s.width};
+                                  4 * (e.s.heads * e.s.width + n), long(sizeof(T)) * UNIT * e.s.heads * e.s.width};
             size_t total = 0;
             for (long size : sizes) total += bytes(size);
             memory = std::aligned_alloc(64, total);
@@ -309,28 +447,46 @@ class Encoder {
         std::memcpy(p.x + from * s.width, start + from * s.width, 4 * (to - from) * s.width);
         if (from == 0) from = 1;  // CLS has no pixels
         if (from == to) return;
-        const long values = s.patch * s.patch * s.channels;
+        const long values = pixels();
         for (long t = from; t < to; t++) {
             const long down = (t - 1) / s.side * s.patch, across = (t - 1) % s.side * s.patch;
-            T* row = scratch.rows + (t - from) * values;
-            if (raw) {  // uint8[H, W, C], read as -128..127
-                const long line = s.patch * s.channels;
+            T *row = scratch.rows + (t - from) * values, *end = row + values;
+            if (raw) {  // uint8[H, W, C]
                 for (long y = 0; y < s.patch; y++) {
-                    const uint8_t* pixels = reinterpret_cast<const uint8_t*>(picture) +
-                                            ((down + y) * s.height + across) * s.channels;
-                    for (long i = 0; i < line; i++) put(row++, float(int(pixels[i]) - 128));
+                    const uint8_t* line = reinterpret_cast<const uint8_t*>(picture) +
+                                          ((down + y) * s.height + across) * s.channels;
+                    row = put_pixels(row, line, s.patch * s.channels);
                 }
             } else {  // float[C, H, W]
                 for (long c = 0; c < s.channels; c++) {
                     for (long y = 0; y < s.patch; y++) {
-                        const float* pixels = reinterpret_cast<const float*>(picture) +
-                                              (c * s.height + down + y) * s.height + across;
-                        for (long i = 0; i < s.patch; i++) put(row++, pixels[i]);
+                        const float* line = reinterpret_cast<const float*>(picture) +
+                                            (c * s.height + down + y) * s.height + across;
+                        row = put_pixels(row, line, s.patch);
                     }
                 }
             }
+            while (row < end) put(row++, 0.0f);
         }
         add_product(to - from, scratch.rows, values, raw ? w.bytes : w.pixels, p.x + from * s.width, scratch);
+    }
+
+    // Returns where the next ones belong.
+    static T* put_pixels(T* row, const float* line, long count) {
+        long i = 0;
+        for (; i + LANES <= count; i += LANES) put(row + i, load(line + i));
+        for (; i < count; i++) put(row + i, line[i]);
+        return row + count;
+    }
+    static T* put_pixels(T* row, const uint8_t* line, long count) {  // as -128..127
+        long i = 0;
+        for (; i + LANES <= count; i += LANES) {
+            Bytes bytes;
+            std::memcpy(&bytes, line + i, sizeof bytes);
+            put(row + i, __builtin_convertvector(bytes, Vector) - 128.0f);
+        }
+        for (; i < count; i++) put(row + i, float(line[i]) - 128.0f);
+        return row + count;
     }
 
     // x[rows, D] += T[rows, K] x (K, D)
@@ -388,38 +544,26 @@ class Encoder {
         for (long o = 0; o < 3 * width; o += PANEL) {
             product(int(rows), scratch.rows, width, panel(layer.qkv, width, o / PANEL), width, scratch.sums, PANEL);
             const Vector left = load(layer.qkv_bias + o), right = load(layer.qkv_bias + o + LANES);
-            for (long r = 0; r < rows; r++) {
-                float* sums = scratch.sums + r * PANEL;
-                store(sums, load(sums) + left);
-                store(sums + LANES, load(sums + LANES) + right);
-            }
             const long i = o % width;
+            T* head;
             if (o < width) {
-                for (long r = 0; r < rows; r++) {
-                    T* query = p.queries + (from + r) * width + i;
-                    put(query, load(scratch.sums + r * PANEL));
-                    put(query + LANES, load(scratch.sums + r * PANEL + LANES));
-                }
+                head = p.queries + i;
             } else if (o < 2 * width) {  // [h][n/PANEL][d][PANEL], in pairs [n/PANEL][d/2][PANEL][2]
-                T* head = keys + i / depth * depth * padded() + i % depth * PANEL;
-                for (long r = 0; r < rows; r++) {
-                    const long key = from + r;
-                    T* column = head + key / PANEL * depth * PANEL + key % PANEL * T::PAIR;
-                    const float* sums = scratch.sums + r * PANEL;
-                    for (long j = 0; j < PANEL; j += T::PAIR) {
-                        for (long k = 0; k < T::PAIR; k++) put(column + j * PANEL + k, sums[j + k]);
-                    }
-                }
+                head = keys + i / depth * depth * padded() + i % depth * PANEL;
             } else {  // [D/PANEL][n][PANEL], in pairs [n/2][PANEL][2]
-                T* head = values + i * paired();
-                for (long r = 0; r < rows; r++) {
-                    const long key = from + r;
-                    T* row = head + key / T::PAIR * T::PAIR * PANEL + key % T::PAIR;
-                    const float* sums = scratch.sums + r * PANEL;
-                    for (long j = 0; j < PANEL; j++) put(row + j * T::PAIR, sums[j]);
-                }
-                if (to == s.tokens && paired() > s.tokens) {  // nobody's values are weighted with zero
-                    for (long j = 0; j < PANEL; j++) put(head + (paired() - 2) * PANEL + 2 * j + 1, 0.0f);
+                head = values + i * stepped();
+            }
+            for (long r = 0; r < rows; r++) {
+                const Vector first = load(scratch.sums + r * PANEL) + left;
+                const Vector second = load(scratch.sums + r * PANEL + LANES) + right;
+                const long token = from + r;
+                if (o < width) {
+                    put(head + token * width, first);
+                    put(head + token * width + LANES, second);
+                } else if (o < 2 * width) {
+                    put_column(head + token / PANEL * depth * PANEL, token % PANEL, first, second);
+                } else {
+                    put_row(head, token, first, second);
                 }
             }
         }
@@ -431,7 +575,7 @@ class Encoder {
         const long rows = to - from, width = s.width;
         float* x = p.x + from * width;
         for (long head = 0; head < s.heads; head++) {
-            float scale[TILE];
+            float scale[T::TILE];
             const T* query = p.queries + from * width + head * depth;
             const T* keys = p.keys[number % 2] + head * depth * padded();
             for (long key = 0; key < s.tokens; key += PANEL) {
@@ -441,8 +585,8 @@ class Encoder {
                 scale[r] = 1.0f / soften(scratch.scores + r * padded(), scratch.inner + r * padded());
             }
             for (long i = 0; i < depth; i += PANEL) {
-                const T* values = p.values[number % 2] + (head * depth + i) * paired();
-                product(int(rows), scratch.inner, padded(), values, s.tokens, scratch.sums, PANEL);
+                const T* values = p.values[number % 2] + (head * depth + i) * stepped();
+                product(int(rows), scratch.inner, padded(), values, stepped(), scratch.sums, PANEL);
                 for (long r = 0; r < rows; r++) {
                     T* attended = scratch.rows + r * width + head * depth + i;
                     put(attended, load(scratch.sums + r * PANEL) * scale[r]);
@@ -466,8 +610,8 @@ class Encoder {
             const Vector left = load(layer.fc1_bias + o), right = load(layer.fc1_bias + o + LANES);
             for (long r = 0; r < rows; r++) {
                 T* to = scratch.inner + r * inner + o;
-                put(to, gelu(load(scratch.sums + r * PANEL) + left));
-                put(to + LANES, gelu(load(scratch.sums + r * PANEL + LANES) + right));
+                put(to, T::gelu(load(scratch.sums + r * PANEL) + left));
+                put(to + LANES, T::gelu(load(scratch.sums + r * PANEL + LANES) + right));
             }
         }
         add_bias(rows, layer.fc2_bias, x);
@@ -477,25 +621,32 @@ class Encoder {
     // Scores of one query, in powers of two -> weights that add up to what is returned; zero for keys that nobody has.
     template <class To>
     float soften(float* scores, To* weights) const {
-        const long whole = s.tokens / LANES * LANES;
+        const float total = powers(scores, 0.0f, weights);
+        if (total > 0x1p-100f && total < 0x1p100f) return total;  // neither all too small nor one too large
         for (long i = s.tokens; i < up(s.tokens, LANES); i++) scores[i] = scores[0];
-        Vector most = load(scores), total = {};
+        Vector most = load(scores);
         for (long i = LANES; i < s.tokens; i += LANES) most = larger(most, load(scores + i));
-        const float largest = reduce(most, larger);
+        return powers(scores, reduce(most, larger), weights);
+    }
+
+    // 2^(score - least) of each score, their sum returned.
+    template <class To>
+    float powers(const float* scores, float least, To* weights) const {
+        const long whole = s.tokens / LANES * LANES;
+        Vector total = {};
         for (long i = 0; i < whole; i += LANES) {
-            const Vector power = power_of_two(load(scores + i) - largest);
+            const Vector power = T::power_of_two(load(scores + i) - least);
             total += power;
             put(weights + i, power);
         }
-        float added = sum(total);
         if (whole < s.tokens) {
-            float last[LANES];
-            store(last, power_of_two(load(scores + whole) - largest));
-            for (long i = s.tokens - whole; i < LANES; i++) last[i] = 0.0f;
-            added += sum(load(last));
-            put(weights + whole, load(last));
+            const Vector power = T::power_of_two(load(scores + whole) - least);
+            const Vector last = lanes() < int32_t(s.tokens - whole) ? power : Vector{};
+            total += last;
+            put(weights + whole, last);
         }
-        return added;
+        for (long i = up(s.tokens, LANES); i < stepped(); i += LANES) put(weights + i, Vector{});
+        return sum(total);
     }
 
     // The last block for CLS alone. By associativity its query goes through the keys' weights, q (W_k h) = (q W_k) h, and
@@ -510,9 +661,10 @@ class Encoder {
         float *query = scratch.one, *scores = query + s.heads * width;
         T* attended = scratch.all_heads;
         for (long o = 0; o < s.heads * width; o += PANEL) {
-            product(1, scratch.rows, width, panel(w.to_scores, width, o / PANEL), width, query + o, PANEL);
+            product(1, scratch.rows, width, panel(w.to_scores, width, o / PANEL), width, scratch.sums, PANEL);
+            store(query + o, load(scratch.sums) + load(w.to_scores_bias + o));
+            store(query + o + LANES, load(scratch.sums + LANES) + load(w.to_scores_bias + o + LANES));
         }
-        for (long i = 0; i < s.heads * width; i += LANES) store(query + i, load(query + i) + load(w.to_scores_bias + i));
         for (long head = 0; head < s.heads; head++, query += width, attended += width) {
             for (long t = 0; t < s.tokens; t++) {
                 Vector products = {};

@@ -62,6 +62,7 @@ SHAPES = {
         "num_attention_heads": 1,
         "num_hidden_layers": 1,
     },
+    "patches of 14": {"image_size": 56, "patch_size": 14, "num_hidden_layers": 2},  # 588 pixels, in no whole panels
     "grey, a wide MLP": {"image_size": 64, "num_channels": 1, "intermediate_size": 992, "num_hidden_layers": 2},
     "narrow": {"image_size": 48, "patch_size": 8, "hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3},
     "one block, tanh": {"image_size": 32, "num_hidden_layers": 1, "hidden_act": "gelu_pytorch_tanh"},
@@ -113,6 +114,20 @@ def test_a_picture_has_the_same_tokens_in_every_batch_and_on_every_number_of_thr
     assert all(torch.equal(each, found[0]) for each in found)
 
 
+def test_it_and_torch_do_not_disturb_each_other() -> None:
+    """Both may use the processor's matrix units, each with settings of its own."""
+    model = make_model(image_size=64)
+    packed = PackedVisionModel(model, torch.bfloat16, scale=SCALE, shift=SHIFT)
+    pictures, linear = make_bytes(model, 3), torch.nn.Linear(96, 72).bfloat16()
+    rows = torch.randn(50, 96).bfloat16()
+    with torch.inference_mode():
+        alone = packed(pictures).last_hidden_state, linear(rows), linear(rows[:5])
+        for _ in range(3):
+            assert torch.equal(linear(rows), alone[1])
+            assert torch.equal(packed(pictures).last_hidden_state, alone[0])
+            assert torch.equal(linear(rows[:5]), alone[2])
+
+
 def test_large_scores_and_values_that_are_no_numbers_stay_what_they_are(way: str) -> None:
     """Weights that make attention look at one patch alone; then one pixel of one picture that is infinite."""
     model = make_model(image_size=64)
@@ -129,16 +144,19 @@ def test_large_scores_and_values_that_are_no_numbers_stay_what_they_are(way: str
         torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("given", [torch.Tensor.clone, normalise], ids=["bytes", "pixels"])
-def test_bfloat16_is_as_near_as_the_model_in_bfloat16(given: Callable[[torch.Tensor], torch.Tensor], way: str) -> None:
-    model = make_model()
-    pictures = make_bytes(model, 4)
+@pytest.mark.parametrize("given", [lambda pictures, *_: pictures, normalise], ids=["bytes", "pixels"])
+@pytest.mark.parametrize("shape", ["the seed's", "three heads of 32, 26 tokens", "patches of 14", "grey, a wide MLP"])
+def test_bfloat16_is_as_near_as_the_model_in_bfloat16(shape: str, given: Callable[..., torch.Tensor], way: str) -> None:
+    model = make_model(**SHAPES[shape])
+    pictures, channels = make_bytes(model, 4), model.config.num_channels
+    scale, shift = SCALE[:channels], SHIFT[:channels]
+    pixel_values = normalise(pictures, scale, shift)
     with torch.no_grad():
-        expected = model(normalise(pictures)).last_hidden_state
-        half = make_model().bfloat16()(normalise(pictures).bfloat16()).last_hidden_state.float()
-    packed = PackedVisionModel(model, torch.bfloat16, scale=SCALE, shift=SHIFT)
+        expected = model(pixel_values).last_hidden_state
+        half = make_model(**SHAPES[shape]).bfloat16()(pixel_values.bfloat16()).last_hidden_state.float()
+    packed = PackedVisionModel(model, torch.bfloat16, scale=scale, shift=shift, at_once=3)
     for cls_only in (False, True):
-        found = packed(given(pictures), cls_only).last_hidden_state
+        found = packed(given(pictures, scale, shift), cls_only).last_hidden_state
         assert found.dtype == torch.bfloat16
         rows = slice(0, 1 if cls_only else None)
         error, usual = (
