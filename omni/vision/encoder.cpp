@@ -1,7 +1,7 @@
 // The encoder of modeling_vision.py on the vector units of a CPU; compiled.py builds, packs for and calls it.
 //
 // A picture's tokens are cut into tiles of at most T::TILE tokens. All of a block but its attention concerns one token at a
-// time, so a tile goes from one attention to the next without leaving the first cache:
+// time, so a tile goes from one attention to the next without leaving the caches next to the processor:
 //
 //     patches + positions                                  embed
 //     -> norm -> queries, keys, values                     project
@@ -30,10 +30,10 @@
 namespace {
 
 #if LANES == 16
-constexpr int ROWS = 14;  // 28 registers of sums, 2 of weights, 1 of values: of 32
+constexpr int ROWS = 14;   // 28 registers of sums, 2 of weights, 1 of values: of 32
 constexpr int GROUPS = 5;  // of rows that read a panel while it is in the first cache
 #else
-constexpr int ROWS = 6;    // 12 + 2 + 1 of 16
+constexpr int ROWS = 6;  // 12 + 2 + 1 of 16
 constexpr int GROUPS = 3;
 #endif
 constexpr int PANEL = 2 * LANES;
@@ -185,11 +185,15 @@ inline void multiply(const BFloat16* a, long stride, const BFloat16* panel, long
 
 // --- Products ---------------------------------------------------------------------------------------------------------
 
-// T[R, K] x panel (K, PANEL) -> float[R, PANEL], whose rows are `out` apart.
-template <class T, int R>
+// T[R, K] x panel (K, PANEL) -> float[R, PANEL], whose rows are `out` apart; added to what is there if ADD.
+template <class T, bool ADD, int R>
 void product_of(const T* a, long stride, const T* panel, long width, float* c, long out) {
     Vector sums[R][2] = {};
-    multiply<R>(a, stride, panel, (width + T::PAIR - 1) / T::PAIR, sums);
+    if (ADD) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) sums[r][0] = load(c + r * out), sums[r][1] = load(c + r * out + LANES);
+    }
+    multiply<R>(a, stride, panel, width / T::PAIR, sums);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
         store(c + r * out, sums[r][0]);
@@ -197,53 +201,63 @@ void product_of(const T* a, long stride, const T* panel, long width, float* c, l
     }
 }
 
-template <class T, int... R>
+template <class T, bool ADD, int... R>
 inline void choose(std::integer_sequence<int, R...>, int rows, const T* a, long stride, const T* panel, long width,
                    float* c, long out) {
-    static constexpr decltype(&product_of<T, 1>) by_rows[] = {&product_of<T, R + 1>...};
+    static constexpr decltype(&product_of<T, ADD, 1>) by_rows[] = {&product_of<T, ADD, R + 1>...};
     by_rows[rows - 1](a, stride, panel, width, c, out);
 }
 
-// T[rows, K] x panel (K, PANEL) -> float[rows, PANEL]; K and the rows are filled up to T::STEP and T::UNIT.
-template <class T>
+// T[rows, K] x panel (K, PANEL) -> float[rows, PANEL]; K is a multiple of T::STEP, and so many rows are written as make whole
+// T::UNITs.
+template <bool ADD, class T>
 inline void product(int rows, const T* a, long stride, const T* panel, long width, float* c, long out) {
     const int groups = (rows + ROWS - 1) / ROWS;
     for (int group = 0; group < groups; group++) {
         const int from = rows * group / groups, to = rows * (group + 1) / groups;
-        choose(std::make_integer_sequence<int, ROWS>{}, to - from, a + from * stride, stride, panel, width,
-               c + from * out, out);
+        choose<T, ADD>(std::make_integer_sequence<int, ROWS>{}, to - from, a + from * stride, stride, panel, width,
+                       c + from * out, out);
     }
 }
 
 #if defined(__AMX_BF16__)
-template <bool TWO>
+template <bool ADD, bool TWO>
 inline void product_of_units(const BFloat16* a, long stride, const BFloat16* panel, long width, float* c, long out) {
+    float* const lower = c + BFloat16::UNIT * out;
     asm volatile("" ::: "memory");  // to the compiler, loading a tile does not read memory
-    _tile_zero(0);
-    _tile_zero(1);
-    if (TWO) _tile_zero(2);
-    if (TWO) _tile_zero(3);
+    if (ADD) {
+        _tile_loadd(0, c, 4 * out);
+        _tile_loadd(1, c + LANES, 4 * out);
+        if (TWO) _tile_loadd(2, lower, 4 * out);
+        if (TWO) _tile_loadd(3, lower + LANES, 4 * out);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        if (TWO) _tile_zero(2);
+        if (TWO) _tile_zero(3);
+    }
     for (long k = 0; k < width; k += BFloat16::STEP) {
-        _tile_loadd(4, a + k, 2 * stride);
         _tile_loadd(6, panel + k * PANEL, 4 * PANEL);
         _tile_loadd(7, panel + k * PANEL + 2 * LANES, 4 * PANEL);
+        _tile_loadd(4, a + k, 2 * stride);
+        if (TWO) _tile_loadd(5, a + BFloat16::UNIT * stride + k, 2 * stride);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
-        if (TWO) _tile_loadd(5, a + BFloat16::UNIT * stride + k, 2 * stride);
         if (TWO) _tile_dpbf16ps(2, 5, 6);
         if (TWO) _tile_dpbf16ps(3, 5, 7);
     }
     _tile_stored(0, c, 4 * out);
     _tile_stored(1, c + LANES, 4 * out);
-    if (TWO) _tile_stored(2, c + BFloat16::UNIT * out, 4 * out);
-    if (TWO) _tile_stored(3, c + BFloat16::UNIT * out + LANES, 4 * out);
+    if (TWO) _tile_stored(2, lower, 4 * out);
+    if (TWO) _tile_stored(3, lower + LANES, 4 * out);
 }
 
-template <>
+template <bool ADD>
 inline void product(int rows, const BFloat16* a, long stride, const BFloat16* panel, long width, float* c, long out) {
     constexpr int two = 2 * BFloat16::UNIT;
     for (; rows > 0; rows -= two, a += two * stride, c += two * out) {
-        (rows > BFloat16::UNIT ? product_of_units<true> : product_of_units<false>)(a, stride, panel, width, c, out);
+        (rows > BFloat16::UNIT ? product_of_units<ADD, true>
+                               : product_of_units<ADD, false>)(a, stride, panel, width, c, out);
     }
 }
 #endif
@@ -322,7 +336,7 @@ class Encoder {
     Encoder(const Shape& shape, const Weights& weights) : s(shape), w(weights), depth(shape.width / shape.heads) {}
 
     size_t bytes_of_picture() const {
-        return bytes(4 * s.tokens * s.width) + query_bytes() + 2 * (key_bytes() + value_bytes());
+        return residual_bytes() + query_bytes() + 2 * (key_bytes() + value_bytes());
     }
 
     void run(const void* pictures, bool raw, long batch, long at_once, bool cls_only, char* work, float* out,
@@ -386,7 +400,8 @@ class Encoder {
     long padded() const { return up(s.tokens, PANEL); }
     long stepped() const { return up(s.tokens, T::STEP); }
     long pixels() const { return up(s.patch * s.patch * s.channels, PANEL); }
-    size_t query_bytes() const { return bytes(sizeof(T) * up(s.tokens, T::UNIT) * s.width); }
+    size_t residual_bytes() const { return bytes(sizeof(float) * units() * T::UNIT * s.width); }
+    size_t query_bytes() const { return bytes(sizeof(T) * units() * T::UNIT * s.width); }
     size_t key_bytes() const { return bytes(sizeof(T) * s.width * padded()); }
     size_t value_bytes() const { return bytes(sizeof(T) * s.width * stepped()); }
     static const T* panel(const void* matrix, long width, long number) {
@@ -397,7 +412,7 @@ class Encoder {
         work += p * bytes_of_picture();
         Picture<T> picture;
         const auto take = [&work](size_t size) { return std::exchange(work, work + size); };
-        picture.x = reinterpret_cast<float*>(take(bytes(4 * s.tokens * s.width)));
+        picture.x = reinterpret_cast<float*>(take(residual_bytes()));
         picture.queries = reinterpret_cast<T*>(take(query_bytes()));
         for (int turn = 0; turn < 2; turn++) {
             picture.keys[turn] = reinterpret_cast<T*>(take(key_bytes()));
@@ -414,7 +429,7 @@ class Encoder {
         T* rows;        // [TILE, D or values of a patch]
         T* inner;       // [TILE, F, or padded n]
         float* one;     // [h, D] and [padded n], for CLS alone as well
-        T* all_heads;   // [1, h, D]
+        T* all_heads;   // [UNIT, h, D], of which one row counts
         void* memory;
 
         explicit Scratch(const Encoder& e) {
@@ -441,44 +456,47 @@ class Encoder {
         ~Scratch() { std::free(memory); }
     };
 
-    // Pixels of a tile's patches, row by row, times the kernel.
+    // Pixels of a tile's patches, row by row, times the kernel. CLS has none.
     void embed(const char* picture, bool raw, long from, long to, const Picture<T>& p, Scratch& scratch) const {
-        const float* start = raw ? w.bytes_start : w.pixels_start;
-        std::memcpy(p.x + from * s.width, start + from * s.width, 4 * (to - from) * s.width);
-        if (from == 0) from = 1;  // CLS has no pixels
-        if (from == to) return;
-        const long values = pixels();
-        for (long t = from; t < to; t++) {
-            const long down = (t - 1) / s.side * s.patch, across = (t - 1) % s.side * s.patch;
-            T *row = scratch.rows + (t - from) * values, *end = row + values;
+        const long values = pixels(), rows = to - from, channels = s.channels, row = s.patch * channels;
+        float* x = p.x + from * s.width;
+        std::memcpy(x, (raw ? w.bytes_start : w.pixels_start) + from * s.width, sizeof(float) * rows * s.width);
+        T* patches = scratch.rows;
+        if (from == 0) {
+            for (long i = 0; i < values; i++) put(patches + i, 0.0f);
+            patches += values, from = 1;
+        }
+        while (from < to) {  // as many as lie side by side
+            const long down = (from - 1) / s.side, end = 1 + (down + 1) * s.side;
+            const long count = (end < to ? end : to) - from, pixel = down * s.patch * s.height + (from - 1) % s.side * s.patch;
             if (raw) {  // uint8[H, W, C]
-                for (long y = 0; y < s.patch; y++) {
-                    const uint8_t* line = reinterpret_cast<const uint8_t*>(picture) +
-                                          ((down + y) * s.height + across) * s.channels;
-                    row = put_pixels(row, line, s.patch * s.channels);
+                const uint8_t* line = reinterpret_cast<const uint8_t*>(picture) + pixel * channels;
+                for (long y = 0; y < s.patch; y++, line += s.height * channels) {
+                    for (long t = 0; t < count; t++) put_pixels(patches + t * values + y * row, line + t * row, row);
                 }
             } else {  // float[C, H, W]
-                for (long c = 0; c < s.channels; c++) {
-                    for (long y = 0; y < s.patch; y++) {
-                        const float* line = reinterpret_cast<const float*>(picture) +
-                                            (c * s.height + down + y) * s.height + across;
-                        row = put_pixels(row, line, s.patch);
+                const float* line = reinterpret_cast<const float*>(picture) + pixel;
+                for (long c = 0; c < channels; c++, line += s.height * (s.height - s.patch)) {
+                    for (long y = 0; y < s.patch; y++, line += s.height) {
+                        T* to_line = patches + (c * s.patch + y) * s.patch;
+                        for (long t = 0; t < count; t++) put_pixels(to_line + t * values, line + t * s.patch, s.patch);
                     }
                 }
             }
-            while (row < end) put(row++, 0.0f);
+            for (long t = 0; t < count; t++) {
+                for (long i = s.patch * row; i < values; i++) put(patches + t * values + i, 0.0f);
+            }
+            from += count, patches += count * values;
         }
-        add_product(to - from, scratch.rows, values, raw ? w.bytes : w.pixels, p.x + from * s.width, scratch);
+        add_product(rows, scratch.rows, values, raw ? w.bytes : w.pixels, x);
     }
 
-    // Returns where the next ones belong.
-    static T* put_pixels(T* row, const float* line, long count) {
+    static void put_pixels(T* row, const float* line, long count) {
         long i = 0;
         for (; i + LANES <= count; i += LANES) put(row + i, load(line + i));
         for (; i < count; i++) put(row + i, line[i]);
-        return row + count;
     }
-    static T* put_pixels(T* row, const uint8_t* line, long count) {  // as -128..127
+    static void put_pixels(T* row, const uint8_t* line, long count) {  // as -128..127
         long i = 0;
         for (; i + LANES <= count; i += LANES) {
             Bytes bytes;
@@ -486,33 +504,18 @@ class Encoder {
             put(row + i, __builtin_convertvector(bytes, Vector) - 128.0f);
         }
         for (; i < count; i++) put(row + i, float(line[i]) - 128.0f);
-        return row + count;
     }
 
     // x[rows, D] += T[rows, K] x (K, D)
-    void add_product(long rows, const T* a, long width, const void* matrix, float* x, Scratch& scratch) const {
+    void add_product(long rows, const T* a, long width, const void* matrix, float* x) const {
         for (long o = 0; o < s.width; o += PANEL) {
-            product(int(rows), a, width, panel(matrix, width, o / PANEL), width, scratch.sums, PANEL);
-            for (long r = 0; r < rows; r++) {
-                float* to = x + r * s.width + o;
-                const float* sums = scratch.sums + r * PANEL;
-                store(to, load(to) + load(sums));
-                store(to + LANES, load(to + LANES) + load(sums + LANES));
-            }
+            product<true>(int(rows), a, width, panel(matrix, width, o / PANEL), width, x + o, s.width);
         }
     }
 
-    void add_bias(long rows, const float* bias, float* x) const {
-        for (long r = 0; r < rows; r++) {
-            for (long i = 0; i < s.width; i += LANES) {
-                float* to = x + r * s.width + i;
-                store(to, load(to) + load(bias + i));
-            }
-        }
-    }
-
+    // norm(x) for what is added to x next, whose bias x gets already.
     template <class To>
-    void layer_norm(const float* x, const float* weight, const float* bias, To* out) const {
+    void layer_norm(float* x, const float* weight, const float* bias, const float* next, To* out) const {
         Vector total = {}, squares = {};
         for (long i = 0; i < s.width; i += LANES) total += load(x + i);
         const float mean = sum(total) / s.width;
@@ -523,6 +526,7 @@ class Encoder {
         const float scale = 1.0f / __builtin_sqrtf(sum(squares) / s.width + s.layer_epsilon);
         for (long i = 0; i < s.width; i += LANES) {
             put(out + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
+            store(x + i, load(x + i) + load(next + i));
         }
     }
 
@@ -539,10 +543,11 @@ class Encoder {
         const long rows = to - from, width = s.width;
         T *keys = p.keys[number % 2], *values = p.values[number % 2];
         for (long r = 0; r < rows; r++) {
-            layer_norm(p.x + (from + r) * width, layer.norm1, layer.norm1_bias, scratch.rows + r * width);
+            float* x = p.x + (from + r) * width;
+            layer_norm(x, layer.norm1, layer.norm1_bias, layer.output_bias, scratch.rows + r * width);
         }
         for (long o = 0; o < 3 * width; o += PANEL) {
-            product(int(rows), scratch.rows, width, panel(layer.qkv, width, o / PANEL), width, scratch.sums, PANEL);
+            product<false>(int(rows), scratch.rows, width, panel(layer.qkv, width, o / PANEL), width, scratch.sums, PANEL);
             const Vector left = load(layer.qkv_bias + o), right = load(layer.qkv_bias + o + LANES);
             const long i = o % width;
             T* head;
@@ -579,14 +584,14 @@ class Encoder {
             const T* query = p.queries + from * width + head * depth;
             const T* keys = p.keys[number % 2] + head * depth * padded();
             for (long key = 0; key < s.tokens; key += PANEL) {
-                product(int(rows), query, width, keys + key * depth, depth, scratch.scores + key, padded());
+                product<false>(int(rows), query, width, keys + key * depth, depth, scratch.scores + key, padded());
             }
             for (long r = 0; r < rows; r++) {
                 scale[r] = 1.0f / soften(scratch.scores + r * padded(), scratch.inner + r * padded());
             }
             for (long i = 0; i < depth; i += PANEL) {
                 const T* values = p.values[number % 2] + (head * depth + i) * stepped();
-                product(int(rows), scratch.inner, padded(), values, stepped(), scratch.sums, PANEL);
+                product<false>(int(rows), scratch.inner, padded(), values, stepped(), scratch.sums, PANEL);
                 for (long r = 0; r < rows; r++) {
                     T* attended = scratch.rows + r * width + head * depth + i;
                     put(attended, load(scratch.sums + r * PANEL) * scale[r]);
@@ -594,8 +599,7 @@ class Encoder {
                 }
             }
         }
-        add_bias(rows, layer.output_bias, x);
-        add_product(rows, scratch.rows, width, layer.output, x, scratch);
+        add_product(rows, scratch.rows, width, layer.output, x);
         mlp(layer, rows, x, scratch);
     }
 
@@ -603,10 +607,10 @@ class Encoder {
     void mlp(const Layer& layer, long rows, float* x, Scratch& scratch) const {
         const long width = s.width, inner = s.inner;
         for (long r = 0; r < rows; r++) {
-            layer_norm(x + r * width, layer.norm2, layer.norm2_bias, scratch.rows + r * width);
+            layer_norm(x + r * width, layer.norm2, layer.norm2_bias, layer.fc2_bias, scratch.rows + r * width);
         }
         for (long o = 0; o < inner; o += PANEL) {
-            product(int(rows), scratch.rows, width, panel(layer.fc1, width, o / PANEL), width, scratch.sums, PANEL);
+            product<false>(int(rows), scratch.rows, width, panel(layer.fc1, width, o / PANEL), width, scratch.sums, PANEL);
             const Vector left = load(layer.fc1_bias + o), right = load(layer.fc1_bias + o + LANES);
             for (long r = 0; r < rows; r++) {
                 T* to = scratch.inner + r * inner + o;
@@ -614,8 +618,7 @@ class Encoder {
                 put(to + LANES, T::gelu(load(scratch.sums + r * PANEL + LANES) + right));
             }
         }
-        add_bias(rows, layer.fc2_bias, x);
-        add_product(rows, scratch.inner, inner, layer.fc2, x, scratch);
+        add_product(rows, scratch.inner, inner, layer.fc2, x);
     }
 
     // Scores of one query, in powers of two -> weights that add up to what is returned; zero for keys that nobody has.
@@ -655,13 +658,13 @@ class Encoder {
         const Layer& layer = w.layers[s.layers - 1];
         const long width = s.width;
         for (long t = 0; t < s.tokens; t++) {
-            layer_norm(p.x + t * width, layer.norm1, layer.norm1_bias, scratch.normed + t * width);
+            layer_norm(p.x + t * width, layer.norm1, layer.norm1_bias, w.from_values_bias, scratch.normed + t * width);
         }
-        layer_norm(p.x, layer.norm1, layer.norm1_bias, scratch.rows);
+        for (long i = 0; i < width; i += LANES) put(scratch.rows + i, load(scratch.normed + i));
         float *query = scratch.one, *scores = query + s.heads * width;
         T* attended = scratch.all_heads;
         for (long o = 0; o < s.heads * width; o += PANEL) {
-            product(1, scratch.rows, width, panel(w.to_scores, width, o / PANEL), width, scratch.sums, PANEL);
+            product<false>(1, scratch.rows, width, panel(w.to_scores, width, o / PANEL), width, scratch.sums, PANEL);
             store(query + o, load(scratch.sums) + load(w.to_scores_bias + o));
             store(query + o + LANES, load(scratch.sums + LANES) + load(w.to_scores_bias + o + LANES));
         }
@@ -680,8 +683,7 @@ class Encoder {
                 put(attended + i, added * scale);
             }
         }
-        add_bias(1, w.from_values_bias, p.x);
-        add_product(1, scratch.all_heads, s.heads * width, w.from_values, p.x, scratch);
+        add_product(1, scratch.all_heads, s.heads * width, w.from_values, p.x);
         mlp(layer, 1, p.x, scratch);
         rms_norm(p.x, out);
     }
