@@ -31,7 +31,6 @@ class CompiledEncoder:
         dtype: of the arithmetic.
         shared: the tensors that stand before the layers in `encoder.cpp`, matrices [O, K] and vectors, in float32.
         layers: those of each layer.
-        at_once: pictures that go through all layers together.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class CompiledEncoder:
         dtype: torch.dtype,
         shared: list[torch.Tensor],
         layers: list[list[torch.Tensor]],
-        at_once: int,
     ) -> None:
         self._shape = _Shape(
             1 + config.num_patches, config.hidden_size, config.intermediate_size, config.num_attention_heads,
@@ -49,7 +47,7 @@ class CompiledEncoder:
         )  # fmt: skip
         self._tensors = [_panels(tensor, dtype) for tensors in (shared, *layers) for tensor in tensors]
         self._weights = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
-        self._at_once, self._dtype = at_once, dtype
+        self._dtype = dtype
         self._kept = threading.local()
         self._bytes_of_picture = self._call(None, False, 0, False, None, None)
 
@@ -58,7 +56,7 @@ class CompiledEncoder:
         raw, tokens = pictures.dtype == torch.uint8, 1 if cls_only else self._shape.tokens
         pictures = (pictures if raw else pictures.float()).contiguous()
         encoded = torch.empty(len(pictures), tokens, self._shape.width)
-        needed, work = self._bytes_of_picture * min(len(pictures), self._at_once), getattr(self._kept, "work", None)
+        needed, work = self._bytes_of_picture * torch.get_num_threads(), getattr(self._kept, "work", None)
         if work is None or len(work) < needed:
             # Kept, since new pages may take longer than what is computed in them. Keys and values are multiplied in whole
             # panels: what no token writes has to be zero, and stays so.
@@ -73,7 +71,7 @@ class CompiledEncoder:
         assert library is not None
         function = library.encode_bfloat16 if self._dtype == torch.bfloat16 else library.encode_float32
         shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
-        return int(function(shape, self._weights, pictures, raw, count, self._at_once, cls_only, work, out, threads))
+        return int(function(shape, self._weights, pictures, raw, count, cls_only, work, out, threads))
 
 
 def is_possible(config: OmniVisionConfig, dtype: torch.dtype) -> bool:
@@ -111,6 +109,6 @@ def _library() -> ctypes.CDLL | None:
     address, number, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
     for name in ("encode_float32", "encode_bfloat16"):
         if function := getattr(library, name, None):
-            function.argtypes = [address, address, address, number, count, count, number, address, address, number]
+            function.argtypes = [address, address, address, number, count, number, address, address, number]
             function.restype = ctypes.c_size_t
     return library

@@ -9,7 +9,8 @@
 //     -> attention -> output + x -> norm -> MLP + x        block
 //     -> project for the next block, or the final norm
 //
-// Threads take tiles as they become free and wait for each other once a block.
+// Each thread takes a picture to itself, whose values stay in the caches that are its own. Pictures that are too few for all
+// threads are encoded by all together, which take tiles as they become free and wait for each other once a block.
 //
 // Shapes: n tokens, D width, F width of the MLP, h heads of d = D/h. The stream x of residual sums is float32, whatever T
 // the products read: float, or bfloat16 with sums in float32. A matrix (O, K) lies in panels [O/PANEL][K][PANEL], of
@@ -29,13 +30,7 @@
 
 namespace {
 
-#if LANES == 16
-constexpr int ROWS = 14;   // 28 registers of sums, 2 of weights, 1 of values: of 32
-constexpr int GROUPS = 5;  // of rows that read a panel while it is in the first cache
-#else
-constexpr int ROWS = 6;  // 12 + 2 + 1 of 16
-constexpr int GROUPS = 3;
-#endif
+constexpr int ROWS = LANES == 16 ? 14 : 6;  // sums in 28 of 32 registers, or 12 of 16; 2 are of weights, 1 of values
 constexpr int PANEL = 2 * LANES;
 
 long up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -47,7 +42,7 @@ struct Float {
     static constexpr int PAIR = 1;  // values of a row that lie side by side in a panel
     static constexpr int STEP = 1;  // a product reads a multiple of so many values of a row,
     static constexpr int UNIT = 1;  // and a multiple of so many rows, of which those too many are of no account
-    static constexpr int TILE = GROUPS * ROWS;
+    static constexpr int TILE = 3 * ROWS;
 
     static Vector power_of_two(Vector x) { return ::power_of_two(x); }
 
@@ -111,7 +106,7 @@ struct BFloat16 {
 #if defined(__AMX_BF16__)
     static constexpr int STEP = 32, UNIT = 16, TILE = 7 * UNIT;
 #else
-    static constexpr int STEP = 2, UNIT = 1, TILE = GROUPS * ROWS;
+    static constexpr int STEP = 2, UNIT = 1, TILE = 3 * ROWS;
 #endif
 
     // 2^x to 8e-5 of it; a bfloat16 has 4e-3.
@@ -339,50 +334,53 @@ class Encoder {
         return residual_bytes() + query_bytes() + 2 * (key_bytes() + value_bytes());
     }
 
-    void run(const void* pictures, bool raw, long batch, long at_once, bool cls_only, char* work, float* out,
-             int threads) const {
-        const long together = batch < at_once ? batch : at_once;
-        long tiles = (s.tokens + T::TILE - 1) / T::TILE;
-        if (together * tiles < 4 * threads) tiles = (4 * threads + together - 1) / together;
-        if (tiles > units()) tiles = units();
+    // `work` is zero where nothing was left by another run, and holds as many pictures as there are threads.
+    void run(const void* pictures, bool raw, long batch, bool cls_only, char* work, float* out, int threads) const {
+        const long rest = batch % threads, alone = batch - rest;
+        const long tiles = (s.tokens + T::TILE - 1) / T::TILE;
+        long parts = rest * tiles < 4 * threads && rest > 0 ? (4 * threads + rest - 1) / rest : tiles;
+        if (parts > units()) parts = units();
         const long whole = cls_only ? s.layers - 1 : s.layers;  // blocks that are computed for all tokens
         const size_t picture_bytes = s.channels * s.height * s.height * (raw ? 1 : sizeof(float));
+        const long result_size = (cls_only ? 1 : s.tokens) * s.width;
+        int taken = 0;
 #pragma omp parallel num_threads(threads)
         {
             Scratch scratch(*this);
             [[maybe_unused]] const MatrixUnits<T> ready;
-            for (long first = 0; first < batch; first += at_once) {
-                const long count = batch - first < at_once ? batch - first : at_once;
-                const char* shown = static_cast<const char*>(pictures) + first * picture_bytes;
-#pragma omp for schedule(dynamic)
-                for (long task = 0; task < count * tiles; task++) {
-                    const long p = task / tiles, from = first_token(task % tiles, tiles);
-                    const long to = first_token(task % tiles + 1, tiles);
-                    const Picture<T> picture = place(work, p);
-                    embed(shown + p * picture_bytes, raw, from, to, picture, scratch);
-                    if (whole > 0) project(0, from, to, picture, scratch);
+            int mine;
+#pragma omp atomic capture
+            mine = taken++;
+            const auto task = [&](long number, long slot, long layer, long tile, long of) {
+                const Picture<T> picture = place(work, slot);
+                const long from = first_token(tile, of), to = first_token(tile + 1, of);
+                const char* shown = static_cast<const char*>(pictures) + number * picture_bytes;
+                if (layer < 0) {
+                    embed(shown, raw, from, to, picture, scratch);
+                } else {
+                    block(layer, from, to, picture, scratch);
                 }
-                for (long layer = 0; layer < whole; layer++) {
-#pragma omp for schedule(dynamic)
-                    for (long task = 0; task < count * tiles; task++) {
-                        const long p = task / tiles, from = first_token(task % tiles, tiles);
-                        const long to = first_token(task % tiles + 1, tiles);
-                        const Picture<T> picture = place(work, p);
-                        block(layer, from, to, picture, scratch);
-                        if (layer + 1 < whole) {
-                            project(layer + 1, from, to, picture, scratch);
-                        } else if (!cls_only) {
-                            for (long t = from; t < to; t++) {
-                                rms_norm(picture.x + t * s.width, out + ((first + p) * s.tokens + t) * s.width);
-                            }
-                        }
+                if (layer + 1 < whole) {
+                    project(layer + 1, from, to, picture, scratch);
+                } else if (!cls_only) {
+                    for (long t = from; t < to; t++) {
+                        rms_norm(picture.x + t * s.width, out + number * result_size + t * s.width);
                     }
                 }
-                if (cls_only) {
+            };
 #pragma omp for schedule(dynamic)
-                    for (long p = 0; p < count; p++) cls(place(work, p), out + (first + p) * s.width, scratch);
+            for (long number = 0; number < alone; number++) {
+                for (long layer = -1; layer < whole; layer++) {
+                    for (long tile = 0; tile < tiles; tile++) task(number, mine, layer, tile, tiles);
                 }
+                if (cls_only) cls(place(work, mine), out + number * result_size, scratch);
             }
+            for (long layer = -1; layer < whole; layer++) {
+#pragma omp for schedule(dynamic)
+                for (long i = 0; i < rest * parts; i++) task(alone + i / parts, i / parts, layer, i % parts, parts);
+            }
+#pragma omp for schedule(dynamic)
+            for (long i = 0; i < (cls_only ? rest : 0); i++) cls(place(work, i), out + (alone + i) * result_size, scratch);
         }
     }
 
@@ -697,18 +695,18 @@ extern "C" {
 
 int encoder_panel() { return PANEL; }
 
-size_t encode_float32(const Shape* shape, const Weights* weights, const void* pictures, int raw, long batch, long at_once,
-                      int cls_only, char* work, float* out, int threads) {
+size_t encode_float32(const Shape* shape, const Weights* weights, const void* pictures, int raw, long batch, int cls_only,
+                      char* work, float* out, int threads) {
     const Encoder<Float> encoder(*shape, *weights);
-    if (batch > 0) encoder.run(pictures, raw, batch, at_once, cls_only, work, out, threads);
+    if (batch > 0) encoder.run(pictures, raw, batch, cls_only, work, out, threads);
     return encoder.bytes_of_picture();
 }
 
 #if defined(__AVX512BF16__)
-size_t encode_bfloat16(const Shape* shape, const Weights* weights, const void* pictures, int raw, long batch, long at_once,
-                       int cls_only, char* work, float* out, int threads) {
+size_t encode_bfloat16(const Shape* shape, const Weights* weights, const void* pictures, int raw, long batch, int cls_only,
+                       char* work, float* out, int threads) {
     const Encoder<BFloat16> encoder(*shape, *weights);
-    if (batch > 0) encoder.run(pictures, raw, batch, at_once, cls_only, work, out, threads);
+    if (batch > 0) encoder.run(pictures, raw, batch, cls_only, work, out, threads);
     return encoder.bytes_of_picture();
 }
 #endif

@@ -5,8 +5,8 @@ What is different from `OmniVisionModel`, and why it is faster:
 * Pictures may stay uint8[B, H, W, C]: rescaling and normalising are folded into the patch embedding.
 * For CLS alone the last block computes one row, and by associativity its query goes through the keys' weights,
   q (W_k h) = (q W_k) h, and the weighted sum is taken before the values' weights: neither keys nor values are formed.
-* Where there is a C++ compiler, everything is one function of machine code, in which a few tokens at a time go from one
-  attention to the next within the first cache (`compiled.py`).
+* Where there is a C++ compiler, everything is one function of machine code, in which each thread takes a picture through all
+  layers within its own caches (`compiled.py`), on the processor's matrix units where it has some.
 * Elsewhere weights lie as oneDNN's kernels read them; GELU and the residual sum are part of the product before them. In
   bfloat16 attention is two batched products, and the softmax between them one pass of powers of two (`_attend`).
 
@@ -42,7 +42,8 @@ class PackedVisionModel:
         model: the encoder, on a CPU.
         dtype: float32 or bfloat16, of weights and activations.
         scale, shift: C numbers each, `pixel_values = pixel * scale + shift` for pixels of 0..255.
-        at_once: pictures that go through all layers together; more would not fit into the processor's cache.
+        at_once: pictures that go through all layers together where it is not compiled; more would not fit into the
+            processor's cache.
 
     Attributes:
         is_compiled: whether it is a function of machine code.
@@ -79,7 +80,7 @@ class PackedVisionModel:
             _, to_scores, from_values = _attention_weights(layers[-1], math.log2(math.e))
             before = [pixels[0], starts[0], raw[0], starts[1], model.norm.weight, *to_scores, *from_values]
             within = [_parameters(layer) for layer in layers]
-            self._compiled = CompiledEncoder(self.config, dtype, before, within, at_once)
+            self._compiled = CompiledEncoder(self.config, dtype, before, within)
             return
         self.embed_pixels, self.embed_bytes = (_linear(*each, dtype, at_once * patches) for each in (pixels, raw))
         self.cls, self.positions = cls.to(dtype), table[:, 1:].to(dtype, copy=True)

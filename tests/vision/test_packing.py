@@ -97,18 +97,18 @@ def test_packed_equals_the_model(settings: dict[str, Any], way: str) -> None:
 def test_a_picture_has_the_same_tokens_in_every_batch_and_on_every_number_of_threads(compiles: bool) -> None:
     if not compiles:
         pytest.skip("there is no C++ compiler here")
-    model, before = make_model(image_size=64), torch.get_num_threads()
-    pictures = make_bytes(model, 5)
+    model, before = make_model(image_size=96), torch.get_num_threads()
+    pictures = make_bytes(model, 7)
+    packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT)
     found = []
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 4):  # each takes pictures of its own, and all share what is left: none, 1, 1, 3
         torch.set_num_threads(threads)
         try:
-            for at_once in (1, 3, 8):
-                packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT, at_once=at_once)
-                found += [
-                    packed(pictures).last_hidden_state,
-                    torch.cat([packed(p[None]).last_hidden_state for p in pictures]),
-                ]
+            found += [
+                packed(pictures).last_hidden_state,
+                torch.cat([packed(some).last_hidden_state for some in pictures.split(2)]),
+                torch.cat([packed(p[None]).last_hidden_state for p in pictures]),
+            ]
         finally:
             torch.set_num_threads(before)
     assert all(torch.equal(each, found[0]) for each in found)
