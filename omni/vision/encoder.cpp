@@ -184,13 +184,10 @@ inline void multiply(const BFloat16* a, long stride, const BFloat16* panel, long
 template <class T, bool ADD, int R>
 void product_of(const T* a, long stride, const T* panel, long width, float* c, long out) {
     Vector sums[R][2] = {};
-    if (ADD) {
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) sums[r][0] = load(c + r * out), sums[r][1] = load(c + r * out + LANES);
-    }
     multiply<R>(a, stride, panel, width / T::PAIR, sums);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
+        if (ADD) sums[r][0] += load(c + r * out), sums[r][1] += load(c + r * out + LANES);
         store(c + r * out, sums[r][0]);
         store(c + r * out + LANES, sums[r][1]);
     }
