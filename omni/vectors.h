@@ -50,17 +50,21 @@ inline float sum(Vector v) {
     return reduce(v, [](Vector a, Vector b) { return a + b; });
 }
 
+// Highest power first.
+template <int N>
+inline Vector polynomial(Vector x, const float (&coefficients)[N]) {
+    Vector p = all(coefficients[0]);
+#pragma GCC unroll 16
+    for (int i = 1; i < N; i++) p = p * x + coefficients[i];
+    return p;
+}
+
 // 2^x, to 1e-7 of it.
 inline Vector power_of_two(Vector x) {
     x = smaller(larger(x, all(-126.0f)), all(126.0f));
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest bits
     const Vector rounded = x + round, rest = x - (rounded - round);
-    Vector p = all(0.0013276452f);
-    p = p * rest + 0.009675541f;
-    p = p * rest + 0.055507135f;
-    p = p * rest + 0.2402212f;
-    p = p * rest + 0.69314694f;
-    p = p * rest + 1.0f;
+    const Vector p = polynomial(rest, {0.0013276452f, 0.009675541f, 0.055507135f, 0.2402212f, 0.69314694f, 1.0f});
     return (Vector)((Integers)p + ((Integers)rounded << 23));
 }
 

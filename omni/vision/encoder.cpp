@@ -35,6 +35,14 @@ constexpr int PANEL = 2 * LANES;
 
 long up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// x (1 + erf(x / sqrt 2)) / 2; erf(x / sqrt 2) / x by a polynomial in x^2 on 0..limit^2, which -1..1 stands for.
+template <int N>
+inline Vector gelu(Vector x, float limit, const float (&coefficients)[N]) {
+    const Vector clamped = smaller(larger(x, all(-limit)), all(limit));
+    const Vector half = x * 0.5f, erf = clamped * polynomial(clamped * clamped * (2 / (limit * limit)) - 1.0f, coefficients);
+    return half + half * erf;
+}
+
 // --- Types that products read ----------------------------------------------------------------------------------------
 
 struct Float {
@@ -46,25 +54,10 @@ struct Float {
 
     static Vector power_of_two(Vector x) { return ::power_of_two(x); }
 
-    // x (1 + erf(x / sqrt 2)) / 2; erf to 5e-7, by a polynomial in x^2 on 0..25.
-    static Vector gelu(Vector x) {
-        const Vector clamped = smaller(larger(x, all(-5.0f)), all(5.0f));
-        const Vector w = clamped * clamped * 0.08f - 1.0f;
-        Vector p = all(0.0012174416f);
-        p = p * w + -0.0032265252f;
-        p = p * w + 0.0034456353f;
-        p = p * w + -0.0053711627f;
-        p = p * w + 0.012820982f;
-        p = p * w + -0.022328667f;
-        p = p * w + 0.032804366f;
-        p = p * w + -0.04653731f;
-        p = p * w + 0.06288434f;
-        p = p * w + -0.08088522f;
-        p = p * w + 0.103041045f;
-        p = p * w + -0.14059256f;
-        p = p * w + 0.28272757f;
-        const Vector half = x * 0.5f;
-        return half + half * (clamped * p);
+    static Vector gelu(Vector x) {  // erf to 5e-7
+        return ::gelu(x, 5.0f, {0.0012174416f, -0.0032265252f, 0.0034456353f, -0.0053711627f, 0.012820982f, -0.022328667f,
+                                0.032804366f, -0.04653731f, 0.06288434f, -0.08088522f, 0.103041045f, -0.14059256f,
+                                0.28272757f});
     }
 };
 
@@ -113,27 +106,13 @@ struct BFloat16 {
     static Vector power_of_two(Vector x) {
         const __m512 rounded = _mm512_roundscale_ps((__m512)x, 0);
         const Vector rest = x - (Vector)rounded;
-        Vector p = all(0.055171672f);
-        p = p * rest + 0.24261113f;
-        p = p * rest + 0.69326097f;
-        p = p * rest + 0.99992806f;
+        const Vector p = polynomial(rest, {0.055171672f, 0.24261113f, 0.69326097f, 0.99992806f});
         return (Vector)_mm512_scalef_ps((__m512)p, rounded);
     }
 
-    // As above, to 4e-5, on 0..16.
-    static Vector gelu(Vector x) {
-        const Vector clamped = smaller(larger(x, all(-4.0f)), all(4.0f));
-        const Vector w = clamped * clamped * 0.125f - 1.0f;
-        Vector p = all(-0.0054581496f);
-        p = p * w + 0.016422676f;
-        p = p * w + -0.026519801f;
-        p = p * w + 0.04324329f;
-        p = p * w + -0.07299082f;
-        p = p * w + 0.11210166f;
-        p = p * w + -0.16871493f;
-        p = p * w + 0.3518955f;
-        const Vector half = x * 0.5f;
-        return half + half * (clamped * p);
+    static Vector gelu(Vector x) {  // to 4e-5
+        return ::gelu(x, 4.0f, {-0.0054581496f, 0.016422676f, -0.026519801f, 0.04324329f, -0.07299082f, 0.11210166f,
+                                -0.16871493f, 0.3518955f});
     }
 };
 
