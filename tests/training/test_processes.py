@@ -55,6 +55,10 @@ FSDP = {
 """What `accelerate launch --use_fsdp --fsdp_version 2` sets."""
 
 
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+"""What torchrun would tell a single process."""
+
+
 def start(command: list[str], environment: dict[str, str]) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)  # a run that hangs
     assert ran.returncode == 0, ran.stderr[-3000:]
@@ -159,13 +163,12 @@ def test_what_cannot_be_sharded_is_refused(
             "optimizer": {"name": optimizer, "lr": 0.003}
         }
         (folder / "recipe.json").write_text(json.dumps(recipe))
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         ran = subprocess.run(
-            [sys.executable, *launch, *command, str(folder / "recipe.json")],
+            [sys.executable, *command, str(folder / "recipe.json")],
             capture_output=True,
             text=True,
             timeout=240,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **FSDP, **settings},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **FSDP, **settings, **ALONE},
         )
         assert ran.returncode != 0
         assert message in ran.stderr
