@@ -402,7 +402,7 @@ class Encoder {
         float* normed;  // [n, D], for CLS alone
         T* rows;        // [TILE, D or values of a patch]
         T* inner;       // [TILE, F, or padded n]
-        float* one;     // [h, D] and [padded n], for CLS alone as well
+        float* query;   // [h, D], for CLS alone as well
         T* all_heads;   // [UNIT, h, D], of which one row counts
         void* memory;
 
@@ -412,7 +412,7 @@ class Encoder {
             const long wide = e.s.width > values ? e.s.width : values, deep = e.s.inner > n ? e.s.inner : n;
             const long sizes[] = {4 * TILE * PANEL, 4 * TILE * n, 4 * e.s.tokens * e.s.width,
                                   long(sizeof(T)) * TILE * wide, long(sizeof(T)) * TILE * deep,
-                                  4 * (e.s.heads * e.s.width + n), long(sizeof(T)) * UNIT * e.s.heads * e.s.width};
+                                  4 * e.s.heads * e.s.width, long(sizeof(T)) * UNIT * e.s.heads * e.s.width};
             size_t total = 0;
             for (long size : sizes) total += bytes(size);
             memory = std::aligned_alloc(64, total);
@@ -423,7 +423,7 @@ class Encoder {
             normed = reinterpret_cast<float*>(take(2));
             rows = reinterpret_cast<T*>(take(3));
             inner = reinterpret_cast<T*>(take(4));
-            one = reinterpret_cast<float*>(take(5));
+            query = reinterpret_cast<float*>(take(5));
             all_heads = reinterpret_cast<T*>(take(6));
         }
         Scratch(const Scratch&) = delete;
@@ -595,7 +595,8 @@ class Encoder {
         add_product(rows, scratch.inner, inner, layer.fc2, x);
     }
 
-    // Scores of one query, in powers of two -> weights that add up to what is returned; zero for keys that nobody has.
+    // Scores of one query, in powers of two -> weights that add up to what is returned; zero for keys that nobody has. Both
+    // are read and written more than once, so they lie in two places.
     template <class To>
     float soften(float* scores, To* weights) const {
         const float total = powers(scores, 0.0f, weights);
@@ -606,18 +607,18 @@ class Encoder {
         return powers(scores, reduce(most, larger), weights);
     }
 
-    // 2^(score - least) of each score, their sum returned.
+    // 2^(score - origin) of each score, their sum returned.
     template <class To>
-    float powers(const float* scores, float least, To* weights) const {
+    float powers(const float* scores, float origin, To* weights) const {
         const long whole = s.tokens / LANES * LANES;
         Vector total = {};
         for (long i = 0; i < whole; i += LANES) {
-            const Vector power = T::power_of_two(load(scores + i) - least);
+            const Vector power = T::power_of_two(load(scores + i) - origin);
             total += power;
             put(weights + i, power);
         }
         if (whole < s.tokens) {
-            const Vector power = T::power_of_two(load(scores + whole) - least);
+            const Vector power = T::power_of_two(load(scores + whole) - origin);
             const Vector last = lanes() < int32_t(s.tokens - whole) ? power : Vector{};
             total += last;
             put(weights + whole, last);
@@ -635,7 +636,7 @@ class Encoder {
             layer_norm(p.x + t * width, layer.norm1, layer.norm1_bias, w.from_values_bias, scratch.normed + t * width);
         }
         for (long i = 0; i < width; i += LANES) put(scratch.rows + i, load(scratch.normed + i));
-        float *query = scratch.one, *scores = query + s.heads * width;
+        float *query = scratch.query, *scores = scratch.scores, *weights = scores + padded();
         T* attended = scratch.all_heads;
         for (long o = 0; o < s.heads * width; o += PANEL) {
             product<false>(1, scratch.rows, width, panel(w.to_scores, width, o / PANEL), width, scratch.sums, PANEL);
@@ -650,10 +651,10 @@ class Encoder {
                 }
                 scores[t] = sum(products);
             }
-            const float scale = 1.0f / soften(scores, scores);
+            const float scale = 1.0f / soften(scores, weights);
             for (long i = 0; i < width; i += LANES) {
                 Vector added = {};
-                for (long t = 0; t < s.tokens; t++) added += scores[t] * load(scratch.normed + t * width + i);
+                for (long t = 0; t < s.tokens; t++) added += weights[t] * load(scratch.normed + t * width + i);
                 put(attended + i, added * scale);
             }
         }

@@ -138,6 +138,7 @@ def test_large_scores_and_values_that_are_no_numbers_stay_what_they_are(way: str
         expected = model(pixel_values).last_hidden_state
         packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT)
         torch.testing.assert_close(packed(pixel_values).last_hidden_state, expected, rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(packed(pixel_values, cls_only=True).cls, expected[:, :1], rtol=2e-3, atol=2e-3)
         pixel_values[1, 0, 5, 5] = float("nan")
         found = packed(pixel_values).last_hidden_state
         assert found[1].isnan().all()
