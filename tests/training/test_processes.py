@@ -54,7 +54,6 @@ FSDP = {
 }
 """What `accelerate launch --use_fsdp --fsdp_version 2` sets."""
 
-
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 """What torchrun would tell a single process."""
 
