@@ -3,6 +3,7 @@
     python -m benchmarks                      # everything
     python -m benchmarks encoder files        # some jobs
     python -m benchmarks --quick              # does it run? The figures mean little
+    python -m benchmarks --device cuda        # on a GPU: encoder, training, generation
 
     measure.py      contestants take turns; medians, ratios, their intervals
     peers.py        the others, written as well as they can be, with the same weights

@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched from any
 from benchmarks import machine, measure, report
 
 JOBS = ("encoder", "training", "files", "second_question", "generation", "projectors", "imports", "loading")
+ON_GPU = ("encoder", "training", "generation")
+"""Jobs that know other devices than the CPU."""
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -28,14 +30,26 @@ def main(
         int | None, typer.Option(min=1, help="How often each contestant is measured.", show_default="15, or 3 if quick")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small inputs, nothing compiled: does it run?")] = False,
+    device: Annotated[
+        str, typer.Option(metavar="cpu|cuda|cuda:N", help=f"On a GPU there are {', '.join(ON_GPU)}.")
+    ] = "cpu",
 ) -> None:
     """Measure omni beside its peers. The last line of output is one JSON document.
 
     Exit status 1: some contestant did not run for a reason that nobody expected.
     """
     if unknown := sorted({*(jobs or ())} - {*JOBS}):
-        typer.echo(f"Error: no job {', '.join(map(repr, unknown))}; there are {', '.join(JOBS)}.", err=True)
-        raise typer.Exit(2)
+        raise _mistake(f"no job {', '.join(map(repr, unknown))}; there are {', '.join(JOBS)}.")
+    try:
+        where = machine.device(device)
+    except ValueError as error:
+        raise _mistake(str(error)) from error
+    possible = JOBS if where.type == "cpu" else ON_GPU
+    if unable := sorted({*(jobs or ())} - {*possible}):
+        raise _mistake(
+            f"expected jobs that run on {device!r}, which are {', '.join(possible)}; found {', '.join(map(repr, unable))}; "
+            "leave them out, or measure them on the CPU."
+        )
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -47,15 +61,16 @@ def main(
         aside.print(f"Something else is running here (load {load:.1f}); the figures will not mean much.")
     rounds = rounds or (3 if quick else 15)
     outcomes: dict[str, list[measure.Outcome]] = {}
-    for job in jobs or JOBS:
-        for race in import_module(f"benchmarks.jobs.{job}").races(quick):
+    for job in jobs or possible:
+        races = import_module(f"benchmarks.jobs.{job}").races
+        for race in races(quick, where) if job in ON_GPU else races(quick):
             with aside.status(f"{job}: {race.title}"):
-                outcomes.setdefault(job, []).append(outcome := measure.run(race, rounds))
+                outcomes.setdefault(job, []).append(outcome := measure.run(race, rounds, machine.clock(where)))
             out.print(report.table(job, outcome), "")
     document = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **machine.commit(),
-        "hardware": machine.hardware(),
+        "hardware": machine.hardware(where),
         "versions": machine.versions(),
         "load_before": load,
         "rounds": rounds,
@@ -65,6 +80,11 @@ def main(
     typer.echo(json.dumps(document))
     if not all(result.expected for run in outcomes.values() for outcome in run for result in outcome.results):
         raise typer.Exit(1)
+
+
+def _mistake(message: str) -> typer.Exit:
+    typer.echo(f"Error: {message}", err=True)
+    return typer.Exit(2)
 
 
 if __name__ == "__main__":

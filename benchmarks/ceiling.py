@@ -11,6 +11,11 @@ Shapes: B pictures, N patches, 1+N tokens, D width, F width of the MLP, h heads,
 
 Each is timed alone, again and again on the same operands, in every way that PyTorch offers; the fastest counts. What an
 encoder does besides (norms, softmax, GELU, residuals) and the memory between the products is what its share lacks.
+
+On a GPU, writing the scores of a batch to memory and reading them again takes longer than computing them, and a fused
+kernel never does. There both products of a head are one part, `attention`, with the softmax between them if that is
+quicker. With rows this short the other products are bound by memory too: what the GPU can do with large ones is in the
+JSON document, `matmul_tflops`.
 """
 
 from collections.abc import Callable
@@ -19,11 +24,15 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
+from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Part
 from omni.vision.configuration_vision import OmniVisionConfig
 
+New = Callable[..., torch.Tensor]
+"""Makes an operand of the sizes that it is called with."""
 
-def products(config: OmniVisionConfig, batch: int, dtype: torch.dtype) -> list[Contestant]:
+
+def products(config: OmniVisionConfig, batch: int, dtype: torch.dtype, device: torch.device = CPU) -> list[Contestant]:
     """Every product of an encoder of this shape, in every way; together 0.428 GFLOP a picture for the defaults."""
     patches, width, inner = config.num_patches, config.hidden_size, config.intermediate_size
     rows, layers = batch * (1 + patches), config.num_hidden_layers
@@ -36,49 +45,64 @@ def products(config: OmniVisionConfig, batch: int, dtype: torch.dtype) -> list[C
     }
     heads, tokens, depth = batch * config.num_attention_heads, 1 + patches, config.head_dim
     batched = {"scores": (layers, tokens, depth, tokens), "values": (layers, tokens, tokens, depth)}
+    on_cpu, new = device.type == "cpu", partial(torch.randn, dtype=dtype, device=device)
     found = []
     for name, (times, m, k, n) in linear.items():
-        part = Part(name, times, 2 * m * k * n)
-        found += [_contestant(part, way, make, (m, k, n), dtype) for way, make in LINEAR.items()]
-    for name, (times, m, k, n) in batched.items():
+        part, ways = Part(name, times, 2 * m * k * n), LINEAR | (ON_CPU if on_cpu else {})
+        found += [_contestant(part, way, make, (m, k, n), new) for way, make in ways.items()]
+    for name, (times, m, k, n) in batched.items() if on_cpu else ():
         part = Part(name, times, 2 * heads * m * k * n)
-        found += [_contestant(part, way, make, (heads, m, k, n), dtype) for way, make in BATCHED.items()]
+        found += [_contestant(part, way, make, (heads, m, k, n), new) for way, make in BATCHED.items()]
+    if not on_cpu:
+        part = Part("attention", layers, 2 * 2 * heads * tokens * depth * tokens)
+        sizes = batch, config.num_attention_heads, tokens, depth
+        found += [_contestant(part, way, make, sizes, new) for way, make in ATTENTION.items()]
     return found
 
 
-def _contestant(
-    part: Part, way: str, make: Callable[..., Call], sizes: tuple[int, ...], dtype: torch.dtype
-) -> Contestant:
-    return Contestant(f"{part.name}, {way}", partial(make, *sizes, dtype), part=part)
+def _contestant(part: Part, way: str, make: Callable[..., Call], sizes: tuple[int, ...], new: New) -> Contestant:
+    return Contestant(f"{part.name}, {way}", partial(make, *sizes, new), part=part)
 
 
-def _linear(m: int, k: int, n: int, dtype: torch.dtype) -> Call:
-    x, weight = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+def _linear(m: int, k: int, n: int, new: New) -> Call:
+    x, weight = new(m, k), new(n, k)
     return torch.inference_mode()(lambda: F.linear(x, weight))
 
 
-def _product(m: int, k: int, n: int, dtype: torch.dtype) -> Call:
-    x, weight, out = (torch.randn(*size, dtype=dtype) for size in ((m, k), (k, n), (m, n)))
+def _product(m: int, k: int, n: int, new: New) -> Call:
+    x, weight, out = new(m, k), new(k, n), new(m, n)
     return torch.inference_mode()(lambda: torch.mm(x, weight, out=out))
 
 
-def _packed(m: int, k: int, n: int, dtype: torch.dtype) -> Call:
+def _packed(m: int, k: int, n: int, new: New) -> Call:
     """oneDNN on a layout of the weights that it chose itself; what Inductor does when it freezes a model."""
-    x, weight = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+    x, weight = new(m, k), new(n, k)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, m)
     multiply = torch.ops.mkldnn._linear_pointwise
     return torch.inference_mode()(lambda: multiply(x, packed, None, "none", [], ""))
 
 
-def _batched(b: int, m: int, k: int, n: int, dtype: torch.dtype) -> Call:
-    x, y, out = (torch.randn(*size, dtype=dtype) for size in ((b, m, k), (b, k, n), (b, m, n)))
+def _batched(b: int, m: int, k: int, n: int, new: New) -> Call:
+    x, y, out = new(b, m, k), new(b, k, n), new(b, m, n)
     return torch.inference_mode()(lambda: torch.bmm(x, y, out=out))
 
 
-def _transposed(b: int, m: int, k: int, n: int, dtype: torch.dtype) -> Call:
-    x, y, out = (torch.randn(*size, dtype=dtype) for size in ((b, m, k), (b, n, k), (b, m, n)))
+def _transposed(b: int, m: int, k: int, n: int, new: New) -> Call:
+    x, y, out = new(b, m, k), new(b, n, k), new(b, m, n)
     return torch.inference_mode()(lambda: torch.bmm(x, y.transpose(1, 2), out=out))
 
 
-LINEAR = {"F.linear": _linear, "mm": _product, "packed oneDNN": _packed}
-BATCHED = {"bmm": _batched, "bmm, transposed": _transposed}
+def _fused(b: int, h: int, n: int, d: int, new: New) -> Call:
+    query, key, value = (new(b, h, n, d) for _ in range(3))
+    return torch.inference_mode()(lambda: F.scaled_dot_product_attention(query, key, value))
+
+
+def _both(b: int, h: int, n: int, d: int, new: New) -> Call:
+    query, key, value = (new(b * h, n, d) for _ in range(3))
+    return torch.inference_mode()(lambda: torch.bmm(torch.bmm(query, key.transpose(1, 2)), value))
+
+
+LINEAR: dict[str, Callable[..., Call]] = {"F.linear": _linear, "mm": _product}
+ON_CPU: dict[str, Callable[..., Call]] = {"packed oneDNN": _packed}
+BATCHED: dict[str, Callable[..., Call]] = {"bmm": _batched, "bmm, transposed": _transposed}
+ATTENTION: dict[str, Callable[..., Call]] = {"sdpa": _fused, "bmm twice": _both}

@@ -1,15 +1,21 @@
-"""Where something was measured: processor, memory, versions, commit. Figures without these mean nothing."""
+"""Where something is measured: device and its clock, processor, memory, versions, commit.
+
+Figures without these mean nothing.
+"""
 
 import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import omni
+from benchmarks.measure import Clock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -17,8 +23,43 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"
 """Instructions that decide how fast matrix products are."""
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, and which of `FLAGS` there are."""
+CPU = torch.device("cpu")
+
+
+def device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        ValueError: no name of a processor or a CUDA GPU, or of a GPU that is not there.
+    """
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected cpu, cuda or cuda:N as a device, found {name!r}; name one of these.")
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"expected a CUDA GPU for device {name!r}, found {count} that torch {torch.__version__} can use; name one that "
+            "is there, install torch for CUDA, or leave the device out to measure on the CPU."
+        )
+    return found
+
+
+def clock(device: torch.device) -> Clock:
+    """Seconds; on a GPU, which is handed work and not waited for, once all of it is done."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
+
+
+def hardware(device: torch.device = CPU) -> dict[str, Any]:
+    """Processor, cores that this process may use, memory in GiB, which of `FLAGS` there are, and the GPU if it is one."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -31,7 +72,42 @@ def hardware() -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
+        **({"gpu": _gpu(device)} if device.type == "cuda" else {}),
     }
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    """Name, memory in GiB, versions, and how quick a large product is: more than any part of a small encoder can reach."""
+    about = torch.cuda.get_device_properties(device)
+    return {
+        "name": about.name,
+        "memory_gib": round(about.total_memory / 2**30, 1),
+        "multiprocessors": about.multi_processor_count,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "matmul_tflops": round(matmul_tflops(device), 1),
+    }
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.partition("\n")[0].strip() or None
+
+
+@torch.inference_mode()
+def matmul_tflops(device: torch.device, size: int = 8192) -> float:
+    """TFLOP/s of a product of two square matrices in bfloat16: the median of ten, after three to warm up."""
+    x, y = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    now, seconds = clock(device), []
+    for _ in range(13):
+        start = now()
+        torch.mm(x, y)
+        seconds.append(now() - start)
+    return 2 * size**3 / float(np.median(seconds[3:])) / 1e12
 
 
 def versions() -> dict[str, str | None]:

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, ViTConfig, ViTModel
 
-from benchmarks.machine import ROOT
+from benchmarks.machine import CPU, ROOT
 from benchmarks.measure import Unavailable
 from omni.fusion.configuration_omni import OmniConfig
 from omni.vision.configuration_vision import OmniVisionConfig
@@ -40,10 +40,10 @@ from omni.vision.modeling_vision import OmniVisionModel
 CHECKPOINTS = ROOT / "checkpoints"
 
 
-def omni(dtype: torch.dtype = torch.float32, **options: Any) -> OmniVisionModel:
+def omni(dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any) -> OmniVisionModel:
     """The shipped encoder, which the peers get their weights from."""
     model: OmniVisionModel = OmniVisionModel.from_pretrained(CHECKPOINTS / "vision_tiny", dtype=dtype, **options)
-    return model
+    return model.to(device)
 
 
 def tokens(output: Any) -> torch.Tensor:
@@ -167,7 +167,7 @@ ENCODERS: dict[str, Callable[[OmniVisionModel], nn.Module]] = {
 def _carry(
     model: OmniVisionModel, peer: nn.Module, names: dict[str, str], weights: dict[str, torch.Tensor] | None = None
 ) -> nn.Module:
-    """Give a peer our weights under its names, and our mode and type; only the bias of a final norm may be its own."""
+    """Give a peer our weights under its names, our mode, type and device; a final norm may have a bias of its own."""
     renamed = {}
     for name, value in (weights or model.state_dict()).items():
         for ours, theirs in names.items():
@@ -176,7 +176,8 @@ def _carry(
     lacking, extra = peer.load_state_dict(renamed, strict=False)
     assert not extra, extra
     assert {*lacking} <= {"norm.bias", "layernorm.bias"}, lacking
-    return peer.to(next(model.parameters()).dtype).train(model.training)
+    weight = next(model.parameters())
+    return peer.to(weight.device, weight.dtype).train(model.training)
 
 
 @contextmanager
@@ -226,7 +227,11 @@ def eager(module: nn.Module) -> nn.Module:
 
 
 def compiled(module: nn.Module) -> Any:
-    """With Inductor. Weights are frozen where nothing is learnt: they are constants, laid out once for the kernels."""
+    """With Inductor. On CPUs weights are frozen where nothing is learnt: constants, laid out once for the kernels."""
+    # otherwise a ninth variant of the same code would silently run as it is
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    if next(module.parameters()).device.type != "cpu":
+        return torch.compile(module, dynamic=False)
     from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import, and not needed for anything else
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -234,9 +239,13 @@ def compiled(module: nn.Module) -> Any:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise Unavailable("torch.compile needs a C++ compiler, and there is none.") from error
-    # otherwise a ninth variant of the same code would silently run as it is
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(module, dynamic=False, options={"freezing": not module.training})
+
+
+def graphed(module: nn.Module) -> Any:
+    """Compiled, and its kernels launched all at once, as a CUDA graph. The next call writes over what one returned."""
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return torch.compile(module, dynamic=False, mode="reduce-overhead")
 
 
 def left_out(module: nn.Module) -> Any:
@@ -244,9 +253,10 @@ def left_out(module: nn.Module) -> Any:
     raise Unavailable("left out of a quick run.")
 
 
-def ways(quick: bool) -> dict[str, Callable[[nn.Module], Any]]:
-    """How each module is tried."""
-    return {"eager": eager, "compiled": left_out if quick else compiled}
+def ways(quick: bool, graphs: bool = False) -> dict[str, Callable[[nn.Module], Any]]:
+    """How each module is tried; on a GPU also as a CUDA graph."""
+    made = {"eager": eager, "compiled": compiled, **({"compiled, CUDA graph": graphed} if graphs else {})}
+    return {way: left_out if quick and way != "eager" else prepare for way, prepare in made.items()}
 
 
 # --- Runtimes ---------------------------------------------------------------------------------------------------------

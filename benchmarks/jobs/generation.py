@@ -5,6 +5,8 @@ Everybody writes the same number of tokens, greedily, whatever they mean. Two pa
     50 picture tokens     omni_tiny as shipped, which folds 2 x 2 patches into a token; Llava with a CLIP tower of 32 x 32
                           patches, which is less work
     196 picture tokens    both with omni's encoder, a two-layer projector and the same Thinker
+
+In float32 on a CPU, with all weights in bfloat16 on a GPU.
 """
 
 import copy
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import peers, pictures
+from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Race
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
@@ -23,12 +26,12 @@ QUESTION = 6
 """Tokens of text behind the picture's."""
 
 
-def races(quick: bool) -> Iterator[Race]:
+def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
     """One race for each batch size."""
-    written = 8 if quick else 64
+    written, dtype = 8 if quick else 64, torch.float32 if device.type == "cpu" else torch.bfloat16
     config = OmniConfig.from_pretrained(peers.CHECKPOINTS / "omni_tiny")
     for batch in (1, 16):
-        build = partial(_build, config, batch, written)
+        build = partial(_build, config, pictures.batch(batch, device, dtype), written)
         contestants = [
             Contestant("Llava, CLIP tower, 50 picture tokens", partial(build, partial(peers.llava, config, False), 50)),
             Contestant(
@@ -39,7 +42,8 @@ def races(quick: bool) -> Iterator[Race]:
                 "omni, two-layer projector, 196 picture tokens", partial(build, partial(_plain, config), 196), ours=True
             ),
         ]
-        yield Race(f"{written} tokens, batch {batch}", contestants, items=batch * written, unit="token")
+        title = f"{written} tokens, batch {batch}{', bf16' if dtype == torch.bfloat16 else ''}"
+        yield Race(title, contestants, items=batch * written, unit="token")
 
 
 def _shipped() -> Any:
@@ -54,11 +58,11 @@ def _plain(config: OmniConfig) -> Any:
     return OmniForConditionalGeneration(made).eval()
 
 
-def _build(config: OmniConfig, batch: int, written: int, make: Callable[[], Any], pictured: int) -> Call:
-    model, image = make(), config.modalities["image"]["token_id"]
+def _build(config: OmniConfig, pixels: torch.Tensor, written: int, make: Callable[[], Any], pictured: int) -> Call:
+    model, image, batch = make().to(pixels), config.modalities["image"]["token_id"], len(pixels)
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(image + 1, config.text_config.vocab_size, (batch, QUESTION), generator=generator)
-    ids = torch.cat([torch.full((batch, pictured), image), words], dim=1)
+    ids = torch.cat([torch.full((batch, pictured), image), words], dim=1).to(pixels.device)
     settings = {
         "do_sample": False,
         "min_new_tokens": written,
@@ -66,7 +70,7 @@ def _build(config: OmniConfig, batch: int, written: int, make: Callable[[], Any]
         "eos_token_id": config.text_config.eos_token_id,
         "pad_token_id": config.text_config.pad_token_id,
     }
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pictures.pixels(batch)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
 
     def write() -> torch.Tensor:
         output: torch.Tensor = model.generate(**inputs, **settings)

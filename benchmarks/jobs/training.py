@@ -9,59 +9,71 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import peers, pictures
+from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Race
 from omni.vision.modeling_vision import OmniVisionModel
 
 TOLERANCE = 1e-2
 
 
-def races(quick: bool) -> Iterator[Race]:
+def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
     """A race in float32, and one in bfloat16 where the processor knows it; elsewhere a step would take half a minute.
 
-    The encoder is the shipped one without dropout; the difference is that of the first step's loss to ours.
+    The encoder is the shipped one without dropout; the difference is that of the first step's loss to ours. On a GPU
+    there is the race in bfloat16 alone, and attention written out is not compiled.
     """
-    batch = 4 if quick else 64
-    for bf16 in (False, True) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (False,):
+    on_cpu = device.type == "cpu"
+    pixels = pictures.batch(4 if quick else 64 if on_cpu else 256, device)
+    ways = peers.ways(quick)
+    written_out = ways if on_cpu else {"eager": peers.eager}
+    for bf16 in _precisions(on_cpu):
         torch.compiler.reset()
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            expected = _loss(peers.omni(), pictures.pixels(batch))
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            expected = _loss(peers.omni(device=device), pixels)
         check = partial(_check, float(expected))
         made: dict[str, Callable[[OmniVisionModel], nn.Module]] = {**peers.ENCODERS, "omni": lambda model: model}
         contestants = [
             Contestant(
                 f"{name}, {way}",
-                partial(_step, make, prepare, batch, bf16),
+                partial(_step, make, prepare, pixels, bf16),
                 ours=name == "omni",
                 check=check if name == "omni" or make is peers.seed else None,
             )
-            for way, prepare in peers.ways(quick).items()
+            for way, prepare in ways.items()
             for name, make in made.items()
         ]
         contestants += [
             Contestant(
                 f"omni, attention written out, {way}",
-                partial(_step, made["omni"], prepare, batch, bf16, "eager"),
+                partial(_step, made["omni"], prepare, pixels, bf16, "eager"),
                 ours=True,
                 check=check,
             )
-            for way, prepare in peers.ways(quick).items()
+            for way, prepare in written_out.items()
         ]
-        yield Race(f"step, {'bf16 autocast' if bf16 else 'fp32'}, batch {batch}", contestants, items=batch, unit="img")
+        title = f"step, {'bf16 autocast' if bf16 else 'fp32'}, batch {len(pixels)}"
+        yield Race(title, contestants, items=len(pixels), unit="img")
+
+
+def _precisions(on_cpu: bool) -> tuple[bool, ...]:
+    """Whether in bfloat16: the races that there are."""
+    if not on_cpu:
+        return (True,)
+    return (False, True) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (False,)
 
 
 def _step(
     make: Callable[[OmniVisionModel], nn.Module],
     prepare: Callable[[nn.Module], Any],
-    batch: int,
+    pixels: torch.Tensor,
     bf16: bool,
     attention: str = "sdpa",
 ) -> Call:
-    module = prepare(make(peers.omni(attn_implementation=attention).train()))
+    module = prepare(make(peers.omni(device=pixels.device, attn_implementation=attention).train()))
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-    pixels = pictures.pixels(batch)
 
     def step() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
             loss = _loss(module, pixels)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -74,7 +86,7 @@ def _step(
 def _loss(module: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The distance to made-up tokens: every number of the output matters, and has a target of its own."""
     found = peers.tokens(module(pixels))
-    target = torch.linspace(-1, 1, found.numel(), dtype=torch.float32).view_as(found).sin()
+    target = torch.linspace(-1, 1, found.numel(), dtype=torch.float32, device=found.device).view_as(found).sin()
     return F.mse_loss(found.float(), target)
 
 

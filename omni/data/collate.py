@@ -10,7 +10,7 @@ for it exactly what it would compute for that conversation alone, without readin
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,14 +40,22 @@ class ConversationCollator:
         processor: the model's `OmniProcessor`.
         max_length: the longest row in tokens.
         max_positions: the longest conversation in tokens, as the Thinker was made for; None if that is not known.
+        options: for each modality other settings than its preprocessor's own.
 
     Raises:
         ExampleError: an example without an answer to learn from, with control tokens in a text, or longer than `max_length`
             or `max_positions`; its source is named.
     """
 
-    def __init__(self, processor: Any, max_length: int = 2048, max_positions: int | None = None) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int = 2048,
+        max_positions: int | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.processor, self.max_length, self.max_positions = processor, max_length, max_positions
+        self.options = options or {}
         special = sorted({str(token) for token in processor.tokenizer.added_tokens_decoder.values() if token.special})
         self._control = re.compile("|".join(map(re.escape, special)) or "(?!)")
 
@@ -58,7 +66,8 @@ class ConversationCollator:
         for modality in self.processor.bundles:
             items = [item for example in examples for item in example.items.get(modality.name, [])]
             if items:
-                prepared = self.processor._prepare(modality.name, items, {"return_tensors": "pt"})
+                options = {"return_tensors": "pt", **self.options.get(modality.name, {})}
+                prepared = self.processor._prepare(modality.name, items, options)
                 counts[modality.name] = self.processor._counts(modality.name, prepared)
                 join_inputs(batch, prepared)
         waiting = {name: iter(numbers) for name, numbers in counts.items()}

@@ -22,11 +22,14 @@ class Example:
             them encoded already.
         conversations: chats of `{"role", "content"}` messages. Several may share the items: they are learnt in one row.
         source: where it comes from, for messages.
+        unseen: for each conversation and each word of its answer a word that could not have stood there in training, for
+            what is held out, or ""; the loss shall not speak against it.
     """
 
     items: Mapping[str, list[Any]]
     conversations: list[list[Message]]
     source: str = ""
+    unseen: Sequence[Sequence[str]] = ()
 
 
 def ask(question: str, answer: str | None = None, images: int | Sequence[Any] = 1) -> list[Message]:
@@ -67,4 +70,5 @@ class SceneConversations:
         seed = self.first + index
         scene = scenes.sample_scene(seed, self.split, **self.options)
         asked = scenes.questions(scene, seed, self.questions, weights=self.kinds)
-        return Example({"image": [scenes.render(scene)]}, [ask(q.text, q.answer) for q in asked])
+        items = {"image": [scenes.render(scene)]}
+        return Example(items, [ask(q.text, q.answer) for q in asked], unseen=[q.unseen for q in asked])

@@ -33,8 +33,8 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -73,6 +73,9 @@ HELD_OUT_PAIRS = frozenset(
     }
 )
 """Each shape once and each colour once, so that no word of the vocabulary is missing from training."""
+
+NEVER_SHOWN = {word: other for pair in HELD_OUT_PAIRS for word, other in (pair, pair[::-1])}
+"""For each colour the shape that training never shows in it, and for each shape the colour."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": SIZES, "pattern": PATTERNS, "color": COLORS, "shape": SHAPES}
 """What can be said of an object, in the order in which English says it."""
@@ -622,11 +625,16 @@ def _require_colors(scene: Scene) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question as somebody would type it, its kind (a key of `WORDINGS`), and the answer in bare lower-case words."""
+    """A question as somebody would type it, its kind (a key of `WORDINGS`), and the answer in bare lower-case words.
+
+    `unseen` has, for each word of the answer, the word that no picture of the split "train" could have had there: what is
+    cyan is never a hexagon. It is empty in other splits, and "" where there is no such word.
+    """
 
     kind: str
     text: str
     answer: str
+    unseen: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -919,8 +927,8 @@ def questions(
     return found
 
 
-_Draft = tuple[dict[str, str], str]
-"""What fills the gaps of a wording, and the answer."""
+_Draft = tuple[dict[str, str], str, *tuple[str, ...]]
+"""What fills the gaps of a wording, the answer, and `Question.unseen`."""
 
 
 class _Asker:
@@ -947,13 +955,14 @@ class _Asker:
             draft = _ASK[kind](self, wanted)
             if draft is None:
                 return None
-            gaps, answer = draft
+            gaps, answer, *unseen = draft
             if (kind, *gaps.values()) not in self.asked:
                 self.asked.add((kind, *gaps.values()))
                 self.wanted[kind] = not wanted
                 known = getattr(WORDINGS[kind], self.wordings)
                 wording: str = known[int(self.rng.random() * len(known))]
-                return Question(kind, _vary(wording.format(**gaps), self.rng), answer)
+                text = _vary(wording.format(**gaps), self.rng)
+                return Question(kind, text, answer, tuple(unseen) if self.scene.split == "train" else ())
         return None
 
     # How objects are named ------------------------------------------------------------------------------------------
@@ -990,7 +999,7 @@ class _Asker:
     def attribute(self, name: str) -> _Draft | None:
         item = self.rng.choice(self.targets)
         it = self.name(item, name)
-        return ({"it": it}, getattr(item, name)) if it else None
+        return ({"it": it}, getattr(item, name), _never_shown(item, name)) if it else None
 
     def where(self) -> _Draft | None:
         for item in self.rng.sample(self.targets, len(self.targets)):
@@ -1058,7 +1067,8 @@ class _Asker:
         side, item, neighbour = self.rng.choice(found)
         it = self.name(item)
         assert it is not None  # every object can be named by its place
-        return {"side": self.side(side), "it": it}, f"{neighbour.color} {neighbour.shape}"
+        unseen = (_never_shown(neighbour, name) for name in ("color", "shape"))
+        return {"side": self.side(side), "it": it}, f"{neighbour.color} {neighbour.shape}", *unseen
 
     def position(self, wanted: bool) -> _Draft | None:
         for one, other in self.pairs_of_objects():
@@ -1098,8 +1108,11 @@ class _Asker:
         if found is None:
             return None
         one, other, gaps = found
-        first, second = getattr(one, gaps["attribute"]), getattr(other, gaps["attribute"])
-        return gaps, f"both {_PLURALS.get(first, first)}" if wanted else f"{first} and {second}"
+        first, second = (getattr(item, gaps["attribute"]) for item in (one, other))
+        before, after = (_never_shown(item, gaps["attribute"]) for item in (one, other))
+        if wanted:
+            return gaps, f"both {_PLURALS.get(first, first)}", before, _PLURALS.get(after, after)
+        return gaps, f"{first} and {second}", before, "", after
 
     def two_with(self, equal: bool) -> tuple[SceneObject, SceneObject, dict[str, str]] | None:
         """Two objects that share an attribute or do not, of those that some pair shares and some other pair does not."""
@@ -1131,8 +1144,20 @@ _ASK: dict[str, Callable[[_Asker, bool], _Draft | None]] = {
     "both": lambda asker, wanted: asker.both(wanted),
     "background": lambda asker, _: ({}, asker.scene.background),
     "dark": lambda asker, _: ({}, "dark" if asker.scene.dark else "light"),
-    "caption": lambda asker, _: ({}, caption(asker.scene)),
+    "caption": lambda asker, _: ({}, caption(asker.scene), *_never_shown_in_caption(asker.scene)),
 }
+
+
+def _never_shown(item: SceneObject, attribute: str) -> str:
+    """The value that no object of training has which is otherwise like this one; "" for other than shape and color."""
+    return NEVER_SHOWN[{"shape": item.color, "color": item.shape}[attribute]] if attribute in ("shape", "color") else ""
+
+
+def _never_shown_in_caption(scene: Scene) -> Iterator[str]:
+    """For each word of `caption`."""
+    for item in scene.objects:
+        yield from ("", "", "", _never_shown(item, "color"), _never_shown(item, "shape"), "", "")
+        yield from [""] * len(PLACES[item.place].split())
 
 
 def _noun_phrase(attributes: Mapping[str, str], *, plural: bool = False) -> str:

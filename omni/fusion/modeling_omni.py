@@ -467,11 +467,13 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             labels: int64[B, L], -100 where nothing is to be learnt.
             logits_to_keep: only the last so many positions; 0 for all. Or bool[B, L]: the n positions where it is true,
                 logits are then float[n, V]. Training needs no more than those before a label, a few of a row.
+            kwargs: `unseen` int64[B, L] and `num_items_in_batch` are for a `loss_function` of the caller's; the rest as in
+                `OmniModel.forward`.
 
         Raises:
             ValueError: see `OmniModel.forward`, and a label of a position that `logits_to_keep` leaves out.
         """
-        loss_kwargs = {key: kwargs.pop(key) for key in ("num_items_in_batch", "shift_labels") if key in kwargs}
+        loss_kwargs = {key: kwargs.pop(key) for key in LOSS_KWARGS if key in kwargs}
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -485,6 +487,10 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         if isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.dtype == torch.bool:
             if labels is not None:
                 loss_kwargs["shift_labels"] = _labels_of(logits_to_keep, labels)
+                if "unseen" in loss_kwargs:
+                    loss_kwargs["unseen"] = nn.functional.pad(loss_kwargs["unseen"][:, 1:], (0, 1), value=-100)[
+                        logits_to_keep
+                    ]
             hidden_states = hidden_states[logits_to_keep]
         else:
             hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
@@ -626,6 +632,9 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             expanded[name] = BaseModelOutputWithPooling(pooler_output=items)
         return expanded
 
+
+LOSS_KWARGS = ("num_items_in_batch", "shift_labels", "unseen")
+"""What is for the loss alone."""
 
 PER_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
 """What moves along when the padding of a batch is moved."""

@@ -25,7 +25,10 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.registry import get_modality
 from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_recipe
+from omni.training.scaling import AS_BYTES, scale_before
 from omni.training.tokenizer import train_tokenizer
+from omni.training.unseen import UnseenTokens, loss_without_unseen
+from omni.vision.image_processing_vision import OmniImageProcessor
 
 
 class AnswerTraining:
@@ -35,7 +38,13 @@ class AnswerTraining:
         assert isinstance(recipe.model, OmniSection)
         self.model, self.processor = build_omni(**recipe.model.model_dump())
         positions = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        self._collate = ConversationCollator(self.processor, max_positions=positions)
+        options = {}
+        if isinstance(self.processor.preprocessors.get("image"), OmniImageProcessor):
+            options["image"] = AS_BYTES
+            scale_before(self.model.model, self.processor.image_processor)
+        self._collate = ConversationCollator(self.processor, max_positions=positions, options=options)
+        self._unseen = UnseenTokens(self.processor.tokenizer)
+        self.model.loss_function = loss_without_unseen
         self.train, self.evaluate = self._examples(recipe.train), self._examples(recipe.evaluate)
 
     def _examples(self, data: Scenes | Files | None) -> SceneConversations | ManifestConversations | None:
@@ -49,9 +58,15 @@ class AnswerTraining:
         return conversations(data, cache.encode)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """A batch as `ConversationCollator` makes it, and bool[B, L]: the tokens before a label need logits, no others."""
+        """A batch as `ConversationCollator` makes it, and bool[B, L]: the tokens before a label need logits, no others.
+
+        Where examples have words that training never shows, `unseen` int64[B, L] are their tokens.
+        """
         batch = self._collate(examples)
-        return {**batch, "logits_to_keep": F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))}
+        batch["logits_to_keep"] = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+        if any(example.unseen for example in examples):
+            batch["unseen"] = self._unseen(batch["labels"], examples)
+        return batch
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""

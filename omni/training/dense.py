@@ -17,6 +17,7 @@ from omni.data.collate import IGNORED
 from omni.fusion.configuration_omni import OmniConfig
 from omni.registry import get_modality
 from omni.training.recipe import EncoderSection, Recipe, Scenes, said_by_recipe
+from omni.training.scaling import AS_BYTES, Scaling
 
 CHARACTERS = tuple(str(n) for n in range(glyphs.CHARACTERS))
 PATCH_ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -55,9 +56,7 @@ class DenseModel(nn.Module):
     def __init__(self, encoder: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
         super().__init__()
         self.encoder = encoder
-        self.rescale_factor = image_processor.rescale_factor
-        for name, values in (("mean", image_processor.image_mean), ("std", image_processor.image_std)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+        self.scaling = Scaling(image_processor)
         for name, table in zip(("shape_shift", "color_shift"), _pair_shifts(), strict=True):
             self.register_buffer(name, table, persistent=False)
         self.loss_weights = [LOSS_WEIGHTS.get(name, 1.0) for name in ATTRIBUTES]
@@ -79,7 +78,7 @@ class DenseModel(nn.Module):
 
         Returns `loss` and `scores` float[B, 10, 2]: right answers and questions of each attribute in each picture.
         """
-        encoded = self.encoder((pixel_values.float() * self.rescale_factor - self.mean) / self.std)
+        encoded = self.encoder(self.scaling(pixel_values))
         shape, color, *others = self.heads["patch"](encoded.grid).float().split(self.patch_sizes, dim=-1)
         scene_logits = self.heads["scene"](encoded.cls).float().split(self.scene_sizes, dim=-1)
         if self.training:
@@ -160,9 +159,8 @@ class DenseScenes(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
     def _pixels(self, picture: Image.Image) -> torch.Tensor:
-        # bytes until they are in the training process: a quarter of the memory to move
-        made = self.image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt")
-        return made["pixel_values"][0].to(torch.uint8)
+        pixels: torch.Tensor = self.image_processor(picture, **AS_BYTES, return_tensors="pt")["pixel_values"][0]
+        return pixels
 
 
 def patch_labels(scene: scenes.Scene, owner: np.ndarray) -> torch.Tensor:

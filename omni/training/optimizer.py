@@ -13,17 +13,19 @@ from omni.training.recipe import Optimizer, RecipeError
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` in float32, matrices of one shape together, with learning rates matched to AdamW's.
+    """`torch.optim.Muon` for many small matrices, those of one shape together, with learning rates matched to AdamW's.
 
-    torch multiplies in bfloat16, which takes many times as long on processors that do not know it. Defaults and state are
-    torch's.
+    torch takes one matrix after the other, and always in bfloat16, which takes many times as long on processors that do
+    not know it. Defaults and state are torch's.
 
     Args:
         params: groups of parameters, with `lr` and `weight_decay`.
+        dtype: what is multiplied in.
     """
 
-    def __init__(self, params: Iterable[dict[str, Any]]) -> None:
+    def __init__(self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
         super().__init__(params, adjust_lr_fn="match_rms_adamw")
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -31,22 +33,23 @@ class Muon(torch.optim.Muon):
         loss = _loss(closure)
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            if not matrices:
+                continue
+            gradients = [matrix.grad for matrix in matrices]
+            for matrix in matrices:
+                if "momentum_buffer" not in self.state[matrix]:
+                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+            averages = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+            torch._foreach_lerp_(averages, gradients, 1 - momentum)
             by_shape: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
-            for matrix in group["params"]:
-                if (gradient := matrix.grad) is None:
-                    continue
-                state = self.state[matrix]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix)
-                average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-                by_shape.setdefault(matrix.shape, []).append((matrix, gradient.lerp(average, momentum)))
+            for matrix, update in zip(matrices, torch._foreach_lerp(gradients, averages, momentum), strict=True):
+                by_shape.setdefault(matrix.shape, []).append((matrix, update))
+            torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
             for shape, found in by_shape.items():
-                updates = orthogonal(
-                    torch.stack([update for _, update in found]), group["ns_coefficients"], group["ns_steps"]
-                )
-                for (matrix, _), update in zip(found, updates, strict=True):
-                    matrix.mul_(1 - lr * group["weight_decay"])
-                    matrix.add_(update, alpha=-lr * 0.2 * math.sqrt(max(shape)))
+                alike, updates = zip(*found, strict=True)
+                made = orthogonal(torch.stack(updates).to(self._dtype), group["ns_coefficients"], group["ns_steps"])
+                torch._foreach_add_(alike, made.to(alike[0].dtype).unbind(), alpha=-lr * 0.2 * math.sqrt(max(shape)))
         return loss
 
 
@@ -59,19 +62,18 @@ def _loss(closure: Any) -> Any:
 
 
 def orthogonal(matrices: torch.Tensor, coefficients: Sequence[float], steps: int) -> torch.Tensor:
-    """The same singular vectors with singular values near 1: [B, M, N] -> float32[B, M, N].
+    """The same singular vectors with singular values near 1: float[B, M, N], of any precision.
 
-    By Newton-Schulz iteration (Jordan 2024), X <- (a + b XX^T + c (XX^T)^2) X.
+    By Newton-Schulz iteration (Jordan 2024), X <- aX + (b XX^T + c (XX^T)^2) X.
     """
     first, third, fifth = coefficients
     upright = matrices.shape[1] > matrices.shape[2]
-    x = matrices.float().mT if upright else matrices.float()
+    x = matrices.mT if upright else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         squares = torch.bmm(x, x.mT)
-        factor = torch.bmm(squares, squares).mul_(fifth).add_(squares, alpha=third)
-        factor.diagonal(dim1=1, dim2=2).add_(first)
-        x = torch.bmm(factor, x)
+        factor = torch.baddbmm(squares, squares, squares, beta=third, alpha=fifth)
+        x = torch.baddbmm(x, factor, x, beta=first)
     return x.mT if upright else x
 
 
@@ -96,7 +98,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {})
         muon = self._groups("muon")
         self._parts = {
-            "muon": torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw") if bf16 else Muon(muon),
+            "muon": Muon(muon, torch.bfloat16 if bf16 else torch.float32),
             "adamw": torch.optim.AdamW(self._groups("adamw"), betas=(0.9, 0.95)),
         }
         self._share()

@@ -39,7 +39,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     if last and not resume:
         raise FileExistsError(f"{state} holds an earlier run up to {Path(last).name}; resume it, or remove the folder.")
     recipe = settle(recipe, _earlier(state / "recipe.json") if last else None)
-    arguments = TrainingArguments(output_dir=str(state), **_evaluation(recipe))
+    arguments = TrainingArguments(output_dir=str(state), **_arguments(recipe))
     set_seed(arguments.seed)
     objective = OBJECTIVES[recipe.objective](recipe)
     model = prepare(objective.model, recipe)
@@ -133,9 +133,10 @@ def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
         raise RecipeError(f"`lora` of the recipe does not fit the model: {error}") from error
 
 
-def _evaluation(recipe: Recipe) -> dict[str, Any]:
-    """The arguments of `Trainer`; without data for it there is no evaluation."""
-    return recipe.arguments if recipe.evaluate else {**recipe.arguments, "eval_strategy": "no"}
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of `Trainer`: on an accelerator if there is one; without data for it there is no evaluation."""
+    arguments = {"use_cpu": not torch.accelerator.is_available(), **recipe.arguments}
+    return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 
 
 def _earlier(path: Path) -> Recipe | None:
@@ -164,6 +165,6 @@ def settle(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:
 
 
 def _bfloat16_is_fast(arguments: dict[str, Any]) -> bool:
-    if torch.cuda.is_available() and not arguments.get("use_cpu"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.accelerator.is_available() and not arguments.get("use_cpu"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return bfloat16_pays()

@@ -65,6 +65,13 @@ class OmniImageProcessor(PilBackend):
             )
         return array
 
+    def resize(self, image: np.ndarray, size: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        """uint8[C, h, w] -> uint8[C, H, W]; nothing to do for pictures of that size."""
+        if image.dtype == np.uint8 and image.shape[-2:] == (size.height, size.width):
+            return image
+        resized: np.ndarray = super().resize(image, size, *args, **kwargs)
+        return resized
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Write preprocessor_config.json, and what `trust_remote_code=True` needs."""
         self.auto_map = remote_code(save_directory, self.found_as)

@@ -70,6 +70,11 @@ class OmniVisionEmbeddings(nn.Module):
         """float[B, C, H, W] -> float[B, 1+N, D]."""
         if pixel_values.ndim != 4:
             raise ValueError(f"Expected pictures of shape (B, C, H, W), found {tuple(pixel_values.shape)}.")
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"Expected pixel values as the image processor scales them, found {pixel_values.dtype}; pass pictures "
+                "through the image processor with do_rescale and do_normalize as it was saved."
+            )
         positions = self._positions(pixel_values, interpolate_pos_encoding)  # (1, 1+N, D)
         patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype))  # (B, D, H/P, W/P)
         patches = rearrange(patches, "b d h w -> b (h w) d")

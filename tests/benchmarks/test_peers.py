@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ceiling, peers, pictures
 from benchmarks.jobs import encoder
+from benchmarks.machine import CPU
 from benchmarks.measure import Unavailable
 from omni.fusion.configuration_omni import OmniConfig
 from omni.vision.configuration_vision import OmniVisionConfig
@@ -147,11 +148,12 @@ def test_llava_has_the_same_thinker_and_as_many_picture_tokens_as_is_said(own_en
     assert llava.lm_head.weight is llava.get_input_embeddings().weight
 
 
-def test_the_ceiling_counts_every_product_of_the_encoder_once() -> None:
+@pytest.mark.parametrize("device", ["cpu", "meta"])  # the second one stands for a GPU
+def test_the_ceiling_counts_every_product_of_the_encoder_once(device: str) -> None:
     model = peers.omni(attn_implementation="eager")  # written out, so that all of it is seen
     with FlopCounterMode(display=False) as counter:
         model(pictures.pixels(2))
-    products = ceiling.products(model.config, 2, torch.float32)
+    products = ceiling.products(model.config, 2, torch.float32, torch.device(device))
     counted = {
         contestant.part: contestant.part.times * contestant.part.flops for contestant in products if contestant.part
     }
@@ -167,3 +169,14 @@ def test_an_encoder_that_is_off_is_found_out() -> None:
     for wrong in (right + 1e-3, right * float("nan")):
         with pytest.raises(ValueError, match="off by"):
             encoder._check(2, 1e-4, wrong)
+
+
+def test_every_picture_of_a_batch_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "DRAWN", 2)
+    with torch.inference_mode():
+        right = peers.tokens(peers.omni()(pictures.batch(4, CPU)))
+    right = right.clone()  # now it may be changed
+    assert encoder._check(4, 1e-4, right) < 1e-5
+    right[3, 7] += 1e-3
+    with pytest.raises(ValueError, match="off by"):
+        encoder._check(4, 1e-4, right)

@@ -190,10 +190,10 @@ def test_muon_steps_as_torchs_does_up_to_bfloat16(shape: tuple[int, int]) -> Non
         twin.grad, third.grad = matrix.grad.clone(), matrix.grad.clone()
         for optimizer in (ours, torchs, in_bfloat16):
             optimizer.step()
-        assert torch.equal(third, twin)
         change = (twin - before).norm()
-        assert (matrix - twin).norm() < 0.02 * change
-        matrix.data.copy_(twin)
+        for other in (matrix, third):
+            assert (other - twin).norm() < 0.02 * change
+            other.data.copy_(twin)
     assert ours.state_dict()["state"][0].keys() == torchs.state_dict()["state"][0].keys()
 
 

@@ -27,6 +27,7 @@ from omni.training.objectives import OBJECTIVES
 from omni.training.optimizer import freeze
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import prepare, run
+from omni.training.scaling import Scaling
 from omni.training.trainer import rest_frozen_parts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -179,6 +180,7 @@ def test_adapters_are_trained_saved_loaded_and_merged(with_adapters: Recipe, tmp
     assert not (folder / "model.safetensors").exists()
     objective = OBJECTIVES["answers"](settings)
     batch = objective.collate([objective.train[i] for i in (0, 5)])
+    batch["pixel_values"] = Scaling(objective.processor.image_processor)(batch["pixel_values"])
     base = objective.model.eval()
     with torch.no_grad():
         before = base(**batch).logits
