@@ -28,7 +28,7 @@ from omni.data.conversations import Message, ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.decoding import DecodingCache, OneDnnProducts, RoomyLayer
 from omni.fusion.encoded_item import EncodedItem
-from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.loading import CheckpointError
 
@@ -312,7 +312,7 @@ class Session:
         self._read = []  # until it is known again: whatever interrupts may leave the cache half filled
         clock = _Clock(streamer)
         greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
-        output = self.model.generate(**inputs, past_key_values=self._cache, generation_config=greedy, streamer=clock)[0]
+        output = self.model.generate(**inputs, **{CACHE: self._cache}, generation_config=greedy, streamer=clock)[0]
         ended = time.perf_counter()
         self._read = output[: self._cache.get_seq_length()].tolist()
         written = output[len(ids) :]

@@ -39,7 +39,7 @@ from transformers import DynamicCache
 from omni.answering import base_of, load, model_type_of
 from omni.encoding.encoder import Encoder, load_encoder
 from omni.fusion.configuration_omni import OmniConfig
-from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.registry import get_modality
 
@@ -201,7 +201,7 @@ def _fused(model: OmniForConditionalGeneration, encoder: Encoder) -> Traced:
     with torch.no_grad():
         embeds = embed(ids)
         # whole layers also where the model has sliding windows: its masks cut them, and every input has one form
-        cache = model(inputs_embeds=_embeds(model, 2, 5), past_key_values=DynamicCache()).past_key_values
+        cache = model(inputs_embeds=_embeds(model, 2, 5), **{CACHE: DynamicCache()})[CACHE]
     mask = torch.ones(2, 8, dtype=torch.int64)
     past: list[Axes] = [{0: "rows", 2: "past"} for layer in cache.layers for _ in (layer.keys, layer.values)]
     return {
@@ -217,8 +217,8 @@ def _fused(model: OmniForConditionalGeneration, encoder: Encoder) -> Traced:
         ),
         "thinker": (
             model,
-            {"inputs_embeds": embeds, "attention_mask": mask, "past_key_values": cache},
-            {"inputs_embeds": TOKENS, "attention_mask": {0: "rows", 1: "past + tokens"}, "past_key_values": past},
+            {"inputs_embeds": embeds, "attention_mask": mask, CACHE: cache},
+            {"inputs_embeds": TOKENS, "attention_mask": {0: "rows", 1: "past + tokens"}, CACHE: past},
         ),
     }
 
@@ -265,7 +265,7 @@ def _name_axes(program: Any, free: Mapping[str, Axes | list[Axes]]) -> None:
 
     graph, names = program.graph, dict[str, str]()
     for value in graph.inputs:
-        axes = free.get(value.name) or free["past_key_values"]
+        axes = free.get(value.name) or free[CACHE]
         for axis, name in (axes[0] if isinstance(axes, list) else axes).items():
             names.setdefault(str(value.shape[axis]), name)
     for value in [*graph.inputs, *(output for node in graph.all_nodes() for output in node.outputs)]:
@@ -378,8 +378,8 @@ def _compare_thinker(
         cache, past = DynamicCache(), _empty_past(think, rows)
         for step in range(3):
             embeds = _embeds(model, rows, length if step == 0 else 1)
-            expected = model(inputs_embeds=embeds, attention_mask=mask, past_key_values=cache)
-            cache = expected.past_key_values
+            expected = model(inputs_embeds=embeds, attention_mask=mask, **{CACHE: cache})
+            cache = expected[CACHE]
             inputs = {"inputs_embeds": embeds.numpy(), "attention_mask": mask.numpy(), **past}
             outputs = _run(think, inputs)
             note("thinker", outputs["logits"][:, -1], expected.logits[:, -1])
@@ -389,7 +389,7 @@ def _compare_thinker(
 
 def _empty_past(session: Any, rows: int) -> dict[str, np.ndarray]:
     """Keys and values of no tokens, float[B, h, 0, d] each, to begin with."""
-    past = [each for each in session.get_inputs() if each.name.startswith("input.past_key_values")]
+    past = [each for each in session.get_inputs() if each.name.startswith(f"input.{CACHE}")]
     return {each.name: np.zeros((rows, int(each.shape[1]), 0, int(each.shape[3])), np.float32) for each in past}
 
 

@@ -20,6 +20,7 @@ from omni.answering import answer, load, make_prompts
 from omni.cli import app
 from omni.data.pictures import read_picture
 from omni.export import ExportError, export
+from omni.fusion.modeling_omni import CACHE
 
 Pair = Callable[..., tuple[Any, Any]]
 QUESTION = "what shape is it"
@@ -96,7 +97,7 @@ def test_a_fused_model_answers_without_torch(make_pair: Pair, picture: Path, tmp
     assert graphs["image_encoder.onnx"]["outputs"] == {"cls": ["pictures", 1, 24], "grid": ["pictures", 4, 24]}
     assert graphs["image_projector.onnx"]["outputs"] == {"tokens": ["pictures", 2, 32]}
     assert {*graphs["thinker.onnx"]["inputs"]["attention_mask"]} <= {"rows", "past + tokens", "tokens + past"}
-    assert graphs["thinker.onnx"]["inputs"]["input.past_key_values.layers.0.keys"] == ["rows", 1, "past", 16]
+    assert graphs["thinker.onnx"]["inputs"][f"input.{CACHE}.layers.0.keys"] == ["rows", 1, "past", 16]
     assert all(0 <= graph["difference"] <= 1e-4 for graph in graphs.values())
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
     check(checkpoint, tmp_path / "out", picture)

@@ -77,7 +77,7 @@ class OmniConfig(PreTrainedConfig):
 
     model_type = "omni"
     attribute_map: ClassVar[dict[str, str]] = {"vision_config": "image_config"}
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "encoder_hidden_states"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "encoder_hidden_states"]
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "text_config": SubConfigSpec(AutoConfig, model_type="qwen3")
     }

@@ -17,7 +17,8 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
@@ -39,6 +40,21 @@ from .decoding import DecodingCache, OneDnnProducts, prefilling, quick_step, ste
 from .encoded_item import EncodedItem
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
+
+CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+"""What transformers calls the cache: "past_key_values" until 5.23."""
+
+
+def _cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that takes `cache` for `past_key_values`."""
+
+    @wraps(forward)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if "cache" in kwargs:
+            kwargs["past_key_values"] = kwargs.pop("cache")
+        return forward(self, *args, **kwargs)
+
+    return wrapper
 
 
 @dataclass
@@ -54,7 +70,7 @@ class OmniModelOutputWithPast(BaseModelOutputWithPast):
 
 
 @dataclass
-class OmniCausalLMOutputWithPast(ModelOutput):
+class OmniCausalLMOutputWithPast(CausalLMOutputWithPast):
     """Output of `OmniForConditionalGeneration`.
 
     Attributes:
@@ -63,11 +79,6 @@ class OmniCausalLMOutputWithPast(ModelOutput):
         encoder_hidden_states: for each modality present, its projected tokens, float[sum of n_i, T].
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     encoder_hidden_states: dict[str, torch.Tensor] | None = None
 
 
@@ -86,7 +97,7 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     }
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -133,6 +144,7 @@ class OmniModel(OmniPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @_cache_by_either_name
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -177,21 +189,20 @@ class OmniModel(OmniPreTrainedModel):
             step = quick_step(self.language_model, past_key_values, inputs_embeds, attention_mask, kwargs)
             if step is not None:
                 hidden_states = step(inputs_embeds, attention_mask, position_ids, past_key_values)
-                return OmniModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+                return OmniModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
         with _attention_for_maps(self.language_model.config, kwargs):
             outputs = self.language_model(
                 attention_mask=_readable(attention_mask, self.language_model.config, inputs_embeds.dtype),
                 position_ids=position_ids,
-                past_key_values=past_key_values,
                 inputs_embeds=inputs_embeds,
-                **kwargs,
+                **{CACHE: past_key_values, **kwargs},
             )
         return OmniModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.get("past_key_values"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             encoder_hidden_states={name: tokens for name, tokens in placed.items() if tokens is not None} or None,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def encode(self, inputs: dict[str, Any], encoded: Encoded | None = None) -> dict[str, ModelOutput]:
@@ -449,6 +460,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         return self.model.get_features(name, **inputs)
 
     @can_return_tuple
+    @_cache_by_either_name
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -502,10 +514,10 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         return OmniCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             encoder_hidden_states=outputs.encoder_hidden_states,
+            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
         )
 
     def generate(self, *args: Any, allow_untrained: bool = False, **kwargs: Any) -> Any:
@@ -529,16 +541,16 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
         """Where transformers would take its own growing cache, take one that has room to grow."""
-        given = model_kwargs.get("past_key_values")
+        given = model_kwargs.get(CACHE)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache: Any = model_kwargs.get("past_key_values")
+        cache: Any = model_kwargs.get(CACHE)
         if given is None and type(cache) is DynamicCache and not cache.offloading:
-            model_kwargs["past_key_values"] = DecodingCache(self.config.get_text_config(decoder=True))
+            model_kwargs[CACHE] = DecodingCache(self.config.get_text_config(decoder=True))
 
     def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, str | None, dict[str, Any]]:
         """Move padding to the left, where generation needs it, so that no row sees a gap before its answer."""
         inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **kwargs)
-        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
         pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
         if (
             mask is None
@@ -574,7 +586,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         """Encode, and check the counts here: beams repeat rows and chunks cut them before forward sees them."""
         model_kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
         ids, embeds = (inputs_tensor, None) if inputs_tensor.ndim == 2 else (None, inputs_tensor)
-        for name in self.config.modalities if _cached_tokens(model_kwargs.get("past_key_values")) == 0 else ():
+        for name in self.config.modalities if _cached_tokens(model_kwargs.get(CACHE)) == 0 else ():
             encoded = model_kwargs.get("mm_encoder_outputs", {}).get(name)
             lengths = [len(item) for item in encoded.pooler_output] if encoded is not None else []
             self.model._check_counts(name, self.model.placeholders(name, ids, embeds), lengths)
@@ -596,20 +608,16 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
-        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """A step on an empty cache is the first one; a drafting assistant's is not marked so and would lose its items."""
         kwargs.pop("tokenizer", None)  # for stop strings; `generate` hands it on to the model as well
+        cache = kwargs.get(CACHE)
+        first = is_first_iteration or (cache is not None and _cached_tokens(cache) == 0)
         return super().prepare_inputs_for_generation(
-            input_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            is_first_iteration=is_first_iteration
-            or (past_key_values is not None and _cached_tokens(past_key_values) == 0),
-            **kwargs,
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=first, **kwargs
         )
 
     def _expand_multimodal_outputs(
@@ -773,6 +781,8 @@ def _with_inputs(function: Callable[..., Any], names: Sequence[str]) -> inspect.
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=torch.Tensor | None)
         for name in names
     ]
+    if CACHE not in signature.parameters:
+        extra.append(inspect.Parameter(CACHE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Cache | None))
     rest = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
     return signature.replace(parameters=[*own, *extra, *rest])
 
