@@ -517,7 +517,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             encoder_hidden_states=outputs.encoder_hidden_states,
-            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def generate(self, *args: Any, allow_untrained: bool = False, **kwargs: Any) -> Any:

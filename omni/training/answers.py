@@ -28,7 +28,6 @@ from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_rec
 from omni.training.scaling import AS_BYTES, scale_before
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
-from omni.vision.image_processing_vision import OmniImageProcessor
 
 
 class AnswerTraining:
@@ -39,7 +38,7 @@ class AnswerTraining:
         self.model, self.processor = build_omni(**recipe.model.model_dump())
         positions = getattr(self.model.config.text_config, "max_position_embeddings", None)
         options = {}
-        if isinstance(self.processor.preprocessors.get("image"), OmniImageProcessor):
+        if isinstance(self.processor.preprocessors.get("image"), get_modality("image").preprocessor_class):
             options["image"] = AS_BYTES
             scale_before(self.model.model, self.processor.image_processor)
         self._collate = ConversationCollator(self.processor, max_positions=positions, options=options)

@@ -4,17 +4,16 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from omni.vision.image_processing_vision import OmniImageProcessor
+from transformers import BaseImageProcessor
 
 AS_BYTES = {"do_rescale": False, "do_normalize": False}
 """Settings with which an image processor leaves pixels as they are."""
 
 
 class Scaling(nn.Module):
-    """What an `OmniImageProcessor` does last: `(pixel * rescale_factor - mean) / std`."""
+    """What the image processor of the modality does last: `(pixel * rescale_factor - mean) / std`."""
 
-    def __init__(self, processor: OmniImageProcessor) -> None:
+    def __init__(self, processor: BaseImageProcessor) -> None:
         super().__init__()
         self.factor = processor.rescale_factor if processor.do_rescale else 1.0
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
@@ -28,7 +27,7 @@ class Scaling(nn.Module):
         return (pixels.float() * self.factor - mean) / std
 
 
-def scale_before(model: nn.Module, processor: OmniImageProcessor) -> None:
+def scale_before(model: nn.Module, processor: BaseImageProcessor) -> None:
     """Let a model whose inputs are `pixel_values` float[B, 3, H, W] take them as bytes too."""
     scaling = Scaling(processor)
 
