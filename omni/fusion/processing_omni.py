@@ -328,6 +328,8 @@ class OmniProcessor(ProcessorMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer._set_processor_class(type(self).__name__)
+        for key in ("is_local", "local_files_only"):  # how it was found when it was loaded
+            self.tokenizer.init_kwargs.pop(key, None)
         self.tokenizer.chat_template = self.chat_template  # it writes the template's files
         self.tokenizer.save_pretrained(folder)
         values = {**self.to_dict(), "auto_map": remote_code(folder, {"AutoProcessor": type(self).__name__})}

@@ -85,8 +85,9 @@ class AnswerTraining:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The fused model, or its adapters, and the processor."""
-        model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
         config: Any = model.config
+        vars(config).pop("use_cache", None)  # `Trainer` has set it, for itself
+        model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
         if hasattr(model, "peft_config") and config.fingerprints:
             (folder / BASE).write_text(json.dumps(config.fingerprints, indent=2), encoding="utf-8")
         self.processor.save_pretrained(folder)

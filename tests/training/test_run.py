@@ -99,6 +99,11 @@ def test_answer_recipe_writes_a_checkpoint_that_answers(
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert model.generate(**inputs, max_new_tokens=2).shape[1] == inputs["input_ids"].shape[1] + 2
+    # nothing of how it was trained or loaded stays in it
+    assert "use_cache" not in json.loads((folder / "config.json").read_text())
+    processor.save_pretrained(tmp_path / "again")
+    saved, again = ((where / "tokenizer_config.json").read_text() for where in (folder, tmp_path / "again"))
+    assert saved == again
 
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
