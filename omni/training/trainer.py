@@ -65,6 +65,7 @@ class OmniTrainer(Trainer):
             if finished.exists():  # an earlier run came to this step, and is taken up from an earlier one
                 self._delete(finished)
             os.replace(unfinished, finished)
+            shutil.rmtree(unfinished.parent, ignore_errors=True)
             self._rotate(Path(folder))
         self.accelerator.wait_for_everyone()
 
