@@ -108,6 +108,7 @@ def test_answer_recipe_writes_a_checkpoint_that_answers(
 
 def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     straight = run(tiny("vision_tiny", tmp_path / "straight", model={"config": TINY_ENCODER}))
+    assert not list((straight / "run").glob(".*"))  # nothing half-written is left
     run(tiny("vision_tiny", tmp_path / "cut", model={"config": TINY_ENCODER}))
     # as if killed after step 2: nothing newer is left
     shutil.rmtree(tmp_path / "cut" / "run" / "checkpoint-4")
