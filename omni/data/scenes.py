@@ -304,22 +304,23 @@ def _sample_texture(
     while True:
         second = rng.choice(
             (
-                _shade(rgb, rng.uniform(0.3, 0.6)),
-                _tint(rgb, rng.uniform(0.45, 0.75)),
+                _shade(rgb, rng.uniform(0.3, 0.7)),
+                _tint(rgb, rng.uniform(0.35, 0.75)),
+                _tint((0, 0, 0), rng.uniform(0.25, 0.75)),
                 (255, 255, 255),
                 (0, 0, 0),
                 backdrop.first if diameter > 30 else (0, 0, 0),  # too many holes would dissolve a small object
             )
         )
-        if math.dist(rgb, second) > 100 and 35 < abs(_luminance(rgb) - _luminance(second)) < limit:
+        if math.dist(rgb, second) > 80 and 25 < abs(_luminance(rgb) - _luminance(second)) < limit:
             break
     if pattern == "striped":
-        period = rng.uniform(5.0, min(16.0, max(7.0, diameter / 3)))
-        share = rng.uniform(0.28, 0.36 if hueless else 0.48)
+        period = rng.uniform(4.0, min(16.0, max(7.0, diameter / 3)))
+        share = rng.uniform(0.25, 0.36 if hueless else 0.5)
         direction = rng.choice((0.0, 45.0, 90.0, 135.0))
     else:
-        period = rng.uniform(6.0, min(14.0, max(7.5, diameter / 3.5)))
-        share = rng.uniform(0.25, 0.3 if hueless else 0.36)
+        period = rng.uniform(5.0, min(16.0, max(7.5, diameter / 3)))
+        share = rng.uniform(0.22, 0.3 if hueless else 0.38)
         direction = rng.choice((0.0, 0.0, 45.0))
     return Texture(
         rgb=second,
@@ -351,16 +352,29 @@ def _sample_backdrop(rng: random.Random, kind: str, *, dark: bool, moderate: boo
     first, second = (
         tuple(min(255, max(0, round(end + t + rng.uniform(-colored, colored) / 3))) for t in tint) for end in ends
     )
+    if span and rng.random() < 0.3:  # from one colour to another, perhaps of the same lightness
+        first, second = _two_colors(rng, low, high)
+    # Many a checkerboard begins at the corner and has fields of a round size: such as the patches of an encoder.
+    cell = rng.choice((8, 14, 16, 28, 32, 56)) if rng.random() < 0.5 else rng.randint(7, 56)
+    offset = rng.randrange(_BANK - PICTURE), rng.randrange(_BANK - PICTURE)
     return Backdrop(
         first=(first[0], first[1], first[2]),
         second=(second[0], second[1], second[2]),
         angle=rng.uniform(0, 360) if rng.random() < 0.5 else rng.choice((0.0, 45.0, 90.0, 135.0)),
-        cell=rng.randint(8, 40),
-        offset=(rng.randrange(_BANK - PICTURE), rng.randrange(_BANK - PICTURE)),
-        grain=rng.uniform(14, 36),
+        cell=cell,
+        offset=(0, 0) if kind == "checkered" and rng.random() < 0.5 else offset,
+        grain=rng.uniform(12, 36),
         grain_size=rng.choice((1, 1, 1, 2, 3)),
         grey_grain=rng.random() < 0.4,
     )
+
+
+def _two_colors(rng: random.Random, low: float, high: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Two colours with channels of these levels that can be told apart."""
+    while True:
+        first, second = (tuple(round(rng.uniform(low, high)) for _ in range(3)) for _ in range(2))
+        if math.dist(first, second) > 32:
+            return first, second
 
 
 def _luminance(rgb: Rgb) -> float:
