@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CONFIG_MAPPING, EvalPrediction
+from transformers import CONFIG_MAPPING, EvalPrediction, PreTrainedModel
 
 from omni.answering import BASE, expect_model
 from omni.data import scenes
@@ -28,6 +28,9 @@ from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_rec
 from omni.training.scaling import AS_BYTES, scale_before
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
+
+NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
+"""What two encoders may have different and still compute the same from the same weights."""
 
 
 class AnswerTraining:
@@ -118,23 +121,25 @@ def build_omni(
         checkpoint: go on from this one, with `config` overriding its configuration.
         thinker: JSON file with the configuration of a language model that starts from nothing.
         vocab_size: of the tokenizer that is trained for it on the text of scenes.
-        image: the section of the modality; its `encoder` is the folder of a trained encoder. With a `checkpoint`,
-            settings that replace those of its section; the projector is then new, everything else is kept.
+        image: the section of the modality; its `encoder` is the folder of a trained encoder. With a `checkpoint` the
+            image tower takes the weights of that encoder, if there is one; other settings replace those of the
+            checkpoint's section, and the projector is then new. Everything else is kept.
     """
     if checkpoint is not None:
         with said_by_recipe("model.checkpoint", checkpoint):
             expect_model(checkpoint, OmniConfig.model_type)
             model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
             processor = OmniProcessor.from_pretrained(checkpoint)
-        return (model, processor) if image is None else _with_new_projector(model, processor, image)
+        changes = dict(image or {})
+        if "encoder" in changes:
+            _take_weights(model.model.image_tower, changes.pop("encoder"))
+        return _with_new_projector(model, processor, changes) if changes else (model, processor)
     if thinker is None or image is None:
         raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and an `image` section.")
     modality = get_modality("image")
     with said_by_recipe("model.thinker", thinker):
         text_config = _read_thinker(Path(thinker))
-    with said_by_recipe("model.image.encoder", image["encoder"]):
-        expect_model(image["encoder"], modality.config_class.model_type, OmniConfig.model_type)
-        encoder = modality.model_class.from_pretrained(image["encoder"], **(config or {}))
+    encoder = _read_encoder(image["encoder"], config or {})
     texts = (text for seed in range(4000) for text in _scene_text(seed))
     tokenizer = train_tokenizer(texts, vocab_size, [modality.token])
     section = {
@@ -155,6 +160,30 @@ def build_omni(
     model.model.image_tower.load_state_dict(encoder.state_dict())
     model.set_attn_implementation(encoder.config._attn_implementation)  # no saved configuration holds it
     return model, OmniProcessor(tokenizer=tokenizer, modalities=model.config.modalities)
+
+
+def _read_encoder(folder: str, config: dict[str, Any]) -> PreTrainedModel:
+    modality = get_modality("image")
+    with said_by_recipe("model.image.encoder", folder):
+        expect_model(folder, modality.config_class.model_type, OmniConfig.model_type)
+        encoder: PreTrainedModel = modality.model_class.from_pretrained(folder, **config)
+    return encoder
+
+
+def _take_weights(tower: PreTrainedModel, folder: str) -> None:
+    """Give an image tower the weights of an encoder that computes as it does."""
+    encoder = _read_encoder(folder, {})
+    with said_by_recipe("model.image.encoder", folder):
+        if type(encoder) is not type(tower):
+            raise ValueError(f"it is a {type(encoder).__name__}, and the image tower a {type(tower).__name__}.")
+        differing = [
+            f"{name} {getattr(encoder.config, name)!r} where the image tower has {getattr(tower.config, name)!r}"
+            for name in tower.config_class.__annotations__.keys() - NO_ARITHMETIC
+            if getattr(encoder.config, name) != getattr(tower.config, name)
+        ]
+        if differing:
+            raise ValueError(f"it has {', '.join(sorted(differing))}.")
+    tower.load_state_dict(encoder.state_dict())
 
 
 def _read_thinker(path: Path) -> dict[str, Any]:

@@ -79,8 +79,10 @@ class DenseModel(nn.Module):
         Returns `loss` and `scores` float[B, 10, 2]: right answers and questions of each attribute in each picture.
         """
         encoded = self.encoder(self.scaling(pixel_values))
-        shape, color, *others = self.heads["patch"](encoded.grid).float().split(self.patch_sizes, dim=-1)
-        scene_logits = self.heads["scene"](encoded.cls).float().split(self.scene_sizes, dim=-1)
+        # by name, not by index: accelerate may have put a compiled module in the dictionary's place, which has none
+        patch, scene = self.heads.get_submodule("patch"), self.heads.get_submodule("scene")
+        shape, color, *others = patch(encoded.grid).float().split(self.patch_sizes, dim=-1)
+        scene_logits = scene(encoded.cls).float().split(self.scene_sizes, dim=-1)
         if self.training:
             assert isinstance(self.shape_shift, torch.Tensor)
             assert isinstance(self.color_shift, torch.Tensor)

@@ -158,8 +158,8 @@ class OmniSection(Strict):
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
     with a tokenizer of at most `vocab_size` tokens, and `image`, the modality's section with the folder of a trained
-    `encoder`. With a checkpoint, `image` replaces settings of its section, and the projector is new. `config` overrides
-    the configuration of the checkpoint or of the encoder.
+    `encoder`. With a checkpoint, an `encoder` in `image` gives its weights to the image tower; other settings replace those
+    of the section, and the projector is new. `config` overrides the configuration of the checkpoint or of the encoder.
     """
 
     checkpoint: str | None = None
@@ -171,7 +171,7 @@ class OmniSection(Strict):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         has_encoder = self.image is not None and "encoder" in self.image
-        if (self.checkpoint is not None) == (self.thinker is not None) or has_encoder != (self.thinker is not None):
+        if (self.checkpoint is None) == (self.thinker is None) or (self.thinker is not None and not has_encoder):
             raise ValueError("give either `checkpoint`, or `thinker` and `image` with its `encoder`")
         return self
 

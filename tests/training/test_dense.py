@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils import compile_regions
+from torch._dynamo import OptimizedModule
 
 from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 from omni.data import scenes
@@ -22,6 +24,14 @@ def model(tiny_encoder: dict[str, Any]) -> DenseModel:
 def batch_of(dataset: DenseScenes, count: int) -> dict[str, torch.Tensor]:
     items = [dataset[i] for i in range(count)]
     return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def test_regions_can_be_compiled(model: DenseModel) -> None:
+    batch = batch_of(DenseScenes("train", 2, OmniImageProcessor()), 2)
+    expected = model(**batch)["loss"]
+    compiled = compile_regions(model, backend="eager")  # as accelerate does; without a compiler
+    assert isinstance(compiled.heads, OptimizedModule)
+    assert torch.allclose(compiled(**batch)["loss"], expected)
 
 
 def test_labels_name_what_covers_each_patch() -> None:

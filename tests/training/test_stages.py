@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
+from omni import OmniVisionModel
 from omni.answering import answer, load
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
@@ -104,6 +105,32 @@ def test_the_attention_that_a_recipe_asks_for_is_used_everywhere(checkpoint: Pat
             model, _ = build_omni(**section, config={"attn_implementation": wanted})
             tower, thinker = model.model.image_tower, model.model.language_model
             assert [m.config._attn_implementation for m in (model, tower, thinker)] == [wanted] * 3
+
+
+def test_a_checkpoint_takes_the_weights_of_a_better_encoder(checkpoint: Path, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(checkpoint.parent / "encoder")
+    torch.manual_seed(1)
+    better = OmniVisionModel(config)
+    better.save_pretrained(tmp_path / "better")
+    old, _ = build_omni(checkpoint=str(checkpoint))
+    model, _ = build_omni(checkpoint=str(checkpoint), image={"encoder": str(tmp_path / "better")})
+    expected = {f"model.image_tower.{name}": tensor for name, tensor in better.state_dict().items()}
+    found, before = model.state_dict(), old.state_dict()
+    assert found.keys() == before.keys()
+    assert all(torch.equal(tensor, expected.get(name, before[name])) for name, tensor in found.items())
+    assert not all(torch.equal(before[name], tensor) for name, tensor in expected.items())
+    both, _ = build_omni(checkpoint=str(checkpoint), image={"encoder": str(tmp_path / "better"), "projector": "mlp"})
+    assert both.config.modalities["image"]["projector"] == "mlp"
+    assert all(torch.equal(both.state_dict()[name], tensor) for name, tensor in expected.items())
+
+
+def test_an_encoder_that_computes_otherwise_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(checkpoint.parent / "encoder")
+    config.num_attention_heads *= 2  # the same shapes
+    config.layer_norm_eps = 1e-3
+    OmniVisionModel(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(RecipeError, match=r"has layer_norm_eps 0\.001 where the image tower has 1e-05, num_attention"):
+        build_omni(checkpoint=str(checkpoint), image={"encoder": str(tmp_path / "other")})
 
 
 def test_frozen_parts_rest_and_cost_no_backward(checkpoint: Path, tmp_path: Path) -> None:
