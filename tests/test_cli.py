@@ -18,7 +18,6 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from omni.cli import app
-from omni.data.scenes import render, sample_scene
 
 OMNI = Path(sys.executable).with_name("omni")
 CHECKPOINT = Path("checkpoints/omni_tiny")
@@ -437,11 +436,3 @@ def test_a_bug_shows_its_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "TypeError: 'NoneType' object is not callable" in done.stderr
-
-
-# --- The pictures of the examples -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "seed"), [("scene.png", 32400), ("second.png", 20171)])
-def test_the_example_pictures_are_held_out_scenes(name: str, seed: int) -> None:
-    assert np.array_equal(np.asarray(Image.open(f"examples/{name}")), np.asarray(render(sample_scene(seed, "test"))))
