@@ -179,20 +179,18 @@ _SHAPES: dict[str, Callable[[Pen, float, float, random.Random], None]] = {
 }
 
 
-def write(folder: Path, count: int, split: str = "test") -> Path:
-    """Pictures of so many scenes and one question of each kind about each, as a manifest; returns its path."""
+def write(folder: Path, count: int) -> None:
+    """Pictures of so many scenes and one question of each kind about each, as a manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for seed in range(count):
-        scene = sample_scene(seed, split)
+        scene = sample_scene(seed, "test")
         draw(scene).save(folder / f"{seed:04}.png")
         rows += [
             {"image": f"{seed:04}.png", "question": asked.text, "answer": asked.answer, "kind": asked.kind}
             for asked in questions(scene, rng_seed=0)
         ]
-    manifest = folder / "questions.jsonl"
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return manifest
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
