@@ -159,6 +159,7 @@ class Backdrop:
     first: Rgb
     second: Rgb  # the other end of a gradient, the other field of a checkerboard
     angle: float  # degrees, direction of a gradient
+    middle: tuple[float, float] | None  # x, y in pixels, from where a gradient goes all ways alike
     cell: int  # side of a checkerboard's field in pixels
     offset: tuple[int, int]  # of the checkerboard, and of the grain within the noise bank
     grain: float  # standard deviation of a noisy background
@@ -361,12 +362,20 @@ def _sample_backdrop(rng: random.Random, kind: str, *, dark: bool, moderate: boo
         first=(first[0], first[1], first[2]),
         second=(second[0], second[1], second[2]),
         angle=rng.uniform(0, 360) if rng.random() < 0.5 else rng.choice((0.0, 45.0, 90.0, 135.0)),
+        middle=_sample_middle(rng) if kind == "gradient" and rng.random() < 0.3 else None,
         cell=cell,
         offset=(0, 0) if kind == "checkered" and rng.random() < 0.5 else offset,
         grain=rng.uniform(12, 36),
         grain_size=rng.choice((1, 1, 1, 2, 3)),
         grey_grain=rng.random() < 0.4,
     )
+
+
+def _sample_middle(rng: random.Random) -> tuple[float, float]:
+    """That of the picture, as often as not."""
+    if rng.random() < 0.5:
+        return PICTURE / 2, PICTURE / 2
+    return rng.uniform(0, PICTURE), rng.uniform(0, PICTURE)
 
 
 def _two_colors(rng: random.Random, low: float, high: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -466,8 +475,12 @@ def _draw_backdrop(scene: Scene) -> Floats:
     second = np.array(backdrop.second, dtype=np.float32)
     if scene.background == "gradient":
         ramp = np.arange(PICTURE, dtype=np.float32)
-        x, y = math.cos(math.radians(backdrop.angle)), math.sin(math.radians(backdrop.angle))
-        along = (ramp * np.float32(x))[None, :] + (ramp * np.float32(y))[:, None]  # (H, W)
+        if backdrop.middle is None:
+            x, y = math.cos(math.radians(backdrop.angle)), math.sin(math.radians(backdrop.angle))
+            along = (ramp * np.float32(x))[None, :] + (ramp * np.float32(y))[:, None]  # (H, W)
+        else:
+            x, y = backdrop.middle
+            along = np.hypot((ramp - np.float32(x))[None, :], (ramp - np.float32(y))[:, None])
         along -= along.min()
         along /= along.max()
         gradient: Floats = first + along[..., None] * (second - first)
@@ -700,6 +713,9 @@ WORDINGS: dict[str, Wordings] = {
             "how large would you say {it} is",
             "how big does {it} look",
             "how large does {it} look",
+            "tell me how large {it} is",
+            "how large an object is {it}",
+            "how large or small is {it}",
         ),
         ("which size does {it} have", "how large is {it}"),
     ),

@@ -68,7 +68,8 @@ READINGS: dict[str, tuple[str, ...]] = {
         rf"how (?:big|large) is {IT}",
         rf"(?:what is|tell me) the size of {IT}",
         rf"is {IT} (?:small, medium or large|large, medium or small)",
-        rf"say how large {IT} is",
+        rf"(?:say|tell me) how large {IT} is",
+        rf"how large (?:an object|or small) is {IT}",
         rf"how large would you say {IT} is",
         rf"how (?:big|large) does {IT} look",
     ),
@@ -501,7 +502,7 @@ def fingerprint() -> str:
 
 def test_scenes_and_questions_are_those_that_models_were_trained_on() -> None:
     """A change of this number makes all measured scores incomparable: change it knowingly, and measure again."""
-    assert fingerprint() == "a0d5ac0a466461907fe4421acf7b81c811822c6eceacebdee0663ab027b5da16"
+    assert fingerprint() == "32a2c91bf1ac31b14542075631c7e629fc0e0a9130b1196a1d79527555007296"
 
 
 def test_another_process_sees_the_same() -> None:
