@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CONFIG_MAPPING, EvalPrediction, PreTrainedModel
+from transformers import CONFIG_MAPPING, BaseImageProcessor, EvalPrediction, PreTrainedModel
 
 from omni.answering import BASE, expect_model
 from omni.data import scenes
@@ -121,9 +121,9 @@ def build_omni(
         checkpoint: go on from this one, with `config` overriding its configuration.
         thinker: JSON file with the configuration of a language model that starts from nothing.
         vocab_size: of the tokenizer that is trained for it on the text of scenes.
-        image: the section of the modality; its `encoder` is the folder of a trained encoder. With a `checkpoint` the
-            image tower takes the weights of that encoder, if there is one; other settings replace those of the
-            checkpoint's section, and the projector is then new. Everything else is kept.
+        image: the section of the modality; its `encoder` is the folder of a trained encoder, which comes with its image
+            processor. With a `checkpoint` these two replace the checkpoint's, if there is an `encoder`; other settings
+            replace those of its section, and the projector is then new. Everything else is kept.
     """
     if checkpoint is not None:
         with said_by_recipe("model.checkpoint", checkpoint):
@@ -132,14 +132,14 @@ def build_omni(
             processor = OmniProcessor.from_pretrained(checkpoint)
         changes = dict(image or {})
         if "encoder" in changes:
-            _take_weights(model.model.image_tower, changes.pop("encoder"))
+            processor.image_processor = _take_encoder(model.model.image_tower, changes.pop("encoder"))
         return _with_new_projector(model, processor, changes) if changes else (model, processor)
     if thinker is None or image is None:
         raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and an `image` section.")
     modality = get_modality("image")
     with said_by_recipe("model.thinker", thinker):
         text_config = _read_thinker(Path(thinker))
-    encoder = _read_encoder(image["encoder"], config or {})
+    encoder, image_processor = _read_encoder(image["encoder"], config or {})
     texts = (text for seed in range(4000) for text in _scene_text(seed))
     tokenizer = train_tokenizer(texts, vocab_size, [modality.token])
     section = {
@@ -159,20 +159,20 @@ def build_omni(
         model = OmniForConditionalGeneration(made)
     model.model.image_tower.load_state_dict(encoder.state_dict())
     model.set_attn_implementation(encoder.config._attn_implementation)  # no saved configuration holds it
-    return model, OmniProcessor(tokenizer=tokenizer, modalities=model.config.modalities)
+    return model, OmniProcessor(image_processor, tokenizer, modalities=model.config.modalities)
 
 
-def _read_encoder(folder: str, config: dict[str, Any]) -> PreTrainedModel:
+def _read_encoder(folder: str, config: dict[str, Any]) -> tuple[PreTrainedModel, BaseImageProcessor]:
     modality = get_modality("image")
     with said_by_recipe("model.image.encoder", folder):
         expect_model(folder, modality.config_class.model_type, OmniConfig.model_type)
-        encoder: PreTrainedModel = modality.model_class.from_pretrained(folder, **config)
-    return encoder
+        encoder = modality.model_class.from_pretrained(folder, **config)
+        return encoder, modality.preprocessor_class.from_pretrained(folder)
 
 
-def _take_weights(tower: PreTrainedModel, folder: str) -> None:
-    """Give an image tower the weights of an encoder that computes as it does."""
-    encoder = _read_encoder(folder, {})
+def _take_encoder(tower: PreTrainedModel, folder: str) -> BaseImageProcessor:
+    """Give an image tower the weights of an encoder that computes as it does, and return the encoder's image processor."""
+    encoder, image_processor = _read_encoder(folder, {})
     with said_by_recipe("model.image.encoder", folder):
         if type(encoder) is not type(tower):
             raise ValueError(f"it is a {type(encoder).__name__}, and the image tower a {type(tower).__name__}.")
@@ -184,6 +184,7 @@ def _take_weights(tower: PreTrainedModel, folder: str) -> None:
         if differing:
             raise ValueError(f"it has {', '.join(sorted(differing))}.")
     tower.load_state_dict(encoder.state_dict())
+    return image_processor
 
 
 def _read_thinker(path: Path) -> dict[str, Any]:
@@ -207,7 +208,8 @@ def _with_new_projector(
     kept = {name: tensor for name, tensor in old.state_dict().items() if "image_projector" not in name}
     new.load_state_dict(new.state_dict() | kept)
     new.set_attn_implementation(old.config._attn_implementation)
-    return new, OmniProcessor(tokenizer=processor.tokenizer, modalities=new.config.modalities)
+    preprocessors, template = processor.preprocessors, processor.chat_template
+    return new, OmniProcessor(None, processor.tokenizer, preprocessors, new.config.modalities, template)
 
 
 def _scene_text(seed: int) -> list[str]:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from omni import OmniVisionModel
+from omni import OmniImageProcessor, OmniVisionModel
 from omni.answering import answer, load
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
@@ -112,16 +112,33 @@ def test_a_checkpoint_takes_the_weights_of_a_better_encoder(checkpoint: Path, tm
     torch.manual_seed(1)
     better = OmniVisionModel(config)
     better.save_pretrained(tmp_path / "better")
+    OmniImageProcessor(do_normalize=False).save_pretrained(tmp_path / "better")
     old, _ = build_omni(checkpoint=str(checkpoint))
-    model, _ = build_omni(checkpoint=str(checkpoint), image={"encoder": str(tmp_path / "better")})
+    model, processor = build_omni(checkpoint=str(checkpoint), image={"encoder": str(tmp_path / "better")})
+    assert not processor.image_processor.do_normalize
     expected = {f"model.image_tower.{name}": tensor for name, tensor in better.state_dict().items()}
     found, before = model.state_dict(), old.state_dict()
     assert found.keys() == before.keys()
     assert all(torch.equal(tensor, expected.get(name, before[name])) for name, tensor in found.items())
     assert not all(torch.equal(before[name], tensor) for name, tensor in expected.items())
-    both, _ = build_omni(checkpoint=str(checkpoint), image={"encoder": str(tmp_path / "better"), "projector": "mlp"})
+    changes = {"encoder": str(tmp_path / "better"), "projector": "mlp"}
+    both, processor = build_omni(checkpoint=str(checkpoint), image=changes)
+    assert not processor.image_processor.do_normalize
     assert both.config.modalities["image"]["projector"] == "mlp"
     assert all(torch.equal(both.state_dict()[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_new_model_sees_as_its_encoder_was_trained_to(checkpoint: Path, tmp_path: Path) -> None:
+    """A mean and a scale of its own, as the seed's encoders have: nothing else would tell that pictures look different."""
+    shutil.copytree(checkpoint.parent / "encoder", tmp_path / "plain")
+    OmniImageProcessor(do_normalize=False).save_pretrained(tmp_path / "plain")
+    image = {"encoder": str(tmp_path / "plain"), "projector": "linear"}
+    fresh = recipe(
+        "omni_scenes", tmp_path / "run", model={"thinker": str(checkpoint.parent / "thinker.json"), "image": image}
+    )
+    loaded = AutoProcessor.from_pretrained(run(fresh))
+    black = loaded(images=Image.new("RGB", (9, 9)), text="<image>", return_tensors="pt")["pixel_values"]
+    assert torch.equal(black, torch.zeros(1, 3, 224, 224))
 
 
 def test_an_encoder_that_computes_otherwise_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -129,6 +146,7 @@ def test_an_encoder_that_computes_otherwise_is_refused(checkpoint: Path, tmp_pat
     config.num_attention_heads *= 2  # the same shapes
     config.layer_norm_eps = 1e-3
     OmniVisionModel(config).save_pretrained(tmp_path / "other")
+    OmniImageProcessor().save_pretrained(tmp_path / "other")
     with pytest.raises(RecipeError, match=r"has layer_norm_eps 0\.001 where the image tower has 1e-05, num_attention"):
         build_omni(checkpoint=str(checkpoint), image={"encoder": str(tmp_path / "other")})
 
