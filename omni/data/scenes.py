@@ -205,7 +205,7 @@ def sample_scene(
     backdrop = _sample_backdrop(rng, background, dark=dark, moderate=extreme and rng.random() < 0.7)
     # Whoever draws a picture usually draws all of its objects in one manner.
     smooth = rng.random() < 0.8
-    outlined = rng.random() < 0.15
+    outlined = rng.random() < 0.3
     objects = tuple(
         _sample_object(rng, shape, color, place, backdrop, smooth=smooth, outlined=outlined)
         for (shape, color), place in zip(pairs, places, strict=True)
