@@ -1,8 +1,6 @@
 """Runs a recipe with `transformers.Trainer`, and so under accelerate, torchrun, DDP or FSDP without a line of ours."""
 
-import ctypes
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +40,6 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         raise FileExistsError(f"{state} holds an earlier run up to {Path(last).name}; resume it, or remove the folder.")
     recipe = settle(recipe, _earlier(state / "recipe.json") if last else None)
     arguments = TrainingArguments(output_dir=str(state), **_arguments(recipe))
-    if arguments.device.type == "cpu":
-        keep_memory()
     set_seed(arguments.seed)
     objective = OBJECTIVES[recipe.objective](recipe)
     model = prepare(objective.model, recipe)
@@ -81,17 +77,6 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         trainer.accelerator.wait_for_everyone()
         torch.distributed.destroy_process_group()
     return Path(recipe.output)
-
-
-def keep_memory() -> None:
-    """Let this process keep what it frees, where glibc manages memory (mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD).
-
-    Each step needs what the last one has freed; the system would have to empty it again, page by page.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-4, 0)
-        mallopt(-1, -1)
 
 
 def _check_fsdp(trainer: OmniTrainer, recipe: Recipe) -> None:
