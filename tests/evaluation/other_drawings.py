@@ -89,7 +89,8 @@ def _stamp(
     if item.pattern == "striped":
         slope = rng.choice((0, side))
         for x in range(-side, 2 * side, gap):
-            pen.line((x, 0, x + slope, side), fill=second, width=round(gap * (0.6 if slope else 0.45)))
+            # slanted lines are closer to one another than their ends; lines over more than half would be the object's color
+            pen.line((x, 0, x + slope, side), fill=second, width=round(gap * (0.32 if slope else 0.45)))
         if rng.random() < 0.5:
             paint = paint.transpose(Image.Transpose.ROTATE_90)
     elif item.pattern == "dotted":
