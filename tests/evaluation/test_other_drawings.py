@@ -10,7 +10,7 @@ from omni.evaluation import choose_settings, evaluate
 
 EXPECTED = {
     "shape": 0.95,
-    "color": 0.95,
+    "color": 0.97,
     "size": 0.92,
     "pattern": 0.95,
     "where": 0.92,
