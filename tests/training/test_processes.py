@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from omni import OmniForConditionalGeneration, OmniVisionConfig, OmniVisionModel
+from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -68,6 +68,7 @@ def make_recipe(folder: Path, mixed: Path, encoder: dict[str, Any], thinker: dic
     folder.mkdir()
     torch.manual_seed(0)
     OmniVisionModel(OmniVisionConfig(**encoder)).save_pretrained(folder / "encoder")
+    OmniImageProcessor().save_pretrained(folder / "encoder")
     (folder / "thinker.json").write_text(json.dumps(thinker))
     recipe: dict[str, Any] = json.loads((CONFIGS / "train_omni_scenes.json").read_text())
     recipe |= {
