@@ -658,6 +658,28 @@ def test_backgrounds_are_what_they_are_called() -> None:
     assert 0.3 < at_the_corner / seen["checkered"] < 0.7
 
 
+def test_some_gradients_go_outwards_from_a_point() -> None:
+    straight, outwards = 0, list[tuple[float, float]]()
+    y, x = np.mgrid[0:224:8, 0:224:8]
+    for scene in map(sample_scene, range(600)):
+        if scene.background == "gradient":
+            still = dataclasses.replace(scene, objects=(), sensor_noise=0.0)
+            colors = np.asarray(render(still))[::8, ::8].reshape(-1, 3).astype(float)
+
+            def error(*terms: NDArray[np.float64], colors: NDArray[np.float64] = colors) -> float:
+                known = np.stack([np.ones(x.size), *(term.ravel() for term in terms)], axis=1)
+                return float(np.abs(known @ np.linalg.lstsq(known, colors)[0] - colors).max())
+
+            if (middle := scene.backdrop.middle) is None:
+                straight += 1
+                assert error(x.astype(float), y.astype(float)) < 1.5
+            else:
+                outwards.append(middle)
+                assert error(np.hypot(x - middle[0], y - middle[1])) < 1.5 < error(x.astype(float), y.astype(float))
+    assert 0.2 < len(outwards) / (straight + len(outwards)) < 0.4
+    assert 0.3 < outwards.count((112, 112)) / len(outwards) < 0.7  # the others anywhere
+
+
 # --- Captions ---------------------------------------------------------------------------------------------------------
 
 
