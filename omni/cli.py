@@ -98,6 +98,8 @@ def ask(
 
     if not pictures:
         _refuse(f"Expected picture files and after them a question in quotes, found only {question!r}.")
+    if _names_a_picture(question):
+        _refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
     with _mistakes(PictureError):
         opened = [read_picture(path) for path in pictures]
     folder = checkpoint or _shipped_checkpoint()
@@ -118,6 +120,17 @@ def ask(
         typer.echo(result.model_copy(update={"seconds": seconds}).model_dump_json(indent=2))
     else:
         typer.echo(result.answer)
+    if not result.complete:
+        typer.echo(f"The answer was cut after {max_new_tokens} tokens; raise --max-new-tokens for the rest.", err=True)
+    elif not result.answer:
+        typer.echo("The model ended its answer before the first word.", err=True)
+
+
+def _names_a_picture(question: str) -> bool:
+    """Whether a file stands where a question should."""
+    return os.path.isfile(question) or bool(
+        re.fullmatch(r"\S+\.(jpe?g|jfif|png|webp|gif|bmp|tiff?)", question, re.IGNORECASE)
+    )
 
 
 @app.command()
@@ -209,7 +222,7 @@ def attend(
         _refuse("Expected a picture file, and after it a question in quotes if there is one; found nothing.")
     if not pictures:
         pictures, question = [question], None
-    elif os.path.isfile(question) or re.fullmatch(r"\S+\.(jpe?g|png|webp|gif|bmp|tiff?)", question, re.IGNORECASE):
+    elif _names_a_picture(question):
         _refuse(f"Expected a question after several pictures, found the file {question!r}; ask, or pass one picture.")
     if question is not None and layer is not None:
         _refuse("--layer is one of the encoder, and a question is about the Thinker; leave one of them out.")
@@ -342,9 +355,13 @@ def train(
     from omni.data.conversations import ExampleError
     from omni.data.manifests import ManifestError
     from omni.data.pictures import PictureError
-    from omni.training.run import run
+    from omni.training.run import last_checkpoint, run
+    from omni.training.trainer import CheckpointDamageError, DiskFullError
 
-    with _mistakes(FileExistsError, RecipeError, ManifestError, PictureError, ExampleError):
+    if resume and last_checkpoint(read) is None:
+        typer.echo(f"Nothing to resume in {read.output}, so this is a new run.", err=True)
+    mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DiskFullError)
+    with _mistakes(*mistakes, ManifestError, PictureError, ExampleError):
         typer.echo(run(read, resume=resume))
 
 
@@ -399,13 +416,18 @@ def evaluate(
     folder = checkpoint or folder
     kinds_of_settings = (evaluation.SceneSettings, evaluation.ManifestSettings, evaluation.EncoderSettings)
     known = {name for each in kinds_of_settings for name in each.model_fields}
-    given = {name: value for name, value in context.params.items() if name in known and value}
+    given = {name: value for name, value in context.params.items() if name in known and (value or value == "")}
     given |= {name: str(path) for name, path in (("data", data), ("root", root)) if path is not None}
     if verify is not None and given:
         _refuse("--verify asks what the result says; leave out what else is to be asked.")
-    for path in (output, answers, sheet):
-        if path is not None and not path.absolute().parent.is_dir():
+    targets = [path.absolute() for path in (output, answers, sheet, card) if path is not None]
+    for path in targets:
+        if not path.parent.is_dir():
             _refuse(f"{str(path)!r} cannot be written, as its folder does not exist; make it first.")
+        if path.is_dir():
+            _refuse(f"{str(path)!r} is a folder, expected the name of a file; name one in it.")
+        if targets.count(path) > 1:
+            _refuse(f"{str(path)!r} would be written twice, and the first lost; give each its own name.")
     if sheet is not None and sheet.suffix != ".html":
         _refuse(f"The sheet is one HTML file, so its name should end with .html, found {str(sheet)!r}.")
     _quiet()
@@ -628,23 +650,28 @@ def check_data(
     if max_length is not None and checkpoint is None:
         _refuse("--max-length counts tokens, for which --checkpoint has to name the folder of a model.")
     with _mistakes(ManifestError):
-        manifests = {"train": Manifest.read(path, root, prompt or PROMPT)}
+        manifests = {"train": Manifest.read(path, root, PROMPT if prompt is None else prompt)}
         if test is not None:
-            manifests["test"] = Manifest.read(test, root, prompt or PROMPT)
-    processor = None
+            manifests["test"] = Manifest.read(test, root, PROMPT if prompt is None else prompt)
+    processor = positions = None
     if checkpoint is not None:
         if not (checkpoint / "processor_config.json").is_file():
             _refuse(f"The checkpoint {str(checkpoint)!r} has no processor_config.json; name a fused model's folder.")
+        from omni.fusion.configuration_omni import OmniConfig
         from omni.fusion.processing_omni import OmniProcessor
 
         _quiet()
         with _mistakes(ValueError, OSError):
             processor = OmniProcessor.from_pretrained(checkpoint)
+            thinker = OmniConfig.from_pretrained(checkpoint).text_config
+        positions = getattr(thinker, "max_position_embeddings", None)
     total = sum(map(len, manifests.values()))
     with _steps() as progress:
-        report = check(
-            manifests, processor, max_length, progress=lambda done: progress("reading rows and pictures", done, total)
-        )
+
+        def advance(done: int) -> None:
+            progress("reading rows and pictures", done, total)
+
+        report = check(manifests, processor, max_length, positions, progress=advance)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     elif report.problems:

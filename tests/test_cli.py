@@ -283,6 +283,41 @@ def test_train_refuses(tmp_path: Path) -> None:
     assert "knows no 'max_step'" in refuse("train", recipe, "--set", "arguments.max_step=1")
 
 
+def test_a_file_in_the_place_of_a_question_is_refused(tmp_path: Path) -> None:
+    for file in ("examples/second.png", "README.md", "nowhere.jpg"):
+        told = refuse("ask", SCENE, file)
+        assert f"Expected a question in quotes after the pictures, found the file '{file}'" in told
+
+
+def test_a_cut_answer_says_so() -> None:
+    done = start("ask", SCENE, "describe the picture", "--max-new-tokens", 3)
+    assert done.returncode == 0
+    assert len(done.stdout.split()) <= 3
+    assert done.stderr == "The answer was cut after 3 tokens; raise --max-new-tokens for the rest.\n"
+    assert start("ask", SCENE, "describe the picture").stderr == ""
+
+
+def test_a_new_run_where_one_was_to_be_resumed_says_so(tmp_path: Path) -> None:
+    done = invoke("train", "configs/train_omni_scenes.json", "--resume", "--set", f"output={tmp_path}")
+    assert f"Nothing to resume in {tmp_path}, so this is a new run." in done.stderr
+    assert done.exit_code == 2  # its encoder does not exist
+
+
+def test_an_evaluation_loses_none_of_its_files(tmp_path: Path) -> None:
+    evaluate = ("evaluate", CHECKPOINT, "--pictures", 1)
+    twice = tmp_path / "result.json"
+    assert "would be written twice" in refuse(*evaluate, "--output", twice, "--answers", twice)
+    assert "is a folder, expected the name of a file" in refuse(*evaluate, "--output", tmp_path)
+
+
+def test_an_empty_prompt_is_refused(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"image": str(SCENE.absolute()), "text": "x"}) + "\n")
+    for prompt in ("", " "):
+        assert "The prompt is empty" in refuse("evaluate", CHECKPOINT, "--data", rows, "--prompt", prompt)
+        assert "The prompt is empty" in refuse("check-data", rows, "--prompt", prompt)
+
+
 def test_train_does_not_overwrite_a_run(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
     output = f"output={json.dumps(str(tmp_path))}"

@@ -22,17 +22,20 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from omni.data.conversations import Example
 from omni.data.manifests import SUFFIXES, Manifest, ManifestError, Row, RowProblem
 from omni.data.pictures import PictureError, PictureProblem, read_picture
 
 if TYPE_CHECKING:
     from omni.fusion.processing_omni import OmniProcessor
 
-SetProblem = Literal["too long", "duplicate row", "duplicate picture", "leak", "unused"]
+SetProblem = Literal["too long", "control token", "duplicate row", "duplicate picture", "leak", "text alone", "unused"]
 Kind = RowProblem | PictureProblem | SetProblem
 KINDS: tuple[Kind, ...] = (*get_args(RowProblem), *get_args(PictureProblem), *get_args(SetProblem))
-NOTES = frozenset({"unused"})
-"""Told, but no reason not to train: files that no row names are often meant to be there."""
+NOTES = frozenset({"text alone", "unused"})
+"""Told, but no reason not to train: chats without a picture and files that no row names are often meant to be there."""
+
+_LIKE_PICTURES = SUFFIXES | {".heic", ".heif", ".avif", ".svg"}
 
 
 class Problem(BaseModel):
@@ -40,7 +43,7 @@ class Problem(BaseModel):
 
     Attributes:
         kind: what it is counted under, one of `KINDS`.
-        source: the row, by file and line or entry; for "unused" the data set.
+        source: the row, by file and line or entry; for "unused", and where most rows are "text alone", the data set.
         file: the picture, if it is about one.
         sentence: what is wrong, without the source in front.
     """
@@ -82,12 +85,14 @@ class _Set:
     rows: dict[bytes, int] = field(default_factory=dict)
     pictures: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # by pixels: the row and the file's key
     copies: set[bytes] = field(default_factory=set)  # keys of files that were reported as duplicates
+    texts: list[int] = field(default_factory=list)  # rows that show no picture
 
 
 def check(
     manifests: Mapping[str, Manifest],
     processor: "OmniProcessor | None" = None,
     max_length: int | None = None,
+    max_positions: int | None = None,
     *,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
@@ -97,14 +102,14 @@ def check(
     Args:
         manifests: data sets by name. A picture in two of them is a "leak"; one twice in the same is a "duplicate picture"
             if the files are different. The same file with other questions is what data sets are made of, and no problem.
-        processor: counts tokens; without it no row is "too long".
-        max_length: the longest row in tokens; by default what the collator of training takes.
+        processor: that of a model, whose collator says which rows are "too long" or hold a "control token".
+        max_length, max_positions: the longest row and conversation, see `ConversationCollator`; by default as it has them.
         workers: threads that decode; as many as there are cores by default.
         progress: called with the number of rows done.
     """
     if processor is None and max_length is not None:
         raise ValueError(f"max_length={max_length} needs a processor, which says how many tokens a row has; pass one.")
-    return _Check(processor, max_length).run(manifests, workers or os.cpu_count() or 1, progress)
+    return _Check(processor, max_length, max_positions).run(manifests, workers or os.cpu_count() or 1, progress)
 
 
 def render(report: Report) -> Table:
@@ -125,17 +130,22 @@ def first_of_each(report: Report, most: int = 3) -> list[str]:
     for kind in KINDS:
         found = [problem for problem in report.problems if problem.kind == kind]
         lines += [f"{kind}: {problem.source}: {problem.sentence}" for problem in found[:most]]
-        lines += [f"{kind}: and {len(found) - most:,} more"] if len(found) > most else []
+        lines += [f"{kind}: and {len(found) - most:,} more; --json lists them"] if len(found) > most else []
     return lines
 
 
 class _Check:
-    def __init__(self, processor: "OmniProcessor | None", max_length: int | None) -> None:
-        self.processor, self.max_length = processor, max_length or 0
-        if processor is not None and max_length is None:
-            from omni.data.collate import ConversationCollator  # imports torch, which looking at files does not need
+    def __init__(
+        self, processor: "OmniProcessor | None", max_length: int | None, max_positions: int | None = None
+    ) -> None:
+        self.processor, self.collator = processor, None
+        if processor is not None:
+            from omni.data.collate import (
+                MAX_LENGTH,
+                ConversationCollator,
+            )  # imports torch, which looking at files does not need
 
-            self.max_length = ConversationCollator(processor).max_length
+            self.collator = ConversationCollator(processor, max_length or MAX_LENGTH, max_positions)
         self.problems: list[Problem] = []
         self.files: dict[bytes, Future[_Seen | PictureError] | _Seen | None] = {}  # None: refused, and reported
         self.contents: dict[bytes, _Seen] = {}
@@ -154,6 +164,7 @@ class _Check:
                     done += 1
                     progress(done)
         for part in sets:
+            self._note_texts(part)
             self._find_unused(part.manifest)
         return Report(rows=done, pictures=len(self.files), problems=self.problems)
 
@@ -175,7 +186,7 @@ class _Check:
             except ManifestError as error:
                 waiting.append((index, error, []))
             else:
-                keys = [_key(path) for path in row.pictures]
+                keys = [_key(path, manifest) for path in row.pictures]
                 for path, key in zip(row.pictures, keys, strict=True):
                     if key not in self.files:
                         self.files[key] = pool.submit(self._look, path)
@@ -203,6 +214,8 @@ class _Check:
         return seen
 
     def _finish(self, part: _Set, earlier: list[_Set], index: int, row: Row, keys: list[bytes]) -> None:
+        if not keys:
+            part.texts.append(index)
         seen = [self._result(row, path, key) for path, key in zip(row.pictures, keys, strict=True)]
         pixels = [one.pixels if one else key for one, key in zip(seen, keys, strict=True)]
         first = part.rows.setdefault(_digest(json.dumps(row.conversation).encode(), *pixels), index)
@@ -213,12 +226,10 @@ class _Check:
         for path, key, one in zip(row.pictures, keys, seen, strict=True):
             if one is not None:
                 self._compare(part, earlier, index, row, path, key, one.pixels)
-        if self.processor is not None and all(seen):
-            encoded = self.processor.tokenizer.apply_chat_template(row.conversation, tokenize=True, return_dict=True)
-            length = len(encoded["input_ids"]) + sum(one.tokens - 1 for one in seen if one)
-            if length > self.max_length:
-                sentence = f"it has {length} tokens, more than max_length={self.max_length}; shorten it or raise that."
-                self._report("too long", row.source, None, sentence)
+        if self.collator is not None and all(seen):
+            example = Example({}, [row.conversation], row.source)
+            if found := self.collator.problem(example, {"image": [one.tokens for one in seen if one]}):
+                self._report(found.kind, row.source, None, f"it {str(found).removeprefix(f'{row.source} ')}")
 
     def _result(self, row: Row, path: Path, key: bytes) -> _Seen | None:
         """What was found in a file; what is wrong with it is reported the first time."""
@@ -260,18 +271,32 @@ class _Check:
                 )
                 return
 
+    def _note_texts(self, part: _Set) -> None:
+        """The rows, if they are the fewer ones, that may have lost their pictures."""
+        number, rows = len(part.texts), len(part.manifest)
+        remedy = "where it should, name it as `image` and put <image> into the text"
+        if 2 * number > rows:
+            self._report(
+                "text alone", str(part.manifest.path), None, f"{number:,} of {rows:,} rows show no picture; {remedy}."
+            )
+            return
+        for index in part.texts:
+            self._report("text alone", part.manifest.source(index), None, f"it shows no picture; {remedy}.")
+
     def _find_unused(self, manifest: Manifest) -> None:
         for folder, inside, files in os.walk(manifest.folder) if manifest.folder else ():
             inside.sort()
             for path in sorted(Path(folder, name) for name in files):
-                if path.suffix.lower() in SUFFIXES and _key(path) not in self.files:
+                if path.suffix.lower() in _LIKE_PICTURES and _key(path, manifest) not in self.files:
                     self._report("unused", str(manifest.path), path, f"{str(path)!r} is named by no row.")
+            if manifest.by_class and not (inside or files):
+                self._report("unused", str(manifest.path), Path(folder), f"the class {folder!r} has no pictures.")
 
 
 def _where(manifest: Manifest, index: int, key: bytes) -> str:
     """A file and the row that names it; parsed again, as only digests are kept."""
     row = manifest[index]
-    path = next(path for path in row.pictures if _key(path) == key)
+    path = next(path for path in row.pictures if _key(path, manifest) == key)
     return f"{str(path)!r} ({row.source})"
 
 
@@ -293,10 +318,10 @@ def _digest_of_file(path: Path) -> bytes | None:
     return None
 
 
-def _key(path: Path) -> bytes:
-    """The same for every name of one file."""
+def _key(path: Path, manifest: Manifest) -> bytes:
+    """The same for every name of one file, but for classes, where a file of two names has two answers."""
     try:
-        name = os.path.realpath(path)
+        name = os.path.abspath(path) if manifest.by_class else os.path.realpath(path)
     except ValueError:  # a null byte in it
         name = str(path)
     return _digest(name.encode(errors="surrogatepass"))

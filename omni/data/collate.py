@@ -16,11 +16,14 @@ from typing import Any
 
 import torch
 
-from omni.data.conversations import Example, ExampleError, Message
+from omni.data.conversations import ControlTokenError, Example, ExampleError, LongExampleError, Message
 from omni.fusion.processing_omni import join_inputs
 from omni.registry import get_modality
 
 IGNORED = -100
+
+MAX_LENGTH = 2048
+"""Tokens of a row."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class ConversationCollator:
     def __init__(
         self,
         processor: Any,
-        max_length: int = 2048,
+        max_length: int = MAX_LENGTH,
         max_positions: int | None = None,
         options: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
@@ -82,6 +85,14 @@ class ConversationCollator:
             rows.append(self._pack(place, example, tokens))
         return batch | pad_rows(rows, self.processor.tokenizer.pad_token_id)
 
+    def problem(self, example: Example, tokens: dict[str, list[int]]) -> ExampleError | None:
+        """What making a row of an example would raise. `tokens`: how many tokens each of its items becomes, by modality."""
+        try:
+            self._pack(0, example, tokens)
+        except ExampleError as error:
+            return error
+        return None
+
     def _pack(self, place: int, example: Example, tokens: dict[str, list[int]]) -> Row:
         """One row from the conversations of one example; `tokens`: how many tokens each of its items becomes."""
         self._refuse_control_tokens(_named(place, example), example)
@@ -102,12 +113,12 @@ class ConversationCollator:
         if all(label == IGNORED for label in labels):
             raise ExampleError(f"{_named(place, example)} has no answer to learn from: {example.conversations}.")
         if len(ids) > self.max_length:
-            raise ExampleError(
+            raise LongExampleError(
                 f"{_named(place, example)} has {len(ids)} tokens, more than max_length={self.max_length}; raise it, "
                 "or put fewer questions or items into one example. Nothing is cut."
             )
         if self.max_positions is not None and max(positions) >= self.max_positions:
-            raise ExampleError(
+            raise LongExampleError(
                 f"{_named(place, example)} has a conversation of {max(positions) + 1} tokens, more than the "
                 f"{self.max_positions} positions of the language model; shorten it, or show fewer items. Nothing is cut."
             )
@@ -119,7 +130,7 @@ class ConversationCollator:
             blocks = message["content"]
             texts = [blocks] if isinstance(blocks, str) else [block.get("text", "") for block in blocks]
             if found := next(filter(None, map(self._control.search, texts)), None):
-                raise ExampleError(
+                raise ControlTokenError(
                     f"{named} has {found[0]!r} in the text of its {message['role']}, expected no control token of the "
                     "tokenizer there; take it out, and name pictures in blocks of their own."
                 )

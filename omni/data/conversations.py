@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from omni.data import scenes
 
@@ -10,7 +10,24 @@ Message = dict[str, Any]
 
 
 class ExampleError(ValueError):
-    """An example that cannot be learnt from; the message says which, why, and what to do."""
+    """An example that cannot be learnt from; the message says which, why, and what to do.
+
+    `kind` belongs to the class, as a worker of a `DataLoader` hands on the class and the message of an error alone.
+    """
+
+    kind: Literal["malformed row", "too long", "control token"] = "malformed row"
+
+
+class LongExampleError(ExampleError):
+    """More tokens than a row or the Thinker takes."""
+
+    kind = "too long"
+
+
+class ControlTokenError(ExampleError):
+    """A text that would end a turn, or stand for an item."""
+
+    kind = "control token"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ A row names its pictures as `image`, `images`, `file_name`, `file_names` or `*_f
 * `question` and `answer`;
 * `messages` (`role`: user, assistant; `content`: a string or blocks) or LLaVA's `conversations` (`from`, `value`). Each
   `{"type": "image"}` and each `<image>` in a user's text takes the next picture of the row; a line break beside
-  `<image>` belongs to it. Blocks may name their picture themselves (`path` or `image`). Chats need no pictures.
+  `<image>` belongs to it. Blocks may name their picture themselves (`path` or `image`). Chats need no pictures; `omni
+  check-data` notes those that have none.
 
 `kind`, if there is one, groups the scores of an evaluation; other fields are yours. Relative paths start at the
 manifest's folder, or at `root`. A row is parsed when it is asked for, so a mistake in it is raised then, with its place;
@@ -33,6 +34,7 @@ import io
 import json
 import os
 import re
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,7 +49,7 @@ from omni.data.pictures import PictureError, read_picture
 
 PROMPT = "Describe the picture."
 METADATA = ("metadata.jsonl", "metadata.csv")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 """Names of pictures, where names have to do: nothing is opened to find out."""
 
 FIRST_ROWS = 100
@@ -87,13 +89,15 @@ class Manifest(Sequence[Row]):
     Attributes:
         path: what was read.
         root: where relative paths start.
-        folder: the folder that its rows describe file by file (metadata.jsonl, metadata.csv), if it is of that layout.
+        folder: the folder whose files its rows are about (metadata.jsonl, metadata.csv, classes), if it is of that layout.
+        by_class: whether rows are the files of folders named by their answer.
     """
 
     def __init__(self, path: Path, root: Path | None, prompt: str) -> None:
         self.path, self.prompt = path, prompt
         self._rows = _open(path)
-        self.folder = path if path.is_dir() and isinstance(self._rows, _File) else None
+        self.folder = path if path.is_dir() else None
+        self.by_class = isinstance(self._rows, _Classes)
         self.root = root or (path if path.is_dir() else path.parent)
 
     @classmethod
@@ -106,15 +110,19 @@ class Manifest(Sequence[Row]):
             prompt: the question of rows that have only an answer: captions, classes.
 
         Raises:
-            ManifestError: nothing there, another layout, no rows, none of the first rows readable, or none of their
-                pictures found (a wrong `root`).
+            ManifestError: nothing there, another layout, no rows, none of the first rows readable, none of their pictures
+                found (a wrong `root`), or an empty `prompt`.
         """
+        if _blank(prompt):
+            raise ManifestError(
+                "The prompt is empty, expected a question for rows that have only an answer; write one."
+            )
         if root is not None and not Path(root).is_dir():
             raise ManifestError(
                 f"The root {str(root)!r} is no folder, expected the one where the pictures are; correct it."
             )
         manifest = cls(Path(path), None if root is None else Path(root), prompt)
-        if root is not None and isinstance(manifest._rows, _Classes):
+        if root is not None and manifest.by_class:
             raise ManifestError(f"{str(path)!r} is itself the folder of its pictures and needs no root; leave it out.")
         if not len(manifest):
             raise ManifestError(f"{str(path)!r} has 0 rows, expected at least one; check that it is the right file.")
@@ -166,6 +174,10 @@ class Manifest(Sequence[Row]):
                 ) from error
             total.update(json.dumps(content, sort_keys=True).encode() + b"\n")
         return total.hexdigest()
+
+    def rows_digest(self) -> str:
+        """SHA-256 over what is written in its file, or over the names of the files in its classes; no picture is opened."""
+        return self._rows.digest()
 
     def _look_at_the_start(self) -> None:
         """Refuse what is understood nowhere; a single bad row among good ones is left to whoever asks for it."""
@@ -270,6 +282,10 @@ class _File:
     def source(self, index: int) -> str:
         return f"{self.path}, {self.unit} {self.numbers[index]}"
 
+    def digest(self) -> str:
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def fields(self, index: int) -> dict[str, Any]:
         """The names and values of a row."""
         raw = self._bytes(index)
@@ -277,8 +293,12 @@ class _File:
             text = raw.decode()
             if self.columns:
                 cells = next(csv.reader(io.StringIO(text, newline=""), strict=True))
+                if len(cells) != len(self.columns):
+                    raise ValueError(f"there are {len(cells)}")
                 return dict(zip(self.columns, cells, strict=True))
-            fields = json.loads(text)
+            fields = json.loads(text.rstrip(), object_pairs_hook=_different_names)
+        except ManifestError:
+            raise
         except UnicodeDecodeError as error:
             raise ManifestError(
                 f"expected text in UTF-8, found {raw[error.start :][:4]!r}; convert the file."
@@ -344,6 +364,11 @@ class _File:
             file.seek(start)
             head = file.read(end - start).decode(errors="replace")
             self.columns = next(csv.reader(io.StringIO(head, newline="")))
+            if len(self.columns) == 1 and (other := re.search(r"[;\t|]", head)):
+                raise ManifestError(
+                    f"{self.path}, line {number}: expected commas between the names of columns, found {other[0]!r}; save "
+                    "the table with commas."
+                )
             if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
                 raise ManifestError(
                     f"{self.path}, line {number}: columns should have different names, found {', '.join(map(repr, twice))} "
@@ -380,6 +405,15 @@ class _File:
             ) from error
 
 
+def _different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which `json` itself would keep the last of several values of one name."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = sorted({name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1})
+        raise ManifestError(f"{', '.join(map(repr, twice))} stands more than once in one object; keep one of them.")
+    return fields
+
+
 def _is_list(file: io.BufferedReader) -> bool:
     """Whether the text that begins here is one JSON list; several programs write lines of objects as .json."""
     start = file.tell()
@@ -402,10 +436,16 @@ class _Classes:
         folders = [entry for entry in entries if entry.is_dir()]
         inside = {folder: _entries(folder) for folder in folders}
         described = [folder for folder in folders if any((folder / name).is_file() for name in METADATA)]
-        parts = described or [folder for folder in folders if any(entry.is_dir() for entry in inside[folder])]
-        if parts or (folders and all(folder.name.lower() in _PARTS for folder in folders)):
+        nested = [entry for folder in folders for entry in inside[folder] if entry.is_dir()]
+        whole = folders and all(any(entry.is_dir() for entry in inside[folder]) for folder in folders)
+        if described or whole or (folders and all(folder.name.lower() in _PARTS for folder in folders)):
             raise ManifestError(
-                f"{str(path)!r} holds the parts of a data set, {_listed(parts or folders)}; name one of these folders."
+                f"{str(path)!r} holds the parts of a data set, {_listed(described or folders)}; name one of these folders."
+            )
+        if nested:
+            raise ManifestError(
+                f"{str(nested[0].parent)!r} should hold the pictures of one class, found the folder {nested[0].name!r} in "
+                "it; move what it holds up, or out."
             )
         if files := [entry for entry in entries if entry.suffix.lower() in (".jsonl", ".json", ".csv")]:
             raise ManifestError(
@@ -431,6 +471,9 @@ class _Classes:
 
     def source(self, index: int) -> str:
         return str(self.path / self._name(index))
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.names + self.starts.tobytes()).hexdigest()
 
     def fields(self, index: int) -> dict[str, Any]:
         name = self._name(index)
@@ -478,9 +521,13 @@ class _ImageBlock(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, block: Any) -> Any:
-        """Tables of Arrow give every block every field."""
-        return {k: v for k, v in block.items() if v is not None} if isinstance(block, dict) else block
+    def _named_once(cls, block: Any) -> Any:
+        if not isinstance(block, dict):
+            return block
+        given = {key: value for key, value in block.items() if value is not None}  # Arrow gives every block every field
+        if len(names := [key for key in ("path", "image", "url") if key in given]) > 1:
+            raise ValueError(f"a block names one picture, not one as {' and another as '.join(map(repr, names))}")
+        return given
 
 
 _Block = Annotated[_TextBlock | _ImageBlock, Field(discriminator="type")]
@@ -489,6 +536,15 @@ _Block = Annotated[_TextBlock | _ImageBlock, Field(discriminator="type")]
 class _Turn(BaseModel):
     role: str = Field(validation_alias=AliasChoices("role", "from"))
     content: list[_Block] = Field(validation_alias=AliasChoices("content", "value"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pictures_elsewhere(cls, turn: Any) -> Any:
+        if isinstance(turn, dict) and (names := [key for key in turn if key == "path" or _PICTURES.fullmatch(key)]):
+            raise ValueError(
+                f"a picture is named in a block of the content or beside the chat, not as {names[0]!r} here"
+            )
+        return turn
 
     @field_validator("role")
     @classmethod
@@ -536,6 +592,11 @@ def _parse(fields: dict[str, Any], prompt: str, promised: bool) -> tuple[list[st
             f"`image`, `images` or `file_name`, found the fields {', '.join(map(repr, given)) or 'of an empty object'}."
         )
     kind, saying = given.get("kind", ""), sayings[0]
+    if "answer" in given and saying in ("caption", "text"):
+        raise ManifestError(
+            f"expected `answer` beside `question`, found it beside `{saying}`, which is an answer itself; rename or remove "
+            "one of the two."
+        )
     if not isinstance(kind, str):
         raise ManifestError(f"`kind` should be text, found {_short(kind)}.")
     listed = _named_pictures(given)
@@ -560,9 +621,9 @@ def _ask(given: dict[str, Any], saying: str, prompt: str, pictures: int) -> list
     for key, text in ((saying, question), (answering, answer)):
         if not isinstance(text, str):
             raise ManifestError(f"`{key}` should be text, found {_short(text)}.")
-    if not answer.strip():
+    if _blank(answer):
         raise ManifestError(f"`{answering}` is empty, expected text; write it or remove the row.", "no answer")
-    if saying == "question" and not question.strip():
+    if saying == "question" and _blank(question):
         raise ManifestError("`question` is empty, expected text; write it or remove the row.")
     return ask(question, answer, 0 if _PLACEHOLDER.search(question) else pictures)
 
@@ -573,11 +634,12 @@ def _named_pictures(given: dict[str, Any]) -> list[str]:
         raise ManifestError(
             f"pictures should be named once, found {' and '.join(map(repr, keys))}; remove all but one."
         )
-    names = [name for key in keys for name in (given[key] if isinstance(given[key], list) else [given[key]])]
+    values = [given[key] for key in keys if given[key] != ""]  # an empty cell of a table names nothing
+    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
     for name in names:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             raise ManifestError(f"{keys[0]!r} should be a path or a list of paths, found {_short(name)}.")
-    return [name for name in names if name]  # an empty cell of a table names nothing
+    return names
 
 
 def _turns(messages: Any, field: str) -> list[_Turn]:
@@ -613,11 +675,11 @@ def _converse(turns: list[_Turn], listed: list[str]) -> tuple[list[str], list[Me
             )
         texts = [block.text for block in turn.content if isinstance(block, _TextBlock)]
         shown = [block.picture or next(waiting) for block in turn.content if isinstance(block, _ImageBlock)]
-        if speaker == "assistant" and not "".join(texts).strip():
+        if speaker == "assistant" and _blank("".join(texts)):
             raise ManifestError(f"message {place + 1} is an empty answer, expected text; write it.", "no answer")
         if speaker == "assistant" and shown:
             raise ManifestError(f"message {place + 1} is an answer with a picture, expected text alone; take it out.")
-        if not (shown or "".join(texts).strip()):
+        if not shown and _blank("".join(texts)):
             raise ManifestError(f"message {place + 1} is empty, expected a question or a picture; write one.")
         pictures += shown
         content = [block.model_dump(include={"type", "text"}) for block in turn.content]
@@ -627,6 +689,11 @@ def _converse(turns: list[_Turn], listed: list[str]) -> tuple[list[str], list[Me
             f"the last of {len(turns)} messages should be the assistant's; add the answer.", "no answer"
         )
     return pictures, conversation
+
+
+def _blank(text: str) -> bool:
+    """Whether nothing of it would be seen: spaces, and characters that control others."""
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
 def _short(value: Any) -> str:

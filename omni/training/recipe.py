@@ -1,19 +1,22 @@
 """A recipe: one JSON file that says what is trained, from what, on what, how, and what to expect of it."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -49,6 +52,18 @@ class Strict(BaseModel):
             names = ", ".join(map(repr, unknown))
             raise ValueError(f"unknown {names}; what can be set here is {', '.join(cls.model_fields)}")
         return values
+
+
+def _is_pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error}); put a backslash before its signs") from error
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_is_pattern)]
+"""A regular expression for names of parameters or modules."""
 
 
 def _problem(place: tuple[int | str, ...], message: str) -> str:
@@ -114,7 +129,7 @@ class Optimizer(Strict):
     name: Literal["muon", "adamw"] = "muon"
     lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    lr_scale: dict[str, float] = {}
+    lr_scale: dict[Pattern, Annotated[float, Field(ge=0)]] = {}
 
 
 class Lora(Strict):
@@ -127,7 +142,7 @@ class Lora(Strict):
     r: int = Field(default=8, gt=0)
     alpha: int = Field(default=16, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: str
+    target_modules: Pattern
     modules_to_save: list[str] = []
 
 
@@ -198,7 +213,7 @@ class Recipe(Strict):
     train: Data
     evaluate: Data | None = None
     optimizer: Optimizer
-    freeze: list[str] = []
+    freeze: list[Pattern] = []
     lora: Lora | None = None
     arguments: dict[str, Any]
     output: str
@@ -281,4 +296,27 @@ class Recipe(Strict):
             raise ValueError(f"TrainingArguments of transformers knows no {', '.join(map(repr, unknown))}")
         if (bf16 := arguments.get("bf16", False)) not in (True, False, "auto"):  # Trainer would take any text for true
             raise ValueError(f'`bf16` is true, false or "auto", found {bf16!r}')
+        types = get_type_hints(TrainingArguments)
+        for name, value in arguments.items():  # transformers takes anything, and fails over it or goes wrong much later
+            if name == "bf16" and value == "auto":
+                continue
+            try:
+                TypeAdapter(types[name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                raise ValueError(f"`{name}` cannot be {value!r}: {error.errors()[0]['msg']}") from error
+        for name in _AT_LEAST_ONE & set(arguments):
+            if arguments[name] < 1 and (name, arguments[name]) != ("max_steps", -1):
+                raise ValueError(f"`{name}` should be at least 1, found {arguments[name]}")
+        if arguments.get("num_train_epochs", 1) <= 0:
+            raise ValueError(f"`num_train_epochs` should be more than 0, found {arguments['num_train_epochs']}")
+        if arguments.get("save_only_model"):
+            raise ValueError("`save_only_model` leaves out what a run is resumed from, so that it would begin anew")
         return arguments
+
+
+_AT_LEAST_ONE = {
+    "max_steps",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+}

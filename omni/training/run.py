@@ -1,9 +1,11 @@
 """Runs a recipe with `transformers.Trainer`, and so under accelerate, torchrun, DDP or FSDP without a line of ours."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -18,7 +20,17 @@ from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES
 from omni.training.optimizer import freeze, make_optimizer
 from omni.training.recipe import Lora, Recipe, RecipeError
-from omni.training.trainer import OmniTrainer, expect_inputs, gather, rest_frozen_parts, save_whole, write_whole
+from omni.training.trainer import (
+    OmniTrainer,
+    expect_inputs,
+    gather,
+    read_state,
+    rest_frozen_parts,
+    save_whole,
+    write_whole,
+)
+
+T = TypeVar("T")
 
 
 def run(recipe: Recipe, resume: bool = False) -> Path:
@@ -29,54 +41,100 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         resume: go on from the last checkpoint of an earlier run of this recipe, if there is one.
 
     Raises:
-        FileExistsError: the output folder holds a run already and `resume` is not set.
-        RecipeError: a run to be resumed was of another recipe, a pattern matches nothing, or a model cannot be made.
+        FileExistsError: the output folder holds a finished checkpoint, or a run and `resume` is not set.
+        RecipeError: a run to be resumed was of another recipe or of other data, a pattern matches nothing, a model cannot be
+            made, or transformers does not take the arguments.
+        CheckpointDamageError: a run to be resumed has lost files or parts of them.
+        DiskFullError: there is no room for a checkpoint.
         ManifestError, PictureError: data that cannot be read.
         ExampleError: data that cannot be learnt from.
     """
-    state = Path(recipe.output) / "run"
-    last = get_last_checkpoint(str(state)) if state.is_dir() else None
+    output = Path(recipe.output)
+    state, last = output / "run", last_checkpoint(recipe)
     if last and not resume:
-        raise FileExistsError(f"{state} holds an earlier run up to {Path(last).name}; resume it, or remove the folder.")
-    recipe = settle(recipe, _earlier(state / "recipe.json") if last else None)
-    arguments = TrainingArguments(output_dir=str(state), **_arguments(recipe))
+        raise FileExistsError(f"{state} holds an earlier run up to {last.name}; resume it, or remove the folder.")
+    if not last and any((output / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise FileExistsError(
+            f"{output} holds a finished checkpoint already; name another output, or remove the folder."
+        )
+    recipe = settle(recipe, _read_recipe(state) if last else None)
+    with _transformers_takes_the_arguments():
+        arguments = TrainingArguments(output_dir=str(state), **_arguments(recipe))
     set_seed(arguments.seed)
     objective = OBJECTIVES[recipe.objective](recipe)
+    data = {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
+    if last:
+        _expect_same_data(data, state)
     model = prepare(objective.model, recipe)
-    trainer = OmniTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=objective.train,
-        eval_dataset=objective.evaluate,
-        data_collator=objective.collate,
-        compute_metrics=objective.metrics,
-        preprocess_logits_for_metrics=objective.reduce_logits,
-        processing_class=objective.processor,
-        make_optimizer=partial(make_optimizer, settings=recipe.optimizer, bf16=bool(recipe.arguments.get("bf16"))),
-    )
+    with _transformers_takes_the_arguments():
+        state.mkdir(parents=True, exist_ok=True)
+        trainer = OmniTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=objective.train,
+            eval_dataset=objective.evaluate,
+            data_collator=objective.collate,
+            compute_metrics=objective.metrics,
+            preprocess_logits_for_metrics=objective.reduce_logits,
+            processing_class=objective.processor,
+            make_optimizer=partial(make_optimizer, settings=recipe.optimizer, bf16=bool(recipe.arguments.get("bf16"))),
+        )
+        trainer.get_train_dataloader()
     _check_fsdp(trainer, recipe)
     if not trainer.is_fsdp_enabled:
         trainer.create_optimizer()  # now: what a recipe says wrongly shall not be said after something was written
     if trainer.is_world_process_zero():
         write_whole(state / "recipe.json", recipe.model_dump_json(indent=2))
-    earlier = TrainerState.load_from_json(str(Path(last) / "trainer_state.json")) if last else TrainerState()
+        write_whole(state / "data.json", json.dumps(data, indent=2))
+    earlier = read_state(last) if last else TrainerState()
     if last and earlier.global_step >= earlier.max_steps:  # `train` would go on until the end of the epoch
-        trainer._load_from_checkpoint(last)
+        trainer._load_from_checkpoint(str(last))
         trainer.state = earlier
     else:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_fsdp_enabled:
         gather(trainer.accelerator.unwrap_model(trainer.model), keep=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         finished = trainer.accelerator.unwrap_model(trainer.model)
-        save_whole(lambda folder: objective.save(finished, folder), Path(recipe.output))
+        save_whole(lambda folder: objective.save(finished, folder), output)
         history = trainer.state.log_history
         write_whole(state / "history.json", json.dumps(history, indent=1))
         draw_curves(history, state / "curves.png")
     if trainer.accelerator.num_processes > 1:  # who leaves early would pull its connections from under the others
         trainer.accelerator.wait_for_everyone()
         torch.distributed.destroy_process_group()
-    return Path(recipe.output)
+    return output
+
+
+def last_checkpoint(recipe: Recipe) -> Path | None:
+    """Of the run in the output folder of this recipe, from which it can be resumed; None if there is none."""
+    state = Path(recipe.output) / "run"
+    last = get_last_checkpoint(str(state)) if state.is_dir() else None
+    return Path(last) if last else None
+
+
+@contextmanager
+def _transformers_takes_the_arguments() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise RecipeError(f"Correct `arguments` or `output` of the recipe, which cannot be used: {error}") from error
+
+
+def _rows_digest(examples: Any) -> str | None:
+    """Of a user's own data; the recipe says all that there is to know of generated scenes."""
+    manifest = getattr(examples, "manifest", None)
+    return manifest.rows_digest() if manifest else None
+
+
+def _expect_same_data(data: dict[str, str | None], state: Path) -> None:
+    """The rest of a run on other rows would be of neither data set; pictures are not looked at."""
+    before = _read(state / "data.json", json.loads)
+    if changed := sorted(name for name, digest in data.items() if digest != before.get(name)):
+        raise RecipeError(
+            f"The rows of {' and '.join(changed)} are not those that the run in {state} began with; bring them back, or "
+            "give this recipe another output."
+        )
 
 
 def _check_fsdp(trainer: OmniTrainer, recipe: Recipe) -> None:
@@ -139,8 +197,19 @@ def _arguments(recipe: Recipe) -> dict[str, Any]:
     return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 
 
-def _earlier(path: Path) -> Recipe | None:
-    return Recipe.read(path) if path.is_file() else None
+def _read_recipe(state: Path) -> Recipe:
+    return _read(state / "recipe.json", lambda text: Recipe.model_validate_json(text))
+
+
+def _read(path: Path, parse: Callable[[str], T]) -> T:
+    """A file that a run has left, which it cannot be resumed without."""
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"Without a whole {path} nobody knows what the run was of, so it is not resumed ({error}); bring the file back, "
+            "or give this recipe another output."
+        ) from error
 
 
 def settle(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:

@@ -1,19 +1,31 @@
 """transformers' `Trainer`, with what a run of hours needs: whole checkpoints, frozen parts at rest, sharded models."""
 
 import os
+import pickle
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback, Trainer, TrainerState
 
 from omni.data.conversations import ExampleError
 
 SAVING, DELETING = ".saving", ".deleting"
+
+
+class CheckpointDamageError(RuntimeError):
+    """A checkpoint of a run that has lost files, or parts of them."""
+
+
+class DiskFullError(OSError):
+    """No room for a checkpoint; those that were written before are whole."""
 
 
 class OmniTrainer(Trainer):
@@ -47,13 +59,36 @@ class OmniTrainer(Trainer):
                 if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
                     callback.training_bar.close()
 
+    # `Trainer` passes over what a checkpoint lacks, and would go on with a new optimizer, schedule and random numbers.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with _whole(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            with _whole(checkpoint, "optimizer*", "scheduler.pt"):
+                super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            with _whole(checkpoint, "rng_state*.pth"):
+                super()._load_rng_state(checkpoint)
+            processes = len(list(Path(checkpoint).glob("rng_state*.pth")))
+            if processes != self.args.world_size and self.is_world_process_zero():
+                warnings.warn(
+                    f"The run had {processes} processes and has {self.args.world_size} now, so its batches are other ones.",
+                    stacklevel=2,
+                )
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = self.args.output_dir
         name = f"checkpoint-{self.state.global_step}"
         unfinished, finished = Path(folder, SAVING, name), Path(folder, name)
         self.args.output_dir = str(Path(folder, SAVING))
         try:
-            super()._save_checkpoint(model, trial)
+            with _room(Path(folder)):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.output_dir = folder
         if self.state.best_model_checkpoint == str(unfinished):
@@ -81,6 +116,41 @@ class OmniTrainer(Trainer):
         shutil.rmtree(leaving, ignore_errors=True)
         os.replace(checkpoint, leaving)
         shutil.rmtree(leaving)
+
+
+def read_state(checkpoint: Path) -> TrainerState:
+    """How far the run had come."""
+    with _whole(checkpoint):
+        return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+@contextmanager
+def _whole(checkpoint: str | Path, *needed: str) -> Iterator[None]:
+    """Inside, a checkpoint is read; it has to have files of these patterns."""
+    try:
+        for pattern in needed:
+            if not any(Path(checkpoint).glob(pattern)):
+                raise FileNotFoundError(f"{pattern} is missing")
+        yield
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointDamageError(
+            f"{checkpoint} is damaged ({reason}); remove this folder to go on from the one before it, or the whole run to "
+            "begin anew."
+        ) from error
+
+
+@contextmanager
+def _room(folder: Path, least: int = 2**20) -> Iterator[None]:
+    """Inside, something is written; libraries say in their own ways that the disk was full, and some do not say it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if shutil.disk_usage(folder).free >= least:
+            raise
+        raise DiskFullError(
+            f"There is no room left for a checkpoint in {folder}; make some, and go on with --resume."
+        ) from error
 
 
 def rest_frozen_parts(model: nn.Module) -> None:
@@ -149,7 +219,8 @@ def save_whole(write: Callable[[Path], None], folder: Path) -> None:
     unfinished = folder / SAVING
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    write(unfinished)
+    with _room(unfinished):
+        write(unfinished)
     for path in sorted(unfinished.iterdir(), key=lambda path: path.name == "config.json"):
         if path.is_dir():
             shutil.rmtree(folder / path.name, ignore_errors=True)

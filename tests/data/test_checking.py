@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import struct
 import subprocess
@@ -124,7 +125,8 @@ def test_nothing_is_found_in_clean_data(layout: str, make_pair: Callable[..., tu
     train, test = LAYOUTS[layout]("train", 0), LAYOUTS[layout]("test", 10)
     manifests = {"train": Manifest.read(train), "test": Manifest.read(test)}
     report = check(manifests, make_pair()[1])
-    assert found(report) == []
+    talks = [("text alone", f"{part}/rows.jsonl, line 8", None) for part in ("train", "test")]
+    assert found(report) == (talks if layout == "chats" else [])  # no fault, but worth a note
     assert report.clean
     assert report.rows == sum(map(len, manifests.values()))
     assert report.pictures == 8 if layout == "classes" else 6
@@ -169,6 +171,7 @@ def faulty() -> tuple[Path, list[tuple[str, int, str | None]]]:
         ({"file_name": "copy.png", "text": "another file"}, "duplicate picture", "copy.png"),
         ({"file_name": "copy.png", "text": "told once"}, "", None),
         ({"file_name": "3.png", "text": "word " * 400}, "too long", None),
+        ({"file_name": "3.png", "text": "its own <|end|> of text"}, "control token", None),
     ]
     rows = [{"file_name": f"{i}.png", "text": f"noise {i}"} for i in range(4)]
     lines("data/metadata.jsonl", *rows, *(row for row, _, _ in faults))
@@ -188,7 +191,10 @@ def test_every_fault_is_found_and_no_other(make_pair: Callable[..., tuple[Any, A
         {"image": "own.png", "text": "b"},
         {"image": "own.png", "text": "c"},
     ]
-    lines("test/rows.jsonl", *test, {"image": "../data/2.png", "text": "d"})
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    lines(
+        "test/rows.jsonl", *test, {"image": "../data/2.png", "text": "d"}, {"image_path": "own.png", "messages": talk}
+    )
     noise(3).save("elsewhere.tiff")
     paint("test/own.png", 30)
     manifests = {"train": Manifest.read(folder), "test": Manifest.read("test/rows.jsonl")}
@@ -199,7 +205,9 @@ def test_every_fault_is_found_and_no_other(make_pair: Callable[..., tuple[Any, A
     processor = make_pair()[1]
     for workers in (1, 7):
         report = check(manifests, processor, max_length=500, workers=workers)
-        assert found(report) == [*in_full(expected)[:-1], *leaks, in_full(expected)[-1]]  # in the order of the rows
+        *of_rows, unused = in_full(expected)
+        lost = ("text alone", "test/rows.jsonl, line 5", None)
+        assert found(report) == [*of_rows, *leaks, unused, lost]  # in the order of the rows
         assert {problem.kind for problem in report.problems} == set(KINDS)  # also that the test leaves none out
         assert not report.clean
     sentences = {problem.kind: problem.sentence for problem in report.problems}
@@ -209,7 +217,10 @@ def test_every_fault_is_found_and_no_other(make_pair: Callable[..., tuple[Any, A
     assert sentences["leak"].startswith(leak)
     assert "shows the same as 'data/1.png' (data/metadata.jsonl, line 2)" in sentences["duplicate picture"]
     assert "what data/metadata.jsonl, line 1 says" in sentences["duplicate row"]
-    assert sentences["too long"].endswith(" tokens, more than max_length=500; shorten it or raise that.")
+    assert re.match(r"it has \d+ tokens, more than max_length=500; ", sentences["too long"])
+    assert sentences["control token"].startswith(
+        "it has '<|end|>' in the text of its assistant, expected no control token"
+    )
     assert sentences["truncated"].startswith("'data/cut.jpg' cannot be decoded, expected a whole JPEG")
 
 
@@ -221,7 +232,7 @@ def test_files_that_no_row_names_are_a_note() -> None:
     report = check({"train": Manifest.read("data")})
     assert found(report) == [("unused", "data", "data/more/8.JPG"), ("unused", "data", "data/more/9.png")]
     assert report.clean
-    assert {"unused"} == NOTES
+    assert {"unused", "text alone"} == NOTES
     done = invoke("data")
     assert done.exit_code == 0
     assert "unused (a note)" in done.stdout
@@ -229,6 +240,40 @@ def test_files_that_no_row_names_are_a_note() -> None:
     assert (
         found(check({"train": Manifest.read("data"), "test": Manifest.read("data/more")})) == []
     )  # named by the test set
+
+
+def test_most_rows_without_a_picture_are_one_note() -> None:
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    paint("0.png", 0)
+    manifest = Manifest.read(
+        lines("rows.jsonl", {"img": "0.png", "messages": talk}, *({"messages": talk, "n": i} for i in "ab"))
+    )
+    report = check({"train": manifest})
+    assert [(problem.kind, problem.source) for problem in report.problems if problem.kind != "duplicate row"] == [
+        ("text alone", "rows.jsonl")
+    ]
+
+
+def test_a_file_in_two_classes_and_a_class_without_files() -> None:
+    classes("data", 0)
+    os.symlink("../cat/1.png", "data/dog/alias.png")
+    os.makedirs("data/bird")
+    write("data/photo.heic", "of a telephone")
+    report = check({"train": Manifest.read("data")})
+    assert found(report) == [
+        ("duplicate picture", "data/dog/alias.png", "data/dog/alias.png"),
+        ("unused", "data", "data/photo.heic"),
+        ("unused", "data", "data/bird"),
+    ]
+
+
+def test_a_conversation_longer_than_the_thinker_takes(make_pair: Callable[..., tuple[Any, Any]]) -> None:
+    metadata("data", 0)
+    manifests = {"train": Manifest.read("data")}
+    assert check(manifests, make_pair()[1]).clean
+    report = check(manifests, make_pair()[1], max_positions=4)
+    assert [problem.kind for problem in report.problems] == ["too long"] * 3
+    assert "more than the 4 positions of the language model" in report.problems[0].sentence
 
 
 def test_every_bad_line_is_reported() -> None:
@@ -293,6 +338,8 @@ def test_rows_are_duplicates_by_what_they_show_and_say() -> None:
         ("duplicate row", "rows.jsonl, line 5", None),
         ("missing", "rows.jsonl, line 6", "gone.png"),
         ("duplicate row", "rows.jsonl, line 7", None),
+        ("text alone", "rows.jsonl, line 4", None),
+        ("text alone", "rows.jsonl, line 5", None),
     ]
 
 
@@ -317,7 +364,8 @@ def test_tokens_are_those_of_a_batch_of_training(make_pair: Callable[..., tuple[
     for limit in (1, sorted(lengths)[6], max(lengths) - 1, max(lengths)):
         report = check({"train": data.manifest}, processor, limit)
         expected = [(f"rows.jsonl, line {i + 1}", n) for i, n in enumerate(lengths) if n > limit]
-        assert [(p.source, int(p.sentence.split()[2])) for p in report.problems] == expected
+        long = [problem for problem in report.problems if problem.kind not in NOTES]
+        assert [(p.source, int(p.sentence.split()[2])) for p in long] == expected
     everything = ConversationCollator(processor)([data[i] for i in range(12)])  # pictures in some rows only
     assert everything["input_ids"].shape == (12, max(lengths))
     assert everything["pixel_values"].shape[0] == sum(len(row.pictures) for row in data.manifest)
@@ -365,15 +413,16 @@ def test_faults_on_the_command_line() -> None:
     folder, expected = faulty()
     done = start(folder)
     assert (done.returncode, done.stderr) == (1, "")
-    assert "18 rows, 10 pictures" in done.stdout
+    assert "19 rows, 10 pictures" in done.stdout
     assert "too long" not in done.stdout  # without a checkpoint
+    assert "control token" not in done.stdout
     assert "missing: data/metadata.jsonl, line 9: 'data/gone.png' does not exist in" in done.stdout
     counted = invoke(folder, "--checkpoint", CHECKPOINT, "--max-length", 500, "--json")
     assert (counted.exit_code, counted.stderr) == (1, "")
     printed = json.loads(counted.stdout)
     problems = [(problem["kind"], problem["source"], problem["file"]) for problem in printed["problems"]]
     assert problems == in_full(expected)
-    assert (printed["rows"], printed["pictures"]) == (18, 10)
+    assert (printed["rows"], printed["pictures"]) == (19, 10)
 
 
 def test_the_prompt_counts_on_the_command_line() -> None:
@@ -407,7 +456,7 @@ def test_a_listing_is_short_and_says_how_much_it_leaves_out() -> None:
     report = check({"train": manifest})
     listing = first_of_each(report, most=2)
     assert [line.split(":")[0] for line in listing] == ["malformed row"] * 3 + ["no picture"]
-    assert listing[2] == "malformed row: and 3 more"
+    assert listing[2] == "malformed row: and 3 more; --json lists them"
     assert list(render(report).columns[1].cells) == ["5", "1"]
 
 

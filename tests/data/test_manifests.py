@@ -516,9 +516,66 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "malformed row",
         "surrogates not allowed",
     ),
+    "answer without a width": ({"image": "a.png", "text": "\u200b "}, "no answer", "`text` is empty"),
+    "name twice": ('{"image": "a.png", "text": "x", "text": "y"}', "malformed row", "'text' stands more than once"),
+    "answer beside a caption": (
+        {**GOOD, "answer": "y"},
+        "malformed row",
+        "`answer` beside `question`, found it beside `tex",
+    ),
+    "empty path in a list": ({"images": ["a.png", ""], "text": "x"}, "malformed row", "a list of paths, found ''"),
+    "two pictures of a block": (
+        {"messages": chat([{**IMAGE, "path": "a.png", "image": "b.png"}, text("x")])},
+        "malformed row",
+        "one picture, not one as 'path' and another as 'image'",
+    ),
+    "picture beside the content": (
+        {"messages": [{**USER, "image": "a.png"}, ASSISTANT]},
+        "malformed row",
+        "beside the chat, not as 'image' here",
+    ),
+    "open object": ('{"image": "a.png", "text": "x"', "malformed row", "in column 31"),
     "number of many digits": ('{"image": "a.png", "text": ' + "1" * 5000 + "}", "malformed row", "Exceeds the limit"),
     "bytes of another encoding": (b'{"image": "a.png", "text": "gr\xfcn"}', "malformed row", "in UTF-8, found b'.xfcn"),
 }
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_tables_have_commas(separator: str) -> None:
+    with pytest.raises(
+        ManifestError, match=rf"rows.csv, line 1: expected commas .*, found {re.escape(repr(separator))}"
+    ):
+        Manifest.read(write("rows.csv", f"image{separator}text\na.png{separator}x\n".encode()))
+
+
+def test_a_prompt_says_something() -> None:
+    path = write("rows.jsonl", json.dumps(GOOD).encode())
+    with pytest.raises(ManifestError, match="The prompt is empty, expected a question"):
+        Manifest.read(path, prompt=" ")
+
+
+def test_a_class_holds_no_folder() -> None:
+    for name in ("cat/1.png", "dog/2.png", "dog/more/3.png"):
+        paint(f"data/{name}")
+    with pytest.raises(
+        ManifestError, match="'data/dog' should hold the pictures of one class, found the folder 'more'"
+    ):
+        Manifest.read("data")
+
+
+def test_a_digest_of_rows_is_of_what_they_say() -> None:
+    write("rows.jsonl", json.dumps(GOOD).encode() + b"\n")
+    before = Manifest.read("rows.jsonl").rows_digest()
+    write("rows.jsonl", json.dumps(GOOD).encode() + b"\n")
+    assert Manifest.read("rows.jsonl").rows_digest() == before
+    write("rows.jsonl", json.dumps({**GOOD, "text": "other"}).encode() + b"\n")
+    assert Manifest.read("rows.jsonl").rows_digest() != before
+    digests = set()
+    for name in ("cat/1.png", "dog/2.png", "dog/22.png"):
+        paint(f"data/{name}")
+        if name != "cat/1.png":
+            digests.add(Manifest.read("data").rows_digest())
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("fault", BAD)

@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
+from omni.training.trainer import CheckpointDamageError, DiskFullError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {
@@ -147,7 +149,10 @@ def test_a_run_killed_while_it_writes_its_recipe_can_be_resumed(tmp_path: Path) 
     assert (tmp_path / "run" / "recipe.json").read_bytes() == written
     run(recipe(tmp_path), resume=True)
     (tmp_path / "run" / "recipe.json").write_bytes(written[: len(written) // 2])
-    with pytest.raises(RecipeError, match=r"run/recipe.json' is not JSON"):
+    with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows what the run was of"):
+        run(recipe(tmp_path), resume=True)
+    (tmp_path / "run" / "recipe.json").unlink()
+    with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows .*No such file"):
         run(recipe(tmp_path), resume=True)
 
 
@@ -187,3 +192,59 @@ def test_another_recipe_is_not_resumed(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "run" / "checkpoint-10")
     assert get_last_checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "checkpoint-9")
     run(recipe(tmp_path), resume=True)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_checkpoint_that_has_lost_something_is_not_resumed(name: str, tmp_path: Path) -> None:
+    """`Trainer` would begin with a new optimizer, a new schedule or other random numbers, and say nothing."""
+    straight = load_file(run(recipe(tmp_path)) / "model.safetensors")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
+    damaged = tmp_path / "run" / "checkpoint-9" / name
+    whole_file = damaged.read_bytes()
+    for change in (damaged.unlink, lambda: damaged.write_bytes(whole_file[: len(whole_file) // 2])):
+        change()
+        with pytest.raises(CheckpointDamageError, match=r"run/checkpoint-9 is damaged \(.+\); remove this folder"):
+            run(recipe(tmp_path), resume=True)
+    damaged.write_bytes(whole_file)
+    found = load_file(run(recipe(tmp_path), resume=True) / "model.safetensors")
+    assert all(torch.equal(straight[key], found[key]) for key in straight)
+
+
+def test_half_of_the_weights_are_not_resumed(tmp_path: Path) -> None:
+    run(recipe(tmp_path))
+    weights = tmp_path / "run" / "checkpoint-10" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointDamageError, match=r"run/checkpoint-10 is damaged"):
+        run(recipe(tmp_path), resume=True)
+
+
+def test_a_finished_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, arguments=recipe(tmp_path).arguments | {"save_strategy": "no", "max_steps": 1})
+    weights = run(settings) / "model.safetensors"
+    before = weights.read_bytes()
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="holds a finished checkpoint already; name another output"):
+            run(settings, resume=resume)
+    assert weights.read_bytes() == before
+
+
+def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "none", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        with pytest.raises(
+            DiskFullError, match="There is no room left for a checkpoint in .*; make some, and go on with"
+        ):
+            run(recipe(small / "out"))
+        checkpoints = list((small / "out" / "run").glob("checkpoint-*"))
+        assert checkpoints
+        assert all(whole(path) for path in checkpoints)
+        subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
+        found = load_file(run(recipe(small / "out"), resume=True) / "model.safetensors")
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+    straight = load_file(run(recipe(tmp_path / "straight")) / "model.safetensors")
+    assert all(torch.equal(straight[key], found[key]) for key in straight)

@@ -75,6 +75,42 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     assert Recipe.read(path, ["output=elsewhere"]).output == "elsewhere"
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("arguments.max_steps=abc", "`max_steps` cannot be 'abc': Input should be a valid integer"),
+        ("arguments.max_steps=4.5", "`max_steps` cannot be 4.5"),
+        ("arguments.max_steps=0", "`max_steps` should be at least 1, found 0"),
+        ("arguments.num_train_epochs=0", "`num_train_epochs` should be more than 0"),
+        ("arguments.per_device_train_batch_size=0", "`per_device_train_batch_size` should be at least 1"),
+        ("arguments.use_cpu=yes", "`use_cpu` cannot be 'yes'"),
+        ("arguments.save_only_model=true", "`save_only_model` leaves out what a run is resumed from"),
+        ('freeze=["("]', r"freeze.0: '\(' is no regular expression \(missing \)"),
+        ('optimizer.lr_scale={"[": 0.1}', r"'\[' is no regular expression"),
+        ('optimizer.lr_scale={"norm": -1}', "greater than or equal to 0"),
+    ],
+)
+def test_values_are_checked_before_anything_is_done(override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        Recipe.read(CONFIGS / "train_pictures.json", [override])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr_scheduler_type", "liner"), ("save_strategy", "sometimes"), ("dataloader_num_workers", -1)]
+)
+def test_what_transformers_refuses_is_told_as_a_mistake_of_the_recipe(name: str, value: Any, tmp_path: Path) -> None:
+    changed = tiny("vision_tiny", tmp_path, model={"config": TINY_ENCODER}, arguments={**ARGUMENTS, name: value})
+    with pytest.raises(RecipeError, match="Correct `arguments` or `output` of the recipe, which cannot be used: "):
+        run(changed)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="Correct `arguments` or `output` of the recipe.*Not a directory"):
+        run(tiny("vision_tiny", tmp_path / "file" / "out", model={"config": TINY_ENCODER}))
+
+
 def test_encoder_recipe_writes_a_checkpoint_that_loads(encoder: Path) -> None:
     model = AutoModel.from_pretrained(encoder)
     assert type(model) is omni.OmniVisionModel

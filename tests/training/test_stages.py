@@ -341,6 +341,40 @@ def test_adapters_that_fit_nowhere_are_refused(checkpoint: Path, pictures: Path,
         run(settings)
 
 
+def test_a_run_is_resumed_on_the_rows_that_it_began_with(checkpoint: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    names = [f"{i}.png" for i in range(4)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (24, 24), (60 * i, 0, 0)).save(data / name)
+
+    def describe(answer: str) -> None:
+        rows = [json.dumps({"file_name": name, "text": answer}) + "\n" for name in names]
+        (data / "metadata.jsonl").write_text("".join(rows))
+
+    def go(resume: bool) -> Path:
+        section, files = {"checkpoint": str(checkpoint)}, {"path": str(data)}
+        return run(
+            recipe(
+                "pictures", out, {"save_strategy": "steps", "save_steps": 1}, model=section, train=files, evaluate=files
+            ),
+            resume,
+        )
+
+    describe("red")
+    expected = weights(go(False))
+    last = max((out / "run").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(last)
+    describe("blue")
+    with pytest.raises(
+        RecipeError, match=r"The rows of evaluate and train are not those that the run in \S+ began with"
+    ):
+        go(True)
+    describe("red")
+    found = weights(go(True))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_own_pictures_are_learnt(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     data = {part: {"path": str(pictures / part), "prompt": "how bright is it"} for part in ("train", "test")}
     arguments = {"max_steps": 80, "eval_strategy": "steps", "eval_steps": 80, "per_device_train_batch_size": 8}
