@@ -188,7 +188,7 @@ def embed(
         )
     if report.unreadable:
         typer.echo(
-            f"{report.unreadable:,} of {report.rows:,} files cannot be read; the column `error` says why.", err=True
+            f"{report.unreadable:,} of {report.rows:,} files have no embedding; the column `error` says why.", err=True
         )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))

@@ -93,21 +93,24 @@ class Manifest(Sequence[Row]):
         by_class: whether rows are the files of folders named by their answer.
     """
 
-    def __init__(self, path: Path, root: Path | None, prompt: str) -> None:
-        self.path, self.prompt = path, prompt
+    def __init__(self, path: Path, root: Path | None, prompt: str, answers: bool = True) -> None:
+        self.path, self.prompt, self.answers = path, prompt, answers
         self._rows = _open(path)
         self.folder = path if path.is_dir() else None
         self.by_class = isinstance(self._rows, _Classes)
         self.root = root or (path if path.is_dir() else path.parent)
 
     @classmethod
-    def read(cls, path: str | Path, root: str | Path | None = None, prompt: str = PROMPT) -> "Manifest":
+    def read(
+        cls, path: str | Path, root: str | Path | None = None, prompt: str = PROMPT, answers: bool = True
+    ) -> "Manifest":
         """Find the rows of a data set, and look at the first ones.
 
         Args:
             path: a folder, or a .jsonl, .json or .csv file.
             root: where relative paths start; by default the manifest's folder.
             prompt: the question of rows that have only an answer: captions, classes.
+            answers: without them rows may name pictures and say nothing; their conversation is empty.
 
         Raises:
             ManifestError: nothing there, another layout, no rows, none of the first rows readable, none of their pictures
@@ -121,7 +124,7 @@ class Manifest(Sequence[Row]):
             raise ManifestError(
                 f"The root {str(root)!r} is no folder, expected the one where the pictures are; correct it."
             )
-        manifest = cls(Path(path), None if root is None else Path(root), prompt)
+        manifest = cls(Path(path), None if root is None else Path(root), prompt, answers)
         if root is not None and manifest.by_class:
             raise ManifestError(f"{str(path)!r} is itself the folder of its pictures and needs no root; leave it out.")
         if not len(manifest):
@@ -143,7 +146,8 @@ class Manifest(Sequence[Row]):
         index = range(len(self))[index]
         source = self.source(index)
         try:
-            names, conversation, kind = _parse(self._rows.fields(index), self.prompt, self.folder is not None)
+            fields, promised = self._rows.fields(index), self.folder is not None
+            names, conversation, kind = _parse(fields, self.prompt, promised, self.answers)
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}", error.kind) from error
         return Row(source, tuple(self.root / name for name in names), conversation, kind)
@@ -575,15 +579,20 @@ class _Turn(BaseModel):
 _TURNS = TypeAdapter(list[_Turn])
 
 
-def _parse(fields: dict[str, Any], prompt: str, promised: bool) -> tuple[list[str], list[Message], str | None]:
+def _parse(
+    fields: dict[str, Any], prompt: str, promised: bool, answers: bool
+) -> tuple[list[str], list[Message], str | None]:
     """The names of a row's pictures, its conversation, and its kind.
 
     Args:
         fields: the row as it stands in the file.
         promised: whether this layout gives every row a picture, chats included.
+        answers: whether a row has to say something.
     """
     given = {key: value for key, value in fields.items() if value is not None}
     sayings = [key for key in _SAYINGS if key in given]
+    if not answers and not sayings and (named := _named_pictures(given)):
+        return _files(named), [], None
     if not sayings and any(key in fields for key in _SAYINGS):
         raise ManifestError("the answer is null, expected text; write one or remove the row.", "no answer")
     if len(sayings) != 1:
@@ -608,10 +617,14 @@ def _parse(fields: dict[str, Any], prompt: str, promised: bool) -> tuple[list[st
             f"expected a picture beside `{saying}`, found none; name it as `file_name` or `image`, or remove the row.",
             "no picture",
         )
+    return _files(pictures), conversation, kind or None
+
+
+def _files(pictures: list[str]) -> list[str]:
     for name in pictures:
         if _ADDRESS.match(name):
             raise ManifestError(f"{_short(name)} is an address, expected a file; download the picture first.")
-    return pictures, conversation, kind or None
+    return pictures
 
 
 def _ask(given: dict[str, Any], saying: str, prompt: str, pictures: int) -> list[Message]:

@@ -34,7 +34,7 @@ class Task:
 
 
 def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordBatch":
-    """Read, decode, scale and encode some files: a row for each, those that cannot be read with the reason."""
+    """Read, decode, scale and encode some files: a row for each, those without an embedding with the reason."""
     at_least = side(engine.encoder) if task.decode == "scaled" else None
     sizes: list[tuple[int, int] | None] = []
     errors: list[str | None] = []
@@ -52,6 +52,8 @@ def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordB
     embeddings = np.zeros((len(paths), *engine.shape), np.float32)
     if prepared:
         embeddings[[error is None for error in errors]] = engine(np.stack(prepared))
+    for row in np.flatnonzero(~np.isfinite(embeddings).all(axis=(1, 2))).tolist():
+        errors[row] = f"The encoder's tokens of {paths[row]!r} are not finite, expected numbers; check its weights."
     return record_batch(paths, sizes, errors, embeddings[:, 0] if task.what == "cls" else embeddings)
 
 

@@ -11,6 +11,7 @@ end, so that a reader sees a whole entry or none, whoever else reads, writes or 
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load, save
 
-from omni.data.pictures import read_picture
+from omni.data.pictures import PictureError, read_picture
 from omni.fusion.encoded_item import EncodedItem
 from omni.loading import fingerprint_parts
 
@@ -27,6 +28,9 @@ from .encoder import Encoder
 
 FORMAT = "omni token cache 1"
 SHAPE = "grid_shape"
+UNFINISHED = "unfinished-"
+_OURS = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{62}}|{UNFINISHED}\w+)")
+"""The files of a cache; a folder that was given by mistake has others."""
 
 
 class TokenCache:
@@ -36,7 +40,8 @@ class TokenCache:
         folder: where they are; made if need be. Several processes and several encoders may share it.
         encoder: what encodes, in its own precision, one picture at a time.
         outputs: which of its tokens are kept, such as ("cls", "grid").
-        max_bytes: of all entries in the folder together. For moments there may be a tenth more.
+        max_bytes: of all entries in the folder together. Each object counts when it is made, and again whenever it has
+            written a tenth of that. So where n of them write, one in each process, there may be n tenths more.
 
     Attributes:
         hits, misses: pictures that were there, and pictures that had to be encoded.
@@ -63,13 +68,20 @@ class TokenCache:
         Raises:
             PictureError: the file cannot be read; nothing is kept of it.
         """
-        entry = self._entry(Path(path))
+        content = _content(Path(path))
+        entry = self._entry(content) if content is not None else None
         item = _read(entry) if entry else None
         if item is not None:
             self.hits += 1
             return item
         self.misses += 1
-        pixel_values = self.encoder.prepare([read_picture(path)])
+        try:  # the same bytes that were hashed: the file may be another one by now
+            picture = read_picture(path if content is None else content)
+        except PictureError as error:
+            if content is None:
+                raise
+            raise type(error)(f"{str(path)!r}: {error}") from error
+        pixel_values = self.encoder.prepare([picture])
         tokens = self.encoder.encode(pixel_values)
         patches = self.encoder.grid_shape(pixel_values)
         item = EncodedItem({name: tokens[name][0].float().cpu().numpy() for name in self.outputs}, patches)
@@ -79,22 +91,19 @@ class TokenCache:
                 self._make_room()
         return item
 
-    def _entry(self, path: Path) -> Path | None:
-        """Where the tokens of a picture belong; None for what is no file that could be read, and will be refused."""
-        try:
-            if not path.is_file():  # a pipe might never end
-                return None
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.sha256(self._made_by)).hexdigest()
-        except (OSError, ValueError):
-            return None
-        return self.folder / digest[:2] / digest[2:]
+    def _entry(self, content: bytes) -> Path:
+        """Where the tokens of a picture belong."""
+        digest = hashlib.sha256(self._made_by)
+        digest.update(content)
+        return self.folder / digest.hexdigest()[:2] / digest.hexdigest()[2:]
 
     def _make_room(self) -> None:
         """Remove entries until the rest fits, the least recently used ones first; other processes may do so too."""
         self._written = 0
         entries = []
         for entry in self.folder.glob("??/*"):
+            if not _OURS.fullmatch(f"{entry.parent.name}/{entry.name}"):
+                continue
             try:
                 found = entry.stat()
             except OSError:
@@ -108,12 +117,20 @@ class TokenCache:
             total -= size
 
 
+def _content(path: Path) -> bytes | None:
+    """The bytes of a file; None of what is no file that could be read, and will be refused."""
+    try:
+        return path.read_bytes() if path.is_file() else None  # a pipe might never end
+    except (OSError, ValueError):
+        return None
+
+
 def _read(entry: Path) -> EncodedItem | None:
     """An entry, if it is there and whole; one that is damaged is removed."""
     try:
         content = entry.read_bytes()
         body, checksum = content[:-4], content[-4:]
-        if zlib.crc32(body).to_bytes(4, "big") != checksum:
+        if not body or zlib.crc32(body).to_bytes(4, "big") != checksum:  # the checksum of nothing is right for zeros
             entry.unlink(missing_ok=True)
             return None
         os.utime(entry)  # used now
@@ -128,7 +145,7 @@ def _write(entry: Path, item: EncodedItem) -> int:
     body = save({**item.tokens, SHAPE: np.array(item.grid_shape)})
     try:
         entry.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix="unfinished-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=UNFINISHED, delete=False) as file:
             try:
                 file.write(body + zlib.crc32(body).to_bytes(4, "big"))
                 file.close()

@@ -94,7 +94,8 @@ def embed(
         decode: see `Decode`.
         batch_size: files that a thread reads and encodes together.
         shard_rows: rows of each file of a folder.
-        resume: go on with a table that was begun before, of the same files, with the same weights and settings.
+        resume: go on with a table that was begun before, of the same files, none of which was changed since, with the same
+            weights, settings and arithmetic.
         runner: where it is computed.
         address: of a Ray cluster; without one Ray starts on this machine alone.
         threads: of this process, as many as it may use cores by default.
@@ -114,13 +115,15 @@ def embed(
         task = Task(what, engine.precision, decode, batch_size)
         shape = engine.shape[1:] if what == "cls" else engine.shape
         document = {
-            "format": "omni embeddings 1",
+            "format": "omni embeddings 2",
             "omni": version("omni-thinker"),
             "checkpoint": str(checkpoint),
             **_hashes(encoder, what),
             **asdict(task),
+            "engine": engine.path,
+            "dtype": engine.dtype,
             "error": engine.error,
-            "files_sha256": _sha256(os.fsencode(path) for path in files),
+            "files_sha256": _sha256(part for path in files for part in _state(path)),
             "rows": len(files),
             "shard_rows": len(files) if place.single else shard_rows or default_shard_rows(shape),
         }
@@ -138,7 +141,7 @@ def embed(
             if runner == "local":
                 results = _run(engine, task, files, missing, advance, threads or _cores())
             else:
-                results = ray_engine.run(encoder, task, files, missing, advance)
+                results = ray_engine.run(engine, task, files, missing, advance)
             with closing(results):
                 for piece, data in results:
                     table.add(piece, data)
@@ -214,6 +217,17 @@ def _hashes(encoder: Encoder, what: What) -> dict[str, Any]:
         "architecture_sha256": _sha256(map(_canonical, configurations)),
         "preprocessing_sha256": _sha256([_canonical(encoder.image_processor.to_dict())]),
     }
+
+
+def _state(path: str) -> Iterator[bytes]:
+    """What a file is called and where it is, and what changes when it does; nothing is read."""
+    yield os.fsencode(path)  # as it stands in the table
+    yield os.fsencode(os.path.abspath(path))
+    try:
+        found = os.stat(path)
+        yield b"%d %d" % (found.st_size, found.st_mtime_ns)
+    except (OSError, ValueError):
+        yield b"-1"
 
 
 def _canonical(values: dict[str, Any]) -> bytes:

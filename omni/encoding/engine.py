@@ -28,6 +28,7 @@ from .encoder import Encoder
 
 What = Literal["cls", "grid", "projected"]
 Precision = Literal["auto", "float32", "bfloat16"]
+DType = Literal["float32", "bfloat16"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """The largest |difference| / |token| that may be: rounding alone, and no more than bfloat16's eight bits explain."""
@@ -45,36 +46,56 @@ class Engine:
         what: "cls" float[B, 1, D]; "grid" float[B, N, D]; "projected" float[B, n, T], what a fused model hands its Thinker.
         precision: how exact it has to be. "bfloat16" allows to compute in it, and is computed in it where the processor is
             faster so; "auto" is that where it is faster and the error allows it, else float32.
+        dtype: in what it is computed where "bfloat16" is allowed, by default in what is faster.
 
     Attributes:
         path: "compiled", "packed" or "as it is".
         precision: "float32" or "bfloat16".
+        dtype: in what it is computed, "float32" or "bfloat16".
         error: the largest |difference| / |token| to the encoder in float32, one picture at a time, over the probe pictures.
         shape: (n, width) of the tokens of one picture.
 
     Raises:
-        EngineError: tokens that the encoder does not have, or a bfloat16 that is asked for and off by more than `TOLERANCE`.
+        EngineError: tokens that the encoder does not have or that are no numbers, pictures that its image processor makes of
+            different sizes, or a bfloat16 that is asked for and off by more than `TOLERANCE`.
     """
 
-    def __init__(self, encoder: Encoder, what: What = "cls", precision: Precision = "float32") -> None:
+    def __init__(
+        self, encoder: Encoder, what: What = "cls", precision: Precision = "float32", dtype: DType | None = None
+    ) -> None:
         for value, known in ((what, get_args(What)), (precision, get_args(Precision))):
             if value not in known:
                 raise EngineError(f"Expected one of {', '.join(known)}; found {value!r}.")
         self.encoder, self.what = encoder, what
         probes = _probes(encoder)
-        single = [encoder.encode(encoder.prepare([picture])) for picture in probes]
+        pixels = [encoder.prepare([picture]) for picture in probes]
+        self._pixels = pixels[0].shape[1:]
+        if other := next((each.shape[1:] for each in pixels if each.shape[1:] != self._pixels), None):
+            raise EngineError(
+                f"The image processor makes pictures of {_size(self._pixels)} and of {_size(other)} pixels, expected one "
+                "size for all; let it crop them."
+            )
+        single = [encoder.encode(each) for each in pixels]
         if what not in single[0]:
             raise EngineError(
                 f"This encoder has no {what!r}; it has {', '.join(single[0])}."
                 + (" Projected tokens are those of a fused model." if what == "projected" else "")
             )
         reference = torch.cat([tokens[what] for tokens in single])
+        if not reference.isfinite().all():
+            raise EngineError(
+                "The encoder's tokens of ordinary pictures are not finite, expected numbers; its weights are damaged, get "
+                "the checkpoint again."
+            )
         self.shape: tuple[int, int] = (reference.shape[1], reference.shape[2])
-        precisions = [precision] if precision != "auto" else ["bfloat16", "float32"] if bfloat16_pays() else ["float32"]
+        if dtype is None:
+            dtype = "bfloat16" if precision != "float32" and bfloat16_pays() else "float32"
+        tried = ["bfloat16", "float32"] if dtype == "bfloat16" else ["float32"]
+        precisions = tried if precision == "auto" else [precision]
         packings = [_packing(encoder), None] if _packing(encoder) else [None]
         for self.precision, pack in itertools.product(precisions, packings):
-            dtype = torch.bfloat16 if self.precision == "bfloat16" and bfloat16_pays() else torch.float32
-            self.path, self._run = self._make(dtype, pack)
+            self.dtype: DType = dtype if self.precision == "bfloat16" else "float32"
+            self.path, self._run = self._make(getattr(torch, self.dtype), pack)
             found = torch.from_numpy(self(np.stack([self.prepare(picture) for picture in probes])))
             self.error = ((found - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item()
             if self.error <= TOLERANCE[self.precision] or (self.precision, pack) == ("float32", None):
@@ -85,9 +106,19 @@ class Engine:
         )
 
     def prepare(self, picture: Image.Image) -> NDArray[Any]:
-        """One RGB picture of any size -> uint8[H, W, 3], or float32[3, H, W] for an encoder that is not packed."""
+        """One RGB picture of any size -> uint8[H, W, 3], or float32[3, H, W] for an encoder that is not packed.
+
+        Raises:
+            EngineError: an image processor that does not scale pictures, and one of another size than it takes.
+        """
         if self.path == "as it is":
-            return self.encoder.prepare([picture])[0].float().numpy()
+            pixels = self.encoder.prepare([picture])[0]
+            if pixels.shape != self._pixels:
+                raise EngineError(
+                    f"The encoder takes pictures of one size, expected {_size(self._pixels)} pixels, found "
+                    f"{_size(pixels.shape)}; scale them first, as its image processor does not."
+                )
+            return pixels.float().numpy()
         processor = self.encoder.image_processor
         return resize(picture, processor.size["width"], processor.size["height"], processor.resample)
 
@@ -106,6 +137,11 @@ class Engine:
         frame = torch.empty(1, 3, encoder.side, encoder.side, device="meta")
         path = "compiled" if getattr(packed, "is_compiled", False) else "packed"
         return path, lambda pictures: encoder.name(packed(pictures, cls_only=what == "cls"), frame)[what]
+
+
+def _size(shape: torch.Size) -> str:
+    """Width and height of float[3, H, W]."""
+    return f"{shape[-1]} x {shape[-2]}"
 
 
 def _packing(encoder: Encoder) -> Callable[..., Any] | None:

@@ -20,7 +20,7 @@ import torch
 
 from .batches import Task, embed_batch
 from .encoder import Encoder
-from .engine import Engine
+from .engine import DType, Engine, EngineError
 from .table import Piece, pack
 
 if TYPE_CHECKING:
@@ -64,12 +64,13 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def run(
-    encoder: Encoder, task: Task, files: Sequence[str], pieces: Sequence[Piece], advance: Callable[[int], None]
+    engine: Engine, task: Task, files: Sequence[str], pieces: Sequence[Piece], advance: Callable[[int], None]
 ) -> Generator[tuple[Piece, bytes]]:
     """Pieces, in whatever order they are computed; see `embed`.
 
     Raises:
-        RayError: a machine does not find files that are there, or too many machines were lost.
+        RayError: a machine does not find files that are there, or cannot compute what the engine does, or too many machines
+            were lost.
     """
     import ray
 
@@ -81,12 +82,14 @@ def run(
         {"number": number, "paths": [os.fsencode(path) for path in files[piece.start : piece.stop]]}
         for number, piece in enumerate(pieces)
     ]
-    job = _Job(ray.put(encoder), task, os.getcwd())
+    job = _Job(ray.put(engine.encoder), task, engine.path, engine.dtype, os.getcwd())
     computed = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _embed_piece, batch_size=1, batch_format="pyarrow", fn_kwargs={"job": job}, num_cpus=1
     )
     try:
         for row in computed.iter_rows():
+            if row["refused"] is not None:
+                raise RayError(f"The machine {row['host']!r} cannot compute what this one does: {row['refused']}")
             if stray := next((path for path in map(os.fsdecode, row["missing"]) if os.path.exists(path)), None):
                 raise RayError(
                     f"The machine {row['host']!r} does not find {stray!r}, which is there on this one; mount the pictures "
@@ -113,37 +116,60 @@ class _Job:
 
     Attributes:
         encoder: Ray's reference to the `Encoder`; a process fetches it once.
+        path, dtype: of the engine that all have to be like.
         folder: where relative paths start.
     """
 
     encoder: Any
     task: Task
+    path: str
+    dtype: DType
     folder: str
 
 
 def _embed_piece(row: "pa.Table", job: _Job) -> "pa.Table":
-    """One row of number and paths to one of number and content, with the files that are not there."""
+    """One row of number and paths to one of number and content, with the files that are not there.
+
+    Where the machine cannot compute it, the reason comes instead.
+    """
     import pyarrow as pa
 
     with suppress(OSError):  # not a folder of this machine: then the files will be missing, and that is told
         os.chdir(job.folder)
     paths = [os.fsdecode(path) for path in row["paths"][0].as_py()]
-    batches = [embed_batch(_engine(job.encoder, job.task), job.task, some) for some in job.task.batches(paths)]
-    errors = [error for batch in batches for error in batch["error"].to_pylist()]
-    unread = [path for path, error in zip(paths, errors, strict=True) if error is not None]
-    missing = [os.fsencode(path) for path in unread if not os.path.exists(path)]
+    data, missing, refused = None, [], None
+    try:
+        engine = _engine(job)
+    except EngineError as error:
+        refused = str(error)
+    else:
+        batches = [embed_batch(engine, job.task, some) for some in job.task.batches(paths)]
+        errors = [error for batch in batches for error in batch["error"].to_pylist()]
+        unread = [path for path, error in zip(paths, errors, strict=True) if error is not None]
+        data, missing = pack(batches), [os.fsencode(path) for path in unread if not os.path.exists(path)]
     columns = {
-        "data": [pack(batches)],
+        "data": pa.array([data], pa.binary()),
         "missing": pa.array([missing], pa.list_(pa.binary())),
+        "refused": pa.array([refused], pa.string()),
         "host": [socket.gethostname()],
     }
     return pa.table({"number": row["number"], **columns})
 
 
 @lru_cache(maxsize=1)
-def _engine(encoder: Any, task: Task) -> Engine:
+def _engine(job: _Job) -> Engine:
+    """An engine that computes what that of the driver does.
+
+    Raises:
+        EngineError: here it would be another one.
+    """
     import ray
 
     torch.set_num_threads(1)
-    loaded: Encoder = ray.get(encoder)
-    return Engine(loaded, task.what, task.precision)
+    encoder: Encoder = ray.get(job.encoder)
+    engine = Engine(encoder, job.task.what, job.task.precision, job.dtype)
+    if engine.path != job.path:
+        raise EngineError(
+            f"expected the encoder {job.path!r}, found {engine.path!r}; take machines of one kind with the same packages."
+        )
+    return engine

@@ -2,11 +2,12 @@
 
 | column    | type                              | is                                                                     |
 |-----------|-----------------------------------|------------------------------------------------------------------------|
-| path      | string                            | the file, as it was found                                              |
+| path      | string                            | the file, as it was found; a byte of its name that is no text is       |
+|           |                                   | written as \\udcff and the like, and a backslash therefore as two        |
 | width     | int32                             | of the whole picture, upright; null if it cannot be read               |
 | height    | int32                             |                                                                        |
-| error     | string                            | why it cannot be read, in a sentence; null if it can                   |
-| embedding | fixed_size_list<float>[D]         | its CLS token; null if it cannot be read                               |
+| error     | string                            | why there is no embedding, in a sentence; null if there is one         |
+| embedding | fixed_size_list<float>[D]         | its CLS token; null if there is an error                               |
 |           | fixed_size_list<..[D]>[n]         | or its n tokens of a grid, or those that a Thinker gets                |
 
 What the rows rest on is one JSON document in the schema's metadata, under the key `omni`; `describe` reads it.
@@ -81,7 +82,7 @@ def record_batch(
         values = pa.FixedSizeListArray.from_arrays(values, shape[axis], mask=None if axis else missing)
     return pa.record_batch(
         [
-            pa.array([_text(path) for path in paths], pa.string()),
+            pa.array([_text(path.replace("\\", r"\\")) for path in paths], pa.string()),
             pa.array([size[0] if size else None for size in sizes], pa.int32()),
             pa.array([size[1] if size else None for size in sizes], pa.int32()),
             pa.array([_text(error) if error else None for error in errors], pa.string()),
@@ -111,16 +112,26 @@ def describe(path: str | Path) -> dict[str, Any]:
     """What the rows of a Parquet file, or of a folder of such files, rest on.
 
     Raises:
-        TableError: no table of `omni embed`.
+        TableError: no table of `omni embed`, or a damaged one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    file = Path(path)
+    if file.is_dir():
+        parts = sorted(file.glob("part-*.parquet"))
+        if not parts:
+            raise TableError(f"{str(path)!r} is not a table that `omni embed` wrote; name another output.")
+        file = parts[0]
     try:
-        file = next(iter(sorted(Path(path).glob("part-*.parquet")))) if Path(path).is_dir() else Path(path)
         return dict(json.loads(pq.read_schema(file).metadata[KEY]))
-    except (OSError, StopIteration, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise TableError(f"{str(path)!r} is not a table that `omni embed` wrote; name another output.") from error
+    except PermissionError as error:
+        raise TableError(f"{str(file)!r} may not be read by this user; change its permissions.") from error
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+        raise TableError(
+            f"{str(file)!r} is not a table that `omni embed` wrote, or no longer a whole one; remove it, and --resume makes "
+            "it again, or name another output."
+        ) from error
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -154,24 +165,28 @@ class Output:
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
         self.path = Path(path)
-        self.single = self.path.suffix == ".parquet"
+        self.single = self.path.suffix.lower() == ".parquet"
         self.unfinished = (
             self.path.with_name(f"{self.path.name}.unfinished") if self.single else self.path / "unfinished"
         )
+        with _writing(self.path, "name another output"):
+            self._look(resume)
+
+    def _look(self, resume: bool) -> None:
+        """Whether what is there allows to write."""
+        path = str(self.path)
         if not self.path.absolute().parent.is_dir():
-            raise TableError(f"{str(path)!r} cannot be written, as its folder does not exist; make it first.")
+            raise TableError(f"{path!r} cannot be written, as its folder does not exist; make it first.")
         if self.path.exists() and self.path.is_dir() == self.single:
             found, expected = (
                 ("folder", "file") if self.single else ("file", "folder, or a name that ends with .parquet")
             )
-            raise TableError(f"{str(path)!r} is a {found}, expected a {expected}; name another output.")
+            raise TableError(f"{path!r} is a {found}, expected a {expected}; name another output.")
         if not resume and self.unfinished.exists():
-            raise TableError(f"{str(path)!r} is unfinished; --resume goes on with it, or name another output.")
+            raise TableError(f"{path!r} is unfinished; --resume goes on with it, or name another output.")
         if self.path.exists() and not self.unfinished.exists() and (self.single or any(self.path.iterdir())):
             if not resume:
-                raise TableError(
-                    f"{str(path)!r} exists already and is not replaced; remove it, or name another output."
-                )
+                raise TableError(f"{path!r} exists already and is not replaced; remove it, or name another output.")
             describe(self.path)
 
     def part(self, shard: int) -> Path:
@@ -186,6 +201,8 @@ class Output:
             TableError: it was begun with another document; another process writes it; nothing can be written.
         """
         with _writing(self.path):
+            if not self.unfinished.exists() and self._has_parts():
+                self._agree(document)  # or a table that is finished would not be any more
             self.unfinished.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.unfinished / "lock")
             try:
@@ -204,20 +221,32 @@ class Output:
         with _writing(self.path):
             shutil.rmtree(self.unfinished)
 
+    def _has_parts(self) -> bool:
+        return self.path.exists() if self.single else any(self.path.glob("part-*.parquet"))
+
     def _agree(self, document: Document) -> Document:
         """What the rows rest on, as it was written when the table was begun."""
         note = self.unfinished / "table.json"
-        parts = any(self.path.glob("part-*.parquet")) if not self.single else self.path.exists()
-        if not note.exists() and not parts:
+        if not note.exists() and not self._has_parts():
             _replace(note, lambda file: file.write(json.dumps(document).encode()))
         then = json.loads(note.read_bytes()) if note.exists() else describe(self.path)
-        for name, value in document.items():
-            if name not in ("checkpoint", "error") and then.get(name) != value:
-                raise TableError(
-                    f"{str(self.path)!r} was begun with {name} {then.get(name)!r}, found {value!r} now, and rows of both do "
-                    "not belong into one table; go on with what it was begun with, or name another output."
-                )
+        name = _difference(then, document)
+        if name == "files_sha256":
+            raise TableError(
+                f"{str(self.path)!r} was begun with other files than those found now, or some were changed since; go on "
+                "with those it was begun with, or name another output."
+            )
+        if name is not None:
+            raise TableError(
+                f"{str(self.path)!r} was begun with {name} {then.get(name)!r}, found {document[name]!r} now, and rows of "
+                "both do not belong into one table; go on with what it was begun with, or name another output."
+            )
         return dict(then)
+
+
+def _difference(then: Document, now: Document) -> str | None:
+    """What two tables rest on differently, if anything; where the weights lie does not matter, nor how sums are rounded."""
+    return next((name for name in now if name not in ("checkpoint", "error") and then.get(name) != now[name]), None)
 
 
 class Table:
@@ -229,6 +258,9 @@ class Table:
             in each Parquet file.
         shape: of an embedding, (D,) or (n, D).
         batch_size: a piece has a multiple of it.
+
+    Raises:
+        TableError: a finished Parquet file that is damaged, or of another table.
     """
 
     def __init__(self, output: Output, document: Document, shape: tuple[int, ...], batch_size: int) -> None:
@@ -240,6 +272,11 @@ class Table:
         self.shards = range(-(-self.rows // self.shard_rows))
         self.waiting = {shard: sum(1 for _ in self._missing(shard)) for shard in self.shards}
         for shard in self.shards:
+            if (part := output.part(shard)).exists() and (name := _difference(describe(part), document)):
+                raise TableError(
+                    f"{str(part)!r} is of another table, which has another {name}; move it elsewhere, and --resume "
+                    "makes the one that belongs here."
+                )
             if self.waiting[shard] == 0:  # killed before all was joined, or before the pieces were removed
                 self._join(shard)
 
@@ -312,12 +349,9 @@ def _replace(path: Path, write: Callable[[BinaryIO], Any], inside: Path | None =
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, remedy: str = "make room or change its permissions, then --resume goes on") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise TableError(
-            f"{str(path)!r} cannot be written: the system says {reason!r}; make room or change its permissions, then "
-            "--resume goes on."
-        ) from error
+        raise TableError(f"{str(path)!r} cannot be written: the system says {reason!r}; {remedy}.") from error

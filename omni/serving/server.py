@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,7 @@ def serve(
         allow_private: fetch pictures from addresses of this machine and of private networks, too.
 
     Raises:
-        ServingError: packages that are missing, or an unknown device.
+        ServingError: packages that are missing, an address at which nobody can listen, or an unknown device.
         CheckpointError: a checkpoint that cannot answer.
     """
     if not is_serve_available():
@@ -57,24 +59,39 @@ def serve(
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = str(accelerator or "cpu")
-    model, processor = load(checkpoint)
+    with ExitStack() as stack:
+        listening = [stack.enter_context(each) for each in _listen(host, port)]
+        model, processor = load(checkpoint)
+        try:
+            model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ServingError(f"The model cannot be put on device {device!r} ({error}); try --device cpu.") from error
+        allowed = (lambda address: True) if allow_private else is_public
+        _Server(str(checkpoint), model, processor, allowed, listening)
+
+
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket for each address that a name stands for, as `localhost` is one of IPv4 and one of IPv6."""
     try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ServingError(f"The model cannot be put on device {device!r} ({error}); try --device cpu.") from error
-    allowed = (lambda address: True) if allow_private else is_public
-    _Server(str(checkpoint), model, processor, allowed, host, port)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, address in {(family, address) for family, *_, address in found}:
+            yield socket.create_server(address, family=family)
+    except OSError as error:
+        raise ServingError(
+            f"No server can listen at {host}:{port} ({error}); choose another --port or --host."
+        ) from error
 
 
 class _Server(Serve):
     """`Serve` that is given its model, and starts only when its handlers are guarded."""
 
     def __init__(
-        self, name: str, model: Any, processor: Any, allowed: Callable[[str], bool], host: str, port: int
+        self, name: str, model: Any, processor: Any, allowed: Callable[[str], bool], listening: list[socket.socket]
     ) -> None:
         self._name, self._model, self._processor, self._allowed = name, model, processor, allowed
+        self._listening = listening
         as_text = json.dumps({"sanitize_control_tokens": True})  # "<image>" in a question is text, as for `omni ask`
-        super().__init__(host=host, port=port, log_level="error", chat_template_kwargs=as_text, non_blocking=True)
+        super().__init__(log_level="error", chat_template_kwargs=as_text, non_blocking=True)
 
     def start_server(self) -> None:
         """What the base class does last."""
@@ -96,7 +113,7 @@ class _Server(Serve):
         app.add_middleware(_body_limit())
         app.add_exception_handler(HTTPException, _refused)
         app.add_exception_handler(RequestValidationError, _no_json)
-        self.server.run()
+        self.server.run(self._listening)
 
     def _only(self, name: str, key: str) -> str:
         """The model's key, for its name alone: a client must not make the server load other folders."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 from omni.data.pictures import PictureError
+from omni.encoding import cache as module
 from omni.encoding.cache import TokenCache
 from omni.encoding.encoder import Encoder
 
@@ -90,7 +91,7 @@ def test_no_change_is_served_from_old_entries(tmp_path: Path, files: list[Path])
     assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == len(encoders)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "longer", "zeros"])
 def test_damaged_entries_are_made_again(tmp_path: Path, files: list[Path], damage: str) -> None:
     encoder = make_encoder()
     cache = TokenCache(tmp_path / "cache", encoder)
@@ -98,7 +99,8 @@ def test_damaged_entries_are_made_again(tmp_path: Path, files: list[Path], damag
     (entry,) = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     whole = entry.read_bytes()
     flipped = bytes([*whole[:200], whole[200] ^ 1, *whole[201:]])
-    entry.write_bytes({"flip": flipped, "cut": whole[:-9], "empty": b"", "longer": whole + b"x"}[damage])
+    damaged = {"flip": flipped, "cut": whole[:-9], "empty": b"", "longer": whole + b"x", "zeros": bytes(4)}
+    entry.write_bytes(damaged[damage])
     check(cache, encoder, files[0])
     assert (cache.hits, cache.misses) == (0, 2)
     assert entry.read_bytes() == whole
@@ -119,6 +121,57 @@ def test_the_folder_stays_within_its_bound_and_keeps_what_is_used(tmp_path: Path
         check(cache, encoder, path)
 
 
+def test_several_that_write_keep_the_bound_that_is_promised(tmp_path: Path, files: list[Path]) -> None:
+    encoders = [make_encoder(seed) for seed in range(3)]  # no entry of one is of use to another
+    size = 10 * (ENTRY + 300)
+    caches = [TokenCache(tmp_path / "cache", encoder, max_bytes=size) for encoder in encoders]
+    for path in files:
+        for cache in caches:
+            cache.encode(path)
+            entries = [each.stat().st_size for each in (tmp_path / "cache").rglob("*") if each.is_file()]
+            assert sum(entries) <= size * 1.3 + 3 * max(entries)
+    TokenCache(tmp_path / "cache", encoders[0], max_bytes=size)
+    assert sum(each.stat().st_size for each in (tmp_path / "cache").rglob("*") if each.is_file()) <= size
+
+
+def test_files_of_others_stay(tmp_path: Path, files: list[Path]) -> None:
+    cache = tmp_path / "cache"
+    strange = [
+        "ab/notes.txt",
+        "zz/" + "0" * 62,
+        "ab/" + "0" * 61,
+        "abc/" + "0" * 62,
+        "0" * 62,
+        "ab/unfinished",
+        "AB/x.png",
+    ]
+    own = ["ab/" + "0" * 62, "00/unfinished-a8b_c3d9"]
+    for name in (*strange, *own):
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).write_text("mine")
+    kept = TokenCache(cache, make_encoder(), max_bytes=1)
+    kept.encode(files[0])
+    assert {str(each.relative_to(cache)) for each in cache.rglob("*") if each.is_file()} == {*strange}
+
+
+def test_a_picture_that_is_replaced_meanwhile_is_not_kept_as_the_one_before(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, before, read = TokenCache(tmp_path / "cache", make_encoder()), files[0].read_bytes(), module._read
+
+    def replaced(entry: Path) -> object:
+        """Looking for an entry comes after hashing and before decoding."""
+        files[0].write_bytes(files[1].read_bytes())
+        return read(entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_read", replaced)
+        cache.encode(files[0])
+    check(cache, cache.encoder, files[0])
+    files[0].write_bytes(before)
+    check(cache, cache.encoder, files[0])
+
+
 def test_pictures_that_cannot_be_read_are_refused_and_not_kept(tmp_path: Path, files: list[Path]) -> None:
     cache = TokenCache(tmp_path / "cache", make_encoder())
     files[0].write_bytes(files[0].read_bytes()[:300])
@@ -128,8 +181,9 @@ def test_pictures_that_cannot_be_read_are_refused_and_not_kept(tmp_path: Path, f
         (tmp_path / "no", "does not exist"),
         (tmp_path / "pipe", "pipe"),
     ):
-        with pytest.raises(PictureError, match=words):
+        with pytest.raises(PictureError, match=words) as caught:
             cache.encode(path)
+        assert repr(str(path)) in str(caught.value)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 

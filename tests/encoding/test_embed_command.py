@@ -55,7 +55,7 @@ def test_json_and_unreadable_files(save_encoder: Make, make_pictures: Make, tmp_
     (pictures / "text.png").write_text("hello")
     done = invoke(pictures, "--output", tmp_path / "out", "--checkpoint", save_encoder(), "--shard-rows", 4, "--json")
     assert done.exit_code == 0
-    assert done.stderr == "1 of 6 files cannot be read; the column `error` says why.\n"
+    assert done.stderr == "1 of 6 files have no embedding; the column `error` says why.\n"
     report = json.loads(done.stdout)
     seconds, rate = report.pop("seconds"), report.pop("files_per_second")
     assert report == {"output": str(tmp_path / "out"), "rows": 6, "unreadable": 1, "computed": 6}

@@ -178,6 +178,39 @@ def test_a_file_that_cannot_be_read_is_a_row_with_the_reason(
         np.testing.assert_allclose(found["embedding"], row["embedding"], rtol=1e-5, atol=1e-5)
 
 
+def test_an_embedding_that_is_no_number_is_a_row_with_the_reason(save_encoder: Make, tmp_path: Path) -> None:
+    folder, board = save_encoder(), np.indices((16, 16)).sum(0) % 2
+    model = AutoModel.from_pretrained(folder)
+    with torch.no_grad():  # squares of this sum are too large for float32 in a picture that is the pattern, in no other
+        model.get_parameter("embeddings.patch_embeddings.weight")[0] = torch.tensor(board[:8, :8] * 2.0 - 1) * 1e18
+    model.save_pretrained(folder)
+    (tmp_path / "p").mkdir()
+    for name, grey in (("board", board * 255), ("flat", np.zeros((16, 16)))):
+        Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "p" / f"{name}.png")
+    assert embed([tmp_path / "p"], folder, tmp_path / "out.parquet").unreadable == 1
+    board_row, flat_row = read(tmp_path / "out.parquet")
+    assert "board.png' are not finite, expected numbers; check its weights." in board_row["error"]
+    assert (board_row["embedding"], board_row["width"]) == (None, 16)
+    assert np.isfinite(flat_row["embedding"]).all()
+
+
+def test_a_picture_of_a_size_that_the_encoder_does_not_take_is_a_row_with_the_reason(
+    save_encoder: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "p").mkdir()
+    for name, size in (("a", (16, 16)), ("b", (20, 12)), ("c", (16, 16))):
+        Image.new("RGB", size, "red").save(tmp_path / "p" / f"{name}.png")
+    for model_type in ("omni_vision", "vit"):
+        folder, output = save_encoder(model_type), tmp_path / f"{model_type}.parquet"
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "do_resize": False}))
+        assert embed([tmp_path / "p"], folder, output, what="grid").unreadable == 1
+        rows = read(output)
+        assert [row["error"] is None for row in rows] == [True, False, True]
+        assert "expected 16 x 16 pixels, found 20 x 12" in rows[1]["error"]
+        assert rows[0]["embedding"] == rows[2]["embedding"] is not None
+
+
 def test_a_manifest_may_name_what_is_not_there(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     pictures = make_pictures(2)
     names = ["missing.png", *sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.*"))]
@@ -256,15 +289,72 @@ def test_only_the_same_job_is_gone_on_with(
     assert "with architecture_sha256" in refusal(other)
     (other / "config.json").write_text(json.dumps(config))
     first = sorted(pictures.rglob("*.*"))[0]
-    first.rename(first.with_name("another.png"))
-    assert "with files_sha256" in refusal()
-    shutil.copy(first.with_name("another.png"), first)
-    assert "with rows 40, found 41 now" in refusal() or "with files_sha256" in refusal()
-    first.with_name("another.png").unlink()
+    another = first.with_name("another.png")
+    first.rename(another)
+    assert "was begun with other files than those found now, or some were changed since" in refusal()
+    shutil.copy2(another, first)
+    assert "was begun with other files" in refusal()
+    another.unlink()
     report = embed([pictures], other, output, batch_size=4, resume=True)  # as it was, in another folder
     assert (report.rows, report.computed) == (40, 24)
     embed([pictures], encoder, tmp_path / "straight", batch_size=4)
     assert (output / "part-00000.parquet").read_bytes() == (tmp_path / "straight" / "part-00000.parquet").read_bytes()
+
+
+def test_files_that_were_changed_are_not_mixed_with_what_they_were(
+    save_encoder: Make, make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, pictures, output = save_encoder(), make_pictures(5), tmp_path / "out.parquet"
+    monkeypatch.chdir(pictures)
+    (pictures / "rows.csv").write_text("image,text\nmissing.png,x\n0/00000.jpg,y\n")
+    sources = [".", "rows.csv"]
+    embed(sources, encoder, output)
+    assert embed(sources, encoder, output, resume=True).computed == 0
+    first, before = Path("0/00000.jpg"), Path("0/00000.jpg").stat()
+    whole = first.read_bytes()
+
+    def refused() -> bool:
+        with pytest.raises(TableError, match="was begun with other files than those found now, or some were changed"):
+            embed(sources, encoder, output, resume=True)
+        return True
+
+    first.write_bytes(whole + b" ")  # longer, and as old as before
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert refused()
+    first.write_bytes(whole)
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert refused()
+    os.utime(first, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert embed(sources, encoder, output, resume=True).computed == 0
+    Image.new("RGB", (9, 9)).save("missing.png")
+    assert refused()
+    Path("missing.png").unlink()
+    shutil.copytree(pictures, tmp_path / "copy")  # the same names, files and times elsewhere
+    monkeypatch.chdir(tmp_path / "copy")
+    assert refused()
+
+
+def test_rows_of_other_arithmetic_are_not_mixed(
+    save_encoder: Make, make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+) -> None:
+    encoder, pictures = "checkpoints/vision_tiny", make_pictures(3)
+
+    def refusal(output: Path) -> str:
+        with pytest.raises(TableError) as caught:
+            embed([pictures], encoder, output, precision="bfloat16", resume=True)
+        return str(caught.value)
+
+    for pays, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr("omni.encoding.engine.bfloat16_pays", lambda pays=pays: pays)
+        embed([pictures], encoder, tmp_path / dtype, precision="bfloat16")
+        assert describe(tmp_path / dtype)["dtype"] == dtype
+    assert "was begun with dtype 'bfloat16', found 'float32' now" in refusal(tmp_path / "bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr("omni.vision.packing.is_possible", lambda *settings: False)  # as on a machine without a compiler
+        embed([pictures], encoder, tmp_path / "packed", precision="bfloat16")
+    assert describe(tmp_path / "packed")["engine"] == "packed"
+    if compiles:
+        assert "was begun with engine 'packed', found 'compiled' now" in refusal(tmp_path / "packed")
 
 
 def in_a_process(*arguments: Any, **settings: Any) -> int:

@@ -10,15 +10,18 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
+    BitImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
     ViTConfig,
     ViTImageProcessorPil,
     ViTModel,
 )
 
 from omni.data import scenes
-from omni.encoding.encoder import load_encoder
+from omni.encoding.encoder import Encoder, load_encoder
 from omni.encoding.engine import Engine, EngineError
 from omni.loading import CheckpointError
 
@@ -116,6 +119,42 @@ def test_a_precision_that_loses_too_much_is_refused() -> None:
             layer.attention.qkv.weight *= 4
     engine = Engine(encoder, "grid", "auto")
     assert (engine.precision, engine.path) == ("float32", "as it is")
+
+
+def test_an_engine_may_be_told_to_compute_as_another_does(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = load_encoder(SHIPPED / "vision_tiny")
+    found = {}
+    for pays in (True, False):
+        monkeypatch.setattr("omni.encoding.engine.bfloat16_pays", lambda pays=pays: pays)
+        own = Engine(encoder, "cls", "bfloat16")
+        assert own.dtype == ("bfloat16" if pays else "float32")
+        found[pays] = [run(Engine(encoder, "cls", "bfloat16", dtype), pictures) for dtype in ("bfloat16", "float32")]
+        assert np.array_equal(run(own, pictures), found[pays][0 if pays else 1])
+        assert Engine(encoder, "cls", "float32", "bfloat16").dtype == "float32"
+    for one, other in zip(found[True], found[False], strict=True):
+        assert np.array_equal(one, other)
+    half, whole = found[True]
+    assert not np.array_equal(half, whole)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
+    encoder = load_encoder(SHIPPED / "vision_tiny")
+    with torch.no_grad():
+        encoder.model.layers[0].mlp.fc2.bias[3] = value
+    for precision in ("float32", "bfloat16", "auto"):
+        with pytest.raises(EngineError, match="are not finite, expected numbers; its weights are damaged"):
+            Engine(encoder, "cls", precision)
+
+
+def test_an_image_processor_that_makes_pictures_of_several_sizes_is_refused() -> None:
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
+    model = Dinov2Model(Dinov2Config(image_size=32, patch_size=8, **shape)).eval()
+    processor = BitImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
+    with pytest.raises(EngineError, match="pictures of 32 x 32 and of 48 x 32 pixels, expected one size for all"):
+        Engine(Encoder(model, processor))
 
 
 def test_what_an_encoder_does_not_have_is_named(tmp_path: Path) -> None:

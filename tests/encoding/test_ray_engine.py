@@ -1,6 +1,7 @@
 """A cluster writes the table that one process writes, also when a machine dies in the middle of it."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from omni.encoding import RayError, embed
+from omni.encoding import RayError, describe, embed
 from omni.encoding import table as table_module
+from omni.encoding.engine import bfloat16_pays
 
 Make = Callable[..., Path]
+ENCODER = Path(__file__).resolve().parents[2] / "checkpoints" / "vision_tiny"
 
 QUICK = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 5}
 """Ray notices within seconds that a machine is gone."""
@@ -72,6 +75,41 @@ def test_two_machines_of_which_one_dies_write_what_one_process_writes(
         if one is not None:
             np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     assert found.equals(expected), "equal, but not to the last bit"
+
+
+@pytest.mark.slow
+def test_a_machine_that_computes_something_else_ends_the_job(
+    cluster: Any,
+    make_pictures: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compiles: bool,
+) -> None:
+    if not compiles:
+        pytest.skip("the machines would be like this one")
+    encoder, pictures, output = ENCODER, make_pictures(10), tmp_path / "out.parquet"
+    cluster.add_node(num_cpus=1, object_store_memory=300_000_000)
+    cluster.wait_for_nodes()
+
+    def start() -> None:
+        embed([pictures], encoder, output, precision="bfloat16", runner="ray", address=cluster.address, resume=True)
+
+    with monkeypatch.context() as patch:  # in this process alone, as if it were on a machine without a compiler
+        patch.setattr("omni.vision.packing.is_possible", lambda *settings: False)
+        with pytest.raises(
+            RayError,
+            match=r"The machine '.*' cannot compute what this one does: expected the encoder 'packed', found 'com",
+        ):
+            start()
+    assert not list(tmp_path.glob("out.parquet.unfinished/*.arrow"))
+    shutil.rmtree(tmp_path / "out.parquet.unfinished")
+    pays = bfloat16_pays()
+    monkeypatch.setattr("omni.encoding.engine.bfloat16_pays", lambda: not pays)  # what is faster here, there is not
+    start()
+    assert describe(output)["dtype"] == ("float32" if pays else "bfloat16")
+    embed([pictures], encoder, tmp_path / "local.parquet", precision="bfloat16")
+    found, expected = (pq.read_table(tmp_path / name) for name in ("out.parquet", "local.parquet"))
+    assert found.equals(expected)
 
 
 def test_without_ray_it_is_said_how_to_get_it(

@@ -1,14 +1,18 @@
 """Folders, patterns and manifests name their pictures: each once, in order, and nothing that is none."""
 
+import glob
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from omni.data.manifests import ManifestError
+from omni.data.manifests import SUFFIXES, ManifestError
 from omni.encoding.sources import SourceError, find_pictures
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -65,6 +69,49 @@ def test_patterns(inside: Path) -> None:
     assert find_pictures(["p/[ab].*"]) == ["p/a.png", "p/b.jpg"]
 
 
+PATTERNS = [
+    *["*", "*.png", "**", "**/*", "**/*.png", "./*/*.png", "p/**", "p/**/", "p/*/", "../*/p/c/d.png"],
+    *["p/**/c/*.png", "p/**/c/**/*.png", "**/c/d.png", "*/.h/*.png", "p/.*", "p/[!a].*", "p/?.png", "p/c/../*.png"],
+    *["nowhere/*.png", "p/a.png/*", "**/**/*.png", "p/**.png", "p/*/nowhere.png", "p/x[*].png"],
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_mean_what_they_mean_to_python(inside: Path, pattern: str) -> None:
+    touch(
+        "a.png", "p/a.png", "p/b.jpg", "p/.h.png", "p/.h/a.png", "p/c/d.png", "p/c/c/e.png", "p/c/f/c/g.png", "p/x*.png"
+    )
+    os.symlink("nowhere", "p/c/broken.png")
+    for each in (pattern, str(inside / pattern)):
+        names = [path for path in glob.glob(each, recursive=True) if path.endswith((".png", ".jpg"))]
+        expected = sorted({path for path in names if not os.path.basename(path).startswith(".")})
+        if expected:
+            assert find_pictures([each]) == expected
+        else:
+            assert "holds no picture" in refusal(each)
+
+
+def test_patterns_follow_links_and_circles_end(inside: Path) -> None:
+    touch("p/a.png", "p/b/c.png", "elsewhere/d.png")
+    os.symlink("../p", "p/itself")
+    os.symlink("../elsewhere", "p/there")
+    os.symlink("round", "p/round")
+    for pattern in ("p/**/*.png", "**/p/**/*.png"):
+        found = find_pictures([pattern])
+        assert sorted(map(os.path.realpath, found)) == [
+            str(inside / name) for name in ("elsewhere/d.png", "p/a.png", "p/b/c.png")
+        ]
+    assert find_pictures(["p/itself/b/*.png"]) == ["p/itself/b/c.png"]  # whoever says so gets it
+    assert find_pictures(["p/*/a.png"]) == ["p/itself/a.png"]
+
+
+def test_the_document_says_which_names_count() -> None:
+    (sentence,) = re.findall(
+        r"^Of a folder.*?hidden\.", (ROOT / "docs/scaling.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert {*re.findall(r"\.[a-z]+", sentence)} == SUFFIXES
+
+
 def test_names_that_look_like_patterns_or_are_no_text(inside: Path) -> None:
     touch("p[1]/a*.png", "p[1]/b?.png", "täßt-图片-🖼.png", "line\nbreak.png")
     assert find_pictures(["p[1]"]) == ["p[1]/a*.png", "p[1]/b?.png"]
@@ -81,9 +128,18 @@ def test_a_manifest_names_its_pictures_each_once(inside: Path) -> None:
     rows = [("a.png", "x"), ("missing.png", "y"), ("a.png", "z"), ("no_suffix", "w")]
     Path("m/rows.jsonl").write_text("".join(json.dumps({"image": n, "caption": c}) + "\n" for n, c in rows))
     assert find_pictures(["m/rows.jsonl"]) == ["m/a.png", "m/missing.png", "m/no_suffix"]
-    Path("m/broken.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": "b.png"}\n')
-    with pytest.raises(ManifestError, match=r"broken\.jsonl, line 2"):
-        find_pictures(["m/broken.jsonl"])
+    Path("m/list.csv").write_text("image\na.png\nb.png\n")  # nothing has to be said about them
+    Path("m/list.jsonl").write_text('{"image": "a.png", "id": 1}\n{"images": ["b.png", "c.png"]}\n')
+    assert find_pictures(["m/list.csv"]) == ["m/a.png", "m/b.png"]
+    assert find_pictures(["m/list.jsonl"]) == ["m/a.png", "m/b.png", "m/c.png"]
+    for bad, reason in (
+        ("{", "expected an object of JSON"),
+        ('{"id": 2}', "exactly one of"),
+        ('{"image": ""}', "exactly"),
+    ):
+        Path("m/broken.jsonl").write_text(f'{{"image": "a.png", "caption": "x"}}\n{bad}\n')
+        with pytest.raises(ManifestError, match=rf"broken\.jsonl, line 2: .*{reason}"):
+            find_pictures(["m/broken.jsonl"])
 
 
 def test_one_picture_is_enough_and_none_is_too_few(inside: Path) -> None:
@@ -95,15 +151,17 @@ def test_one_picture_is_enough_and_none_is_too_few(inside: Path) -> None:
     assert "'list.txt' is a file of another kind, expected a folder, a pattern" in refusal("list.txt")
 
 
-def test_a_folder_that_may_not_be_read_is_not_left_out_silently(inside: Path) -> None:
-    touch("p/a.png", "p/secret/b.png")
+@pytest.mark.parametrize("source", ["p", "p/**/*.png", "p/**", "p/*/*.png", "p/*/b.png", "p/secret/*", "p/*/c/*.png"])
+def test_a_folder_that_may_not_be_read_is_not_left_out_silently(inside: Path, source: str) -> None:
+    touch("p/a.png", "p/open/b.png", "p/secret/b.png", "p/secret/c/d.png")
     inside.chmod(0o755)
     Path("p/secret").chmod(0)
     root = os.geteuid() == 0
     try:
         if root:
             os.seteuid(65534)  # what is forbidden to others is not forbidden to root
-        assert "The folder 'p/secret' cannot be read (Permission denied)" in refusal("p")
+        assert "The folder 'p/secret' cannot be read (Permission denied)" in refusal(source)
+        assert find_pictures(["p/*.png", "p/open/*.png"]) == ["p/a.png", "p/open/b.png"]  # who looks elsewhere may
     finally:
         if root:
             os.seteuid(0)

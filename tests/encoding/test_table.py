@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +195,90 @@ def test_only_the_same_is_gone_on_with(name: str, complete: bool, tmp_path: Path
     with Output(path, resume=True).open(elsewhere, (3,), 1) as table:
         fill(table, (3,))
     assert describe(path) == document(8)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_a_finished_table_stays_finished_when_another_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with Output(path).open(document(8, files_sha256="abc"), (3,), 1) as table:
+        fill(table, (3,))
+    before = sorted(tmp_path.rglob("*"))
+    found = refusal(path, resume=True, files_sha256="def")
+    assert "was begun with other files than those found now, or some were changed since; go on with those" in found
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "exists already" in refusal(path)
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("size", [0, 500])
+def test_a_finished_file_that_is_damaged_is_named_and_made_again(
+    size: int, unfinished: bool, shard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_ROWS", 4)
+    path, job = tmp_path / "out", document(40, shard_rows=10)
+    with suppress(Killed), Output(path).open(job, (3,), 1) as table:
+        fill(table, (3,))
+        if unfinished:
+            raise Killed
+    assert (path / "unfinished").exists() == unfinished
+    whole = {part.name: part.read_bytes() for part in path.glob("*.parquet")}
+    part = path / f"part-{shard:05}.parquet"
+    part.write_bytes(whole[part.name][:size])
+
+    def go_on() -> None:
+        with Output(path, resume=True).open(job, (3,), 1) as table:
+            fill(table, (3,))
+
+    with pytest.raises(TableError, match=r"no longer a whole one; remove it, and --resume makes it again") as caught:
+        go_on()
+    assert repr(str(part)) in str(caught.value)
+    part.unlink()
+    go_on()
+    assert {part.name: part.read_bytes() for part in path.iterdir()} == whole
+
+
+def test_a_file_of_another_table_is_named(tmp_path: Path) -> None:
+    for name, weights in (("one", "abc"), ("other", "def")):
+        with Output(tmp_path / name).open(document(20, shard_rows=10, weights=weights), (3,), 1) as table:
+            fill(table, (3,))
+    strange = tmp_path / "one" / "part-00001.parquet"
+    strange.write_bytes((tmp_path / "other" / "part-00001.parquet").read_bytes())
+    with (
+        pytest.raises(TableError, match="is of another table, which has another weights; move it elsewhere") as caught,
+        Output(tmp_path / "one", resume=True).open(document(20, shard_rows=10), (3,), 1),
+    ):
+        pass
+    assert repr(str(strange)) in str(caught.value)
+
+
+def test_names_that_the_system_does_not_take(tmp_path: Path) -> None:
+    for length in (250, 300):
+        for suffix in ("", ".parquet"):
+            path = tmp_path / ("x" * (length - len(suffix)) + suffix)
+            if suffix or length > 255:
+                assert "cannot be written: the system says 'File name too long'; name another output." in refusal(path)
+
+
+def test_the_suffix_counts_in_large_letters_too(tmp_path: Path) -> None:
+    with Output(tmp_path / "OUT.PARQUET").open(document(8), (3,), 1) as table:
+        fill(table, (3,))
+    assert (tmp_path / "OUT.PARQUET").is_file()
+    assert len(read(tmp_path / "OUT.PARQUET")) == 8
+
+
+def test_no_two_files_have_the_same_path() -> None:
+    plain = ["a b.png", "täßt-图片.png", "line\nbreak.png", "udcff.png"]
+    raw = [b"\xff.png", rb"\udcff.png", rb"\\udcff.png", b"\\\xff.png", rb"a\b", rb"a\\b", b"\\", b"\xff\\"]
+    paths = [*plain, *map(os.fsdecode, raw)]
+    found = record_batch(paths, [None] * len(paths), [None] * len(paths), np.zeros((len(paths), 3), np.float32))["path"]
+    assert found.to_pylist()[:4] == plain
+    assert found.to_pylist()[4:6] == [r"\udcff.png", r"\\udcff.png"]
+
+    def back(written: str) -> str:
+        return re.sub(r"\\(?:\\|udc(..))", lambda one: chr(0xDC00 + int(one[1], 16)) if one[1] else "\\", written)
+
+    assert [back(path) for path in found.to_pylist()] == paths
 
 
 def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:

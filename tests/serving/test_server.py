@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from typer.testing import CliRunner
 from omni.answering import Session, load
 from omni.cli import app
 from omni.data.pictures import read_picture
+from omni.serving.server import _listen
 
 CHECKPOINT = "checkpoints/omni_tiny"
 LOCAL = "file:" + "///etc/passwd"
@@ -201,6 +203,33 @@ def test_without_a_model_that_answers_it_does_not_start(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["serve", CHECKPOINT, "--device", "toaster"])
     assert done.exit_code == 2
     assert "cannot be put on device 'toaster'" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_address_that_is_taken_is_told(host: str) -> None:
+    with socket.create_server((host, 0)) as taken:
+        port = taken.getsockname()[1]
+        done = CliRunner().invoke(app, ["serve", CHECKPOINT, "--host", host, "--port", str(port)])
+    assert done.exit_code == 2
+    assert f"Error: No server can listen at {host}:{port}" in done.stderr
+    assert done.stderr.endswith("choose another --port or --host.\n")
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_it_listens_wherever_a_name_points_to(host: str) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    try:
+        expected = {found[4] for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        for address in expected:
+            socket.create_server(address, family=socket.AF_INET6 if len(address) > 2 else socket.AF_INET).close()
+    except OSError:
+        pytest.skip("this machine has no such address")
+    listening = list(_listen(host, port))
+    assert {each.getsockname() for each in listening} == expected
+    for each in listening:
+        each.close()
 
 
 @pytest.mark.long
