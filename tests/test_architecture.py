@@ -261,7 +261,7 @@ PRIVATE = {
     "a file address": rb"\bfile:/{2}[/\w]",
     "a package registry": rb"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|anaconda\.org)\b",
     "an option for one": rb"--(?:extra-)?index-url|--find[-]links|--trusted[-]host|\b(?:PIP|UV)_\w*(?:INDEX|LINKS)",
-    "a local version of a package": rb"==\d[\w.]*\+[a-z]",
+    "a local version of a package": rb"==\d+\.[\w.]*\+[a-z]{2}",
 }
 
 

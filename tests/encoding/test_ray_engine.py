@@ -77,7 +77,7 @@ def test_two_machines_of_which_one_dies_write_what_one_process_writes(
     assert found.equals(expected), "equal, but not to the last bit"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_machine_that_computes_something_else_ends_the_job(
     cluster: Any,
     make_pictures: Make,
