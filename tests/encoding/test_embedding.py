@@ -418,7 +418,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platfor
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_files(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     encoder, first = save_encoder(), make_pictures(300, "few")
     shutil.copytree(first, tmp_path / "many")

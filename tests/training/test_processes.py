@@ -142,6 +142,7 @@ def test_two_processes_learn_what_one_learns(
     OmniForConditionalGeneration.from_pretrained(tmp_path / "2" / "out")  # its fingerprints are of the whole weights
 
 
+@pytest.mark.long
 def test_what_cannot_be_sharded_is_refused(
     mixed: Path, tmp_path: Path, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]
 ) -> None:
