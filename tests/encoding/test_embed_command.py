@@ -116,7 +116,7 @@ def test_a_terminal_sees_how_fast_it_goes(save_encoder: Make, make_pictures: Mak
     assert b"files/s" in shown
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_embedding.py kills at random moments
 def test_killed_and_resumed(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     """The process itself, with the signal that cannot be caught."""
     command = [OMNI, "embed", make_pictures(2500), "--checkpoint", save_encoder(), "--batch-size", "4", "--output"]
