@@ -132,6 +132,8 @@ def _whole(checkpoint: str | Path, *needed: str) -> Iterator[None]:
             if not any(Path(checkpoint).glob(pattern)):
                 raise FileNotFoundError(f"{pattern} is missing")
         yield
+    except (torch.OutOfMemoryError, PermissionError):
+        raise  # the checkpoint is whole, and to be told to remove it would be a loss
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointDamageError(

@@ -20,6 +20,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
 from omni.training.trainer import CheckpointDamageError, DiskFullError
+from omni.training.trainer import _whole as reading
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = {
@@ -210,6 +211,12 @@ def test_a_checkpoint_that_has_lost_something_is_not_resumed(name: str, tmp_path
     assert all(torch.equal(straight[key], found[key]) for key in straight)
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), PermissionError(13, "Permission denied")])
+def test_a_whole_checkpoint_is_not_called_damaged(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)), reading(tmp_path):
+        raise error
+
+
 def test_half_of_the_weights_are_not_resumed(tmp_path: Path) -> None:
     run(recipe(tmp_path))
     weights = tmp_path / "run" / "checkpoint-10" / "model.safetensors"
@@ -231,8 +238,8 @@ def test_a_finished_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "none", small], capture_output=True)
-    if mounted.returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", small]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root may mount a small disk")
     try:
         with pytest.raises(
