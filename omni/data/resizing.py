@@ -15,21 +15,32 @@ from PIL import Image
 
 from omni.compilation import compile_library
 
+from .pictures import Pixels
+
 BITS, HALF = 22, 11
 """Weights are integers, multiples of 2^-22."""
 
 
-def resize(picture: Image.Image, width: int, height: int, resample: int) -> NDArray[np.uint8]:
-    """An RGB picture of any size -> uint8[height, width, 3], equal to `picture.resize((width, height), resample)`."""
-    suits = resample == Image.Resampling.BILINEAR and picture.mode == "RGB" and picture.height <= 100 * picture.width
-    pixels = _pixels(picture) if suits else None  # of higher ones Pillow scales the columns first
-    if pixels is None or (library := _library()) is None:
-        return np.asarray(picture.resize((width, height), Image.Resampling(resample)))
-    firsts, across = _across(picture.width, width, library.resize_neighbours())
-    first_rows, counts, down = _weights(picture.height, height, 1)
+def resize(picture: Pixels, width: int, height: int, resample: int) -> NDArray[np.uint8]:
+    """A picture of any size -> uint8[height, width, 3], equal to what `Image.resize` of Pillow makes of it."""
+    if resample == Image.Resampling.BILINEAR and (library := _library()) is not None:
+        pixels = _pixels(picture) if isinstance(picture, Image.Image) else picture
+        if (
+            pixels is not None and len(pixels) <= 100 * pixels.shape[1]
+        ):  # of higher ones Pillow scales the columns first
+            return _resize(library, pixels, width, height)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture[..., :3])
+    return np.asarray(image.resize((width, height), Image.Resampling(resample)))
+
+
+def _resize(library: ctypes.CDLL, pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """uint8[H, W, 4] -> uint8[height, width, 3]"""
+    rows, columns = pixels.shape[:2]
+    firsts, across = _across(columns, width, library.resize_neighbours())
+    first_rows, counts, down = _weights(rows, height, 1)
     result = np.empty((height, width, 3), np.uint8)
     library.resize(
-        pixels.ctypes.data, picture.height, picture.width, result.ctypes.data, height, width,
+        pixels.ctypes.data, rows, columns, result.ctypes.data, height, width,
         firsts.ctypes.data, across.ctypes.data, across.shape[2] * 2,
         first_rows.ctypes.data, counts.ctypes.data, down.ctypes.data, down.shape[1],
     )  # fmt: skip
@@ -37,8 +48,8 @@ def resize(picture: Image.Image, width: int, height: int, resample: int) -> NDAr
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8] | None:
-    """Pillow's own memory of a picture, four bytes a pixel; None where it does not lie in one piece, or cannot be had."""
-    if picture.readonly or not hasattr(picture, "__arrow_c_array__"):
+    """Pillow's own memory of an RGB picture, uint8[H, W, 4]; None where it is not in one piece, or cannot be had."""
+    if picture.mode != "RGB" or picture.readonly or not hasattr(picture, "__arrow_c_array__"):
         return None  # memory that is not Pillow's own it exports with a segmentation fault (its issue 9896)
     import pyarrow as pa  # here: it takes a quarter of a second
 
@@ -47,7 +58,7 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8] | None:
     except ValueError:
         return None
     values: NDArray[np.uint8] = pixels.values.to_numpy(zero_copy_only=True)
-    return values
+    return values.reshape(picture.height, picture.width, 4)
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from omni.data.pictures import read_picture
+from omni.data.pictures import read_pixels
 
 from .encoder import Encoder
 from .engine import Engine, Precision, What
@@ -41,13 +41,13 @@ def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordB
     prepared = []
     for path in paths:
         try:
-            picture = read_picture(path, at_least)
+            picture, size = read_pixels(path, at_least)
             prepared.append(engine.prepare(picture))
         except ValueError as error:  # also of an image processor that does not take every picture
             sizes.append(None)
             errors.append(str(error))
         else:
-            sizes.append(picture.info.get("full_size", picture.size))
+            sizes.append(size)
             errors.append(None)
     embeddings = np.zeros((len(paths), *engine.shape), np.float32)
     if prepared:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from omni.data import scenes
+from omni.data.pictures import Pixels
 from omni.data.resizing import resize
 from omni.registry import get_modality
 
@@ -105,14 +106,15 @@ class Engine:
             f"{TOLERANCE[self.precision]:g} that rounding explains; use float32."
         )
 
-    def prepare(self, picture: Image.Image) -> NDArray[Any]:
-        """One RGB picture of any size -> uint8[H, W, 3], or float32[3, H, W] for an encoder that is not packed.
+    def prepare(self, picture: Pixels) -> NDArray[Any]:
+        """One picture of any size -> uint8[H, W, 3], or float32[3, H, W] for an encoder that is not packed.
 
         Raises:
             EngineError: an image processor that does not scale pictures, and one of another size than it takes.
         """
         if self.path == "as it is":
-            pixels = self.encoder.prepare([picture])[0]
+            image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture[..., :3])
+            pixels = self.encoder.prepare([image])[0]
             if pixels.shape != self._pixels:
                 raise EngineError(
                     f"The encoder takes pictures of one size, expected {_size(self._pixels)} pixels, found "

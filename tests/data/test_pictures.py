@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageFilter, ImageOps
 
-from omni.data.pictures import MAX_PIXELS, PictureError, read_picture
+from omni.data.pictures import MAX_PIXELS, PictureError, read_picture, read_pixels
 
 Pixels = NDArray[np.uint8]
 
@@ -35,13 +36,26 @@ def pixels(source: Any) -> Pixels:
     picture = read_picture(source)
     assert type(picture) is Image.Image
     assert picture.mode == "RGB"
+    np.testing.assert_array_equal(pixels_alone(source), np.asarray(picture))
     return np.asarray(picture)
+
+
+def pixels_alone(source: Any, at_least: int | None = None) -> Pixels:
+    """What `read_pixels` reads, as uint8[H, W, 3]."""
+    found, size = read_pixels(source, at_least)
+    values = np.asarray(found)[..., :3]
+    assert values.dtype == np.uint8
+    if at_least is None:
+        assert size == values.shape[1::-1]
+    return values
 
 
 def refusal(source: Any) -> str:
     with pytest.raises(PictureError) as caught:
         read_picture(source)
     message = str(caught.value)
+    with pytest.raises(type(caught.value), match=re.escape(message)):
+        read_pixels(source)
     assert re.fullmatch(r"[^\n]+[^.\n]\.", message)
     assert re.search(r"; [^;]+\.$", message), "what to do is missing"
     return message
@@ -128,6 +142,56 @@ def test_jpeg(options: dict[str, Any]) -> None:
 def test_jpeg_equals_pillow_on_noise() -> None:
     data = encode(noise(), "JPEG")
     assert (pixels(data) == np.asarray(Image.open(io.BytesIO(data)))).all()
+
+
+JPEGS: dict[str, dict[str, Any]] = {
+    "4:4:4": {"subsampling": "4:4:4"},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:2:0": {"subsampling": "4:2:0"},
+    "4:4:0": {},
+    "4:1:1": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+    "red, green and blue as they are": {"keep_rgb": True},
+    "of low quality": {"quality": 3},
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("size", [(1, 1), (64, 48), (67, 129), (500, 333)])
+@pytest.mark.parametrize("at_least", [None, 16, 60])
+def test_pixels_without_a_picture_are_the_same(kind: str, size: tuple[int, int], at_least: int | None) -> None:
+    image = noise(*size).filter(ImageFilter.GaussianBlur(1))
+    if kind in ("4:4:0", "4:1:1"):  # which Pillow does not write: vertical samples, and every fourth column
+        factors = {"4:4:0": "1x2", "4:1:1": "4x1"}[kind]
+        data = simplejpeg.encode_jpeg(np.asarray(image), colorsubsampling=kind.replace(":", ""))
+        assert sampling(data) == factors
+    else:
+        data = encode(image, "JPEG", **JPEGS[kind])
+    picture = read_picture(data, at_least)
+    found, full_size = read_pixels(data, at_least)
+    assert isinstance(found, np.ndarray), "it has not been decoded the short way"
+    assert found.shape == (picture.height, picture.width, 4)
+    np.testing.assert_array_equal(found[..., :3], np.asarray(picture))
+    assert full_size == size
+
+
+def sampling(jpeg: bytes) -> str:
+    """How often the first of the colours is sampled across and down, from the frame's header."""
+    frame = re.search(rb"\xff[\xc0-\xc2]\0\x11\x08.{4}\x03.(.)", jpeg, re.DOTALL)
+    assert frame is not None
+    return f"{frame[1][0] >> 4}x{frame[1][0] & 15}"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sizes_of_turned_pictures_are_those_in_full(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(noise(400, 300), "JPEG", exif=exif)
+    picture = read_picture(data, 60)
+    found, full_size = read_pixels(data, 60)
+    np.testing.assert_array_equal(np.asarray(found)[..., :3], np.asarray(picture))
+    assert full_size == picture.info["full_size"] == ((400, 300) if orientation < 5 else (300, 400))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -388,6 +452,7 @@ def test_orientation(kind: str, orientation: int, tmp_path: Path) -> None:
             assert np.abs(np.asarray(got).astype(int) - upright).max() <= 5
             # Other tools apply the orientation as well: there must be nothing left for them.
             assert (np.asarray(ImageOps.exif_transpose(got)) == np.asarray(got)).all()
+            np.testing.assert_array_equal(pixels_alone(source), np.asarray(got))
             assert (np.asarray(read_picture(got)) == np.asarray(got)).all()
 
 
@@ -622,7 +687,7 @@ def test_no_cut_goes_unnoticed(name: str) -> None:
     refused = 0
     for offset in sorted(offsets):
         try:
-            got = np.asarray(read_picture(data[:offset]))
+            got = pixels(data[:offset])
         except PictureError:
             refused += 1
         else:
@@ -683,8 +748,12 @@ def test_damage_is_refused_or_decoded_and_nothing_else_is_raised() -> None:
             )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that Pillow does not like
+            expected = found = None
             with contextlib.suppress(PictureError):
-                read_picture(bytes(data))
+                expected = np.asarray(read_picture(bytes(data)))
+            with contextlib.suppress(PictureError):
+                found = pixels_alone(bytes(data))
+            np.testing.assert_array_equal(found, expected)
 
 
 # --- Size -------------------------------------------------------------------------------------------------------------

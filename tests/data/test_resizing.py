@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from omni.data import resizing
@@ -16,6 +17,12 @@ def draw(width: int, height: int, seed: int) -> Image.Image:
         random.integers(0, 256, (height, width, 3)) if seed % 2 else random.integers(0, 2, (height, width, 3)) * 255
     )
     return Image.fromarray(values.astype(np.uint8))
+
+
+def with_fourth_byte(picture: Image.Image) -> NDArray[np.uint8]:
+    """uint8[H, W, 4], the last of each something that would show."""
+    values = np.asarray(picture)
+    return np.concatenate([values, 255 - values[..., :1]], axis=2)
 
 
 def sizes() -> list[tuple[int, int, int, int]]:
@@ -34,6 +41,8 @@ def test_the_bytes_are_those_of_pillow(compiles: bool) -> None:
         expected = np.asarray(picture.resize((new_width, new_height), Image.Resampling.BILINEAR))
         found = resize(picture, new_width, new_height, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(found, expected, f"{width}x{height} to {new_width}x{new_height}")
+        found = resize(with_fourth_byte(picture), new_width, new_height, Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(found, expected, f"{width}x{height} to {new_width}x{new_height}, pixels")
 
 
 def test_a_picture_in_several_pieces_of_memory_is_scaled_too() -> None:
@@ -55,6 +64,7 @@ def test_other_filters_are_pillows(resample: Image.Resampling) -> None:
     picture = draw(90, 70, 1)
     expected = np.asarray(picture.resize((40, 50), resample))
     np.testing.assert_array_equal(resize(picture, 40, 50, resample), expected)
+    np.testing.assert_array_equal(resize(with_fourth_byte(picture), 40, 50, resample), expected)
 
 
 def test_without_a_compiler_it_is_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
