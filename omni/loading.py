@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ import torch
 from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
+
+from .ordinary import load_ordinary
 
 # What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
 INHERITED_KEYS = frozenset(
@@ -96,14 +99,17 @@ class StrictLoadingMixin:
         where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
         with ThreadPoolExecutor(1) as beside, _one_by_one(*where):
             hashed = beside.submit(_saved_and_found, *where)  # takes as long as building the model, and another core
-            model, report = super().from_pretrained(  # type: ignore[misc]
-                pretrained_model_name_or_path,
-                *model_args,
-                output_loading_info=True,
-                # otherwise collected in the report, so that one message names all of them
-                ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
-                **kwargs,
-            )
+            report: dict[str, Any] = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+            model = None if model_args else load_ordinary(cls, pretrained_model_name_or_path, kwargs)
+            if model is None:
+                model, report = super().from_pretrained(  # type: ignore[misc]
+                    pretrained_model_name_or_path,
+                    *model_args,
+                    output_loading_info=True,
+                    # otherwise collected in the report, so that one message names all of them
+                    ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
+                    **kwargs,
+                )
         if foreign is not None:
             del model._weight_conversions  # it would be saved again under its names in the fused model
         if output_loading_info:
@@ -143,12 +149,16 @@ class StrictLoadingMixin:
         tied = set(getattr(self, "all_tied_weights_keys", None) or {})
         saved = {name: tensor for name, tensor in tensors.items() if name not in tied}
         config.fingerprints = fingerprint_parts(saved) if whole else None
+        config.checksums = None
         if self.found_as:
             config.auto_map = remote_code(save_directory, self.found_as)
         # under the names that the tensors have here, which the fingerprints are of: some towers would get older ones
         kwargs.setdefault("save_original_format", False)
         self._card = measured_card(config)  # now: on the way to the hub, transformers overwrites README.md
-        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        if config.fingerprints and kwargs.get("is_main_process", True):
+            config.checksums = note_checksums(Path(save_directory))
+        return result
 
     @classmethod
     def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
@@ -325,7 +335,10 @@ def _saved_and_found(folder: Any, subfolder: str) -> tuple[dict[str, str], dict[
     if folder is None or not (Path(folder) / subfolder / "config.json").is_file():
         return {}, {}
     folder = Path(folder) / subfolder
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fingerprints") or {}
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    saved = values.get("fingerprints") or {}
+    if saved and values.get("checksums") == checksums(folder):  # the files are as they were written, byte by byte
+        return saved, saved
     return saved, fingerprint_folder(folder) if saved else {}
 
 
@@ -341,6 +354,28 @@ def _compare_fingerprints(
             "work with the encoder that they were trained with; restore the file, or train the projector again and save "
             "the model with save_pretrained."
         )
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """CRC-32 of each file with weights, by its name. It takes a third of the time of a fingerprint, and notices any damage;
+    only of a file that is not as it was written one has to ask whether its tensors are.
+    """
+    found = {}
+    for file in _safetensors_files(folder):
+        with open(file, "rb") as opened:
+            data, value = memoryview(mmap(opened.fileno(), 0, access=ACCESS_READ)), 0
+        for start in range(0, len(data), _Digests.AT_ONCE):
+            value = zlib.crc32(data[start : start + _Digests.AT_ONCE], value)
+        found[file.name] = f"{value:08x}"
+    return found
+
+
+def note_checksums(folder: Path) -> dict[str, str]:
+    """Write the checksums of a folder's weights into its config.json."""
+    path, found = folder / "config.json", checksums(folder)
+    values = {**json.loads(path.read_text(encoding="utf-8")), "checksums": found}
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return found
 
 
 def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:

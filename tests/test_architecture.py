@@ -28,6 +28,7 @@ BOTTOM, MIDDLE, UPPER, TOP = range(4)
 LAYERS = {
     "compilation": BOTTOM,
     "loading": BOTTOM,
+    "ordinary": BOTTOM,
     "projectors": BOTTOM,
     "registry": BOTTOM,
     "fusion": MIDDLE,

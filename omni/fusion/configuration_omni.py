@@ -70,6 +70,7 @@ class OmniConfig(PreTrainedConfig):
         tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
         untrained: parts of the model whose weights are random, for all that is known; `generate` refuses them.
         fingerprints: hashes of the weights of the parts as they were saved together.
+        checksums: of the files with the weights as they were written, by name.
 
     Raises:
         ValueError: an unknown key, modality, output or projector, a missing token_id; the message lists the known ones.
@@ -88,6 +89,7 @@ class OmniConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     untrained: list[str] | None = None
     fingerprints: dict[str, str] | None = None
+    checksums: dict[str, str] | None = None
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -110,7 +112,7 @@ class OmniConfig(PreTrainedConfig):
         self.untrained = self.untrained or []
         tie = kwargs.pop("tie_word_embeddings", None)
         if unknown := sorted(set(kwargs) - INHERITED_KEYS):
-            known = ["fingerprints", "modalities", "text_config", "tie_word_embeddings", "untrained"]
+            known = ["checksums", "fingerprints", "modalities", "text_config", "tie_word_embeddings", "untrained"]
             known += [f"{name}_{what}" for name in self.modalities for what in ("config", "token_id")]
             raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for OmniConfig; known: {known}.")
         super().__post_init__(**kwargs)
@@ -200,9 +202,7 @@ class OmniConfig(PreTrainedConfig):
         known = {*(field.name for field in fields(self)), *INHERITED_KEYS}
         output = {key: value for key, value in output.items() if key in known}
         for name, section in output["modalities"].items():
-            output[f"{name}_config"] = section.pop("encoder").to_dict()
-            output[f"{name}_config"].pop("transformers_version", None)
-            output[f"{name}_config"].pop("auto_map", None)  # of the folder that it was saved in alone
+            output[f"{name}_config"] = _without_its_folder(section.pop("encoder").to_dict())
         self._remove_keys_not_serialized(output)
         self.dict_dtype_to_str(output)
         return output
@@ -211,10 +211,13 @@ class OmniConfig(PreTrainedConfig):
         """What is written to disk; of the encoders only what differs from their defaults."""
         output = super().to_diff_dict()
         for name, section in self.modalities.items():
-            output[f"{name}_config"] = section["encoder"].to_diff_dict()
-            output[f"{name}_config"].pop("transformers_version", None)
-            output[f"{name}_config"].pop("auto_map", None)
+            output[f"{name}_config"] = _without_its_folder(section["encoder"].to_diff_dict())
         return output
+
+
+def _without_its_folder(values: dict[str, Any]) -> dict[str, Any]:
+    """An encoder's settings without what is of the folder that it was saved in alone."""
+    return {key: value for key, value in values.items() if key not in ("transformers_version", "auto_map", "checksums")}
 
 
 def _build(values: Mapping[str, Any], where: str, default: str) -> PreTrainedConfig:

@@ -29,7 +29,7 @@ from omni.training.scaling import AS_BYTES, scale_before
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
 
-NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
+NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "checksums", "fingerprints"}
 """What two encoders may have different and still compute the same from the same weights."""
 
 

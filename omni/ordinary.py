@@ -1,0 +1,121 @@
+"""Loading of an ordinary checkpoint: what transformers makes of it, in less than half the time.
+
+Of each tensor transformers asks whether it is to be renamed, converted, quantised, cut up or sent elsewhere. In a small
+local file where every tensor of the model has its name, its shape and float32, and no other one is, there is nothing to do
+but to map the file, as transformers does, and to put the tensors into their places. Whatever is not so, or asks for more,
+is left to transformers, and so is every complaint.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
+from transformers.monkey_patching import patch_output_recorders
+
+SMALL = 256 * 2**20
+"""Bytes of a file that is loaded so. The model is built in memory before it is filled; larger ones are on "meta"."""
+
+WITHOUT_SAYING: dict[str, Sequence[Any]] = {
+    "_from_auto": (True,),
+    "use_safetensors": (True,),
+    "local_files_only": (True, False),
+    "trust_remote_code": (None, False),
+    "adapter_kwargs": (None, {}, {"revision": None}),
+    **dict.fromkeys(("cache_dir", "device_map", "proxies", "revision", "token"), (None,)),
+    **dict.fromkeys(("dtype", "torch_dtype"), (None, "auto")),
+}
+"""Arguments of `from_pretrained` and the values that change nothing; Auto classes and `pipeline` pass some of them."""
+
+UNUSUAL = ("quantization_config", "fusion_config", "transformers_weights")
+"""What in a configuration makes more of loading."""
+
+
+def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | None:
+    """The model of class `cls` in a folder, in eval mode; None where this is not ordinary.
+
+    Args:
+        cls: a `PreTrainedModel`.
+        folder: as it was given to `from_pretrained`.
+        kwargs: what else was.
+    """
+    if folder is None or _asks_for_more(kwargs):
+        return None
+    file = Path(folder) / "model.safetensors"
+    if not file.is_file() or file.stat().st_size > SMALL or (file.parent / "adapter_config.json").exists():
+        return None
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError):
+        return None
+    config = kwargs.get("config") or cls.config_class.from_pretrained(folder)
+    config = copy.deepcopy(config)
+    parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
+    dtypes = {config.dtype or torch.float32, *(tensor.dtype for tensor in tensors.values())}
+    unusual = any(getattr(part, name, None) for part in parts for name in UNUSUAL) or type(config).extra_files
+    if unusual or dtypes != {torch.float32}:
+        return None
+    for part in parts:
+        part.dtype = torch.float32
+    config.name_or_path = folder
+    with ExitStack() as contexts:
+        for context in cls.get_init_context(torch.float32, False, False, None):
+            if not isinstance(context, torch.device):  # "meta": buffers would have to be computed a second time
+                contexts.enter_context(context)
+        model = cls(config)
+    converted = any(not isinstance(each, WeightRenaming) for each in get_model_conversion_mapping(model))
+    if converted or not _put(tensors, model):
+        return None
+    model._weight_conversions = []  # none to be undone when the model is saved
+    patch_output_recorders(model)
+    model.tie_weights(recompute_mapping=False)
+    model.eval()
+    model.set_use_kernels(False)
+    if model.can_generate():
+        model.adjust_generation_fn(
+            None, False, None, folder, cache_dir=None, force_download=False, proxies=None, local_files_only=True,
+            token=None, revision=None, subfolder="", trust_remote_code=None,
+        )  # fmt: skip
+    return model
+
+
+def _asks_for_more(kwargs: Mapping[str, Any]) -> bool:
+    """Whether there is anything in the arguments, or around the call, but what goes without saying."""
+    others = {name: value for name, value in kwargs.items() if name != "config"}
+    return (
+        any(value not in WITHOUT_SAYING.get(name, ()) for name, value in others.items())
+        or not isinstance(kwargs.get("config"), PreTrainedConfig | None)
+        or torch.get_default_device().type != "cpu"
+        or is_deepspeed_zero3_enabled()
+        or is_fsdp_enabled()
+    )
+
+
+def _put(tensors: Mapping[str, torch.Tensor], model: Any) -> bool:
+    """Make tensors the parameters and buffers of a model, and mark it as initialised; False if they are not just those."""
+    places: dict[str, tuple[dict[str, Any], str]] = {}
+    for path, module in model.named_modules():
+        module._is_hf_initialized = True
+        for values in (module._parameters, module._buffers):
+            for name, value in values.items():
+                if value is not None and name not in module._non_persistent_buffers_set:
+                    places[f"{path}.{name}" if path else name] = values, name
+    for tied in model.all_tied_weights_keys:
+        places.pop(tied, None)
+    if tensors.keys() != places.keys():
+        return False
+    if any(values[name].shape != tensors[key].shape for key, (values, name) in places.items()):
+        return False
+    for key, (values, name) in places.items():
+        tensor, parameter = tensors[key], isinstance(values[name], torch.nn.Parameter)
+        values[name] = torch.nn.Parameter(tensor) if parameter else tensor
+        values[name]._is_hf_initialized = True
+    return True
