@@ -171,21 +171,25 @@ def embed(
 
     _quiet()
     of_encoding = (encoding.SourceError, encoding.EngineError, encoding.TableError, encoding.RayError)
-    with _mistakes(*of_encoding, ManifestError, CheckpointError), _files() as progress:
-        report = encoding.embed(
-            sources,
-            folder,
-            output,
-            what=what,
-            precision=precision,
-            decode=decode,
-            batch_size=batch_size,
-            shard_rows=shard_rows,
-            resume=resume,
-            runner=engine,
-            address=address,
-            progress=progress,
-        )
+    try:
+        with _mistakes(*of_encoding, ManifestError, CheckpointError), _files() as progress:
+            report = encoding.embed(
+                sources,
+                folder,
+                output,
+                what=what,
+                precision=precision,
+                decode=decode,
+                batch_size=batch_size,
+                shard_rows=shard_rows,
+                resume=resume,
+                runner=engine,
+                address=address,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        typer.echo("Stopped. The same command with --resume goes on from here.", err=True)
+        raise typer.Exit(130) from None
     if report.unreadable:
         typer.echo(
             f"{report.unreadable:,} of {report.rows:,} files have no embedding; the column `error` says why.", err=True
@@ -564,9 +568,11 @@ def serve(
         _refuse(f"Serving needs packages that are not installed ({error}): pip install 'omni-thinker[serve]'.")
     from omni.loading import CheckpointError
 
-    typer.echo(f"Serving {str(folder)!r} at http://{host}:{port}/v1", err=True)
+    def ready() -> None:
+        typer.echo(f"Serving {str(folder)!r} at http://{host}:{port}/v1", err=True)
+
     with _mistakes(ServingError, CheckpointError):
-        start(folder, host, port, device, allow_private)
+        start(folder, host, port, device, allow_private, ready)
 
 
 @app.command("app")

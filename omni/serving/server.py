@@ -41,6 +41,7 @@ def serve(
     port: int = 8000,
     device: str = "auto",
     allow_private: bool = False,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve a checkpoint with OpenAI's interface until the process is interrupted.
 
@@ -49,6 +50,7 @@ def serve(
         host, port: where to listen.
         device: "cpu", "cuda:0" and the like; "auto" takes an accelerator if there is one.
         allow_private: fetch pictures from addresses of this machine and of private networks, too.
+        ready: called once, when requests will be answered.
 
     Raises:
         ServingError: packages that are missing, an address at which nobody can listen, or an unknown device.
@@ -66,6 +68,7 @@ def serve(
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ServingError(f"The model cannot be put on device {device!r} ({error}); try --device cpu.") from error
+        ready()
         allowed = (lambda address: True) if allow_private else is_public
         _Server(str(checkpoint), model, processor, allowed, listening)
 

@@ -116,6 +116,22 @@ def test_a_terminal_sees_how_fast_it_goes(save_encoder: Make, make_pictures: Mak
     assert b"files/s" in shown
 
 
+def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
+    pictures, output = make_pictures(1500), tmp_path / "out.parquet"
+    command = ["embed", pictures, "--checkpoint", save_encoder(), "--batch-size", "4", "--output", output]
+    process = subprocess.Popen([OMNI, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not list(tmp_path.glob("out.parquet.unfinished/*.arrow")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr == "Stopped. The same command with --resume goes on from here.\n"
+    done = invoke(*command[1:], "--resume", "--json")
+    assert 0 < json.loads(done.stdout)["computed"] < 1500
+    assert pq.read_metadata(output).num_rows == 1500
+
+
 @pytest.mark.long  # test_embedding.py kills at random moments
 def test_killed_and_resumed(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     """The process itself, with the signal that cannot be caught."""
