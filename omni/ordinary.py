@@ -56,8 +56,8 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
         tensors = load_file(file)
     except (SafetensorError, OSError):
         return None
-    config = kwargs.get("config") or cls.config_class.from_pretrained(folder)
-    config = copy.deepcopy(config)
+    given = kwargs.get("config")
+    config = cls.config_class.from_pretrained(folder) if given is None else copy.deepcopy(given)
     parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
     dtypes = {config.dtype or torch.float32, *(tensor.dtype for tensor in tensors.values())}
     unusual = any(getattr(part, name, None) for part in parts for name in UNUSUAL) or type(config).extra_files
