@@ -101,21 +101,20 @@ def _asks_for_more(kwargs: Mapping[str, Any]) -> bool:
 
 def _put(tensors: Mapping[str, torch.Tensor], model: Any) -> bool:
     """Make tensors the parameters and buffers of a model, and mark it as initialised; False if they are not just those."""
-    places: dict[str, tuple[dict[str, Any], str]] = {}
+    places: dict[str, tuple[torch.nn.Module, str]] = {}
     for path, module in model.named_modules():
         module._is_hf_initialized = True
-        for values in (module._parameters, module._buffers):
-            for name, value in values.items():
-                if value is not None and name not in module._non_persistent_buffers_set:
-                    places[f"{path}.{name}" if path else name] = values, name
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            if value is not None and name not in module._non_persistent_buffers_set:
+                places[f"{path}.{name}" if path else name] = module, name
     for tied in model.all_tied_weights_keys:
         places.pop(tied, None)
     if tensors.keys() != places.keys():
         return False
-    if any(values[name].shape != tensors[key].shape for key, (values, name) in places.items()):
+    if any(getattr(module, name).shape != tensors[key].shape for key, (module, name) in places.items()):
         return False
-    for key, (values, name) in places.items():
-        tensor, parameter = tensors[key], isinstance(values[name], torch.nn.Parameter)
-        values[name] = torch.nn.Parameter(tensor) if parameter else tensor
-        values[name]._is_hf_initialized = True
+    for key, (module, name) in places.items():
+        tensor: Any = torch.nn.Parameter(tensors[key]) if name in module._parameters else tensors[key]
+        tensor._is_hf_initialized = True
+        setattr(module, name, tensor)  # and not into its dictionary: some modules have the tensor in other places, too
     return True

@@ -514,6 +514,27 @@ def test_the_short_way_makes_what_transformers_makes(
     assert {name for name in found if found[name] != expected[name]} == set()
 
 
+class Recurrent(OmniVisionModel):
+    """Its module keeps its weights in a list as well; and it has a buffer that is saved and one that is not."""
+
+    def __init__(self, config: OmniVisionConfig) -> None:
+        super().__init__(config)
+        self.recurrent = torch.nn.GRU(4, 3, batch_first=True)
+        self.register_buffer("saved", torch.zeros(2))
+        self.register_buffer("computed", torch.arange(3.0), persistent=False)
+
+
+def test_weights_that_a_module_has_in_two_places(tmp_path: Path, loaded_ordinarily: list[bool]) -> None:
+    model = Recurrent(OmniVisionConfig(**VISION)).eval()
+    model.saved += torch.tensor([5.0, 7.0])
+    model.save_pretrained(tmp_path)
+    found, sequence = Recurrent.from_pretrained(tmp_path), torch.randn(1, 6, 4)
+    assert loaded_ordinarily == [True]
+    assert found.recurrent(sequence)[0].equal(model.recurrent(sequence)[0])
+    assert found.saved.tolist() == [5.0, 7.0]
+    assert found.computed.tolist() == [0.0, 1.0, 2.0]
+
+
 @pytest.mark.parametrize("auto", [AutoModelForImageTextToText, AutoModel])
 def test_auto_classes_and_pipelines_take_the_short_way(
     auto: Any, saved: dict[str, Path], loaded_ordinarily: list[bool]
