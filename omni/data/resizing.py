@@ -57,7 +57,7 @@ def _pixels(picture: Image.Image) -> NDArray[np.uint8] | None:
         pixels: Any = pa.array(picture)
     except ValueError:
         return None
-    values: NDArray[np.uint8] = pixels.values.to_numpy(zero_copy_only=True)
+    values = np.frombuffer(pixels.values.buffers()[1], np.uint8)  # without `to_numpy`, which imports pandas
     return values.reshape(picture.height, picture.width, 4)
 
 
