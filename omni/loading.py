@@ -97,21 +97,22 @@ class StrictLoadingMixin:
         mismatched_allowed = kwargs.pop("ignore_mismatched_sizes", False)
         foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
         where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
-        with ThreadPoolExecutor(1) as beside, _one_by_one(*where):
+        with ThreadPoolExecutor(1) as beside:
             hashed = beside.submit(_saved_and_found, *where)  # takes as long as building the model, and another core
             if not (model_args or output_loading_info):
                 model = load_ordinary(cls, pretrained_model_name_or_path, kwargs)
                 if model is not None:
                     _compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), ())
                     return model
-            model, report = super().from_pretrained(  # type: ignore[misc]
-                pretrained_model_name_or_path,
-                *model_args,
-                output_loading_info=True,
-                # otherwise collected in the report, so that one message names all of them
-                ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
-                **kwargs,
-            )
+            with _one_by_one(*where):
+                model, report = super().from_pretrained(  # type: ignore[misc]
+                    pretrained_model_name_or_path,
+                    *model_args,
+                    output_loading_info=True,
+                    # otherwise collected in the report, so that one message names all of them
+                    ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
+                    **kwargs,
+                )
         if foreign is not None:
             del model._weight_conversions  # it would be saved again under its names in the fused model
         if output_loading_info:

@@ -71,7 +71,9 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
             if not isinstance(context, torch.device):  # "meta": buffers would have to be computed a second time
                 contexts.enter_context(context)
         model = cls(config)
-    converted = any(not isinstance(each, WeightRenaming) for each in get_model_conversion_mapping(model))
+    converted = any(
+        not isinstance(each, WeightRenaming) for each in get_model_conversion_mapping(model, add_legacy=False)
+    )
     if converted or not _put(tensors, model):
         return None
     model._weight_conversions = []  # none to be undone when the model is saved

@@ -700,10 +700,9 @@ def _stock_head(config: Any) -> nn.Linear:
     Raises:
         ValueError: a language model whose head does what we do not; its logits would be silently wrong.
     """
-    one_layer = _of_one_layer(config)
-    key = type(config), json.dumps(one_layer.to_dict(), sort_keys=True, default=repr)
+    key = type(config), json.dumps(config.to_dict(), sort_keys=True, default=repr)
     if key not in _STOCK_HEADS:
-        _STOCK_HEADS[key] = _ask_stock_head(config, one_layer)
+        _STOCK_HEADS[key] = _ask_stock_head(config)
     in_features, out_features, bias = _STOCK_HEADS[key]
     return nn.Linear(in_features, out_features, bias=bias)
 
@@ -712,10 +711,10 @@ _STOCK_HEADS: dict[tuple[type, str], tuple[int, int, bool]] = {}
 """What was found out, by configuration: asking takes a tenth of loading a small model."""
 
 
-def _ask_stock_head(config: Any, one_layer: Any) -> tuple[int, int, bool]:
+def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
     """Widths of the head, and whether it has a bias."""
     with torch.device("meta"):
-        stock = AutoModelForCausalLM.from_config(one_layer)
+        stock = AutoModelForCausalLM.from_config(_of_one_layer(config))
     head = stock.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(
