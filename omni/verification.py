@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.answering import Answer, Session, load
 from omni.data import scenes
-from omni.data.pictures import read_picture
+from omni.data.pictures import read_picture, read_pixels
 from omni.encoding.encoder import Encoder, load_encoder
 from omni.encoding.engine import TOLERANCE, Engine, EngineError, What
 from omni.fusion.decoding import own_way
@@ -94,7 +94,7 @@ def verify(
     pictures = [scenes.render(scene) for scene in drawn]
     yield from _embeddings(encoder, pictures, rounds, progress)
     progress("scaled decoding")
-    yield _scaled_decoding(encoder, pictures, rounds)
+    yield from _decoding(encoder, pictures, rounds)
     if encoder.fused is not None:
         asked = [scenes.questions(scene, scene.seed) for scene in drawn]
         model, processor = load(checkpoint)
@@ -137,24 +137,25 @@ def _embeddings(
             yield FastPath(**common, reference_speed=slow_speed, speed=fast_speed, difference=difference)
 
 
-def _scaled_decoding(encoder: Encoder, pictures: Sequence[Image.Image], rounds: int) -> FastPath:
+def _decoding(encoder: Encoder, pictures: Sequence[Image.Image], rounds: int) -> Iterator[FastPath]:
     files = [_jpeg(picture) for picture in pictures]
     engine = Engine(encoder, "cls" if "cls" in encoder.encode(encoder.prepare(pictures[:1])) else "grid")
 
-    def embed(at_least: int | None) -> Any:
-        return engine(np.stack([engine.prepare(read_picture(file, at_least)) for file in files]))
+    def by_pillow() -> Any:
+        return engine(np.stack([engine.prepare(read_picture(file)) for file in files]))
 
-    whole, scaled = _speeds([lambda: embed(None), lambda: embed(encoder.side)], rounds, len(files))
-    difference = _difference(torch.from_numpy(embed(encoder.side)), torch.from_numpy(embed(None)))
-    return FastPath(
-        name=f"JPEG files of {PHOTO[0]}x{PHOTO[1]}, scaled decoding (where asked for)",
-        unit="files",
-        reference_speed=whole,
-        speed=scaled,
-        difference=difference,
-        of="embeddings",
-        tolerance=None,
-    )
+    def embed(at_least: int | None = None) -> Any:
+        return engine(np.stack([engine.prepare(read_pixels(file, at_least)[0]) for file in files]))
+
+    reference, whole, scaled = _speeds([by_pillow, embed, lambda: embed(encoder.side)], rounds, len(files))
+    expected = torch.from_numpy(by_pillow())
+    common: dict[str, Any] = {"unit": "files", "reference_speed": reference, "of": "embeddings"}
+    name = f"JPEG files of {PHOTO[0]}x{PHOTO[1]}"
+    difference = _difference(torch.from_numpy(embed()), expected)
+    yield FastPath(**common, name=f"{name}, TurboJPEG", speed=whole, difference=difference, tolerance=0.0)
+    difference = _difference(torch.from_numpy(embed(encoder.side)), expected)
+    scaled_name = f"{name}, scaled decoding (where asked for)"
+    yield FastPath(**common, name=scaled_name, speed=scaled, difference=difference, tolerance=None)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

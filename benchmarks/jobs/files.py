@@ -24,7 +24,7 @@ from transformers import pipeline
 
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
-from omni.data.pictures import read_picture
+from omni.data.pictures import read_picture, read_pixels
 from omni.encoding import embedding
 from omni.encoding.batches import Decode, Task
 from omni.encoding.encoder import load_encoder
@@ -111,7 +111,7 @@ def _engine(precision: Precision, paths: Sequence[str]) -> Call:
     def embed() -> torch.Tensor:
         found = []
         for start in range(0, len(paths), BATCH):
-            read = [engine.prepare(read_picture(path)) for path in paths[start : start + BATCH]]
+            read = [engine.prepare(read_pixels(path)[0]) for path in paths[start : start + BATCH]]
             found.append(engine(np.stack(read))[:, 0])
         return torch.from_numpy(np.concatenate(found))
 
