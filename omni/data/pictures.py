@@ -31,6 +31,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -149,7 +150,7 @@ def read_pixels(source: Source, at_least: int | None = None) -> tuple[Pixels, tu
     """What `read_picture` reads, and the (width, height) that it has in full; most JPEG files in three quarters of the time.
 
     Pillow takes the rows of a picture through further memory one by one. TurboJPEG is the same decoder, so gives the same
-    pixels, without that. Whatever it objects to is left to Pillow.
+    pixels, without that. Whatever it objects to is left to Pillow, and everything where Pillow has another decoder.
 
     Raises:
         PictureError: as `read_picture`.
@@ -343,18 +344,41 @@ def _decode(opened: _Opened) -> Image.Image:
 
 def _decode_jpeg(opened: _Opened) -> NDArray[np.uint8] | None:
     """uint8[H, W, 4] of a whole JPEG file in colours, as it is stored; None of everything else."""
-    from simplejpeg import decode_jpeg
-
     image, file = opened.image, opened.file
     if file is None or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != "RGB":
         return None
-    width, height = image.size
+    if not _decodes_as_pillow():
+        return None
     file.seek(0)
-    try:  # decoded to the smallest size that is no less
-        pixels: NDArray[np.uint8] = decode_jpeg(file.read(), "RGBX", min_width=width, min_height=height)
+    return _turbo(file.read(), image.size)
+
+
+def _turbo(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """A JPEG file decoded to a (width, height) that it has in whole eighths of its own; None if anything is amiss."""
+    from simplejpeg import decode_jpeg
+
+    width, height = size
+    try:  # to the smallest size that is no less
+        pixels: NDArray[np.uint8] = decode_jpeg(data, "RGBX", min_width=width, min_height=height)
     except ValueError:
         return None
     return pixels if pixels.shape == (height, width, 4) else None
+
+
+@cache
+def _decodes_as_pillow() -> bool:
+    """Whether TurboJPEG makes the same pixels as Pillow here, whole and scaled; some are built with another decoder."""
+    file = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (51, 67, 3), np.uint8)
+    Image.fromarray(noise).save(file, "JPEG", quality=75)
+    for part in (1, 2, 4, 8):
+        file.seek(0)
+        image = JpegImagePlugin.JpegImageFile(file)
+        image.draft(None, (image.width // part, image.height // part))
+        pixels = _turbo(file.getvalue(), image.size)
+        if pixels is None or not np.array_equal(pixels[..., :3], np.asarray(image)):
+            return False
+    return True
 
 
 def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageFilter, ImageOps
 
+from omni.data import pictures
 from omni.data.pictures import MAX_PIXELS, PictureError, read_picture, read_pixels
 
 Pixels = NDArray[np.uint8]
@@ -174,6 +175,24 @@ def test_pixels_without_a_picture_are_the_same(kind: str, size: tuple[int, int],
     assert found.shape == (picture.height, picture.width, 4)
     np.testing.assert_array_equal(found[..., :3], np.asarray(picture))
     assert full_size == size
+
+
+def test_where_pillow_has_another_decoder_it_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(noise(300, 200), "JPEG")
+    assert isinstance(read_pixels(data)[0], np.ndarray)
+    decode = simplejpeg.decode_jpeg
+
+    def other(*args: Any, **options: Any) -> Pixels:  # as libjpeg's own way with colours that are sampled less often
+        return decode(*args, **options, fastupsample=True)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", other)
+    pictures._decodes_as_pillow.cache_clear()
+    try:
+        found, _ = read_pixels(data)
+    finally:
+        pictures._decodes_as_pillow.cache_clear()
+    assert isinstance(found, Image.Image)
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(Image.open(io.BytesIO(data))))
 
 
 def sampling(jpeg: bytes) -> str:
