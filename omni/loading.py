@@ -98,7 +98,9 @@ class StrictLoadingMixin:
         foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
         where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
         with ThreadPoolExecutor(1) as beside:
-            hashed = beside.submit(_saved_and_found, *where)  # takes as long as building the model, and another core
+            hashed = beside.submit(
+                _saved_and_found, *where, kwargs.get("variant")
+            )  # takes as long as building the model, and another core
             if not (model_args or output_loading_info):
                 model = load_ordinary(cls, pretrained_model_name_or_path, kwargs)
                 if model is not None:
@@ -160,7 +162,7 @@ class StrictLoadingMixin:
         self._card = measured_card(config)  # now: on the way to the hub, transformers overwrites README.md
         result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if config.fingerprints and kwargs.get("is_main_process", True):
-            config.checksums = note_checksums(Path(save_directory))
+            config.checksums = note_checksums(Path(save_directory), kwargs.get("variant"))
         return result
 
     @classmethod
@@ -252,10 +254,10 @@ def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return digests.finish()
 
 
-def fingerprint_folder(folder: Path) -> dict[str, str]:
+def fingerprint_folder(folder: Path, variant: str | None = None) -> dict[str, str]:
     """`fingerprint_parts` of a checkpoint's tensors, read straight from its files, which leaves other threads alone."""
     digests, entries = _Digests(), {}
-    for file in _safetensors_files(folder):
+    for file in _safetensors_files(folder, variant):
         with open(file, "rb") as opened:
             data = memoryview(mmap(opened.fileno(), 0, access=ACCESS_READ))
         start = 8 + int.from_bytes(data[:8], "little")
@@ -264,7 +266,7 @@ def fingerprint_folder(folder: Path) -> dict[str, str]:
                 first, end = (start + offset for offset in entry["data_offsets"])
                 entries[name] = entry["dtype"], entry["shape"], data[first:end]
     if not all(dtype in SAFETENSORS_TYPES for dtype, _, _ in entries.values()):
-        return fingerprint_parts(read_tensors(folder))
+        return fingerprint_parts(read_tensors(folder, variant))
     for name in sorted(entries):
         dtype, shape, values = entries[name]
         digests.add(name, SAFETENSORS_TYPES[dtype], shape, values)
@@ -333,16 +335,18 @@ def verify_fingerprints(folder: Any, subfolder: str = "", untrained: Collection[
     _compare_fingerprints(folder, *_saved_and_found(folder, subfolder), untrained)
 
 
-def _saved_and_found(folder: Any, subfolder: str) -> tuple[dict[str, str], dict[str, str]]:
+def _saved_and_found(folder: Any, subfolder: str, variant: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
     """The fingerprints in a local folder's configuration and those of its weights; none where it has none."""
     if folder is None or not (Path(folder) / subfolder / "config.json").is_file():
         return {}, {}
     folder = Path(folder) / subfolder
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     saved = values.get("fingerprints") or {}
-    if saved and values.get("checksums") == checksums(folder):  # the files are as they were written, byte by byte
+    if saved and values.get("checksums") == checksums(
+        folder, variant
+    ):  # the files are as they were written, byte by byte
         return saved, saved
-    return saved, fingerprint_folder(folder) if saved else {}
+    return saved, fingerprint_folder(folder, variant) if saved else {}
 
 
 def _compare_fingerprints(
@@ -359,12 +363,10 @@ def _compare_fingerprints(
         )
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """CRC-32 of each file with weights, by its name. It takes a third of the time of a fingerprint, and notices any damage;
-    only of a file that is not as it was written one has to ask whether its tensors are.
-    """
+def checksums(folder: Path, variant: str | None = None) -> dict[str, str]:
+    """CRC-32 of each file with weights, by its name; a third of the work of fingerprints, and any damage changes it."""
     found = {}
-    for file in _safetensors_files(folder):
+    for file in _safetensors_files(folder, variant):
         with open(file, "rb") as opened:
             data, value = memoryview(mmap(opened.fileno(), 0, access=ACCESS_READ)), 0
         for start in range(0, len(data), _Digests.AT_ONCE):
@@ -373,27 +375,30 @@ def checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def note_checksums(folder: Path) -> dict[str, str]:
+def note_checksums(folder: Path, variant: str | None = None) -> dict[str, str]:
     """Write the checksums of a folder's weights into its config.json."""
-    path, found = folder / "config.json", checksums(folder)
+    path, found = folder / "config.json", checksums(folder, variant)
     values = {**json.loads(path.read_text(encoding="utf-8")), "checksums": found}
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return found
 
 
-def read_tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: str | Path, variant: str | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped)."""
     tensors: dict[str, torch.Tensor] = {}
-    for file in _safetensors_files(Path(folder)):
+    for file in _safetensors_files(Path(folder), variant):
         with safe_open(file, framework="pt") as opened:
             tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
     return tensors
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
-    if (folder / "model.safetensors").exists():
-        return [folder / "model.safetensors"]
-    index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+def _safetensors_files(folder: Path, variant: str | None) -> list[Path]:
+    """One file, or those of an index; `save_pretrained(variant="ema")` has its name in all of them."""
+    middle = f".{variant}" if variant else ""
+    whole = folder / f"model{middle}.safetensors"
+    if whole.exists():
+        return [whole]
+    index = json.loads((folder / f"model.safetensors.index{middle}.json").read_text(encoding="utf-8"))
     return sorted({folder / file for file in index["weight_map"].values()})
 
 

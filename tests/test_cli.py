@@ -294,6 +294,7 @@ def test_a_cut_answer_says_so() -> None:
     assert done.exit_code == 0
     assert len(done.stdout.split()) <= 3
     assert done.stderr == "The answer was cut after 3 tokens; raise --max-new-tokens for the rest.\n"
+    assert invoke("ask", SCENE, "describe the picture").stderr == ""
 
 
 def test_a_new_run_where_one_was_to_be_resumed_says_so(tmp_path: Path) -> None:

@@ -619,7 +619,7 @@ def test_what_is_as_it_was_written_is_not_hashed_again(
 ) -> None:
     hashed: list[Path] = []
     hash_it = loading.fingerprint_folder
-    monkeypatch.setattr(loading, "fingerprint_folder", lambda folder: hashed.append(folder) or hash_it(folder))
+    monkeypatch.setattr(loading, "fingerprint_folder", lambda *of: hashed.append(of[0]) or hash_it(*of))
     for name in ("fused-file", "fused-shards"):
         OmniForConditionalGeneration.from_pretrained(saved[name])
     assert hashed == []
@@ -627,6 +627,23 @@ def test_what_is_as_it_was_written_is_not_hashed_again(
     save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors", {"format": "pt", "by": "it"})
     OmniVisionModel.from_pretrained(tmp_path)
     assert hashed == [tmp_path]
+
+
+@pytest.mark.parametrize("size", ["1GB", "20KB"])
+def test_a_variant_has_its_own_files(size: str, encoder: Any, tmp_path: Path) -> None:
+    encoder.save_pretrained(tmp_path, variant="ema", max_shard_size=size)
+    files = {path.name: f"{zlib.crc32(path.read_bytes()):08x}" for path in tmp_path.glob("*.safetensors")}
+    assert (len(files) > 1) == (size == "20KB")
+    assert all(".ema" in name for name in files)
+    assert AutoConfig.from_pretrained(tmp_path).checksums == files
+    found = OmniVisionModel.from_pretrained(tmp_path, variant="ema")
+    assert found.state_dict()["norm.weight"].equal(encoder.state_dict()["norm.weight"])
+    name = sorted(files)[0]
+    damaged = bytearray((tmp_path / name).read_bytes())
+    damaged[-3] ^= 1
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(ValueError, match="the weights of encoder are not those"):
+        OmniVisionModel.from_pretrained(tmp_path, variant="ema")
 
 
 def test_a_folder_without_checksums_is_hashed(saved: dict[str, Path], tmp_path: Path) -> None:
