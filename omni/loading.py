@@ -98,9 +98,8 @@ class StrictLoadingMixin:
         foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
         where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
         with ThreadPoolExecutor(1) as beside:
-            hashed = beside.submit(
-                _saved_and_found, *where, kwargs.get("variant")
-            )  # takes as long as building the model, and another core
+            # takes as long as building the model, and another core
+            hashed = beside.submit(_saved_and_found, *where, kwargs.get("variant"))
             if not (model_args or output_loading_info):
                 model = load_ordinary(cls, pretrained_model_name_or_path, kwargs)
                 if model is not None:

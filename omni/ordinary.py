@@ -1,4 +1,4 @@
-"""Loading of an ordinary checkpoint: what transformers makes of it, in less than half the time.
+"""Loading of an ordinary checkpoint: what transformers makes of it, in two thirds of the time.
 
 Of each tensor transformers asks whether it is to be renamed, converted, quantised, cut up or sent elsewhere. In a small
 local file where every tensor of the model has its name, its shape and float32, and no other one is, there is nothing to do

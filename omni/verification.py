@@ -93,7 +93,7 @@ def verify(
     drawn = [scenes.sample_scene(seed, "test") for seed in range(count)]
     pictures = [scenes.render(scene) for scene in drawn]
     yield from _embeddings(encoder, pictures, rounds, progress)
-    progress("scaled decoding")
+    progress("JPEG files")
     yield from _decoding(encoder, pictures, rounds)
     if encoder.fused is not None:
         asked = [scenes.questions(scene, scene.seed) for scene in drawn]

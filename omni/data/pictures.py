@@ -147,7 +147,7 @@ def read_picture(source: Source, at_least: int | None = None) -> Image.Image:
 
 
 def read_pixels(source: Source, at_least: int | None = None) -> tuple[Pixels, tuple[int, int]]:
-    """What `read_picture` reads, and the (width, height) that it has in full; most JPEG files in three quarters of the time.
+    """What `read_picture` reads, and the (width, height) that it has in full; most JPEG files sooner.
 
     Pillow takes the rows of a picture through further memory one by one. TurboJPEG is the same decoder, so gives the same
     pixels, without that. Whatever it objects to is left to Pillow, and everything where Pillow has another decoder.

@@ -211,7 +211,7 @@ def test_an_address_that_is_taken_is_told(host: str) -> None:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(app, ["serve", CHECKPOINT, "--host", host, "--port", str(port)])
     assert done.exit_code == 2
-    assert f"Error: No server can listen at {host}:{port}" in done.stderr
+    assert done.stderr.startswith(f"Error: No server can listen at {host}:{port}"), "and nothing of serving before it"
     assert done.stderr.endswith("choose another --port or --host.\n")
 
 
