@@ -117,7 +117,7 @@ def test_a_terminal_sees_how_fast_it_goes(save_encoder: Make, make_pictures: Mak
 
 
 def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
-    pictures, output = make_pictures(1500), tmp_path / "out.parquet"
+    pictures, output = make_pictures(2500), tmp_path / "out.parquet"
     command = ["embed", pictures, "--checkpoint", save_encoder(), "--batch-size", "4", "--output", output]
     process = subprocess.Popen([OMNI, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120
@@ -128,8 +128,8 @@ def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make,
     assert (process.returncode, stdout) == (130, "")
     assert stderr == "Stopped. The same command with --resume goes on from here.\n"
     done = invoke(*command[1:], "--resume", "--json")
-    assert 0 < json.loads(done.stdout)["computed"] < 1500
-    assert pq.read_metadata(output).num_rows == 1500
+    assert 0 < json.loads(done.stdout)["computed"] < 2500
+    assert pq.read_metadata(output).num_rows == 2500
 
 
 @pytest.mark.long  # test_embedding.py kills at random moments
