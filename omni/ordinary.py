@@ -1,9 +1,9 @@
 """Loading of an ordinary checkpoint: what transformers makes of it, in two thirds of the time.
 
 Of each tensor transformers asks whether it is to be renamed, converted, quantised, cut up or sent elsewhere. In a small
-local file where every tensor of the model has its name, its shape and float32, and no other one is, there is nothing to do
-but to map the file, as transformers does, and to put the tensors into their places. Whatever is not so, or asks for more,
-is left to transformers, and so is every complaint.
+local file that omni wrote (it has fingerprints) every tensor of the model has its name and its shape. Where all are of
+float32, and no other one is there, nothing is to be done but to map the file, as transformers does, and to put the tensors
+into their places. Whatever is not so, or asks for more, is left to transformers, and so is every complaint.
 """
 
 import copy
@@ -16,8 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.monkey_patching import patch_output_recorders
 
@@ -56,8 +54,12 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
         tensors = load_file(file)
     except (SafetensorError, OSError):
         return None
-    given = kwargs.get("config")
-    config = cls.config_class.from_pretrained(folder) if given is None else copy.deepcopy(given)
+    values, _ = PreTrainedConfig.get_config_dict(folder)
+    if not values.get("fingerprints") or values.get("model_type") != cls.config_class.model_type:
+        return None
+    config = copy.deepcopy(kwargs.get("config"))
+    if config is None:  # without transformers' line for the log, for which all of it would be written down
+        config = cls.config_class(**values)
     parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
     dtypes = {config.dtype or torch.float32, *(tensor.dtype for tensor in tensors.values())}
     unusual = any(getattr(part, name, None) for part in parts for name in UNUSUAL) or type(config).extra_files
@@ -71,10 +73,7 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
             if not isinstance(context, torch.device):  # "meta": buffers would have to be computed a second time
                 contexts.enter_context(context)
         model = cls(config)
-    converted = any(
-        not isinstance(each, WeightRenaming) for each in get_model_conversion_mapping(model, add_legacy=False)
-    )
-    if converted or not _put(tensors, model):
+    if not _put(tensors, model):
         return None
     model._weight_conversions = []  # none to be undone when the model is saved
     patch_output_recorders(model)
@@ -116,7 +115,8 @@ def _put(tensors: Mapping[str, torch.Tensor], model: Any) -> bool:
     if any(getattr(module, name).shape != tensors[key].shape for key, (module, name) in places.items()):
         return False
     for key, (module, name) in places.items():
-        tensor: Any = torch.nn.Parameter(tensors[key]) if name in module._parameters else tensors[key]
+        tensor: Any = getattr(module, name)
+        tensor.data = tensors[key]  # and not another object: some modules have it in other places, too
+        tensor.requires_grad_(name in module._parameters)
         tensor._is_hf_initialized = True
-        setattr(module, name, tensor)  # and not into its dictionary: some modules have the tensor in other places, too
     return True

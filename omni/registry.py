@@ -110,10 +110,9 @@ def _add(modality: Modality, entry_point: str | None = None) -> None:
     if not isinstance(modality, Modality):
         found = f"{type(modality).__name__} ({entry_point})" if entry_point else type(modality).__name__
         raise ValueError(f"Expected an omni.Modality, found {found}.")
-    if modality.name in _registered or (modality.name in _entry_points() and entry_point is None):
-        raise ValueError(
-            f"The modality {modality.name!r} exists already ({_origin(modality.name)}); names are unique. Choose another."
-        )
+    if modality.name in _registered or (entry_point is None and modality.name in _entry_points()):
+        origin = modalities()[modality.name]
+        raise ValueError(f"The modality {modality.name!r} exists already ({origin}); names are unique. Choose another.")
     for other in _registered.values():
         taken = [modality.token] if modality.token == other.token else []
         taken += [modality.argument] if modality.argument == other.argument else []
@@ -157,16 +156,19 @@ def get_modality(name: str) -> Modality:
         try:
             modality = found.load()
         except Exception as error:
-            raise ValueError(f"The plug-in of modality {name!r} ({_origin(name)}) cannot be loaded: {error}") from error
+            raise ValueError(
+                f"The plug-in of modality {name!r} ({_described(found)}) cannot be loaded: {error}"
+            ) from error
         if isinstance(modality, Modality) and modality.name != name:
-            raise ValueError(f"The entry point {name!r} ({_origin(name)}) holds the modality {modality.name!r}.")
-        _add(modality, _origin(name))
+            raise ValueError(f"The entry point {name!r} ({_described(found)}) holds the modality {modality.name!r}.")
+        _add(modality, _described(found))
     return _registered[name]
 
 
 def modalities() -> dict[str, str]:
     """Names of all modalities, registered or discovered, and where each comes from; nothing is loaded."""
-    return {name: _origin(name) for name in sorted({*_registered, *_entry_points()})}
+    origins = {name: _described(found) for name, found in _entry_points().items()} | _origins
+    return {name: origins[name] for name in sorted(origins)}
 
 
 def registered() -> tuple[Modality, ...]:
@@ -206,8 +208,6 @@ def _entry_points() -> dict[str, EntryPoint]:
     return found
 
 
-def _origin(name: str) -> str:
-    if name in _origins:
-        return _origins[name]
-    found = _entry_points()[name]
-    return f"entry point {found.value} of {f'{found.dist.name} {found.dist.version}' if found.dist else 'omni'}"
+def _described(entry_point: EntryPoint) -> str:
+    package = entry_point.dist
+    return f"entry point {entry_point.value} of {f'{package.name} {package.version}' if package else 'omni'}"

@@ -493,6 +493,8 @@ THINKERS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64},
     "gemma3_text": {"model_type": "gemma3_text", "head_dim": 16},
+    # of which transformers' own files have other names and shapes than its modules
+    "qwen3_moe": {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 
 
