@@ -25,20 +25,29 @@ inline Integers widen(const uint8_t* from) {
 #endif
 }
 
-// LANES / 2 pixels times weights: of each two neighbours both reds, both greens, ... stand side by side, as words, and each
-// such pair becomes one sum.
-inline Integers multiply(const uint8_t* pixels, const int16_t* weights) {
+typedef int16_t Words __attribute__((vector_size(4 * LANES)));
+typedef int16_t WordsAnywhere __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+
+// LANES / 2 pixels as words: of each two neighbours both reds, both greens, ... stand side by side.
+inline Words pairs(const uint8_t* pixels) {
 #if LANES == 16
     const __m256i order = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15));
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(pixels));
-    const __m512i words = _mm512_cvtepu8_epi16(_mm256_shuffle_epi8(bytes, order));
-    return (Integers)_mm512_madd_epi16(words, _mm512_loadu_si512(weights));
+    return (Words)_mm512_cvtepu8_epi16(_mm256_shuffle_epi8(bytes, order));
 #else
     const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pixels));
-    const __m256i words = _mm256_cvtepu8_epi16(_mm_shuffle_epi8(bytes, order));
-    return (Integers)_mm256_madd_epi16(words, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights)));
+    return (Words)_mm256_cvtepu8_epi16(_mm_shuffle_epi8(bytes, order));
+#endif
+}
+
+// Each pair times its weights becomes one sum.
+inline Integers multiply(Words pairs, Words weights) {
+#if LANES == 16
+    return (Integers)_mm512_madd_epi16((__m512i)pairs, (__m512i)weights);
+#else
+    return (Integers)_mm256_madd_epi16((__m256i)pairs, (__m256i)weights);
 #endif
 }
 
@@ -59,6 +68,9 @@ inline Integers rounded(Integers sum) {
 }
 
 constexpr int TOGETHER = LANES / 4;
+
+// So many rows are scaled at once, since the weights of all columns do not fit into the nearest cache.
+constexpr int ROWS = 4;
 
 // Of TOGETHER pixels, whose parts are in each four lanes of a vector, the sums of their parts.
 inline Integers sums(const Integers (&v)[TOGETHER]) {
@@ -110,30 +122,39 @@ void resize(const uint8_t* pixels, long height, long width, uint8_t* out, long n
             const int32_t* counts_down, const int32_t* down, long taps_down) {
     const long from = first_down[0], to = first_down[new_height - 1] + counts_down[new_height - 1];
     const long line = (4 * new_width + LANES - 1) / LANES * LANES, wide = 4 * (width + taps_across);
-    uint8_t* rows = room.of((to - from) * line + wide);
-    uint8_t* last = rows + (to - from) * line;  // of a row near the end, with zeros behind it
-    std::memset(last, 0, wide);
-    for (long y = from; y < to; y++) {
-        const uint8_t* row = pixels + 4 * y * width;
-        if (4 * ((y + 1) * width + taps_across) > 4 * height * width) {
-            std::memcpy(last, row, 4 * width);
-            row = last;
+    uint8_t* rows = room.of((to - from) * line + ROWS * wide);
+    uint8_t* last = rows + (to - from) * line;  // of rows near the end, with zeros behind each
+    std::memset(last, 0, ROWS * wide);
+    for (long y = from; y < to; y += ROWS) {
+        const uint8_t* row[ROWS];
+        for (int r = 0; r < ROWS; r++) {
+            const long at = y + r < to ? y + r : to - 1;
+            row[r] = pixels + 4 * at * width;
+            if (4 * ((at + 1) * width + taps_across) > 4 * height * width)
+                row[r] = static_cast<uint8_t*>(std::memcpy(last + r * wide, row[r], 4 * width));
         }
-        uint8_t* result = rows + (y - from) * line;
         for (long start = 0; start < new_width; start += TOGETHER) {
-            Integers parts[TOGETHER];
+            Integers parts[ROWS][TOGETHER];
             for (int p = 0; p < TOGETHER; p++) {
                 const long x = start + p < new_width ? start + p : start;  // there is room for more in a row, and no weights
-                const uint8_t* neighbours = row + 4 * first_across[x];
+                const long neighbours = 4 * first_across[x];
                 const int16_t* weights = across + 8 * x * taps_across;
-                Integers upper = {}, lower = {};
+                Integers upper[ROWS] = {}, lower[ROWS] = {};
                 for (long i = 0; i < 4 * taps_across; i += 2 * LANES) {
-                    upper += multiply(neighbours + i, weights + i);
-                    lower += multiply(neighbours + i, weights + 4 * taps_across + i);
+                    const Words high = *reinterpret_cast<const WordsAnywhere*>(weights + i);
+                    const Words low = *reinterpret_cast<const WordsAnywhere*>(weights + 4 * taps_across + i);
+#pragma GCC unroll 4
+                    for (int r = 0; r < ROWS; r++) {
+                        const Words values = pairs(row[r] + neighbours + i);
+                        upper[r] += multiply(values, high);
+                        lower[r] += multiply(values, low);
+                    }
                 }
-                parts[p] = (upper << HALF) + lower;
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++) parts[r][p] = (upper[r] << HALF) + lower[r];
             }
-            narrow(rounded(sums(parts)), result + 4 * start);
+            for (long r = 0; r < ROWS && y + r < to; r++)
+                narrow(rounded(sums(parts[r])), rows + (y + r - from) * line + 4 * start);
         }
     }
     for (long y = 0; y < new_height; y++) {
