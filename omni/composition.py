@@ -31,10 +31,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from omni.answering import make_prompts, model_type_of
 from omni.data.conversations import ask
+from omni.fingerprints import verify_fingerprints
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading import CheckpointError, verify_fingerprints
+from omni.loading import CheckpointError
 from omni.projectors import PROJECTORS
 from omni.registry import get_modality
 

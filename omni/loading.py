@@ -5,27 +5,24 @@ several parts that were trained apart this is the classic silent failure: an enc
 still lets the language model answer fluently. Here every missing, unexpected or mis-shaped tensor is an error, unless
 the caller asked for the report (`output_loading_info=True`) or named what may be missing.
 
-A saved configuration also carries a fingerprint of each part's weights, so that a flipped bit, or the tensors of a
-stranger put among those that were trained together, does not pass either.
+A flipped bit, or the tensors of a stranger put among those that were trained together, does not pass either: a saved
+configuration carries a fingerprint of each part's weights (`fingerprints.py`).
 """
 
-import hashlib
 import json
 import os
 import re
-import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from .fingerprints import compare_fingerprints, fingerprint_parts, note_checksums, part_of, saved_and_found
 from .ordinary import load_ordinary
 
 # What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
@@ -99,11 +96,11 @@ class StrictLoadingMixin:
         where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
         with ThreadPoolExecutor(1) as beside:
             # takes as long as building the model, and another core
-            hashed = beside.submit(_saved_and_found, *where, kwargs.get("variant"))
+            hashed = beside.submit(saved_and_found, *where, kwargs.get("variant"))
             if not (model_args or output_loading_info):
                 model = load_ordinary(cls, pretrained_model_name_or_path, kwargs)
                 if model is not None:
-                    _compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), ())
+                    compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), ())
                     return model
             with _one_by_one(*where):
                 model, report = super().from_pretrained(  # type: ignore[misc]
@@ -141,7 +138,7 @@ class StrictLoadingMixin:
         untrained = {part_of(name) for name in excused}
         if untrained:
             model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *untrained})
-        _compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), untrained)
+        compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), untrained)
         return model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -230,175 +227,6 @@ def _complaint(cls: str, folder: Any, problems: list[str], shown: int = 20) -> s
         + "\nNothing is left at random: use the checkpoint's own class and configuration, or name what may be missing "
         "with allow_missing=[...] (regular expressions); such a part then counts as untrained."
     )
-
-
-# --- Fingerprints -----------------------------------------------------------------------------------------------------
-
-
-def part_of(name: str) -> str:
-    """The part of a fused model that a tensor belongs to (`image_tower`, `language_model`, ...); else `encoder`."""
-    first = name.removeprefix("model.").split(".", 1)[0]
-    return first if first.endswith(("_tower", "_projector")) or first in ("language_model", "lm_head") else "encoder"
-
-
-def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """A hash of names, types, shapes and values of each part's tensors; equal exactly when the tensors are.
-
-    A tower's fingerprint equals that of the same encoder saved alone.
-    """
-    digests = _Digests()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digests.add(name, tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digests.finish()
-
-
-def fingerprint_folder(folder: Path, variant: str | None = None) -> dict[str, str]:
-    """`fingerprint_parts` of a checkpoint's tensors, read straight from its files, which leaves other threads alone."""
-    digests, entries = _Digests(), {}
-    for file in _safetensors_files(folder, variant):
-        with open(file, "rb") as opened:
-            data = memoryview(mmap(opened.fileno(), 0, access=ACCESS_READ))
-        start = 8 + int.from_bytes(data[:8], "little")
-        for name, entry in json.loads(bytes(data[8:start])).items():
-            if name != "__metadata__":
-                first, end = (start + offset for offset in entry["data_offsets"])
-                entries[name] = entry["dtype"], entry["shape"], data[first:end]
-    if not all(dtype in SAFETENSORS_TYPES for dtype, _, _ in entries.values()):
-        return fingerprint_parts(read_tensors(folder, variant))
-    for name in sorted(entries):
-        dtype, shape, values = entries[name]
-        digests.add(name, SAFETENSORS_TYPES[dtype], shape, values)
-    return digests.finish()
-
-
-SAFETENSORS_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""What its files call them; of other types `fingerprint_folder` takes the slower way."""
-
-
-class _Digests:
-    """Hashes of parts. Values are gathered, since around each hash the interpreter changes hands between threads."""
-
-    AT_ONCE = 32 * 2**20
-
-    def __init__(self) -> None:
-        self.digests: dict[str, Any] = {}
-        self.part, self.waiting, self.size = "", list[bytes | memoryview](), 0
-
-    def add(self, name: str, dtype: torch.dtype, shape: Sequence[int], values: memoryview) -> None:
-        """A tensor; those of a part come in the order of their names."""
-        if (part := part_of(name)) != self.part:
-            self._update()
-            self.part = part
-        inner = name.removeprefix("model.").removeprefix(f"{part}.")
-        self.waiting.append(f"{inner} {dtype} {tuple(shape)}\n".encode())
-        for start in range(0, len(values), self.AT_ONCE):
-            self.waiting.append(values[start : start + self.AT_ONCE])
-            self.size += len(self.waiting[-1])
-            if self.size >= self.AT_ONCE:
-                self._update()
-
-    def _update(self) -> None:
-        if self.waiting:
-            self.digests.setdefault(self.part, hashlib.sha256()).update(b"".join(self.waiting))
-        self.waiting, self.size = [], 0
-
-    def finish(self) -> dict[str, str]:
-        """Hexadecimal, by part."""
-        self._update()
-        return {part: digest.hexdigest()[:32] for part, digest in sorted(self.digests.items())}
-
-
-def verify_fingerprints(folder: Any, subfolder: str = "", untrained: Collection[str] = ()) -> None:
-    """Compare the weights in a local folder with the fingerprints in its configuration, where it has them.
-
-    Args:
-        folder: of a checkpoint, or None.
-        subfolder: inside of it.
-        untrained: parts that are known not to be those that were saved.
-
-    Raises:
-        ValueError: a part whose weights are not those that were saved together with the others.
-    """
-    _compare_fingerprints(folder, *_saved_and_found(folder, subfolder), untrained)
-
-
-def _saved_and_found(folder: Any, subfolder: str, variant: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
-    """The fingerprints in a local folder's configuration and those of its weights; none where it has none."""
-    if folder is None or not (Path(folder) / subfolder / "config.json").is_file():
-        return {}, {}
-    folder = Path(folder) / subfolder
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    saved = values.get("fingerprints") or {}
-    if saved and values.get("checksums") == checksums(
-        folder, variant
-    ):  # the files are as they were written, byte by byte
-        return saved, saved
-    return saved, fingerprint_folder(folder, variant) if saved else {}
-
-
-def _compare_fingerprints(
-    folder: Any, saved: Mapping[str, str], found: Mapping[str, str], untrained: Collection[str]
-) -> None:
-    parts = {*saved, *found} - set(untrained)
-    changed = sorted(part for part in parts if saved.get(part) != found.get(part))
-    if changed:
-        raise ValueError(
-            f"In {str(folder)!r} the weights of {', '.join(changed)} are not those that were saved with this "
-            "configuration: the file was damaged, or a part was exchanged for another. A projector and a language model "
-            "work with the encoder that they were trained with; restore the file, or train the projector again and save "
-            "the model with save_pretrained."
-        )
-
-
-def checksums(folder: Path, variant: str | None = None) -> dict[str, str]:
-    """CRC-32 of each file with weights, by its name; a third of the work of fingerprints, and any damage changes it."""
-    found = {}
-    for file in _safetensors_files(folder, variant):
-        with open(file, "rb") as opened:
-            data, value = memoryview(mmap(opened.fileno(), 0, access=ACCESS_READ)), 0
-        for start in range(0, len(data), _Digests.AT_ONCE):
-            value = zlib.crc32(data[start : start + _Digests.AT_ONCE], value)
-        found[file.name] = f"{value:08x}"
-    return found
-
-
-def note_checksums(folder: Path, variant: str | None = None) -> dict[str, str]:
-    """Write the checksums of a folder's weights into its config.json."""
-    path, found = folder / "config.json", checksums(folder, variant)
-    values = {**json.loads(path.read_text(encoding="utf-8")), "checksums": found}
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return found
-
-
-def read_tensors(folder: str | Path, variant: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped)."""
-    tensors: dict[str, torch.Tensor] = {}
-    for file in _safetensors_files(Path(folder), variant):
-        with safe_open(file, framework="pt") as opened:
-            tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
-    return tensors
-
-
-def _safetensors_files(folder: Path, variant: str | None) -> list[Path]:
-    """One file, or those of an index; `save_pretrained(variant="ema")` has its name in all of them."""
-    middle = f".{variant}" if variant else ""
-    whole = folder / f"model{middle}.safetensors"
-    if whole.exists():
-        return [whole]
-    index = json.loads((folder / f"model.safetensors.index{middle}.json").read_text(encoding="utf-8"))
-    return sorted({folder / file for file in index["weight_map"].values()})
 
 
 # --- What a saved folder says of itself -------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedConfig
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.monkey_patching import patch_output_recorders
+
+from .fingerprints import map_tensors
 
 SMALL = 256 * 2**20
 """Bytes of a file that is loaded so. The model is built in memory before it is filled; larger ones are on "meta"."""
@@ -51,8 +51,8 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
     if not file.is_file() or file.stat().st_size > SMALL or (file.parent / "adapter_config.json").exists():
         return None
     try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError):
+        found = map_tensors(file)
+    except (ValueError, OSError):
         return None
     values, _ = PreTrainedConfig.get_config_dict(folder)
     if not values.get("fingerprints") or values.get("model_type") != cls.config_class.model_type:
@@ -61,7 +61,7 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
     if config is None:  # without transformers' line for the log, for which all of it would be written down
         config = cls.config_class(**values)
     parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
-    dtypes = {config.dtype or torch.float32, *(tensor.dtype for tensor in tensors.values())}
+    dtypes = {config.dtype or torch.float32, *(entry.dtype for entry in found.values())}
     unusual = any(getattr(part, name, None) for part in parts for name in UNUSUAL) or type(config).extra_files
     if unusual or dtypes != {torch.float32}:
         return None
@@ -73,7 +73,7 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
             if not isinstance(context, torch.device):  # "meta": buffers would have to be computed a second time
                 contexts.enter_context(context)
         model = cls(config)
-    if not _put(tensors, model):
+    if not _put({name: entry.tensor() for name, entry in found.items()}, model):
         return None
     model._weight_conversions = []  # none to be undone when the model is saved
     patch_output_recorders(model)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BOTTOM, MIDDLE, UPPER, TOP = range(4)
 LAYERS = {
     "compilation": BOTTOM,
+    "fingerprints": BOTTOM,
     "loading": BOTTOM,
     "ordinary": BOTTOM,
     "projectors": BOTTOM,

@@ -33,7 +33,7 @@ from omni.data import scenes
 from omni.data.conversations import ask
 from omni.data.pictures import read_picture
 from omni.encoding.encoder import Encoder, load_encoder
-from omni.loading import read_tensors
+from omni.fingerprints import read_tensors
 
 VISION, OMNI = Path("checkpoints/vision_tiny"), Path("checkpoints/omni_tiny")
 SCENE, SECOND = Path("examples/scene.png"), Path("examples/second.png")

@@ -51,10 +51,10 @@ from omni.conversion.weights import (
     vision_names,
     vision_settings,
 )
+from omni.fingerprints import read_tensors, verify_fingerprints
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading import read_tensors, verify_fingerprints
 from omni.registry import get_modality
 
 ENCODER, PROJECTION, THINKER, IMAGE_TOKEN = "vision_encoder", "proj_v", "thinker", "image_token"

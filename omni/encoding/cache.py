@@ -21,8 +21,8 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from omni.data.pictures import PictureError, read_picture
+from omni.fingerprints import fingerprint_parts
 from omni.fusion.encoded_item import EncodedItem
-from omni.loading import fingerprint_parts
 
 from .encoder import Encoder
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, computed_field
 
-from omni.loading import fingerprint_parts
+from omni.fingerprints import fingerprint_parts
 
 from . import ray_engine
 from .batches import Decode, Task, embed_batch

@@ -14,7 +14,7 @@ from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from omni.encoding.engine import bfloat16_pays
-from omni.loading import part_of
+from omni.fingerprints import part_of
 from omni.registry import get_modality
 from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES

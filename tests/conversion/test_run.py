@@ -24,7 +24,7 @@ import omni  # noqa: F401
 from omni.conversion import ConversionError, convert, to_micro_omni
 from omni.conversion.weights import thinker_config
 from omni.data.pictures import read_picture
-from omni.loading import fingerprint_parts
+from omni.fingerprints import fingerprint_parts
 
 SCENE = Path("examples/scene.png")
 TEXT = "What color is the circle?"

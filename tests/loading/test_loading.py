@@ -1,10 +1,8 @@
 """Strict loading: whatever is done to a checkpoint, it loads whole and unchanged or says what is wrong with it."""
 
-import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,37 +11,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoModel, AutoModelForImageTextToText
 
 from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel, loading
-from omni.loading import SAFETENSORS_TYPES, fingerprint_folder, fingerprint_parts, part_of, read_tensors
+from omni.fingerprints import read_tensors
 
 Tensors = dict[str, torch.Tensor]
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-
-
-@pytest.fixture(scope="module")
-def fused(make_model: Callable[..., Any]) -> OmniForConditionalGeneration:
-    return make_model(text={"num_hidden_layers": 1})
-
-
-@pytest.fixture(scope="module")
-def encoder() -> OmniVisionModel:
-    torch.manual_seed(0)
-    return OmniVisionModel(OmniVisionConfig(**VISION, intermediate_size=32)).eval()
-
-
-@pytest.fixture(scope="module")
-def saved(fused: Any, encoder: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders with the fused model and the encoder, each as one file and in shards."""
-    folders = {}
-    for name, model in (("fused", fused), ("encoder", encoder)):
-        for kind, size in (("file", "1GB"), ("shards", "20KB")):
-            folders[f"{name}-{kind}"] = tmp_path_factory.mktemp(f"{name}-{kind}")
-            model.save_pretrained(folders[f"{name}-{kind}"], max_shard_size=size)
-    return folders
-
-
 CLASSES: dict[str, Any] = {"fused": OmniForConditionalGeneration, "encoder": OmniVisionModel}
 
 
@@ -362,73 +336,7 @@ def test_a_fused_model_out_of_an_encoder(saved: dict[str, Path]) -> None:
         OmniForConditionalGeneration.from_pretrained(saved["encoder-file"])
 
 
-# --- Fingerprints -----------------------------------------------------------------------------------------------------
-
-
-def test_parts() -> None:
-    assert part_of("model.image_tower.norm.weight") == part_of("image_tower.norm.weight") == "image_tower"
-    assert part_of("model.language_model.layers.0.mlp.up_proj.weight") == "language_model"
-    assert part_of("lm_head.weight") == "lm_head"
-    assert part_of("layers.0.norm1.weight") == part_of("norm.weight") == "encoder"
-
-
-def test_a_tower_has_the_fingerprint_of_the_encoder_alone(encoder: Any) -> None:
-    tensors = encoder.state_dict()
-    tower = fingerprint_parts({f"model.image_tower.{name}": tensor for name, tensor in tensors.items()})
-    assert list(fingerprint_parts(tensors).values()) == list(tower.values())
-
-
-def test_anything_changes_the_fingerprint() -> None:
-    tensors = {"a": torch.arange(4.0), "b": torch.zeros(2, 2), "empty": torch.zeros(0)}
-    (mark,) = fingerprint_parts(tensors).values()
-    changes: list[Tensors] = [
-        {**tensors, "a": torch.arange(4.0).nextafter(torch.tensor(9.0))},
-        {**tensors, "a": torch.arange(4.0).bfloat16()},
-        {**tensors, "b": torch.zeros(4)},
-        {**tensors, "b": -torch.zeros(2, 2)},
-        {"a": tensors["a"], "c": tensors["b"], "empty": tensors["empty"]},
-        {key: tensors[key] for key in ("a", "b")},
-    ]
-    marks = [next(iter(fingerprint_parts(change).values())) for change in changes]
-    assert len({mark, *marks}) == len(changes) + 1
-    assert list(fingerprint_parts({key: tensors[key] for key in reversed(tensors)}).values()) == [mark]
-    assert list(fingerprint_parts({**tensors, "a": torch.arange(8.0)[::2] / 2}).values()) == [mark]  # not contiguous
-
-
-def test_the_configuration_of_the_file_knows_its_weights(saved: dict[str, Path]) -> None:
-    for folder in saved.values():
-        config = AutoConfig.from_pretrained(folder)
-        assert config.fingerprints == fingerprint_parts(read_tensors(folder)) == fingerprint_folder(folder)
-
-
-@pytest.mark.parametrize("at_once", [1, 7, 2**20])
-def test_a_fingerprint_is_one_hash_over_names_types_shapes_and_values(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
-    """Written down here once more, in one file and in shards, of any type, gathered in pieces of any size."""
-    monkeypatch.setattr(loading._Digests, "AT_ONCE", at_once)
-    types = [*SAFETENSORS_TYPES.values(), torch.complex64]  # the last one is in no list
-    tensors = {f"model.image_tower.{n}.weight": torch.ones(2, n).to(dtype) for n, dtype in enumerate(types)}
-    tensors |= {"lm_head.weight": torch.arange(5.0), "model.language_model.scale": torch.tensor(3.0)}
-    expected = {}
-    for part in ("image_tower", "language_model", "lm_head"):
-        digest = hashlib.sha256()
-        for name in sorted(name for name in tensors if part in name):
-            tensor, inner = tensors[name], name.split(f"{part}.")[1]
-            digest.update(f"{inner} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            digest.update(bytes(tensor.flatten().view(torch.uint8).tolist()))
-        expected[part] = digest.hexdigest()[:32]
-    assert fingerprint_parts(tensors) == expected
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    assert fingerprint_folder(tmp_path) == expected
-    known = {name: tensor for name, tensor in tensors.items() if tensor.dtype != torch.complex64}
-    halves = {f"model-{n}.safetensors": dict(list(known.items())[n::2]) for n in range(2)}
-    (tmp_path / "model.safetensors").unlink()
-    for file, half in halves.items():
-        save_file(half, tmp_path / file)
-    index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert fingerprint_folder(tmp_path) == fingerprint_parts(known) != expected
+# --- Threads ------------------------------------------------------------------------------------------------------------
 
 
 def test_transformers_threads_are_left_out_for_small_checkpoints_alone(
@@ -447,221 +355,3 @@ def test_transformers_threads_are_left_out_for_small_checkpoints_alone(
     with loading._one_by_one(folder, ""):
         assert os.environ[switch] == "0"
     assert os.environ[switch] == "0"
-
-
-# --- Ordinary checkpoints ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def loaded_ordinarily(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Of each call of `from_pretrained`, whether the short way was taken."""
-    taken: list[bool] = []
-    load = loading.load_ordinary
-
-    def spy(*args: Any) -> Any:
-        taken.append((model := load(*args)) is not None)
-        return model
-
-    monkeypatch.setattr(loading, "load_ordinary", spy)
-    return taken
-
-
-def everything(model: torch.nn.Module) -> dict[str, Any]:
-    """All that a model consists of, by path: attributes of modules, values and marks of tensors."""
-    found: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        found[f"{path} is"] = type(module)
-        for name, value in vars(module).items():
-            if name in ("_parameters", "_buffers"):
-                for key, tensor in value.items():
-                    if tensor is not None:  # torch's own notes on a buffer that was not replaced are of no account
-                        marks = {mark for mark in vars(tensor) if mark not in ("persistent", "_is_buffer")}
-                        marks |= {type(tensor), tensor.dtype, tensor.requires_grad}
-                        tensor = tensor.tolist(), marks
-                    found[f"{path}.{key}"] = tensor
-            elif isinstance(value, PreTrainedConfig):
-                found[f"{path}.{name}"] = type(value), value.to_dict(), value._attn_implementation, value.name_or_path
-            elif name != "_modules":
-                found[f"{path}.{name}"] = repr(value)
-    found["shared"] = [name for name, _ in model.named_parameters()]
-    return found
-
-
-THINKERS: dict[str, dict[str, Any]] = {
-    "qwen3": {},
-    "qwen3 tied": {"tie_word_embeddings": True},
-    "llama": {"model_type": "llama"},
-    "gpt2": {"model_type": "gpt2", "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64},
-    "gemma3_text": {"model_type": "gemma3_text", "head_dim": 16},
-    # of which transformers' own files have other names and shapes than its modules
-    "qwen3_moe": {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-}
-
-
-@pytest.mark.parametrize("thinker", THINKERS)
-@pytest.mark.parametrize("cls", [OmniForConditionalGeneration, OmniModel, OmniVisionModel])
-def test_the_short_way_makes_what_transformers_makes(
-    cls: Any, thinker: str, make_model: Callable[..., Any], tmp_path: Path, loaded_ordinarily: list[bool]
-) -> None:
-    model = make_model(text={"num_hidden_layers": 2, **THINKERS[thinker]})
-    part = {OmniModel: model.model, OmniVisionModel: model.model.image_tower}.get(cls, model)
-    part.save_pretrained(tmp_path)
-    random = torch.get_rng_state()
-    found = cls.from_pretrained(tmp_path)
-    assert torch.get_rng_state().equal(random)
-    expected = cls.from_pretrained(tmp_path, dtype=torch.float32)  # asks for more than nothing
-    assert loaded_ordinarily == [True, False]
-    expected, found = everything(expected), everything(found)
-    assert found.keys() == expected.keys()
-    assert {name for name in found if found[name] != expected[name]} == set()
-
-
-class Recurrent(OmniVisionModel):
-    """Its module keeps its weights in a list as well; and it has a buffer that is saved and one that is not."""
-
-    def __init__(self, config: OmniVisionConfig) -> None:
-        super().__init__(config)
-        self.recurrent = torch.nn.GRU(4, 3, batch_first=True)
-        self.register_buffer("saved", torch.zeros(2))
-        self.register_buffer("computed", torch.arange(3.0), persistent=False)
-
-
-def test_weights_that_a_module_has_in_two_places(tmp_path: Path, loaded_ordinarily: list[bool]) -> None:
-    model = Recurrent(OmniVisionConfig(**VISION)).eval()
-    model.saved += torch.tensor([5.0, 7.0])
-    model.save_pretrained(tmp_path)
-    found, sequence = Recurrent.from_pretrained(tmp_path), torch.randn(1, 6, 4)
-    assert loaded_ordinarily == [True]
-    assert found.recurrent(sequence)[0].equal(model.recurrent(sequence)[0])
-    assert found.saved.tolist() == [5.0, 7.0]
-    assert found.computed.tolist() == [0.0, 1.0, 2.0]
-
-
-@pytest.mark.parametrize("auto", [AutoModelForImageTextToText, AutoModel])
-def test_auto_classes_and_pipelines_take_the_short_way(
-    auto: Any, saved: dict[str, Path], loaded_ordinarily: list[bool]
-) -> None:
-    auto.from_pretrained(saved["fused-file"])
-    auto.from_pretrained(saved["fused-file"], dtype="auto", revision=None)
-    auto.from_pretrained(saved["fused-file"], config=AutoConfig.from_pretrained(saved["fused-file"]))
-    assert loaded_ordinarily == [auto is not AutoModel] * 3  # whose checkpoint has a head too many
-
-
-OTHERS: dict[str, dict[str, Any]] = {
-    "another type": {"dtype": torch.bfloat16},
-    "a place": {"device_map": "cpu"},
-    "attention": {"attn_implementation": "eager"},
-    "a value of the configuration": {"initializer_range": 0.5},
-    "one that is false": {"tie_word_embeddings": False},
-    "remote code": {"trust_remote_code": True},
-}
-
-
-@pytest.mark.parametrize("what", OTHERS)
-def test_whoever_asks_for_more_gets_it_from_transformers(
-    what: str, saved: dict[str, Path], loaded_ordinarily: list[bool]
-) -> None:
-    model = OmniForConditionalGeneration.from_pretrained(saved["fused-file"], **OTHERS[what])
-    assert loaded_ordinarily == [False]
-    assert model.dtype == OTHERS[what].get("dtype", torch.float32)
-    assert model.config.initializer_range == OTHERS[what].get("initializer_range", 0.02)
-
-
-def test_another_default_device_is_transformers_affair(saved: dict[str, Path], loaded_ordinarily: list[bool]) -> None:
-    with torch.device("meta"), pytest.raises(RuntimeError, match="meta"):
-        OmniVisionModel.from_pretrained(saved["encoder-file"])
-    assert loaded_ordinarily == [False]
-
-
-def test_other_files_are_transformers_affair(
-    fused: Any, saved: dict[str, Path], tmp_path: Path, loaded_ordinarily: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    OmniForConditionalGeneration.from_pretrained(saved["fused-shards"])
-    change(saved["encoder-file"], tmp_path / "half", lambda tensors: tensors.update(half(tensors)))
-    without_fingerprints(tmp_path / "half")
-    assert OmniVisionModel.from_pretrained(tmp_path / "half").dtype == torch.float32
-    monkeypatch.setattr("omni.ordinary.SMALL", 1000)
-    OmniForConditionalGeneration.from_pretrained(saved["fused-file"])
-    assert loaded_ordinarily == [False, False, False]
-
-
-def half(tensors: Tensors) -> Tensors:
-    return {name: tensor.bfloat16() for name, tensor in tensors.items()}
-
-
-def test_a_model_is_trained_and_saved_over_the_file_that_it_came_from(saved: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copytree(saved["encoder-file"], tmp_path, dirs_exist_ok=True)
-    model = OmniVisionModel.from_pretrained(tmp_path)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model(torch.ones(1, 3, 16, 16)).cls.sum().backward()
-    optimizer.step()
-    assert OmniVisionModel.from_pretrained(tmp_path).norm.weight.equal(torch.ones(24)), "the file has changed with it"
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.save_pretrained(tmp_path)
-    for each in (model, OmniVisionModel.from_pretrained(tmp_path)):
-        assert all(tensor.equal(expected[name]) for name, tensor in each.state_dict().items())
-
-
-# --- Checksums --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["file", "shards"])
-def test_checksums_are_those_of_the_files(kind: str, saved: dict[str, Path]) -> None:
-    for name in ("fused", "encoder"):
-        folder = saved[f"{name}-{kind}"]
-        files = [*folder.glob("*.safetensors")]
-        assert (len(files) > 1) == (kind == "shards")
-        expected = {file.name: f"{zlib.crc32(file.read_bytes()):08x}" for file in files}
-        assert json.loads((folder / "config.json").read_text())["checksums"] == expected
-        assert AutoConfig.from_pretrained(folder).checksums == expected
-
-
-def test_what_is_as_it_was_written_is_not_hashed_again(
-    saved: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashed: list[Path] = []
-    hash_it = loading.fingerprint_folder
-    monkeypatch.setattr(loading, "fingerprint_folder", lambda *of: hashed.append(of[0]) or hash_it(*of))
-    for name in ("fused-file", "fused-shards"):
-        OmniForConditionalGeneration.from_pretrained(saved[name])
-    assert hashed == []
-    shutil.copytree(saved["encoder-file"], tmp_path, dirs_exist_ok=True)  # as another tool writes the same tensors
-    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors", {"format": "pt", "by": "it"})
-    OmniVisionModel.from_pretrained(tmp_path)
-    assert hashed == [tmp_path]
-
-
-@pytest.mark.parametrize("size", ["1GB", "20KB"])
-def test_a_variant_has_its_own_files(size: str, encoder: Any, tmp_path: Path) -> None:
-    encoder.save_pretrained(tmp_path, variant="ema", max_shard_size=size)
-    files = {path.name: f"{zlib.crc32(path.read_bytes()):08x}" for path in tmp_path.glob("*.safetensors")}
-    assert (len(files) > 1) == (size == "20KB")
-    assert all(".ema" in name for name in files)
-    assert AutoConfig.from_pretrained(tmp_path).checksums == files
-    found = OmniVisionModel.from_pretrained(tmp_path, variant="ema")
-    assert found.state_dict()["norm.weight"].equal(encoder.state_dict()["norm.weight"])
-    name = sorted(files)[0]
-    damaged = bytearray((tmp_path / name).read_bytes())
-    damaged[-3] ^= 1
-    (tmp_path / name).write_bytes(damaged)
-    with pytest.raises(ValueError, match="the weights of encoder are not those"):
-        OmniVisionModel.from_pretrained(tmp_path, variant="ema")
-
-
-def test_a_folder_without_checksums_is_hashed(saved: dict[str, Path], tmp_path: Path) -> None:
-    change(saved["encoder-file"], tmp_path, lambda tensors: tensors["norm.weight"].add_(1))
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["checksums"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="the weights of encoder are not those"):
-        OmniVisionModel.from_pretrained(tmp_path)
-
-
-def test_a_fused_model_has_no_checksums_of_its_encoders_folder(
-    make_model: Callable[..., Any], encoder: Any, tmp_path: Path
-) -> None:
-    encoder.save_pretrained(tmp_path / "encoder")
-    model = make_model()
-    model.config.image_config.checksums = AutoConfig.from_pretrained(tmp_path / "encoder").checksums
-    model.save_pretrained(tmp_path / "fused")
-    assert (tmp_path / "fused/config.json").read_text().count("checksums") == 1
