@@ -12,6 +12,7 @@ configuration carries a fingerprint of each part's weights (`fingerprints.py`).
 import json
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,10 +21,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.initialization import no_init_weights
 
 from .fingerprints import compare_fingerprints, fingerprint_parts, note_checksums, part_of, saved_and_found
-from .ordinary import load_ordinary
+from .ordinary import load_ordinary, nothing_drawn
 
 # What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
 INHERITED_KEYS = frozenset(
@@ -49,6 +49,10 @@ INHERITED_KEYS = frozenset(
         "use_cache",
     ]
 )
+
+
+_LOADING = threading.RLock()
+"""While transformers loads a model, no thread ties weights, and all have its default type; two would spoil each other."""
 
 
 class CheckpointError(ValueError):
@@ -94,7 +98,7 @@ class StrictLoadingMixin:
         mismatched_allowed = kwargs.pop("ignore_mismatched_sizes", False)
         foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
         where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
-        with ThreadPoolExecutor(1) as beside:
+        with _LOADING, ThreadPoolExecutor(1) as beside:
             # takes as long as building the model, and another core
             hashed = beside.submit(saved_and_found, *where, kwargs.get("variant"))
             if not (model_args or output_loading_info):
@@ -164,7 +168,7 @@ class StrictLoadingMixin:
     @classmethod
     def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
         """Where a checkpoint's model is built before it is filled: without drawing the numbers that will be replaced."""
-        return [*super().get_init_context(*args, **kwargs), no_init_weights()]  # type: ignore[misc]
+        return [*super().get_init_context(*args, **kwargs), nothing_drawn()]  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:

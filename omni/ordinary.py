@@ -7,15 +7,19 @@ into their places. Whatever is not so, or asks for more, is left to transformers
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import TORCH_INIT_FUNCTIONS, TORCH_MODULES_TO_PATCH
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
-from transformers.monkey_patching import patch_output_recorders
+from transformers.monkey_patching import get_patch_mapping, patch_output_recorders
 
 from .fingerprints import map_tensors
 
@@ -68,16 +72,15 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
     for part in parts:
         part.dtype = torch.float32
     config.name_or_path = folder
-    with ExitStack() as contexts:
-        for context in cls.get_init_context(torch.float32, False, False, None):
-            if not isinstance(context, torch.device):  # "meta": buffers would have to be computed a second time
-                contexts.enter_context(context)
+    with nothing_drawn():  # and not on "meta", where buffers would have to be computed a second time
         model = cls(config)
     if not _put({name: entry.tensor() for name, entry in found.items()}, model):
         return None
     model._weight_conversions = []  # none to be undone when the model is saved
     patch_output_recorders(model)
     model.tie_weights(recompute_mapping=False)
+    if any(model.get_parameter(a) is not model.get_parameter(b) for a, b in model.all_tied_weights_keys.items()):
+        return None  # while another thread loads a model, transformers ties none in any thread
     model.eval()
     model.set_use_kernels(False)
     if model.can_generate():
@@ -95,6 +98,8 @@ def _asks_for_more(kwargs: Mapping[str, Any]) -> bool:
         any(value not in WITHOUT_SAYING.get(name, ()) for name, value in others.items())
         or not isinstance(kwargs.get("config"), PreTrainedConfig | None)
         or torch.get_default_device().type != "cpu"
+        or torch.get_default_dtype() != torch.float32
+        or bool(get_patch_mapping())
         or is_deepspeed_zero3_enabled()
         or is_fsdp_enabled()
     )
@@ -120,3 +125,47 @@ def _put(tensors: Mapping[str, torch.Tensor], model: Any) -> bool:
         tensor.requires_grad_(name in module._parameters)
         tensor._is_hf_initialized = True
     return True
+
+
+# --- Weights that nobody draws ----------------------------------------------------------------------------------------
+
+_here = threading.local()
+
+
+def _unless_here(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that returns its first argument inside of `nothing_drawn`."""
+
+    @wraps(function)
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        if getattr(_here, "nothing_drawn", False):
+            return args[0] if args else next(iter(kwargs.values()))
+        return function(*args, **kwargs)
+
+    return drawn
+
+
+_DRAWN = {name: _unless_here(function) for name, function in TORCH_INIT_FUNCTIONS.items()}
+_INIT_WEIGHTS = PreTrainedModel.init_weights, _unless_here(PreTrainedModel.init_weights)
+
+
+@contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Inside, in this thread, the parameters of a new model are memory as it was, since they will be replaced.
+
+    `no_init_weights` of transformers does so to all threads, and for ever where two of them overlap: each puts back what it
+    has found. These functions draw in any other place, even if they are left behind.
+    """
+    places: list[tuple[Any, str, Any, Any]] = [(PreTrainedModel, "init_weights", *_INIT_WEIGHTS)]
+    for module in filter(None, map(sys.modules.get, TORCH_MODULES_TO_PATCH)):
+        places += [(module, name, TORCH_INIT_FUNCTIONS[name], _DRAWN[name]) for name in _DRAWN if hasattr(module, name)]
+    before = [getattr(owner, name) for owner, name, _, _ in places]
+    outside, _here.nothing_drawn = getattr(_here, "nothing_drawn", False), True
+    try:
+        for owner, name, _, ours in places:
+            setattr(owner, name, ours)
+        yield
+    finally:
+        _here.nothing_drawn = outside
+        for (owner, name, original, ours), found in zip(places, before, strict=True):
+            if getattr(owner, name) is ours and not outside:
+                setattr(owner, name, original if found is ours else found)

@@ -3,15 +3,19 @@
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import TORCH_INIT_FUNCTIONS, guard_torch_init_functions, no_tie_weights
 
 from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel, loading
+from omni.ordinary import nothing_drawn
 
 
 @pytest.fixture
@@ -164,3 +168,95 @@ def test_a_model_is_trained_and_saved_over_the_file_that_it_came_from(saved: dic
     model.save_pretrained(tmp_path)
     for each in (model, OmniVisionModel.from_pretrained(tmp_path)):
         assert all(tensor.equal(expected[name]) for name, tensor in each.state_dict().items())
+
+
+# --- Threads ----------------------------------------------------------------------------------------------------------
+
+
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(timeout=60)
+
+
+def is_drawn(model: OmniVisionModel) -> bool:
+    """Whether its weights are as they should be in the beginning."""
+    weight = model.layers[0].attention.qkv.weight
+    return bool(model.layers[0].norm1.weight.eq(1).all()) and 0.01 < float(weight.detach().std()) < 0.03
+
+
+def originals() -> list[Any]:
+    names = ("init_weights", "tie_weights")
+    return [*map(torch.nn.init.__dict__.get, TORCH_INIT_FUNCTIONS), *(getattr(PreTrainedModel, name) for name in names)]
+
+
+def test_nothing_is_drawn_in_this_thread_alone() -> None:
+    before, random = originals(), torch.get_rng_state()
+    with nothing_drawn():
+        OmniVisionModel(OmniVisionConfig(**SMALL))
+        assert torch.get_rng_state().equal(random)
+        with nothing_drawn():
+            pass
+        torch.nn.Linear(4, 4)
+        assert torch.get_rng_state().equal(random)
+        assert in_another_thread(lambda: is_drawn(OmniVisionModel(OmniVisionConfig(**SMALL))))
+    assert originals() == before
+    assert is_drawn(OmniVisionModel(OmniVisionConfig(**SMALL)))
+
+
+@pytest.mark.parametrize("other", [guard_torch_init_functions, nothing_drawn])
+def test_whoever_overlaps_leaves_nothing_behind_that_does_not_draw(other: Any) -> None:
+    """Each puts back what it has found; the one that came second found what the first one had put there."""
+    first, second, before = nothing_drawn(), other(), originals()
+    try:
+        first.__enter__()
+        in_another_thread(second.__enter__)
+        first.__exit__(None, None, None)
+        in_another_thread(lambda: second.__exit__(None, None, None))
+        torch.manual_seed(0)
+        weight = torch.nn.Linear(64, 64).weight
+        torch.manual_seed(0)
+        assert weight.equal(torch.nn.init._no_grad_uniform_(torch.empty(64, 64), -0.125, 0.125))
+        with nothing_drawn():
+            pass
+        assert originals() == before
+    finally:
+        for name, function in TORCH_INIT_FUNCTIONS.items():
+            setattr(torch.nn.init, name, function)
+
+
+def test_models_are_loaded_in_several_threads(make_model: Callable[..., Any], encoder: Any, tmp_path: Path) -> None:
+    """A short way and transformers', tied weights and another type, which all of transformers' patches would mix up."""
+    fused, before = make_model(text={"tie_word_embeddings": True}), originals()
+    fused.save_pretrained(tmp_path / "fused")
+    encoder.save_pretrained(tmp_path / "encoder")
+    ways: list[tuple[Any, Any, str, dict[str, Any]]] = [
+        (OmniForConditionalGeneration, fused, "fused", {}),
+        (OmniForConditionalGeneration, fused, "fused", {"dtype": torch.bfloat16}),
+        (OmniForConditionalGeneration, fused, "fused", {"dtype": torch.float32}),
+        (OmniVisionModel, encoder, "encoder", {}),
+    ]
+
+    def load(number: int) -> None:
+        cls, expected, folder, options = ways[number % len(ways)]
+        found = cls.from_pretrained(tmp_path / folder, **options)
+        for name, tensor in expected.state_dict().items():
+            assert found.state_dict()[name].equal(tensor.to(options.get("dtype", torch.float32))), name
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(load, range(40))) == [None] * 40
+    finally:
+        sys.setswitchinterval(interval)
+    assert originals() == before
+    assert is_drawn(OmniVisionModel(OmniVisionConfig(**SMALL)))
+
+
+def test_weights_that_another_thread_keeps_from_being_tied(
+    make_model: Callable[..., Any], tmp_path: Path, loaded_ordinarily: list[bool]
+) -> None:
+    make_model(text={"tie_word_embeddings": True}).save_pretrained(tmp_path)
+    with no_tie_weights(), pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded_ordinarily == [False]
