@@ -11,12 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.initialization import TORCH_INIT_FUNCTIONS, TORCH_MODULES_TO_PATCH
 from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_enabled
 from transformers.monkey_patching import get_patch_mapping, patch_output_recorders
@@ -145,7 +145,15 @@ def _unless_here(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _DRAWN = {name: _unless_here(function) for name, function in TORCH_INIT_FUNCTIONS.items()}
-_INIT_WEIGHTS = PreTrainedModel.init_weights, _unless_here(PreTrainedModel.init_weights)
+
+
+@cache
+def _init_weights() -> tuple[Any, str, Any, Any]:
+    from transformers import (
+        PreTrainedModel,
+    )  # not at the start: it may be this module that asks for omni's registrations
+
+    return PreTrainedModel, "init_weights", PreTrainedModel.init_weights, _unless_here(PreTrainedModel.init_weights)
 
 
 @contextmanager
@@ -155,7 +163,7 @@ def nothing_drawn() -> Iterator[None]:
     `no_init_weights` of transformers does so to all threads, and for ever where two of them overlap: each puts back what it
     has found. These functions draw in any other place, even if they are left behind.
     """
-    places: list[tuple[Any, str, Any, Any]] = [(PreTrainedModel, "init_weights", *_INIT_WEIGHTS)]
+    places: list[tuple[Any, str, Any, Any]] = [_init_weights()]
     for module in filter(None, map(sys.modules.get, TORCH_MODULES_TO_PATCH)):
         places += [(module, name, TORCH_INIT_FUNCTIONS[name], _DRAWN[name]) for name in _DRAWN if hasattr(module, name)]
     before = [getattr(owner, name) for owner, name, _, _ in places]
