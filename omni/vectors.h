@@ -12,6 +12,8 @@
 #error "needs AVX2 and FMA"
 #endif
 
+#include <immintrin.h>
+
 namespace {
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
@@ -29,8 +31,21 @@ inline Integers lanes() {
     return Integers{0, 1, 2, 3, 4, 5, 6, 7};
 #endif
 }
-inline Vector larger(Vector a, Vector b) { return a > b ? a : b; }
-inline Vector smaller(Vector a, Vector b) { return a < b ? a : b; }
+
+// Of these the compiler makes a comparison and a choice, or goes byte by byte.
+#if LANES == 16
+inline Vector larger(Vector a, Vector b) { return (Vector)_mm512_max_ps((__m512)a, (__m512)b); }
+inline Vector smaller(Vector a, Vector b) { return (Vector)_mm512_min_ps((__m512)a, (__m512)b); }
+inline Integers widen(const uint8_t* from) {
+    return (Integers)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+#else
+inline Vector larger(Vector a, Vector b) { return (Vector)_mm256_max_ps((__m256)a, (__m256)b); }
+inline Vector smaller(Vector a, Vector b) { return (Vector)_mm256_min_ps((__m256)a, (__m256)b); }
+inline Integers widen(const uint8_t* from) {
+    return (Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
+}
+#endif
 
 template <class Combine>
 inline float reduce(Vector v, Combine combine) {

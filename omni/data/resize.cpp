@@ -4,8 +4,6 @@
 // multiples of 2^-22, none of them negative, and both sums are rounded to a byte. Pixels have four bytes, of which the last
 // says nothing.
 
-#include <immintrin.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -15,15 +13,6 @@
 namespace {
 
 constexpr int BITS = 22, HALF = BITS / 2;
-
-// LANES bytes as integers. (The compiler's own conversions go byte by byte.)
-inline Integers widen(const uint8_t* from) {
-#if LANES == 16
-    return (Integers)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-#else
-    return (Integers)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
-#endif
-}
 
 typedef int16_t Words __attribute__((vector_size(4 * LANES)));
 typedef int16_t WordsAnywhere __attribute__((vector_size(4 * LANES), aligned(2), may_alias));

@@ -24,9 +24,6 @@
 #include <utility>
 
 #include "vectors.h"
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -404,6 +401,7 @@ class Encoder {
         T* inner;       // [TILE, F, or padded n]
         float* query;   // [h, D], for CLS alone as well
         T* all_heads;   // [UNIT, h, D], of which one row counts
+        float *means, *scales;  // [n]
         void* memory;
 
         explicit Scratch(const Encoder& e) {
@@ -412,7 +410,8 @@ class Encoder {
             const long wide = e.s.width > values ? e.s.width : values, deep = e.s.inner > n ? e.s.inner : n;
             const long sizes[] = {4 * TILE * PANEL, 4 * TILE * n, 4 * e.s.tokens * e.s.width,
                                   long(sizeof(T)) * TILE * wide, long(sizeof(T)) * TILE * deep,
-                                  4 * e.s.heads * e.s.width, long(sizeof(T)) * UNIT * e.s.heads * e.s.width};
+                                  4 * e.s.heads * e.s.width, long(sizeof(T)) * UNIT * e.s.heads * e.s.width,
+                                  4 * e.s.tokens, 4 * e.s.tokens};
             size_t total = 0;
             for (long size : sizes) total += bytes(size);
             memory = std::aligned_alloc(64, total);
@@ -425,6 +424,8 @@ class Encoder {
             inner = reinterpret_cast<T*>(take(4));
             query = reinterpret_cast<float*>(take(5));
             all_heads = reinterpret_cast<T*>(take(6));
+            means = reinterpret_cast<float*>(take(7));
+            scales = reinterpret_cast<float*>(take(8));
         }
         Scratch(const Scratch&) = delete;
         ~Scratch() { std::free(memory); }
@@ -473,9 +474,7 @@ class Encoder {
     static void put_pixels(T* row, const uint8_t* line, long count) {  // as -128..127
         long i = 0;
         for (; i + LANES <= count; i += LANES) {
-            Bytes bytes;
-            std::memcpy(&bytes, line + i, sizeof bytes);
-            put(row + i, __builtin_convertvector(bytes, Vector) - 128.0f);
+            put(row + i, __builtin_convertvector(widen(line + i) - 128, Vector));
         }
         for (; i < count; i++) put(row + i, float(line[i]) - 128.0f);
     }
@@ -487,20 +486,29 @@ class Encoder {
         }
     }
 
-    // norm(x) for what is added to x next, whose bias x gets already.
+    // norm(x[rows, D]) for what is added to x next, whose bias x gets already. What each row is shifted and scaled by is found
+    // first: a processor that waits for it would have no room to begin with another row.
     template <class To>
-    void layer_norm(float* x, const float* weight, const float* bias, const float* next, To* out) const {
-        Vector total = {}, squares = {};
-        for (long i = 0; i < s.width; i += LANES) total += load(x + i);
-        const float mean = sum(total) / s.width;
-        for (long i = 0; i < s.width; i += LANES) {
-            const Vector off = load(x + i) - mean;
-            squares += off * off;
+    void layer_norm(long rows, float* x, const float* weight, const float* bias, const float* next, To* out,
+                    Scratch& scratch) const {
+        float *means = scratch.means, *scales = scratch.scales;
+        for (long r = 0; r < rows; r++) {
+            const float* row = x + r * s.width;
+            Vector total = {}, squares = {};
+            for (long i = 0; i < s.width; i += LANES) total += load(row + i);
+            const float mean = means[r] = sum(total) / s.width;
+            for (long i = 0; i < s.width; i += LANES) {
+                const Vector off = load(row + i) - mean;
+                squares += off * off;
+            }
+            scales[r] = 1.0f / __builtin_sqrtf(sum(squares) / s.width + s.layer_epsilon);
         }
-        const float scale = 1.0f / __builtin_sqrtf(sum(squares) / s.width + s.layer_epsilon);
-        for (long i = 0; i < s.width; i += LANES) {
-            put(out + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
-            store(x + i, load(x + i) + load(next + i));
+        for (long r = 0; r < rows; r++, x += s.width, out += s.width) {
+            const float mean = means[r], scale = scales[r];
+            for (long i = 0; i < s.width; i += LANES) {
+                put(out + i, (load(x + i) - mean) * scale * load(weight + i) + load(bias + i));
+                store(x + i, load(x + i) + load(next + i));
+            }
         }
     }
 
@@ -516,10 +524,7 @@ class Encoder {
         const Layer& layer = w.layers[number];
         const long rows = to - from, width = s.width;
         T *keys = p.keys[number % 2], *values = p.values[number % 2];
-        for (long r = 0; r < rows; r++) {
-            float* x = p.x + (from + r) * width;
-            layer_norm(x, layer.norm1, layer.norm1_bias, layer.output_bias, scratch.rows + r * width);
-        }
+        layer_norm(rows, p.x + from * width, layer.norm1, layer.norm1_bias, layer.output_bias, scratch.rows, scratch);
         for (long o = 0; o < 3 * width; o += PANEL) {
             product<false>(int(rows), scratch.rows, width, panel(layer.qkv, width, o / PANEL), width, scratch.sums, PANEL);
             const Vector left = load(layer.qkv_bias + o), right = load(layer.qkv_bias + o + LANES);
@@ -580,9 +585,7 @@ class Encoder {
     // x + mlp(norm(x))
     void mlp(const Layer& layer, long rows, float* x, Scratch& scratch) const {
         const long width = s.width, inner = s.inner;
-        for (long r = 0; r < rows; r++) {
-            layer_norm(x + r * width, layer.norm2, layer.norm2_bias, layer.fc2_bias, scratch.rows + r * width);
-        }
+        layer_norm(rows, x, layer.norm2, layer.norm2_bias, layer.fc2_bias, scratch.rows, scratch);
         for (long o = 0; o < inner; o += PANEL) {
             product<false>(int(rows), scratch.rows, width, panel(layer.fc1, width, o / PANEL), width, scratch.sums, PANEL);
             const Vector left = load(layer.fc1_bias + o), right = load(layer.fc1_bias + o + LANES);
@@ -632,9 +635,7 @@ class Encoder {
     void cls(const Picture<T>& p, float* out, Scratch& scratch) const {
         const Layer& layer = w.layers[s.layers - 1];
         const long width = s.width;
-        for (long t = 0; t < s.tokens; t++) {
-            layer_norm(p.x + t * width, layer.norm1, layer.norm1_bias, w.from_values_bias, scratch.normed + t * width);
-        }
+        layer_norm(s.tokens, p.x, layer.norm1, layer.norm1_bias, w.from_values_bias, scratch.normed, scratch);
         for (long i = 0; i < width; i += LANES) put(scratch.rows + i, load(scratch.normed + i));
         float *query = scratch.query, *scores = scratch.scores, *weights = scores + padded();
         T* attended = scratch.all_heads;
