@@ -40,6 +40,22 @@ inline Vector gelu(Vector x, float limit, const float (&coefficients)[N]) {
     return half + half * erf;
 }
 
+// LANES rows of as many values, of which the columns become rows.
+template <int K, int... L>
+inline void exchange(Integers& a, Integers& b, std::integer_sequence<int, L...>) {
+    const Integers first = __builtin_shufflevector(a, b, (L & K ? LANES + L - K : L)...);
+    b = __builtin_shufflevector(a, b, (L & K ? LANES + L : L + K)...);
+    a = first;
+}
+template <int K = 1>
+inline void transpose(Integers (&rows)[LANES]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) {
+        if (!(i & K)) exchange<K>(rows[i], rows[i + K], std::make_integer_sequence<int, LANES>{});
+    }
+    if constexpr (2 * K < LANES) transpose<2 * K>(rows);
+}
+
 // --- Types that products read ----------------------------------------------------------------------------------------
 
 struct Float {
@@ -74,6 +90,16 @@ inline void put_column(Float* panel, long column, Vector left, Vector right) {
     store(values, left);
     store(values + LANES, right);
     for (long k = 0; k < PANEL; k++) put(panel + k * PANEL + column, values[k]);
+}
+
+// LANES columns side by side, of float[LANES, PANEL], to whose rows `left` and `right` are added.
+inline void put_columns(Float* panel, long column, const float* from, Vector left, Vector right) {
+    for (int half = 0; half < 2; half++, panel += LANES * PANEL) {
+        Integers rows[LANES];
+        for (int i = 0; i < LANES; i++) rows[i] = (Integers)(load(from + i * PANEL + half * LANES) + (half ? right : left));
+        transpose(rows);
+        for (int i = 0; i < LANES; i++) put(panel + i * PANEL + column, (Vector)rows[i]);
+    }
 }
 
 template <int R>
@@ -136,6 +162,16 @@ inline void put_column(BFloat16* panel, long column, Vector left, Vector right) 
     const __m512i rows = (__m512i)(lanes() * PANEL);
     const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
     _mm512_i32scatter_epi32(panel + 2 * column, rows, pairs, 4);
+}
+
+inline void put_columns(BFloat16* panel, long column, const float* from, Vector left, Vector right) {
+    Integers rows[LANES];
+    for (int i = 0; i < LANES; i++) {
+        const Vector first = load(from + i * PANEL) + left, second = load(from + i * PANEL + LANES) + right;
+        rows[i] = (Integers)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    }
+    transpose(rows);
+    for (int i = 0; i < LANES; i++) std::memcpy(panel + 2 * (i * PANEL + column), &rows[i], sizeof rows[i]);
 }
 
 template <int R>
@@ -538,9 +574,14 @@ class Encoder {
                 head = values + i * stepped();
             }
             for (long r = 0; r < rows; r++) {
-                const Vector first = load(scratch.sums + r * PANEL) + left;
-                const Vector second = load(scratch.sums + r * PANEL + LANES) + right;
+                const float* sums = scratch.sums + r * PANEL;
                 const long token = from + r;
+                if (width <= o && o < 2 * width && token % LANES == 0 && r + LANES <= rows) {
+                    put_columns(head + token / PANEL * depth * PANEL, token % PANEL, sums, left, right);
+                    r += LANES - 1;
+                    continue;
+                }
+                const Vector first = load(sums) + left, second = load(sums + LANES) + right;
                 if (o < width) {
                     put(head + token * width, first);
                     put(head + token * width + LANES, second);
