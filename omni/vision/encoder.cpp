@@ -77,6 +77,10 @@ struct Float {
 inline void put(float* to, Vector values) { store(to, values); }
 inline void put(Float* to, Vector values) { store(&to->value, values); }
 inline void put(Float* to, float value) { to->value = value; }
+inline void put(Float* to, Vector left, Vector right) {
+    put(to, left);
+    put(to + LANES, right);
+}
 
 // A row of a panel [K][PANEL], which is where a token's values go.
 inline void put_row(Float* panel, long row, Vector left, Vector right) {
@@ -146,6 +150,11 @@ inline void put(BFloat16* to, Vector values) {
 inline void put(BFloat16* to, float value) {
     const __m128bh rounded = _mm_cvtneps_pbh(_mm_set_ss(value));
     std::memcpy(to, &rounded, sizeof *to);
+}
+
+inline void put(BFloat16* to, Vector left, Vector right) {
+    const __m512bh rounded = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
+    std::memcpy(to, &rounded, sizeof rounded);
 }
 
 inline void put_row(BFloat16* panel, long row, Vector left, Vector right) {
@@ -583,8 +592,7 @@ class Encoder {
                 }
                 const Vector first = load(sums) + left, second = load(sums + LANES) + right;
                 if (o < width) {
-                    put(head + token * width, first);
-                    put(head + token * width + LANES, second);
+                    put(head + token * width, first, second);
                 } else if (o < 2 * width) {
                     put_column(head + token / PANEL * depth * PANEL, token % PANEL, first, second);
                 } else {
@@ -613,9 +621,8 @@ class Encoder {
                 const T* values = p.values[number % 2] + (head * depth + i) * stepped();
                 product<false>(int(rows), scratch.inner, padded(), values, stepped(), scratch.sums, PANEL);
                 for (long r = 0; r < rows; r++) {
-                    T* attended = scratch.rows + r * width + head * depth + i;
-                    put(attended, load(scratch.sums + r * PANEL) * scale[r]);
-                    put(attended + LANES, load(scratch.sums + r * PANEL + LANES) * scale[r]);
+                    const float* sums = scratch.sums + r * PANEL;
+                    put(scratch.rows + r * width + head * depth + i, load(sums) * scale[r], load(sums + LANES) * scale[r]);
                 }
             }
         }
@@ -631,9 +638,8 @@ class Encoder {
             product<false>(int(rows), scratch.rows, width, panel(layer.fc1, width, o / PANEL), width, scratch.sums, PANEL);
             const Vector left = load(layer.fc1_bias + o), right = load(layer.fc1_bias + o + LANES);
             for (long r = 0; r < rows; r++) {
-                T* to = scratch.inner + r * inner + o;
-                put(to, T::gelu(load(scratch.sums + r * PANEL) + left));
-                put(to + LANES, T::gelu(load(scratch.sums + r * PANEL + LANES) + right));
+                const float* sums = scratch.sums + r * PANEL;
+                put(scratch.inner + r * inner + o, T::gelu(load(sums) + left), T::gelu(load(sums + LANES) + right));
             }
         }
         add_product(rows, scratch.inner, inner, layer.fc2, x);
