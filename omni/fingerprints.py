@@ -49,7 +49,7 @@ class MappedTensor(NamedTuple):
 
 
 def map_tensors(file: Path) -> dict[str, MappedTensor]:
-    """The tensors of a safetensors file by name, and all the checks of its header that its library makes, sooner.
+    """The tensors of a safetensors file by name, as its library finds them, sooner; its header is checked.
 
     Raises:
         ValueError: no safetensors file, or not a whole one.
@@ -62,11 +62,10 @@ def map_tensors(file: Path) -> dict[str, MappedTensor]:
         start = 8 + int.from_bytes(data[:8], "little")
         for name, entry in json.loads(bytes(data[8:start])).items():
             if name != "__metadata__":
-                dtype, shape, (first, end) = (
-                    SAFETENSORS_TYPES.get(entry["dtype"]),
-                    tuple(entry["shape"]),
-                    entry["data_offsets"],
-                )
+                dtype, shape = SAFETENSORS_TYPES.get(entry["dtype"]), tuple(entry["shape"])
+                first, end = entry["data_offsets"]
+                if any(type(size) is not int or size < 0 for size in shape):
+                    raise ValueError(f"{name} is said to have the shape {shape}")
                 if dtype is not None and end - first != prod(shape) * dtype.itemsize:
                     raise ValueError(f"{name} is said to have {end - first} bytes")
                 found[name] = MappedTensor(dtype, shape, data[start + first : start + end])

@@ -77,7 +77,7 @@ def test_a_file_that_is_not_whole(file: Path) -> None:
             {**header, "number": {**header["number"], key: value}}
             for key, values in {
                 "data_offsets": ([0, 3], [0, 8], [-4, 0], [10**9, 10**9 + 4], [4, 0], [0], 4, "ab", ["a", "b"]),
-                "shape": ([2], [-1], ["a"], None),
+                "shape": ([2], [-1], [-1, -1], [1.0], ["a"], None),
                 "dtype": ("F16", "F64", ["F32"], {}),
             }.items()
             for value in values
