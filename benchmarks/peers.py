@@ -265,7 +265,7 @@ def ways(quick: bool, graphs: bool = False) -> dict[str, Callable[[nn.Module], A
 @cache
 def _exported() -> Path:
     """The shipped encoder as an ONNX graph, until the process ends."""
-    from omni.export import export  # needs the packages of the extra [onnx]
+    from omni.exchange.onnx import export  # needs the packages of the extra [onnx]
 
     folder = Path(tempfile.mkdtemp()) / "vision_tiny"
     atexit.register(shutil.rmtree, folder.parent)

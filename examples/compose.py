@@ -10,12 +10,12 @@ from pathlib import Path
 
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from omni.answering import answer, load
-from omni.composition import compose
-from omni.data.pictures import read_picture
+from omni.exchange.compose import compose
+from omni.session import answer, load
 from omni.training.recipe import Recipe
 from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer
+from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from omni import OmniForConditionalGeneration, OmniProcessor
-from omni.data.pictures import read_picture
 from omni.registry import get_modality
+from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints/omni_tiny"

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 import omni  # noqa: F401 - from here on the Auto classes know omni's models
-from omni.data.pictures import read_picture
+from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent
 CHECKPOINT = HERE.parent / "checkpoints/vision_tiny"

@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoModel, AutoTokenizer, SiglipImageProcessorPil, SiglipVisionConfig
 
 from omni import OmniConfig, OmniForConditionalGeneration, OmniProcessor
-from omni.data.pictures import read_picture
+from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent
 

@@ -8,8 +8,8 @@ python examples/two_pictures.py
 from itertools import groupby
 from pathlib import Path
 
-from omni.answering import answer, load
-from omni.data.pictures import read_picture
+from omni.session import answer, load
+from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent
 

@@ -62,7 +62,7 @@ def __dir__() -> list[str]:
 
 # --- The built-in plug-in, and omni's classes in transformers' tables -------------------------------------------------
 
-declare_builtin("image", "omni.image:image")
+declare_builtin("image", "omni.vision.plugin:image")
 
 
 def _register_when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:

@@ -52,7 +52,7 @@ class Modality:
         read: from the encoder's output and N, the named tensors `cls` float[B, 1, D] and `grid` float[B, N, D].
         argument: the processor's argument for the items; "images" for "image".
         pack: makes of a `model_class` something that computes the same faster on a CPU: `pack(model, dtype, scale=...,
-            shift=...)`, see `omni.vision.packing`.
+            shift=...)`, see `omni.fast.packing`.
     """
 
     name: str

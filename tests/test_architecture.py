@@ -37,7 +37,11 @@ LAYERS = {
     "cli": TOP,
     "__main__": TOP,
 }
-INDEPENDENT = {"omni.vision": ("omni.loading", "omni.compilation"), "omni.data.pictures": (), "omni.data.scenes": ()}
+INDEPENDENT = {
+    "omni.vision": ("omni.checkpoints.strict", "omni.fast.compilation"),
+    "omni.vision.pictures": (),
+    "omni.scenes.scenes": (),
+}
 """What works without the rest of omni, and the exceptions: an encoder loads strictly however it was reached, and its C++ is
 compiled."""
 
@@ -71,7 +75,7 @@ def arrows() -> list[Arrow]:
 
 
 def read_arrows(name: str, path: Path) -> list[Arrow]:
-    """The imports of one file, down to the submodule: `from omni.data import scenes` -> omni.data.scenes."""
+    """The imports of one file, down to the submodule: `from omni.data import scenes` -> omni.scenes.scenes."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
     later = {
         id(node)
@@ -93,7 +97,7 @@ def read_arrows(name: str, path: Path) -> list[Arrow]:
             submodules = [f"{base}.{alias.name}" for alias in node.names]
             targets = [each if each in modules() else base for each in submodules]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # imported by its name: entry points such as "omni.cli:main", tables of lazy imports
+            # imported by its name: entry points such as "omni.cli.app:main", tables of lazy imports
             named = re.fullmatch(r"(omni(?:\.\w+)+)(?::\w+)?", node.value)
             targets = [named[1]] if named and named[1] in modules() else []
         at_start = id(node) not in later and not isinstance(node, ast.Constant)
@@ -127,7 +131,7 @@ def entry_points() -> list[str]:
 def plugins() -> set[str]:
     """Modules named as "module:attribute", in pyproject.toml or in `omni/__init__.py`: loaded when asked for."""
     text = modules()["omni"].read_text(encoding="utf-8")
-    return {*entry_points(), *re.findall(r"[\"'](omni(?:\.\w+)+):\w+[\"']", text)} - {"omni.cli"}
+    return {*entry_points(), *re.findall(r"[\"'](omni(?:\.\w+)+):\w+[\"']", text)} - {"omni.cli.app"}
 
 
 def listed(broken: list[Arrow]) -> str:
@@ -144,7 +148,7 @@ def test_independent_parts_import_nothing_of_omni(independent: str) -> None:
     assert not broken, listed(broken)
 
 
-@pytest.mark.parametrize("name", ["omni.data.pictures", "omni.data.scenes"])
+@pytest.mark.parametrize("name", ["omni.vision.pictures", "omni.scenes.scenes"])
 def test_pictures_need_no_model(name: str) -> None:
     broken = [a for a in arrows() if a.source == name and is_in(a.target, "torch", "transformers")]
     assert not broken, listed(broken)
@@ -185,7 +189,7 @@ def test_omni_works_when_its_own_encoder_is_deleted(tmp_path: Path) -> None:
 
 
 def test_nothing_imports_the_command() -> None:
-    broken = [a for a in arrows() if is_in(a.target, "omni.cli") and not is_in(a.source, "omni.cli")]
+    broken = [a for a in arrows() if is_in(a.target, "omni.cli.app") and not is_in(a.source, "omni.cli.app")]
     assert not [a for a in broken if a.source != "omni.__main__"], listed(broken)
 
 

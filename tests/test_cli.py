@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from omni.cli import app
+from omni.cli.app import app
 
 OMNI = Path(sys.executable).with_name("omni")
 CHECKPOINT = Path("checkpoints/omni_tiny")
@@ -266,7 +266,7 @@ def test_inspect_refuses() -> None:
 
 
 def test_modalities() -> None:
-    assert "image  entry point omni.image:image" in succeed("modalities")
+    assert "image  entry point omni.vision.plugin:image" in succeed("modalities")
     assert json.loads(succeed("modalities", "--json"))["image"].endswith(" of omni")
 
 
@@ -416,8 +416,8 @@ def test_help_answers_at_once() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["modalities"], ["--version"]], ids=" ".join)
 def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys, omni.cli\n"
-        "try: omni.cli.app(sys.argv[1:])\n"
+        "import sys, omni.cli.app\n"
+        "try: omni.cli.app.app(sys.argv[1:])\n"
         "except SystemExit: print(*sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
@@ -467,7 +467,7 @@ def test_wrong_usage_is_exit_status_2(arguments: list[object]) -> None:
 
 
 def test_a_bug_shows_its_traceback() -> None:
-    code = "import omni, omni.cli; omni.modalities = None; omni.cli.app(['modalities'])"
+    code = "import omni, omni.cli.app; omni.modalities = None; omni.cli.app.app(['modalities'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "TypeError: 'NoneType' object is not callable" in done.stderr

@@ -20,7 +20,7 @@ EXPECTED = {
     "two_pictures.py": ["tokens   5 to  54: a picture", "pixel_values (2, 3, 224, 224)"],
 }
 """What each example must print."""
-ELSEWHERE = {"ask_without_torch.py": "tests/test_export.py"}
+ELSEWHERE = {"ask_without_torch.py": "tests/exchange/test_onnx.py"}
 """Those that need something made first, and which test runs them."""
 LONG = {"learn_digits.py": r"answer\D+360\D+(0\.\d+)"}
 """Those that train for minutes, and where they print how well it went."""

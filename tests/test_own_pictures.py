@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
-from omni.cli import app
+from omni.cli.app import app
 
 README = Path("README.md").read_text(encoding="utf-8")
 FEW = ["arguments.max_steps=2", "arguments.per_device_train_batch_size=2", "arguments.logging_steps=1"]

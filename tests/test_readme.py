@@ -21,15 +21,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from omni.cli import app
+from omni.cli.app import app
 from omni.training.recipe import Recipe
 
 DOCUMENTS = {str(path): path.read_text("utf-8") for path in sorted([*Path().glob("*.md"), *Path("docs").glob("*.md")])}
 README = DOCUMENTS["README.md"]
 ELSEWHERE = {
-    "docs/attention.md": "tests/test_attention.py",
-    "docs/compose.md": "tests/test_composition.py",
-    "docs/micro-omni.md": "tests/conversion/test_command.py",
+    "docs/attention.md": "tests/looking/test_attention.py",
+    "docs/compose.md": "tests/exchange/test_compose.py",
+    "docs/micro-omni.md": "tests/exchange/micro_omni/test_command.py",
     "docs/serving.md": "tests/serving/test_server.py",
 }
 """Pages that need something made first, and which test runs them."""

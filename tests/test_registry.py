@@ -86,7 +86,7 @@ def test_names_are_exact_and_an_unknown_one_lists_the_known(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "image"}, r"'image' exists already \(entry point omni.image:image"),
+        ({"name": "image"}, r"'image' exists already \(entry point omni.vision.plugin:image"),
         ({"token": "<image>"}, "'<image>', which belongs to 'image'"),
         ({"inputs": ("depth_values", "pixel_values")}, "'pixel_values', which belongs to 'image'"),
         ({"argument": "images"}, "'images', which belongs to 'image'"),
@@ -125,10 +125,10 @@ def test_a_model_type_that_belongs_to_another_class() -> None:
 def test_modalities_are_listed_with_their_origin_and_not_loaded() -> None:
     code = (
         "import sys, omni; print(omni.modalities()['image']); "
-        "print(*sorted({'torch', 'transformers', 'omni.image'} & set(sys.modules)))"
+        "print(*sorted({'torch', 'transformers', 'omni.vision.plugin'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["entry point omni.image:image of omni", ""]
+    assert run.stdout.splitlines() == ["entry point omni.vision.plugin:image of omni", ""]
 
 
 # --- For a while ------------------------------------------------------------------------------------------------------

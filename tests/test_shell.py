@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from omni.cli import app
+from omni.cli.app import app
 
 BIN = Path(sys.executable).parent
 ASK = ["omni", "ask", "examples/scene.png", "what color is the circle"]

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from omni.cli import app
+from omni.cli.app import app
 
-PACKAGES = ("omni", "omni.conversion", "omni.encoding", "omni.evaluation")
+PACKAGES = ("omni", "omni.exchange.micro_omni", "omni.embedding", "omni.evaluation")
 """Those that say in `__all__` what is public."""
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks import ceiling, peers, pictures
 from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Race
-from omni.vision.packing import PackedVisionModel
+from omni.fast.packing import PackedVisionModel
 
 Prepare = Callable[[nn.Module], Any]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -112,7 +112,7 @@ def _packed(dtype: torch.dtype) -> PackedVisionModel:
 
 def _not_compiled(dtype: torch.dtype) -> PackedVisionModel:
     """As where there is no C++ compiler."""
-    with patch("omni.vision.packing.is_possible", return_value=False):
+    with patch("omni.fast.packing.is_possible", return_value=False):
         return _packed(dtype)
 
 

@@ -24,14 +24,14 @@ from transformers import pipeline
 
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
-from omni.data.pictures import read_picture, read_pixels
-from omni.encoding import embedding
-from omni.encoding.batches import Decode, Task
-from omni.encoding.encoder import load_encoder
-from omni.encoding.engine import Engine, Precision
-from omni.encoding.table import Piece
+from omni.embedding import embed as embedding
+from omni.embedding.batches import Decode, Task
+from omni.embedding.engine import Engine, Precision
+from omni.embedding.table import Piece
+from omni.loading.encoder import load_encoder
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
+from omni.vision.pictures import read_picture, read_pixels
 
 BATCH = 32
 WORKERS = (0, 1, 2, 4)

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
-from omni.answering import Answer, Session, load, make_prompts
+from omni.session import Answer, Session, load, make_prompts
 
 Ask = Callable[[str, int], Answer]
 

@@ -7,7 +7,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from omni.answering import Answer
+from omni.session import Answer
 
 from .visit import View, Visit
 

@@ -7,11 +7,11 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
-from omni.answering import ADAPTERS, QuestionError
-from omni.attention import AttentionError
-from omni.data.pictures import read_picture
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.looking.attention import AttentionError
+from omni.session import ADAPTERS, QuestionError
+from omni.vision.pictures import read_picture
 
 from . import markup
 from .visit import Visit

@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image
 
-from omni.answering import Answer, QuestionError, Session, check_question
-from omni.attention import WordAttention, as_seen, overlay, session_attention
-from omni.data.pictures import PictureError, read_picture
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.looking.attention import WordAttention, as_seen, overlay, session_attention
+from omni.session import Answer, QuestionError, Session, check_question
+from omni.vision.pictures import PictureError, read_picture
 
 WIDTH = 512
 """Of a picture on the page, in pixels."""

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from omni.data.conversations import Example
 from omni.data.manifests import SUFFIXES, Manifest, ManifestError, Row, RowProblem
-from omni.data.pictures import PictureError, PictureProblem, read_picture
+from omni.vision.pictures import PictureError, PictureProblem, read_picture
 
 if TYPE_CHECKING:
     from omni.fusion.processing_omni import OmniProcessor

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omni.data import scenes
+from omni.scenes import scenes
 
 Message = dict[str, Any]
 

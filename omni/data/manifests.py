@@ -45,7 +45,7 @@ from typing import Annotated, Any, Literal, overload
 from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from omni.data.conversations import Example, Message, ask
-from omni.data.pictures import PictureError, read_picture
+from omni.vision.pictures import PictureError, read_picture
 
 PROMPT = "Describe the picture."
 METADATA = ("metadata.jsonl", "metadata.csv")

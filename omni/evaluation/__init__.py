@@ -10,14 +10,14 @@ the picture falls to about what a constant answer gets. Encoders are measured wi
     verify(outcome.result).differences                  # hashes and scores that are not as they were
 """
 
-from omni.encoding.encoder import Encoder, load_encoder
+from omni.loading.encoder import Encoder, load_encoder
+from omni.scenes.evaluation import SceneQuestions, evaluate_scenes
 
 from .asking import Item, Query, Questionnaire, ask_all, generate_answers
 from .encoder import evaluate_encoder
 from .manifest import ManifestQuestions
 from .result import EncoderSettings, Hashes, ManifestSettings, Result, SceneSettings, write_answers
 from .run import Outcome, Verification, choose_settings, evaluate, kind_of, verify
-from .scenes import SceneQuestions, evaluate_scenes
 from .scores import (
     SIGHTS,
     Asked,

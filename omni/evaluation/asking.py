@@ -1,7 +1,7 @@
 """Asking: every question the way a user asks it, greedy answers, and what is shown in the place of the pictures.
 
 What is asked about comes as a `Questionnaire`: a sequence of `Item`s, each some pictures with the questions about them.
-Generated scenes are one (`omni.evaluation.scenes`), the rows of a manifest another (`omni.evaluation.manifest`).
+Generated scenes are one (`omni.scenes.evaluation`), the rows of a manifest another (`omni.evaluation.manifest`).
 """
 
 import hashlib
@@ -15,8 +15,8 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 
-from omni.answering import write_prompts
 from omni.data.conversations import Message, ask
+from omni.session import write_prompts
 
 from .scores import Asked, EvaluationError, Sight
 
@@ -108,7 +108,7 @@ def ask_all(
     are asked together, which changes no answer: none depends on what else is in its batch.
 
     Args:
-        model, processor: as `omni.answering.load` returns them.
+        model, processor: as `omni.session.load` returns them.
         questionnaire: what is asked.
         sight: "real" shows the pictures; "blank" grey ones, "swapped" those of another item, "noise" random pixels.
         batch_size: questions at once.

@@ -25,10 +25,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from omni.data import scenes
-from omni.encoding.encoder import Encoder
-
-from .picture_sets import (
+from omni.loading.encoder import Encoder
+from omni.scenes import scenes
+from omni.scenes.picture_sets import (
     KINDS,
     SEED,
     PictureSet,
@@ -38,6 +37,7 @@ from .picture_sets import (
     scene_pictures,
     wanted,
 )
+
 from .result import EncoderSettings, canonical
 from .scores import Asked, EvaluationError, Score, score
 

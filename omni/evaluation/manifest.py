@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omni.data.manifests import PROMPT, Manifest, ManifestError, Row
-from omni.data.pictures import PictureError, read_picture
+from omni.vision.pictures import PictureError, read_picture
 
 from .asking import Item, Pictures, Query
 

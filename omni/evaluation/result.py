@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from omni.answering import ADAPTERS, base_of
 from omni.data.manifests import PROMPT
+from omni.session import ADAPTERS, base_of
 
 from .scores import Asked, EvaluationError, Score, SightTest
 

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import ValidationError
 
-from omni.answering import base_of, load, model_type_of
-from omni.encoding.encoder import load_encoder
+from omni.checkpoints.strict import CheckpointError
 from omni.fusion.configuration_omni import OmniConfig
-from omni.loading import CheckpointError
+from omni.loading.encoder import load_encoder
+from omni.scenes.evaluation import SceneQuestions
+from omni.session import base_of, load, model_type_of
 
 from .asking import Questionnaire, ask_all
 from .encoder import Progress, evaluate_encoder
@@ -32,7 +33,6 @@ from .result import (
     hash_preprocessing,
     hash_weights,
 )
-from .scenes import SceneQuestions
 from .scores import SIGHTS, Asked, Evaluation, EvaluationError, Sight, SightTest, score, sight_test
 
 PACKAGES = {

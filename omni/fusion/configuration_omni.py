@@ -28,7 +28,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from omni.loading import INHERITED_KEYS
+from omni.checkpoints.strict import INHERITED_KEYS
 from omni.projectors import PROJECTORS, num_tokens
 from omni.registry import get_modality
 

@@ -31,12 +31,12 @@ from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from omni.loading import StrictLoadingMixin
+from omni.checkpoints.strict import StrictLoadingMixin
+from omni.fast.generation import DecodingCache, OneDnnProducts, prefilling, quick_step, stepping
 from omni.projectors import PROJECTORS
 from omni.registry import get_modality, on_change, registered
 
 from .configuration_omni import OmniConfig
-from .decoding import DecodingCache, OneDnnProducts, prefilling, quick_step, stepping
 from .encoded_item import EncodedItem
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]

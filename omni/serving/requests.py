@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from omni.data.pictures import PictureError, read_picture
+from omni.vision.pictures import PictureError, read_picture
 
 from .remote import RemoteError, fetch, is_public
 

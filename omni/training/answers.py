@@ -12,22 +12,22 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, BaseImageProcessor, EvalPrediction, PreTrainedModel
 
-from omni.answering import BASE, expect_model
-from omni.data import scenes
 from omni.data.collate import IGNORED, ConversationCollator
 from omni.data.conversations import Example, SceneConversations
 from omni.data.manifests import Manifest, ManifestConversations
-from omni.data.pictures import read_picture
-from omni.encoding.cache import TokenCache
-from omni.encoding.encoder import Encoder
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.encoder import Encoder
 from omni.registry import get_modality
+from omni.scenes import scenes
+from omni.session import BASE, expect_model
+from omni.training.cache import TokenCache
 from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_recipe
 from omni.training.scaling import AS_BYTES, scale_before
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
+from omni.vision.pictures import read_picture
 
 NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "checksums", "fingerprints"}
 """What two encoders may have different and still compute the same from the same weights."""

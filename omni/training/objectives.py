@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import EvalPrediction
 
+from omni.scenes.dense import DensePretraining
 from omni.training.answers import AnswerTraining
 from omni.training.contrastive import ContrastiveAlignment
-from omni.training.dense import DensePretraining
 
 
 class Objective(Protocol):

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from omni.encoding.engine import bfloat16_pays
-from omni.fingerprints import part_of
+from omni.checkpoints.fingerprints import part_of
+from omni.embedding.engine import bfloat16_pays
 from omni.registry import get_modality
 from omni.training.curves import draw_curves
 from omni.training.objectives import OBJECTIVES

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from omni.loading import INHERITED_KEYS
+from omni.checkpoints.strict import INHERITED_KEYS
 
 
 @strict

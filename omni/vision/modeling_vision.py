@@ -32,7 +32,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from omni.loading import StrictLoadingMixin
+from omni.checkpoints.strict import StrictLoadingMixin
 
 from .configuration_vision import OmniVisionConfig
 

@@ -71,7 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[...,
 @pytest.fixture(scope="session")
 def shipped() -> Any:
     """The model that the page has, and its processor."""
-    from omni.answering import load
+    from omni.session import load
 
     return load(CHECKPOINT)
 
@@ -79,8 +79,8 @@ def shipped() -> Any:
 @pytest.fixture(scope="session")
 def expected(shipped: Any) -> Callable[..., Any]:
     """What `omni ask` answers about pictures, and where the Thinker looks for each word: `expected(question, *paths)`."""
-    from omni.attention import word_attention
-    from omni.data.pictures import read_picture
+    from omni.looking.attention import word_attention
+    from omni.vision.pictures import read_picture
 
     return cache(lambda question, *paths: word_attention(*shipped, [*map(read_picture, paths)], question))
 
@@ -88,7 +88,7 @@ def expected(shipped: Any) -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
     """Files that are no pictures, each with the sentence of `read_picture` about it."""
-    from omni.data.pictures import PictureError, read_picture
+    from omni.vision.pictures import PictureError, read_picture
 
     folder, large = tmp_path_factory.mktemp("damaged"), BytesIO()
     Image.new("1", (10_000, 10_000)).save(large, "PNG")

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from omni.app.visit import WIDTH
-from omni.attention import as_seen, overlay
-from omni.data.pictures import read_picture
+from omni.looking.attention import as_seen, overlay
+from omni.vision.pictures import read_picture
 
 sync_api = pytest.importorskip(
     "playwright.sync_api", reason="the browser is driven by playwright: pip install playwright"

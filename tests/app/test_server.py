@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from omni.cli import app
+from omni.cli.app import app
 
 SCENE, QUESTION = "examples/scene.png", "what is below the heart"
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omni.answering import QuestionError
 from omni.app.visit import MOST, Visit
-from omni.attention import word_attention
-from omni.data.pictures import read_picture
+from omni.looking.attention import word_attention
+from omni.session import QuestionError
+from omni.vision.pictures import read_picture
 
 SCENE, SECOND = (Path("examples") / name for name in ("scene.png", "second.png"))
 FILES = [(path.name, path.read_bytes()) for path in (SCENE, SECOND)]

@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from omni.cli import app
+from omni.cli.app import app
 from omni.data.checking import KINDS, NOTES, Report, check, first_of_each, render
 from omni.data.conversations import ask
 from omni.data.manifests import Manifest, ManifestConversations
-from omni.data.pictures import MAX_PIXELS
+from omni.vision.pictures import MAX_PIXELS
 
 OMNI = Path(sys.executable).with_name("omni")
 CHECKPOINT = Path("checkpoints/omni_tiny").resolve()

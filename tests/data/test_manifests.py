@@ -16,7 +16,7 @@ from PIL import Image
 
 from omni.data.conversations import ask
 from omni.data.manifests import PROMPT, Manifest, ManifestConversations, ManifestError
-from omni.data.pictures import MAX_PIXELS, PictureError
+from omni.vision.pictures import MAX_PIXELS, PictureError
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omni.data import scenes
+from omni.scenes import scenes
 
 FUSED = Path("checkpoints/omni_tiny")
 ENCODER = Path("checkpoints/vision_tiny")
@@ -26,7 +26,7 @@ def vision() -> Path:
 
 @pytest.fixture(scope="session")
 def shipped() -> Any:
-    from omni.answering import load
+    from omni.session import load
 
     return load(FUSED)
 

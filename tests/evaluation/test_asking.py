@@ -12,8 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-from omni.answering import answer
-from omni.data import scenes
 from omni.data.conversations import ask
 from omni.evaluation import (
     SIGHTS,
@@ -31,6 +29,8 @@ from omni.evaluation import (
     uses_the_picture,
 )
 from omni.evaluation.asking import WINDOW_PIXELS, shown
+from omni.scenes import scenes
+from omni.session import answer
 
 KINDS = ("shape", "color", "count", "exists")
 
@@ -173,7 +173,7 @@ def test_a_role_that_the_template_does_not_know_is_named(shipped: Any) -> None:
 
 def test_a_model_that_ignores_its_pictures_fails_the_sight_test(shipped: Any, copy: Path) -> None:
     """The shipped one, its projector's last layer emptied: any picture becomes the same tokens."""
-    from omni.answering import load
+    from omni.session import load
 
     model, processor = load(copy)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from omni.cli import app
+from omni.cli.app import app
 
 FEW = ("--pictures", 4, "--kind", "color", "--kind", "dark")
 

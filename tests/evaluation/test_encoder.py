@@ -21,10 +21,11 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from omni.data import scenes
+from omni.checkpoints.strict import CheckpointError
 from omni.evaluation import EncoderSettings, EvaluationError, evaluate, evaluate_encoder, load_encoder
 from omni.evaluation.encoder import features_of, nearest, neighbours, probe
-from omni.evaluation.picture_sets import (
+from omni.scenes import scenes
+from omni.scenes.picture_sets import (
     KINDS,
     OBJECT_TASKS,
     SCENE_TASKS,
@@ -33,7 +34,6 @@ from omni.evaluation.picture_sets import (
     draw_again,
     scene_pictures,
 )
-from omni.loading import CheckpointError
 
 SIZE = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARE = {"height": 16, "width": 16}

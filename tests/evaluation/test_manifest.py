@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from omni.data.manifests import ManifestError
-from omni.data.pictures import PictureError, read_picture
 from omni.evaluation import EvaluationError, ManifestQuestions, ManifestSettings, evaluate
+from omni.vision.pictures import PictureError, read_picture
 
 Make = Callable[..., Path]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omni.answering import load
+from omni.checkpoints.strict import CheckpointError
 from omni.evaluation import (
     EvaluationError,
     Hashes,
@@ -22,7 +22,7 @@ from omni.evaluation import (
     verify,
 )
 from omni.evaluation.result import hash_preprocessing
-from omni.loading import CheckpointError
+from omni.session import load
 
 Make = Callable[..., Path]
 CAUSES = ("weights", "data", "prompts", "preprocessing")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omni.data.pictures import read_picture
 from omni.serving.remote import RemoteError, fetch, is_public
 from omni.serving.requests import RequestError, open_picture, prepare
+from omni.vision.pictures import read_picture
 
 SCENE = Path("examples/scene.png")
 LOCAL = "file:" + "///etc/passwd"

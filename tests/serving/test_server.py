@@ -21,10 +21,10 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from omni.answering import Session, load
-from omni.cli import app
-from omni.data.pictures import read_picture
+from omni.cli.app import app
 from omni.serving.server import _listen
+from omni.session import Session, load
+from omni.vision.pictures import read_picture
 
 CHECKPOINT = "checkpoints/omni_tiny"
 LOCAL = "file:" + "///etc/passwd"

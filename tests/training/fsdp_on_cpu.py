@@ -20,7 +20,7 @@ exec(source, scope)
 state.AcceleratorState.__init__ = scope["__init__"]
 
 if __name__ == "__main__":
-    from omni.cli import main
+    from omni.cli.app import main
 
     sys.argv[1:1] = ["train"]
     main()

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import omni
-from omni.encoding.engine import bfloat16_pays
+from omni.embedding.engine import bfloat16_pays
 from omni.training.optimizer import Muon, MuonAdamW
 from omni.training.recipe import Optimizer, Recipe, RecipeError
 from omni.training.run import make_optimizer, run, settle

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from omni import OmniImageProcessor, OmniVisionModel
-from omni.answering import answer, load
+from omni.checkpoints.strict import CheckpointError
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
 from omni.evaluation.result import hash_weights
-from omni.loading import CheckpointError
+from omni.session import answer, load
 from omni.training.answers import build_omni
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.objectives import OBJECTIVES

@@ -1,0 +1,176 @@
+"""The pieces of a table, computed by Ray Data on all machines of a cluster.
+
+A piece is a row of the data set that Ray sees: paths go in, the content of the piece's file comes out, and this process
+writes it. So there is nothing to put in order, and nothing that two machines could both write. A task holds one core, and
+what a lost machine was computing is computed again by another. The encoder is sent along, so that all machines have the
+same weights; the pictures have to be at the same paths on all of them.
+"""
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omni.loading.encoder import Encoder
+
+from .batches import Task, embed_batch
+from .engine import DType, Engine, EngineError
+from .table import Piece, pack
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class RayError(ValueError):
+    """A cluster that cannot do the work. The message is one sentence: what was expected and found, what to do."""
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Inside, Ray is there: the cluster at an address, one that this process has joined already, or this machine alone.
+
+    Raises:
+        RayError: Ray is not installed, or no cluster answers.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RayError(
+            f'The engine "ray" needs Ray, which cannot be imported ({error}); pip install "omni-thinker[scale]".'
+        ) from error
+    if ray.is_initialized():
+        yield
+        return
+    where: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
+    try:
+        if address and (named := re.fullmatch(r"(?:ray://)?\[?(.+?)\]?:(\d+)", address)):
+            socket.create_connection((named[1], int(named[2])), timeout=10).close()  # Ray would try for 20 minutes
+        ray.init(**where, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RayError(
+            f"No Ray cluster answers at {address!r} ({error}); start one with `ray start --head`."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run(
+    engine: Engine, task: Task, files: Sequence[str], pieces: Sequence[Piece], advance: Callable[[int], None]
+) -> Generator[tuple[Piece, bytes]]:
+    """Pieces, in whatever order they are computed; see `embed`.
+
+    Raises:
+        RayError: a machine does not find files that are there, or cannot compute what the engine does, or too many machines
+            were lost.
+    """
+    import ray
+
+    if not pieces:
+        return
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    rows = [
+        {"number": number, "paths": [os.fsencode(path) for path in files[piece.start : piece.stop]]}
+        for number, piece in enumerate(pieces)
+    ]
+    job = _Job(ray.put(engine.encoder), task, engine.path, engine.dtype, os.getcwd())
+    computed = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        _embed_piece, batch_size=1, batch_format="pyarrow", fn_kwargs={"job": job}, num_cpus=1
+    )
+    try:
+        for row in computed.iter_rows():
+            if row["refused"] is not None:
+                raise RayError(f"The machine {row['host']!r} cannot compute what this one does: {row['refused']}")
+            if stray := next((path for path in map(os.fsdecode, row["missing"]) if os.path.exists(path)), None):
+                raise RayError(
+                    f"The machine {row['host']!r} does not find {stray!r}, which is there on this one; mount the pictures "
+                    "under the same path on all machines."
+                )
+            piece = pieces[row["number"]]
+            advance(piece.stop - piece.start)
+            yield piece, row["data"]
+    except ray.exceptions.RayTaskError:  # a bug: its traceback from there
+        raise
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise RayError(
+            f"The cluster gave up ({reason}); see that its machines are well, then --resume goes on."
+        ) from error
+
+
+# --- On the machines --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all tasks share.
+
+    Attributes:
+        encoder: Ray's reference to the `Encoder`; a process fetches it once.
+        path, dtype: of the engine that all have to be like.
+        folder: where relative paths start.
+    """
+
+    encoder: Any
+    task: Task
+    path: str
+    dtype: DType
+    folder: str
+
+
+def _embed_piece(row: "pa.Table", job: _Job) -> "pa.Table":
+    """One row of number and paths to one of number and content, with the files that are not there.
+
+    Where the machine cannot compute it, the reason comes instead.
+    """
+    import pyarrow as pa
+
+    with suppress(OSError):  # not a folder of this machine: then the files will be missing, and that is told
+        os.chdir(job.folder)
+    paths = [os.fsdecode(path) for path in row["paths"][0].as_py()]
+    data, missing, refused = None, [], None
+    try:
+        engine = _engine(job)
+    except EngineError as error:
+        refused = str(error)
+    else:
+        batches = [embed_batch(engine, job.task, some) for some in job.task.batches(paths)]
+        errors = [error for batch in batches for error in batch["error"].to_pylist()]
+        unread = [path for path, error in zip(paths, errors, strict=True) if error is not None]
+        data, missing = pack(batches), [os.fsencode(path) for path in unread if not os.path.exists(path)]
+    columns = {
+        "data": pa.array([data], pa.binary()),
+        "missing": pa.array([missing], pa.list_(pa.binary())),
+        "refused": pa.array([refused], pa.string()),
+        "host": [socket.gethostname()],
+    }
+    return pa.table({"number": row["number"], **columns})
+
+
+@lru_cache(maxsize=1)
+def _engine(job: _Job) -> Engine:
+    """An engine that computes what that of the driver does.
+
+    Raises:
+        EngineError: here it would be another one.
+    """
+    import ray
+
+    torch.set_num_threads(1)
+    encoder: Encoder = ray.get(job.encoder)
+    engine = Engine(encoder, job.task.what, job.task.precision, job.dtype)
+    if engine.path != job.path:
+        raise EngineError(
+            f"expected the encoder {job.path!r}, found {engine.path!r}; take machines of one kind with the same packages."
+        )
+    return engine

@@ -1,0 +1,113 @@
+"""The encoder as one function of machine code: `encoder.cpp`, see `omni.fast.compilation`."""
+
+import ctypes
+import threading
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from omni.fast.compilation import compile_library
+from omni.vision.configuration_vision import OmniVisionConfig
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("tokens", "width", "inner", "heads", "layers")),
+        *((name, ctypes.c_long) for name in ("side", "patch", "channels", "height")),
+        ("layer_epsilon", ctypes.c_float),
+        ("rms_epsilon", ctypes.c_float),
+    ]
+
+
+class CompiledEncoder:
+    """An encoder's weights in the layout of the compiled function, and the function.
+
+    Args:
+        config: of the encoder; see `is_possible`.
+        dtype: of the arithmetic.
+        shared: the tensors that stand before the layers in `encoder.cpp`, matrices [O, K] and vectors, in float32.
+        layers: those of each layer.
+    """
+
+    def __init__(
+        self,
+        config: OmniVisionConfig,
+        dtype: torch.dtype,
+        shared: list[torch.Tensor],
+        layers: list[list[torch.Tensor]],
+    ) -> None:
+        self._shape = _Shape(
+            1 + config.num_patches, config.hidden_size, config.intermediate_size, config.num_attention_heads,
+            config.num_hidden_layers, config.grid_size, config.patch_size, config.num_channels, config.image_size,
+            config.layer_norm_eps, config.rms_norm_eps,
+        )  # fmt: skip
+        self._tensors = [_panels(tensor, dtype) for tensors in (shared, *layers) for tensor in tensors]
+        self._weights = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
+        self._dtype = dtype
+        self._kept = threading.local()
+        self._bytes_of_picture = self._call(None, False, 0, False, None, None)
+
+    def __call__(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
+        """uint8[B, H, W, C] or float[B, C, H, W] -> float32[B, 1+N, D], or float32[B, 1, D] of CLS alone."""
+        raw, tokens = pictures.dtype == torch.uint8, 1 if cls_only else self._shape.tokens
+        pictures = (pictures if raw else pictures.float()).contiguous()
+        encoded = torch.empty(len(pictures), tokens, self._shape.width)
+        needed, work = self._bytes_of_picture * torch.get_num_threads(), getattr(self._kept, "work", None)
+        if work is None or len(work) < needed:
+            # Kept, since new pages may take longer than what is computed in them. Keys and values are multiplied in whole
+            # panels: what no token writes has to be zero, and stays so.
+            work = self._kept.work = torch.zeros(needed, dtype=torch.uint8)
+        self._call(pictures.data_ptr(), raw, len(pictures), cls_only, work.data_ptr(), encoded.data_ptr())
+        return encoded
+
+    def _call(
+        self, pictures: int | None, raw: bool, count: int, cls_only: bool, work: int | None, out: int | None
+    ) -> int:
+        library = _library()
+        assert library is not None
+        function = library.encode_bfloat16 if self._dtype == torch.bfloat16 else library.encode_float32
+        shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
+        return int(function(shape, self._weights, pictures, raw, count, cls_only, work, out, threads))
+
+
+def is_possible(config: OmniVisionConfig, dtype: torch.dtype) -> bool:
+    """Whether an encoder of this shape can be compiled here, for this arithmetic.
+
+    Widths have to be whole panels, and the activation the exact GELU.
+    """
+    if config.hidden_act != "gelu" or (library := _library()) is None:
+        return False
+    if dtype == torch.bfloat16 and not hasattr(library, "encode_bfloat16"):
+        return False
+    panel = library.encoder_panel()
+    return all(width % panel == 0 for width in (config.hidden_size, config.head_dim, config.intermediate_size))
+
+
+def _panels(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix [O, K] as [O/PANEL, K, PANEL], of bfloat16 [O/PANEL, K/2, PANEL, 2], where K is filled to whole panels.
+
+    A vector stays as it is, in float32.
+    """
+    tensor = tensor.detach().float()
+    if tensor.ndim == 1:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    library = _library()
+    assert library is not None
+    together = 2 if dtype == torch.bfloat16 else 1
+    panel = library.encoder_panel()
+    filled = F.pad(tensor, (0, -tensor.shape[1] % panel))
+    return rearrange(filled.to(dtype), "(o p) (k t) -> o k p t", p=panel, t=together).contiguous()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = compile_library(Path(__file__).with_name("encoder.cpp"))
+    address, number, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+    for name in ("encode_float32", "encode_bfloat16"):
+        if function := getattr(library, name, None):
+            function.argtypes = [address, address, address, number, count, number, address, address, number]
+            function.restype = ctypes.c_size_t
+    return library

@@ -1,0 +1,283 @@
+"""The encoder for inference on CPUs: the same arithmetic on weights that were prepared once, and on bytes.
+
+What is different from `OmniVisionModel`, and why it is faster:
+
+* Pictures may stay uint8[B, H, W, C]: rescaling and normalising are folded into the patch embedding.
+* For CLS alone the last block computes one row, and by associativity its query goes through the keys' weights,
+  q (W_k h) = (q W_k) h, and the weighted sum is taken before the values' weights: neither keys nor values are formed.
+* Where there is a C++ compiler, everything is one function of machine code, in which each thread takes a picture through all
+  layers within its own caches (`compiled.py`), on the processor's matrix units where it has some.
+* Elsewhere weights lie as oneDNN's kernels read them; GELU and the residual sum are part of the product before them. In
+  bfloat16 attention is two batched products, and the softmax between them one pass of powers of two (`_attend`).
+
+In float32 the result differs from the model's by rounding alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+from transformers.activations import ACT2FN
+
+from omni.vision.modeling_vision import OmniVisionLayer, OmniVisionModel, OmniVisionOutput
+
+from .encoder import CompiledEncoder, is_possible
+
+CENTER = 128
+"""Bytes are read as -128..127: all of these are exact in bfloat16, and around zero little is lost to rounding."""
+
+SAFE = 2.0**100
+"""Of the sum of a row of powers of two; a bfloat16 reaches 2^127, and 2^-126 before it loses digits."""
+
+FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
+"""Activations that oneDNN computes along with a product, by their names in transformers and there."""
+
+
+class PackedVisionModel:
+    """An `OmniVisionModel` in eval mode, to be called many times; what is done to the model later changes nothing here.
+
+    Args:
+        model: the encoder, on a CPU.
+        dtype: float32 or bfloat16, of weights and activations.
+        scale, shift: C numbers each, `pixel_values = pixel * scale + shift` for pixels of 0..255.
+        at_once: pictures that go through all layers together where it is not compiled; more would not fit into the
+            processor's cache.
+
+    Attributes:
+        is_compiled: whether it is a function of machine code.
+    """
+
+    def __init__(
+        self,
+        model: OmniVisionModel,
+        dtype: torch.dtype = torch.float32,
+        *,
+        scale: Sequence[float],
+        shift: Sequence[float],
+        at_once: int = 16,
+    ) -> None:
+        _keep_memory()
+        self.config, self.dtype, self.at_once = model.config, dtype, at_once
+        size, patches = self.config.image_size, self.config.num_patches
+        self.shapes = {
+            "pixels": (self.config.num_channels, size, size),
+            "bytes": (size, size, self.config.num_channels),
+        }
+        kernel, bias = (parameter.detach() for parameter in model.embeddings.patch_embeddings.parameters())
+        factor, offset = (torch.tensor(list(values)).view(-1, 1, 1) for values in (scale, shift))
+        from_bytes = (kernel * factor).permute(0, 2, 3, 1)  # (D, P, P, C), the order of the bytes
+        bias_of_bytes = bias + (kernel * (offset + CENTER * factor)).sum((1, 2, 3))
+        pixels, raw = (kernel.flatten(1), bias), (from_bytes.flatten(1), bias_of_bytes)
+        table = model.embeddings.position_embeddings.detach()
+        cls = model.embeddings.cls_token.detach() + table[:, :1]
+        layers: list[OmniVisionLayer] = [*model.layers]
+        self._compiled = None
+        self.is_compiled = is_possible(self.config, dtype)
+        if self.is_compiled:
+            starts = [torch.cat([cls[0], table[0, 1:] + bias]).flatten() for _, bias in (pixels, raw)]
+            _, to_scores, from_values = _attention_weights(layers[-1], math.log2(math.e))
+            before = [pixels[0], starts[0], raw[0], starts[1], model.norm.weight, *to_scores, *from_values]
+            within = [_parameters(layer) for layer in layers]
+            self._compiled = CompiledEncoder(self.config, dtype, before, within)
+            return
+        self.embed_pixels, self.embed_bytes = (_linear(*each, dtype, at_once * patches) for each in (pixels, raw))
+        self.cls, self.positions = cls.to(dtype), table[:, 1:].to(dtype, copy=True)
+        self.blocks = [_PackedBlock(layer, dtype, at_once * (1 + patches)) for layer in layers]
+        self.norm = model.norm.weight.detach().to(torch.float32, copy=True)
+
+    @torch.inference_mode()
+    def __call__(self, pictures: torch.Tensor, cls_only: bool = False) -> OmniVisionOutput:
+        """Encode pictures.
+
+        Args:
+            pictures: uint8[B, H, W, C], or float[B, C, H, W] as the image processor makes them.
+            cls_only: the CLS token alone; `grid` is None.
+
+        Raises:
+            ValueError: pictures of another size, or another number of channels.
+        """
+        if tuple(pictures.shape[1:]) != (
+            expected := self.shapes["bytes" if pictures.dtype == torch.uint8 else "pixels"]
+        ):
+            raise ValueError(
+                f"Expected {pictures.dtype} pictures of shape {expected}, found {tuple(pictures.shape[1:])}."
+            )
+        encode = self._compiled or self._encode
+        encoded = encode(pictures, cls_only).to(self.dtype)
+        return OmniVisionOutput(
+            last_hidden_state=encoded,
+            pooler_output=encoded[:, 0],
+            cls=encoded[:, :1],
+            grid=None if cls_only else encoded[:, 1:],
+        )
+
+    def _encode(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
+        tokens = 1 if cls_only else 1 + self.config.num_patches
+        encoded = torch.empty(len(pictures), tokens, self.config.hidden_size)
+        for start in range(0, len(pictures), self.at_once):
+            some = slice(start, start + self.at_once)
+            hidden_states = self._embed(pictures[some])
+            for block in self.blocks[:-1]:
+                hidden_states = block(hidden_states)
+            hidden_states = self.blocks[-1].cls(hidden_states) if cls_only else self.blocks[-1](hidden_states)
+            encoded[some] = F.rms_norm(hidden_states.float(), self.norm.shape, self.norm, self.config.rms_norm_eps)
+        return encoded
+
+    def _embed(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8[B, H, W, C] or float[B, C, H, W] -> float[B, 1+N, D]."""
+        side, patch, batch = self.config.grid_size, self.config.patch_size, len(pictures)
+        if pictures.dtype == torch.uint8:
+            pictures = torch.bitwise_xor(pictures, CENTER).view(torch.int8)  # the same as subtracting
+            patches, embed = pictures.view(batch, side, patch, side, patch, -1).transpose(2, 3), self.embed_bytes
+        else:
+            split = pictures.reshape(batch, -1, side, patch, side, patch)
+            patches, embed = split.permute(0, 2, 4, 1, 3, 5), self.embed_pixels
+        rows = patches.contiguous().to(self.dtype).view(batch, side * side, -1)
+        embedded = torch.empty(batch, 1 + side * side, self.config.hidden_size, dtype=self.dtype)
+        embedded[:, :1] = self.cls
+        torch.add(embed(rows), self.positions, out=embedded[:, 1:])
+        return embedded
+
+
+class _PackedBlock:
+    """float[B, 1+N, D] -> float[B, 1+N, D], see `OmniVisionLayer`; or to the CLS row alone."""
+
+    def __init__(self, layer: OmniVisionLayer, dtype: torch.dtype, rows: int) -> None:
+        attention, mlp = layer.attention, layer.mlp
+        self.dtype, self.heads = dtype, attention.num_attention_heads
+        self.norm1, self.norm2 = _layer_norm(layer.norm1, dtype), _layer_norm(layer.norm2, dtype)
+        qkv, _, _ = _attention_weights(layer, math.log2(math.e) if dtype == torch.bfloat16 else 1.0)
+        _, to_scores, from_values = _attention_weights(layer, 1.0)
+        self.qkv, self.to_scores, self.from_values = (_linear(*w, dtype, rows) for w in (qkv, to_scores, from_values))
+        self.output = _linear(attention.o_proj.weight, attention.o_proj.bias, dtype, rows)
+        self.fc1 = _linear(mlp.fc1.weight, mlp.fc1.bias, dtype, rows, attention.config.hidden_act)
+        self.fc2 = _linear(mlp.fc2.weight, mlp.fc2.bias, dtype, rows)
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """float[B, n, D] -> float[B, n, D]."""
+        qkv = self.qkv(self.norm1(hidden_states))
+        if self.dtype == torch.bfloat16:
+            attended = _attend(qkv, self.heads)
+        else:
+            query, key, value = rearrange(qkv, "b n (k h d) -> k b h n d", k=3, h=self.heads)
+            attended = F.scaled_dot_product_attention(query, key, value, scale=1.0).transpose(1, 2).flatten(2)
+        return self._mlp(self.output(attended, hidden_states))
+
+    def cls(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """float[B, n, D] -> float[B, 1, D]."""
+        normed = self.norm1(hidden_states)
+        query = self.to_scores(normed[:, 0].contiguous()).view(len(normed), self.heads, -1)  # (B, h, D)
+        attended = (query @ normed.transpose(1, 2)).softmax(-1) @ normed
+        return self._mlp(self.from_values(attended.flatten(1), hidden_states[:, 0].contiguous())[:, None])
+
+    def _mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.fc1(self.norm2(hidden_states)), hidden_states)
+
+
+Affine = tuple[torch.Tensor, torch.Tensor]
+"""Weight [O, I] and bias [O] of a linear layer."""
+
+
+def _attention_weights(layer: OmniVisionLayer, factor: float) -> tuple[Affine, Affine, Affine]:
+    """What a block's attention is made of; its scores come out `factor` times, such as log2(e) for 2^(x log2(e)) = e^x.
+
+    Returns:
+        qkv, whose queries hold the scaling; then for CLS alone, for each head, queries and keys as one matrix (a key's bias
+        adds the same to every score, so it goes), and values and output as another.
+    """
+    attention = layer.attention
+    width, heads = attention.o_proj.in_features, attention.num_attention_heads
+    weight, bias = attention.qkv.weight.detach().clone(), attention.qkv.bias.detach().clone()
+    weight[:width] *= attention.scaling * factor
+    bias[:width] *= attention.scaling * factor
+    output, output_bias = attention.o_proj.weight.detach(), attention.o_proj.bias.detach()
+    query, key, value = rearrange(weight, "(k h d) i -> k h d i", k=3, h=heads)
+    query_bias = rearrange(bias[:width], "(h d) -> h d", h=heads)
+    to_scores = torch.einsum("hdi,hdj->hji", query, key).flatten(0, 1), torch.einsum("hd,hdj->hj", query_bias, key)
+    from_values = torch.einsum("ohd,hdi->ohi", output.view(width, heads, -1), value).flatten(1)
+    return (
+        (weight, bias),
+        (to_scores[0], to_scores[1].flatten()),
+        (from_values, output_bias + output @ bias[2 * width :]),
+    )
+
+
+def _parameters(layer: OmniVisionLayer) -> list[torch.Tensor]:
+    """Those of a block, in the order of `encoder.cpp`."""
+    attention, mlp = layer.attention, layer.mlp
+    qkv, _, _ = _attention_weights(layer, math.log2(math.e))
+    return [
+        layer.norm1.weight, layer.norm1.bias, *qkv, attention.o_proj.weight, attention.o_proj.bias,
+        layer.norm2.weight, layer.norm2.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
+    ]  # fmt: skip
+
+
+def _attend(qkv: torch.Tensor, heads: int) -> torch.Tensor:
+    """bfloat16[B, n, 3 D] -> bfloat16[B, n, D]: softmax(q k^T) v, where the queries hold a factor of log2(e).
+
+    2^x goes without the usual search for each row's largest score, and dividing by the row's sum waits for the second
+    product, whose rows are shorter. A row's sum is at least its largest power, and at most n times that: sums within
+    `SAFE` say that nothing overflowed, and that what underflowed is nothing beside the sum. Other scores go the usual way.
+    """
+    batch = len(qkv)
+    query, key, value = rearrange(qkv, "b n (k h d) -> k (b h) n d", k=3, h=heads)
+    powers = torch.bmm(query, key.transpose(1, 2)).exp2_()
+    sums = powers.sum(-1, keepdim=True, dtype=torch.float32)
+    least, most = sums.aminmax()
+    if least > 1 / SAFE and most < SAFE:  # also not where there are NaN
+        attended = torch.bmm(powers, value).div_(sums)
+    else:
+        scores = torch.bmm(query, key.transpose(1, 2)).float() * math.log(2)
+        attended = torch.bmm(scores.softmax(-1).to(value.dtype), value)
+    return rearrange(attended, "(b h) n d -> b n (h d)", b=batch)
+
+
+def _keep_memory() -> None:
+    """Free a block of 31 MiB, from which glibc learns to keep freed memory up to twice that size.
+
+    Otherwise every layer gets new pages from the system, which zeroes them, and gives
+    them back: about an eighth of the time.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def _layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    weight, bias = norm.weight.detach().to(dtype, copy=True), norm.bias.detach().to(dtype, copy=True)
+    return lambda hidden_states: F.layer_norm(hidden_states, weight.shape, weight, bias, norm.eps)
+
+
+def _linear(
+    weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, rows: int, activation: str | None = None
+) -> Callable[..., torch.Tensor]:
+    """`f(x)` = activation(x W^T + b), and `f(x, residual)` = x W^T + b + residual, on a private copy of the weights.
+
+    With oneDNN that is one kernel on a layout chosen for so many `rows`; elsewhere what PyTorch has.
+    """
+    weight, bias = (tensor.detach().to(dtype, copy=True).contiguous() for tensor in (weight, bias))
+    if not (_has_onednn(dtype) and activation in (None, *FUSED)):
+        activate = ACT2FN[activation] if activation else nn.Identity()
+
+        def plain(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            result = activate(F.linear(x, weight, bias))
+            return result if residual is None else result + residual
+
+        return plain
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    name, algorithm = FUSED[activation] if activation else ("none", "")
+
+    def fused(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        if residual is None:
+            return torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
+
+    return fused
+
+
+def _has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there, wanted, and packs weights of this type on this processor."""
+    known = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    wanted = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
+    return bool(known and wanted)

@@ -1,0 +1,358 @@
+"""Where a model looks: an encoder in a picture, and the Thinker while it writes each word of an answer.
+
+Shapes: H heads, n tokens of the encoder (CLS, perhaps registers, and patches), h x w patches of a picture, W words of an
+answer, I pictures, L tokens read and written.
+
+    encoder_attention(encoder, picture)                 each head, their mean, rollout     float[H, h, w], float[h, w]
+    word_attention(model, processor, pictures, text)    word by word, picture by picture   I x float[W, h, w]
+    session_attention(session, text)                    the same where a `Session` is at hand
+    draw_encoder(...), draw_words(...)                  the same laid over the pictures
+
+The weights are those that the model computes with, taken from attention written out (eager), whatever it runs on at other
+times. They say where information was read from. Whether it was used for the answer they do not say (Jain and Wallace,
+"Attention is not Explanation", 2019).
+"""
+
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from transformers.generation.streamers import BaseStreamer
+
+from omni.fusion.modeling_omni import OmniForConditionalGeneration, eager_attention
+from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.encoder import Encoder
+from omni.session import Answer, Session
+
+Floats = NDArray[np.float32]
+
+
+class AttentionError(ValueError):
+    """Attention that cannot be had; the message is one sentence."""
+
+
+# --- The encoder ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncoderAttention:
+    """Where an encoder looks in one picture.
+
+    Attributes:
+        layer, layers: whose heads these are, from 1 on, and how many layers there are.
+        query: who looks: "CLS"; of an encoder without one "all patches", the mean over them.
+        heads: float[H, h, w], the weight of each patch. What a head lacks to a sum of 1 lies on CLS and registers.
+        rollout: float[h, w], what has come of each patch to who looks, from the first layer up to this one.
+    """
+
+    layer: int
+    layers: int
+    query: str
+    heads: Floats
+    rollout: Floats
+
+    @property
+    def mean(self) -> Floats:
+        """float[h, w], the mean over the heads."""
+        return self.heads.mean(0)
+
+
+@torch.inference_mode()
+def encoder_attention(encoder: Encoder, picture: Image.Image, layer: int | None = None) -> EncoderAttention:
+    """Where an encoder looks in a picture: CLS over the patches.
+
+    Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020) follows the attention down to the
+    picture: in each layer half of a token comes from the token itself (the residual) and half from where it looks, all
+    heads alike, and the layers are multiplied.
+
+    Args:
+        encoder: as `omni.loading.encoder.load_encoder` returns it, ours or any vision tower of transformers whose patches
+            are its last tokens. Of a model in memory: `Encoder(model, image_processor)`.
+        picture: see `omni.vision.pictures.read_picture`.
+        layer: from 1 on; the last one by default.
+
+    Raises:
+        AttentionError: no such layer, an encoder that gives no maps of attention between its tokens, or one in training
+            mode.
+    """
+    model, name = encoder.model, type(encoder.model).__name__
+    _expect_no_dropout(model)
+    pixel_values = encoder.prepare([picture])
+    shape = encoder.grid_shape(pixel_values)
+    patches = math.prod(shape)
+    with eager_attention(model.config):
+        maps = model(pixel_values=pixel_values, output_attentions=True).get("attentions") or ()
+    if not maps or any(
+        each is None or each.ndim != 4 or not patches <= each.shape[-2] == each.shape[-1] for each in maps
+    ):
+        raise AttentionError(f"{name} gives no maps of attention between its tokens, so where it looks cannot be seen.")
+    layer = len(maps) if layer is None else layer
+    if not 1 <= layer <= len(maps):
+        raise AttentionError(f"{name} has layers 1 to {len(maps)}, found {layer}; choose one of them.")
+    has_cls = maps[0].shape[-1] > patches
+    looking = slice(0, 1) if has_cls else slice(None)
+
+    def over_patches(weights: torch.Tensor) -> Floats:
+        """[..., n, n] -> [..., h, w], as whoever looks sees them."""
+        row = weights[..., looking, -patches:].float().mean(-2)
+        return row.reshape(*row.shape[:-1], *shape).cpu().numpy()
+
+    flow = torch.eye(maps[0].shape[-1], dtype=torch.float64, device=maps[0].device)
+    itself = flow
+    for each in maps[:layer]:
+        flow = (each[0].double().mean(0) + itself) / 2 @ flow
+    return EncoderAttention(
+        layer=layer,
+        layers=len(maps),
+        query="CLS" if has_cls else "all patches",
+        heads=over_patches(maps[layer - 1][0]),
+        rollout=over_patches(flow),
+    )
+
+
+def _expect_no_dropout(model: torch.nn.Module) -> None:
+    if model.training:
+        raise AttentionError(
+            f"{type(model).__name__} is in training mode, where dropout blurs what it looks at; call eval() first."
+        )
+
+
+# --- The Thinker ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WordAttention:
+    """Where the Thinker looked while it wrote each word of an answer.
+
+    For each word, all that it lay on adds up to 1: the patches and the CLS of every picture, and the text.
+
+    Attributes:
+        answer: what `omni ask` gives.
+        words: of the answer, W.
+        maps: for each picture float[W, h, w], the weight of each patch. Where the projector folds k x k patches into one
+            token, these share its weight equally.
+        cls: float[I, W], on the token for a whole picture; 0 where pictures have none.
+        text: float[W], on the question and on what stood of the answer already.
+    """
+
+    answer: Answer
+    words: tuple[str, ...]
+    maps: tuple[Floats, ...]
+    cls: Floats
+    text: Floats
+
+
+class _Tokens(BaseStreamer):
+    """Keeps what `generate` reads and writes."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.ids += value.flatten().tolist()
+
+    def end(self) -> None:
+        pass
+
+
+def word_attention(
+    model: OmniForConditionalGeneration,
+    processor: OmniProcessor,
+    pictures: Sequence[Image.Image],
+    question: str,
+    max_new_tokens: int = 192,
+) -> WordAttention:
+    """Ask, and see where the Thinker looked for each word of its answer.
+
+    A token is written at the position before its own, so that is where it is looked from; a word is the mean over its
+    tokens. Over heads and layers the mean is taken, too. On scenes with one object, that covers 3.5 % of the patches, it has
+    26 % of its weight there, the best single layer 31 %, the last one 21 %, and rollout through the Thinker 7 %
+    (docs/attention.md). And the mean needs no choice that would have to be made anew for every Thinker.
+
+    Args:
+        model, processor: as `omni.session.load` returns them.
+        pictures: one or more, in the order in which the question speaks of them.
+        question, max_new_tokens: see `omni.session.Session.ask`.
+
+    Raises:
+        AttentionError: no picture, a model whose Thinker gets no token of a place in it or gives no maps, or one in
+            training mode.
+        QuestionError: see `omni.session.Session.ask`.
+    """
+    return session_attention(Session(model, processor, pictures), question, max_new_tokens)
+
+
+@torch.inference_mode()
+def session_attention(session: Session, question: str, max_new_tokens: int = 192) -> WordAttention:
+    """As `word_attention`; pictures that the session has encoded are not encoded again."""
+    model = session.model
+    _expect_no_dropout(model)
+    if not session.count:
+        raise AttentionError("There is no picture to look at; pass one at least.")
+    section = model.config.modalities.get("image")
+    if section is None or "grid" not in section["output"].split("+"):
+        given = "no pictures" if section is None else "of a picture its CLS token alone"
+        raise AttentionError(f"The Thinker of this model gets {given}, so there are no places for it to look at.")
+    tokens = _Tokens()
+    answer, items = session.ask(question, max_new_tokens, streamer=tokens), session.items
+    ids, start = torch.tensor([tokens.ids], device=model.device), answer.tokens_read
+    outputs = model.model(input_ids=ids, mm_encoder_outputs={"image": items}, output_attentions=True, use_cache=False)
+    # layers of other kinds (states, convolutions) have no maps
+    maps = [each[0].float().mean(0) for each in outputs.attentions or () if each is not None]
+    if not maps:
+        name = type(model.model.language_model).__name__
+        raise AttentionError(f"{name} gives no maps of attention, so where it looks cannot be seen.")
+    by_token = torch.stack(maps).mean(0)[start - 1 : -1].cpu().numpy()  # float[tokens of the answer, L]
+    words = _words(session.processor.tokenizer, tokens.ids[start:])
+    by_word = np.array([by_token[members].mean(0) for _, members in words]).reshape(len(words), len(tokens.ids))
+    here = np.flatnonzero(np.array(tokens.ids) == section["token_id"])
+    ends = np.cumsum([model.config.num_tokens("image", item.grid_shape) for item in items])
+    over_patches, cls = [], np.zeros((len(items), len(words)), dtype=np.float32)
+    for number, (item, mine) in enumerate(zip(items, np.split(here, ends[:-1]), strict=True)):
+        if "cls" in section["output"].split("+"):  # it stands in front
+            cls[number], mine = by_word[:, mine[0]], mine[1:]
+        over_patches.append(_unfold(by_word[:, mine], item.grid_shape, section["factor"]))
+    everything = by_word.sum(1)
+    return WordAttention(
+        answer=answer,
+        words=tuple(word for word, _ in words),
+        maps=tuple(over_patches),
+        cls=cls,
+        text=everything - by_word[:, here].sum(1),
+    )
+
+
+def _words(tokenizer: Any, written: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The words of an answer, each with the positions of its tokens; spaces part words, control tokens are none."""
+    texts = [tokenizer.decode(written[:end], skip_special_tokens=True) for end in range(len(written) + 1)]
+    words: list[tuple[str, list[int]]] = [(word, []) for word in texts[-1].split()]
+    for position, (before, after) in enumerate(pairwise(texts)):
+        if before.strip() != after.strip():
+            begun = len(after.split())
+            for _, members in words[min(len(before.split()), begun - 1) : begun]:
+                members.append(position)
+    return words
+
+
+def _unfold(cells: Floats, grid_shape: tuple[int, ...], factor: int) -> Floats:
+    """float[W, N / k**2] -> float[W, h, w]: what lies on a token lies in equal parts on the patches folded into it."""
+    maps = cells.reshape(len(cells), *(side // factor for side in grid_shape))
+    for axis in range(1, 1 + len(grid_shape)):
+        maps = maps.repeat(factor, axis)
+    return (maps / factor ** len(grid_shape)).astype(np.float32)
+
+
+# --- Pictures ---------------------------------------------------------------------------------------------------------
+
+MAGMA = np.array(
+    [(0, 0, 4), (20, 14, 54), (59, 15, 112), (100, 26, 128), (140, 41, 129), (183, 55, 121), (222, 73, 104),
+     (247, 112, 92), (254, 159, 109), (254, 207, 146), (252, 253, 191)], dtype=np.float32
+)  # fmt: skip
+"""The colours of matplotlib's magma (van der Walt and Smith, CC0) in steps of a tenth: equal steps look equally large."""
+
+PANEL = 224
+"""Width of a panel in pixels."""
+GAP, LINE = 16, 20
+
+
+@dataclass(frozen=True)
+class _Panel:
+    picture: Image.Image
+    title: str
+    weights: Floats | None = None
+
+
+def overlay(picture: Image.Image, weights: Floats) -> Image.Image:
+    """Weights float[h, w] as colours over a picture that has turned grey: black is 0, the brightest the largest of them.
+
+    Each patch has one colour, as between patches nothing was measured.
+    """
+    share = weights / weights.max() if weights.any() else weights
+    strength = Image.fromarray(share.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
+    strengths = np.asarray(strength)[..., None]
+    # dark pictures and light ones become alike, so that colours look alike over them
+    full = ImageOps.autocontrast(picture.convert("L"), cutoff=1)
+    grey = 0.7 * np.asarray(full, dtype=np.float32)[..., None]
+    opacity = 0.45 + 0.25 * strengths  # where little is, there is more of the picture
+    return Image.fromarray((opacity * _colours(strengths[..., 0]) + (1 - opacity) * grey).astype(np.uint8))
+
+
+def _colours(strengths: Floats) -> Floats:
+    """[...] from 0 to 1 -> [..., 3]"""
+    steps = np.linspace(0, 1, len(MAGMA))
+    return np.stack([np.interp(strengths, steps, channel) for channel in MAGMA.T], axis=-1)
+
+
+def draw_encoder(attention: EncoderAttention, encoder: Encoder, picture: Image.Image) -> Image.Image:
+    """One row of panels: the picture, each head, their mean, and rollout."""
+    seen = as_seen(encoder.image_processor, picture)
+    heads = [_Panel(seen, f"head {number}", weights) for number, weights in enumerate(attention.heads, 1)]
+    combined = [_Panel(seen, "mean of heads", attention.mean), _Panel(seen, "rollout", attention.rollout)]
+    title = f"layer {attention.layer} of {attention.layers}, {attention.query} over the patches"
+    return _sheet(title, [[_Panel(seen, "picture"), *heads, *combined]])
+
+
+def draw_words(attention: WordAttention, processor: OmniProcessor, pictures: Sequence[Image.Image]) -> Image.Image:
+    """A row of panels for each picture: itself, and where in it the Thinker looked for each word of the answer."""
+    rows = []
+    for number, (picture, maps) in enumerate(zip(pictures, attention.maps, strict=True), 1):
+        seen = as_seen(processor.preprocessors["image"], picture)
+        words = zip(attention.words, maps, strict=True)
+        panels = [_Panel(seen, f"{place}. {word}", weights) for place, (word, weights) in enumerate(words, 1)]
+        rows.append([_Panel(seen, f"picture {number}" if len(pictures) > 1 else "picture"), *panels])
+    return _sheet(attention.answer.question, rows)
+
+
+def as_seen(image_processor: Any, picture: Image.Image, width: int = PANEL) -> Image.Image:
+    """What the patches cover, `width` pixels wide: the picture, but some image processors cut edges off, or add some."""
+    if any(getattr(image_processor, name, False) for name in ("do_center_crop", "do_pad")):
+        pixels = image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    aspect = min(max(picture.height / picture.width, 0.25), 2)  # of strips more would be seen of nothing else
+    return picture.resize((width, round(width * aspect)), Image.Resampling.LANCZOS)
+
+
+def _sheet(title: str, groups: Sequence[Sequence[_Panel]], columns: int = 6) -> Image.Image:
+    """Panels in rows of `columns`, each group from a new row on; below, what the colours mean."""
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    rows = [group[start : start + columns] for group in groups for start in range(0, len(group), columns)]
+    heights = [row[0].picture.height for row in rows]  # all of a row are of one picture
+    width = GAP + max(2, *map(len, rows)) * (PANEL + GAP)
+    lines = textwrap.wrap(title, (width - 2 * GAP) // 8)
+    height = (len(lines) + 2) * LINE + 3 * GAP + sum(2 * LINE + GAP + each for each in heights)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((GAP, GAP), "\n".join(lines), "black", font, spacing=LINE - 15)
+    top = 2 * GAP + len(lines) * LINE
+    for row, high in zip(rows, heights, strict=True):
+        for number, panel in enumerate(row):
+            left = GAP + number * (PANEL + GAP)
+            pen.text((left, top), _shortened(panel.title, font), "black", font)
+            picture = panel.picture
+            if panel.weights is not None:
+                picture = overlay(picture, panel.weights)
+                note = f"{panel.weights.sum():.0%} on patches, up to {panel.weights.max():.1%}"
+                pen.text((left, top + LINE + high + 4), note, "dimgrey", small)
+            sheet.paste(picture, (left, top + LINE))
+        top += 2 * LINE + GAP + high
+    strip = _colours(np.linspace(0, 1, PANEL, dtype=np.float32))[None].repeat(10, axis=0)
+    sheet.paste(Image.fromarray(strip.astype(np.uint8)), (GAP, top))
+    pen.text((GAP, top + 14), "0", "dimgrey", small)
+    pen.text((GAP + PANEL, top + 14), "largest of the panel", "dimgrey", small, anchor="ra")
+    return sheet
+
+
+def _shortened(text: str, font: Any) -> str:
+    """As much of a title as there is room for above a panel."""
+    if font.getlength(text) <= PANEL:
+        return text
+    while font.getlength(f"{text}...") > PANEL:
+        text = text[:-1]
+    return f"{text}..."

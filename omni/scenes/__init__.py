@@ -1,0 +1,1 @@
+"""The little world that the shipped weights know: drawn scenes, questions about them and their answers."""

@@ -1,0 +1,414 @@
+"""Ask about pictures: a checkpoint folder, pictures and a question in, words out. What `omni ask` calls.
+
+    model, processor = load("checkpoints/omni_tiny")
+    print(answer(model, processor, [read_picture("photo.jpg")], "what color is the circle?").answer)
+
+Two things can be wrong with what somebody asks for, and each has its error: a checkpoint that cannot answer
+(`CheckpointError`), and a question that cannot be asked (`QuestionError`). Everything else that is raised is a bug.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from transformers import BatchFeature, GenerationConfig
+from transformers.generation.streamers import BaseStreamer
+
+from omni.checkpoints.strict import CheckpointError
+from omni.data.conversations import Message, ask
+from omni.fast.generation import DecodingCache, OneDnnProducts, RoomyLayer
+from omni.fusion.configuration_omni import OmniConfig
+from omni.fusion.encoded_item import EncodedItem
+from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
+from omni.fusion.processing_omni import OmniProcessor
+
+ADAPTERS = "adapter_config.json"
+"""Of peft: what its adapters are, and for which model."""
+BASE = "base_fingerprints.json"
+"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration."""
+
+
+class QuestionError(ValueError):
+    """A question that cannot be asked; the message is one sentence."""
+
+
+class Answer(BaseModel):
+    """What a model said.
+
+    Attributes:
+        answer: its words.
+        question: what it was asked, without spaces around.
+        checkpoint: the folder that the model came from.
+        complete: whether the model ended by itself; False if it was stopped at `max_new_tokens`.
+        tokens_read, tokens_written: length of the prompt, pictures included, and of the answer.
+        seconds: wall-clock time by what it was spent on: preparing the prompt, encoding the pictures, reading the prompt
+            (to the first token) and writing the rest.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    answer: str
+    question: str
+    checkpoint: str
+    complete: bool
+    tokens_read: int
+    tokens_written: int
+    seconds: dict[str, float]
+
+
+def check_question(question: str) -> str:
+    """The question without spaces around.
+
+    Raises:
+        QuestionError: nothing is left, or it is no text that can be written down (broken bytes of a terminal).
+    """
+    question = question.strip()
+    if not question:
+        raise QuestionError("The question is empty; ask something about the picture.")
+    try:
+        question.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise QuestionError(f"The question {question!r} is not valid Unicode text; type it again.") from error
+    return question
+
+
+def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    """Load a fused model and its processor from a folder; nothing is fetched from anywhere.
+
+    Adapters, as a recipe with `lora` leaves them, are merged into the model that they were trained for.
+
+    Raises:
+        CheckpointError: no such folder, another kind of model in it, a file of it missing, damaged or a stranger's, or
+            parts that were never trained.
+    """
+    folder = Path(checkpoint)
+    base = base_of(folder)
+    kind = model_type_of(base)
+    for path in sorted({*folder.glob("*.json"), *base.glob("*.json")}):
+        _read_object(path)
+    if kind != OmniConfig.model_type:
+        raise CheckpointError(
+            f"The checkpoint {str(folder)!r} holds a model of type {kind!r}, which does not answer questions; expected "
+            f"a fused model, of type {OmniConfig.model_type!r}."
+        )
+    try:
+        processor = OmniProcessor.from_pretrained(folder)
+        model = OmniForConditionalGeneration.from_pretrained(base)
+        if base != folder:
+            model = _with_adapters(model, folder)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"The weights in {str(folder)!r} are cut off or damaged ({error}); get the file again."
+        ) from error
+    except (ValueError, OSError, StrictDataclassError) as error:
+        raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded: {error}") from error
+    if model.config.untrained:
+        raise CheckpointError(
+            f"In the checkpoint {str(folder)!r} {', '.join(model.config.untrained)} is untrained, so what it would say "
+            "means nothing; train it first."
+        )
+    return model, processor
+
+
+def base_of(folder: Path) -> Path:
+    """The folder itself; if it holds adapters and no model, the folder of the model that they were trained for.
+
+    Raises:
+        CheckpointError: that model is not where the adapters say.
+    """
+    if (folder / "config.json").is_file() or not (folder / ADAPTERS).is_file():
+        return folder
+    base = Path(str(_read_object(folder / ADAPTERS).get("base_model_name_or_path")))
+    if not (base / "config.json").is_file():
+        where = "" if base.is_absolute() else f" in {os.getcwd()!r}"
+        raise CheckpointError(
+            f"The adapters in {str(folder)!r} were trained for the model {str(base)!r}, which is not there{where}; put it "
+            f"back, or correct base_model_name_or_path in {ADAPTERS}."
+        )
+    return base
+
+
+def model_type_of(folder: Path) -> str:
+    """The `model_type` that config.json in a folder names.
+
+    Raises:
+        CheckpointError: no folder, no config.json in it, or one that names none.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        found = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        raise CheckpointError(f"The checkpoint {str(folder)!r} {found}; expected the folder of a saved model.")
+    values = _read_object(path)
+    if not isinstance(values.get("model_type"), str):
+        raise CheckpointError(f"{str(path)!r} names no model_type; get the checkpoint again.")
+    return str(values["model_type"])
+
+
+def expect_model(folder: str | Path, *kinds: str) -> None:
+    """Refuse a folder with a model of another `model_type` than these.
+
+    Raises:
+        CheckpointError: such a model, or none.
+    """
+    if (found := model_type_of(Path(folder))) not in kinds:
+        expected = " or ".join(map(repr, kinds))
+        raise CheckpointError(
+            f"The checkpoint {str(folder)!r} holds a model of type {found!r}; name the folder of one of type {expected}."
+        )
+
+
+def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniForConditionalGeneration:
+    """The model with the adapters of a folder merged into its weights."""
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise CheckpointError(
+            f"{str(folder)!r} holds adapters, for which peft is needed: pip install 'omni-thinker[train]'."
+        ) from error
+    trained_for = _read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    found = model.config.fingerprints or {}
+    if others := sorted(part for part in found if trained_for.get(part) != found[part]):
+        raise ValueError(
+            f"its adapters were trained for other weights of {', '.join(others)} than those in "
+            f"{model.config.name_or_path!r}; put the model back that they were trained for, or train them again."
+        )
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        saved = set(file.keys())
+    try:
+        adapted = PeftModel.from_pretrained(model, folder)
+    except RuntimeError as error:  # tensors of other shapes
+        raise ValueError(str(error)) from error
+    if apart := sorted(saved ^ get_peft_model_state_dict(adapted).keys()):
+        raise ValueError(f"its tensors are not those of the model; missing or unexpected: {', '.join(apart[:5])}.")
+    merged: OmniForConditionalGeneration = adapted.merge_and_unload()
+    merged.config.name_or_path = str(folder)
+    learnt = adapted.active_peft_config.modules_to_save or []
+    merged.config.untrained = [part for part in merged.config.untrained or [] if part not in learnt]
+    return merged
+
+
+def _read_object(path: Path) -> dict[str, object]:
+    """A JSON file of a checkpoint; transformers passes over some that are cut off, or names another cause."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} is damaged ({error}); get the checkpoint again.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{str(path)!r} should hold a JSON object, found a {type(values).__name__}.")
+    return values
+
+
+def make_prompts(processor: OmniProcessor, asked: Sequence[tuple[str, Sequence[Image.Image]]]) -> BatchFeature:
+    """A batch of questions about pictures, ready for `generate`."""
+    return write_prompts(processor, [ask(question, images=pictures) for question, pictures in asked])
+
+
+def write_prompts(processor: OmniProcessor, conversations: Sequence[list[Message]]) -> BatchFeature:
+    """A batch of chats that end with a question, ready for `generate`; placeholders in their text are plain text."""
+    return processor.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        sanitize_control_tokens=True,
+        processor_kwargs={"padding": True, "padding_side": "left"},  # answers go on from the last token
+    )
+
+
+class _Clock(BaseStreamer):
+    """Notes when the first token of an answer is there, and hands on what `generate` reads and writes."""
+
+    def __init__(self, streamer: Any) -> None:
+        self.streamer, self.puts, self.first = streamer, 0, 0.0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.puts += 1
+        if self.puts == 2:  # before them comes the prompt
+            self.first = time.perf_counter()
+        if self.streamer is not None:
+            self.streamer.put(value)
+
+    def end(self) -> None:
+        if self.streamer is not None:
+            self.streamer.end()
+
+
+class _Tokens(BaseStreamer):
+    """Tokens from the thread that writes an answer to the one that waits: the prompt's, then one by one, then None."""
+
+    def __init__(self) -> None:
+        self.queue: SimpleQueue[list[int] | None] = SimpleQueue()
+        self.wanted = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.wanted:
+            raise InterruptedError("Nobody listens any more.")
+        self.queue.put(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.queue.put(None)
+
+
+class Session:
+    """Questions about the same pictures. They are encoded once, and what the model has read of them it does not read again.
+
+    Every question is answered as if it were the first; the answers are greedy, so the same every time.
+
+    Args:
+        model, processor: as `load` returns them.
+        pictures: in the order in which questions speak of them; see `omni.vision.pictures.read_picture`.
+    """
+
+    def __init__(
+        self, model: OmniForConditionalGeneration, processor: OmniProcessor, pictures: Sequence[Image.Image]
+    ) -> None:
+        self.model, self.processor = model, processor
+        self._items: Sequence[Any] = pictures  # from the first question on as `EncodedItem`s
+        self._cache: Any = None
+        self._read: list[int] = []  # the tokens in the cache
+
+    @torch.inference_mode()
+    def ask(self, question: str, max_new_tokens: int = 192, streamer: Any = None) -> Answer:
+        """Ask one question.
+
+        Args:
+            question: any text. Words in it that look like control tokens, such as "<image>", are read as plain text.
+            max_new_tokens: where to stop a model that does not end by itself.
+            streamer: one of transformers' streamers, which gets the answer while it is written; see `stream`, too.
+
+        Raises:
+            QuestionError: an empty question, or more pictures and words than the model can read.
+        """
+        start = time.perf_counter()
+        question = check_question(question)
+        inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
+        ids = inputs["input_ids"][0].tolist()
+        limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if limit is not None and len(ids) + max_new_tokens > limit:
+            raise QuestionError(
+                f"The question and its {len(self._items)} pictures are {len(ids)} tokens, with no room for an answer "
+                f"of {max_new_tokens} in the {limit} that the model takes; pass fewer pictures or a smaller max_new_tokens."
+            )
+        prepared = time.perf_counter()
+        if "pixel_values" in inputs:
+            pixel_values = inputs.pop("pixel_values")
+            with OneDnnProducts():
+                self._items = self.model.model.encode_items("image", pixel_values=pixel_values)
+            inputs["mm_encoder_outputs"] = {"image": self._items}
+        encoded = time.perf_counter()
+        if self._take_back(ids):
+            inputs.pop("mm_encoder_outputs", None)  # all pictures have been read
+        self._read = []  # until it is known again: whatever interrupts may leave the cache half filled
+        clock = _Clock(streamer)
+        greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
+        output = self.model.generate(**inputs, **{CACHE: self._cache}, generation_config=greedy, streamer=clock)[0]
+        ended = time.perf_counter()
+        self._read = output[: self._cache.get_seq_length()].tolist()
+        written = output[len(ids) :]
+        return Answer(
+            answer=self._decode(written),
+            question=question,
+            checkpoint=str(self.model.config.name_or_path),
+            complete=_ended(self.model, written),
+            tokens_read=len(ids),
+            tokens_written=len(written),
+            seconds={
+                "preparing": round(prepared - start, 4),
+                "encoding": round(encoded - prepared, 4),
+                "reading": round(clock.first - encoded, 4),
+                "writing": round(ended - clock.first, 4),
+            },
+        )
+
+    def stream(self, question: str, max_new_tokens: int = 192) -> Iterator[Answer]:
+        """Ask one question, and get its answer while it is written; who stops listening stops the writing.
+
+        Yields:
+            What there is of the answer whenever it has grown, with `complete` False and no `seconds`; at last what `ask`
+            returns.
+
+        Raises:
+            QuestionError: see `ask`.
+        """
+        tokens, written, said = _Tokens(), [], ""
+        with ThreadPoolExecutor(1) as writer:
+            asked = writer.submit(self.ask, question, max_new_tokens, tokens)
+            asked.add_done_callback(lambda _: tokens.end())  # also if nothing is generated
+            try:
+                given = iter(tokens.queue.get, None)
+                tokens_read = len(next(given, ()))
+                for token in given:
+                    written += token
+                    text = self._decode(written).rstrip("\ufffd")  # of some letters a token is a part
+                    if text != said:
+                        said = text
+                        yield Answer(
+                            answer=text,
+                            question=question.strip(),
+                            checkpoint=str(self.model.config.name_or_path),
+                            complete=False,
+                            tokens_read=tokens_read,
+                            tokens_written=len(written),
+                            seconds={},
+                        )
+            finally:
+                tokens.wanted = False
+            yield asked.result()
+
+    def _decode(self, written: Any) -> str:
+        return self.processor.decode(written, skip_special_tokens=True).strip()
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self._items)
+
+    @property
+    def items(self) -> Sequence[EncodedItem]:
+        """The pictures as the encoder left them when the first question was asked; before it there are none."""
+        return [item for item in self._items if isinstance(item, EncodedItem)]
+
+    def _take_back(self, ids: list[int]) -> bool:
+        """Leave in the cache what a new prompt begins with too, if that is all of its pictures; else start anew."""
+        shared = 0
+        for old, new in zip(self._read, ids[:-1], strict=False):  # one token at least is left to be read
+            if old != new:
+                break
+            shared += 1
+        placeholders = {section["token_id"] for section in self.model.config.modalities.values()}
+        layers = getattr(self._cache, "layers", [])
+        # of other kinds of layers (sliding windows, states) the end cannot be taken back
+        if shared and all(type(layer) is RoomyLayer for layer in layers) and placeholders.isdisjoint(ids[shared:]):
+            if shared < len(self._read):
+                self._cache.crop(shared - len(self._read))
+            return True
+        self._cache = DecodingCache(self.model.config.text_config)
+        return False
+
+
+def answer(
+    model: OmniForConditionalGeneration,
+    processor: OmniProcessor,
+    pictures: Sequence[Image.Image],
+    question: str,
+    max_new_tokens: int = 192,
+) -> Answer:
+    """Ask one question about pictures; for more than one about the same, see `Session`."""
+    return Session(model, processor, pictures).ask(question, max_new_tokens)
+
+
+def _ended(model: OmniForConditionalGeneration, written: torch.Tensor) -> bool:
+    """Whether the last token is an end-of-text."""
+    ends = model.generation_config.eos_token_id
+    return int(written[-1]) in (ends if isinstance(ends, list) else [ends])

@@ -1,0 +1,51 @@
+"""Pictures as a modality: where the tokens of a vision tower are, ours or any of transformers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omni.fast.packing import PackedVisionModel
+from omni.registry import Modality
+from omni.vision.configuration_vision import OmniVisionConfig
+from omni.vision.image_processing_vision import OmniImageProcessor
+from omni.vision.modeling_vision import OmniVisionModel
+
+
+def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Patches down and across each picture of `pixel_values` [B, 3, H, W]."""
+    patch = config.patch_size
+    rows, columns = patch if isinstance(patch, (list, tuple)) else (patch, patch)
+    return [(picture.shape[-2] // rows, picture.shape[-1] // columns) for picture in inputs["pixel_values"]]
+
+
+def read(encoded: Any, num_patches: int) -> dict[str, Any]:
+    """`cls` float[B, 1, D] and `grid` float[B, N, D] of any vision tower.
+
+    Ours names them. Elsewhere (CLIP, SigLIP, DINOv2, ViT) the patches are the last N tokens; what stands before them is
+    CLS, then perhaps registers. A tower without CLS has its pooled output in that role.
+    """
+    if getattr(encoded, "cls", None) is not None:
+        return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name) is not None}
+    hidden_states = encoded.last_hidden_state
+    extra = hidden_states.shape[1] - num_patches
+    if extra < 0:
+        raise ValueError(f"The vision tower returned {hidden_states.shape[1]} tokens for {num_patches} patches.")
+    tokens = {"grid": hidden_states[:, extra:]}
+    if extra:
+        tokens["cls"] = hidden_states[:, :1]
+    elif getattr(encoded, "pooler_output", None) is not None:
+        tokens["cls"] = encoded.pooler_output[:, None]
+    return tokens
+
+
+image = Modality(
+    name="image",
+    token="<image>",
+    inputs=("pixel_values",),
+    config_class=OmniVisionConfig,
+    model_class=OmniVisionModel,
+    preprocessor_class=OmniImageProcessor,
+    grid_shapes=grid_shapes,
+    grid_dims=2,
+    read=read,
+    pack=PackedVisionModel,
+)

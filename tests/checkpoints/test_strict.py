@@ -1,0 +1,358 @@
+"""Strict loading: whatever is done to a checkpoint, it loads whole and unchanged or says what is wrong with it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageTextToText
+
+from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel
+from omni.checkpoints import strict as loading
+from omni.checkpoints.fingerprints import read_tensors
+
+Tensors = dict[str, torch.Tensor]
+VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+CLASSES: dict[str, Any] = {"fused": OmniForConditionalGeneration, "encoder": OmniVisionModel}
+
+
+def change(source: Path, target: Path, edit: Callable[[Tensors], None]) -> None:
+    """A copy of a checkpoint in one file, with its tensors changed."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    tensors = load_file(target / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def without_fingerprints(folder: Path) -> None:
+    """As an older or foreign checkpoint: what is wrong must be found by names and shapes alone."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "fingerprints": None}))
+
+
+# --- Every tensor -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fused", "encoder"])
+def test_every_single_tensor_is_needed_as_it_is(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    """Removed, renamed or of another shape: each time the error names it."""
+    source = saved[f"{name}-file"]
+    tensors = load_file(source / "model.safetensors")
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    without_fingerprints(tmp_path)
+
+    def refused(changed: Tensors, *said: str) -> None:
+        save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="does not fit") as error:
+            CLASSES[name].from_pretrained(tmp_path)
+        for words in said:
+            assert words in str(error.value), (words, str(error.value))
+
+    assert tensors
+    for key, tensor in tensors.items():
+        rest = {other: value for other, value in tensors.items() if other != key}
+        refused(rest, f"missing: {key}\n")
+        refused({**rest, f"{key}_": tensor}, f"missing: {key}\n", f"unexpected: {key}_\n")
+        longer = torch.cat([tensor, tensor[:1]])
+        refused(
+            {**rest, key: longer}, f"shape: {key} is {tuple(longer.shape)} in the checkpoint and {tuple(tensor.shape)}"
+        )
+
+
+@pytest.mark.parametrize("name", ["fused", "encoder"])
+def test_a_tensor_too_many(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    change(saved[f"{name}-file"], tmp_path, lambda tensors: tensors.update(extra=torch.zeros(1)))
+    with pytest.raises(ValueError, match="unexpected: extra"):
+        CLASSES[name].from_pretrained(tmp_path)
+
+
+def test_in_shards_too(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(saved["fused-shards"], folder)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    tensors = load_file(shards[1])
+    removed = tensors.popitem()[0]
+    save_file(tensors, shards[1], metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"missing: {removed}"):
+        OmniForConditionalGeneration.from_pretrained(folder)
+    shards[1].unlink()
+    with pytest.raises(OSError, match=shards[1].name):
+        OmniForConditionalGeneration.from_pretrained(folder)
+
+
+def test_many_problems_in_one_message(saved: dict[str, Path], tmp_path: Path) -> None:
+    change(saved["fused-file"], tmp_path, lambda tensors: [tensors.pop(key) for key in list(tensors)[:25]])
+    with pytest.raises(ValueError, match=r"tensors that are wrong: 25\.[\s\S]*and 5 more[\s\S]*allow_missing"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForImageTextToText])
+def test_the_auto_classes_are_as_strict(auto: Any, saved: dict[str, Path], tmp_path: Path) -> None:
+    name = "model.image_projector.fc1.weight"
+    change(saved["fused-file"], tmp_path, lambda tensors: tensors.pop(name))
+    with pytest.raises(ValueError, match=f"missing: .*{name.removeprefix('model.')}"):
+        auto.from_pretrained(tmp_path)
+
+
+def test_whoever_reads_the_report_may_have_it(saved: dict[str, Path], tmp_path: Path) -> None:
+    change(saved["fused-file"], tmp_path, lambda tensors: tensors.pop("model.image_projector.fc1.weight"))
+    model, report = OmniForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert isinstance(model, OmniForConditionalGeneration)
+    assert set(report["missing_keys"]) == {"model.image_projector.fc1.weight"}
+
+
+# --- Damaged files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fused-file", "encoder-file", "fused-shards"])
+def test_a_damaged_file_is_never_loaded(name: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    """Cut anywhere, emptied, lengthened, or with one bit flipped anywhere in header or data."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(saved[name], folder)
+    file = sorted(folder.glob("model*.safetensors"))[0]
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    damaged = {
+        "empty": b"",
+        "cut in the header": whole[: header // 2],
+        "cut in the data": whole[: (header + len(whole)) // 2],
+        "cut by one byte": whole[:-1],
+        "one byte too long": whole + b"\0",
+        **{
+            f"bit flipped at {place}": whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :]
+            for place in (3, 20, header + 1, (header + len(whole)) // 2, len(whole) - 1)
+        },
+    }
+    cls = CLASSES[name.split("-")[0]]
+    for what, content in damaged.items():
+        file.write_bytes(content)
+        with pytest.raises((ValueError, OSError, SafetensorError)):
+            pytest.fail(f"loaded although {what}: {cls.from_pretrained(folder)}")
+    file.write_bytes(whole)
+    cls.from_pretrained(folder)
+
+
+def test_numbers_that_are_none(saved: dict[str, Path], tmp_path: Path) -> None:
+    change(saved["fused-file"], tmp_path, lambda tensors: tensors["lm_head.weight"][0].fill_(float("nan")))
+    with pytest.raises(ValueError, match="weights of lm_head are not those"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_a_stranger_among_those_that_were_trained_together(saved: dict[str, Path], tmp_path: Path) -> None:
+    """Same names, same shapes, other numbers: nothing but the fingerprint can tell."""
+    stranger = OmniVisionModel(
+        OmniVisionConfig(**{**VISION, "num_hidden_layers": 2}, intermediate_size=32)
+    ).state_dict()
+
+    def exchange(tensors: Tensors) -> None:
+        tensors.update({f"model.image_tower.{name}": value.clone() for name, value in stranger.items()})
+
+    change(saved["fused-file"], tmp_path, exchange)
+    for cls in (OmniForConditionalGeneration, OmniModel, OmniVisionModel):
+        with pytest.raises(ValueError, match=r"weights of image_tower are not those .* train the projector again"):
+            cls.from_pretrained(tmp_path)
+
+
+def test_only_safetensors(fused: Any, saved: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(saved["fused-file"] / "config.json", tmp_path)
+    torch.save(fused.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_no_weights_no_config_no_folder(saved: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(OSError, match=r"config\.json"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+    shutil.copy(saved["fused-file"] / "config.json", tmp_path)
+    with pytest.raises(OSError, match="model.safetensors"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{ not json")
+    with pytest.raises(OSError, match=r"config\.json"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_a_config_that_asks_for_more_or_less(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = saved["fused-file"]
+    with pytest.raises(ValueError, match=r"missing: model.image_tower.layers.2."):
+        OmniForConditionalGeneration.from_pretrained(folder, image_config={"num_hidden_layers": 3})
+    with pytest.raises(ValueError, match=r"unexpected: model.image_tower.layers.1."):
+        OmniForConditionalGeneration.from_pretrained(folder, image_config={"num_hidden_layers": 1})
+    with pytest.raises(ValueError, match=r"unexpected: model.image_projector.fc1"):
+        OmniForConditionalGeneration.from_pretrained(folder, modalities={"image": {"projector": "linear"}})
+
+
+# --- Missing on purpose -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_missing_on_purpose_counts_as_untrained(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder, again = tmp_path / "a", tmp_path / "b"
+    change(
+        saved["fused-file"], folder, lambda tensors: [tensors.pop(key) for key in list(tensors) if "projector" in key]
+    )
+    without_fingerprints(folder)
+    with pytest.raises(ValueError, match="missing: model.image_projector"):
+        OmniForConditionalGeneration.from_pretrained(folder, allow_missing=["lm_head"])
+    model = OmniForConditionalGeneration.from_pretrained(folder, allow_missing=[r"image_projector\."])
+    assert model.config.untrained == ["image_projector"]
+    ids = torch.tensor([[7, 8]])
+    with pytest.raises(ValueError, match=r"untrained, .*\['image_projector'\].* allow_untrained=True"):
+        model.generate(ids, max_new_tokens=2)
+    assert model.generate(ids, max_new_tokens=2, allow_untrained=True).shape[0] == 1
+    model.save_pretrained(again)
+    loaded = OmniForConditionalGeneration.from_pretrained(again)
+    assert loaded.config.untrained == ["image_projector"]
+    with pytest.raises(ValueError, match="untrained"):
+        loaded.generate(ids, max_new_tokens=2)
+
+
+def test_missing_on_purpose_with_fingerprints(saved: dict[str, Path], tmp_path: Path) -> None:
+    """The part that is left out has no fingerprint to keep; those of the others still hold."""
+    change(
+        saved["fused-file"], tmp_path, lambda tensors: [tensors.pop(key) for key in list(tensors) if "projector" in key]
+    )
+    model = OmniForConditionalGeneration.from_pretrained(tmp_path, allow_missing=[r"image_projector\."])
+    assert model.config.untrained == ["image_projector"]
+
+
+# --- Round trips ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["file", "shards"])
+@pytest.mark.parametrize("name", ["fused", "encoder"])
+def test_comes_back_bit_by_bit(name: str, kind: str, saved: dict[str, Path], fused: Any, encoder: Any) -> None:
+    model = {"fused": fused, "encoder": encoder}[name]
+    loaded = CLASSES[name].from_pretrained(saved[f"{name}-{kind}"])
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for key, tensor in model.state_dict().items():
+        assert loaded.state_dict()[key].equal(tensor), key
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("thinker", ["qwen3", "gpt2", "opt", "gemma"])
+def test_tied_or_not(make_model: Callable[..., Any], thinker: str, tied: bool, tmp_path: Path) -> None:
+    model = make_model(thinker, text={"tie_word_embeddings": tied})
+    model.save_pretrained(tmp_path)
+    stored = read_tensors(tmp_path)
+    assert ("lm_head.weight" in stored) != tied
+    for loaded in (
+        OmniForConditionalGeneration.from_pretrained(tmp_path),
+        AutoModelForImageTextToText.from_pretrained(tmp_path),
+    ):
+        assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
+        assert loaded.lm_head.weight.equal(model.lm_head.weight)
+    base = AutoModel.from_pretrained(tmp_path)  # the head is left behind
+    assert isinstance(base, OmniModel)
+    for key, tensor in model.model.state_dict().items():
+        assert base.state_dict()[key].equal(tensor), key
+
+
+def test_a_tie_that_the_file_does_not_have(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model(text={"tie_word_embeddings": False}).save_pretrained(tmp_path / "untied")
+    with pytest.raises(
+        ValueError, match=r"tied: lm_head\.weight should be model\.language_model\.embed_tokens\.weight"
+    ):
+        OmniForConditionalGeneration.from_pretrained(tmp_path / "untied", tie_word_embeddings=True)
+    make_model(text={"tie_word_embeddings": True}).save_pretrained(tmp_path / "tied")
+    with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path / "tied", tie_word_embeddings=False)
+
+
+def test_the_base_model_saved_alone(fused: Any, tmp_path: Path) -> None:
+    fused.model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(base, OmniModel)
+    assert base.state_dict()["image_projector.fc1.weight"].equal(fused.model.image_projector.fc1.weight)
+    with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16", "auto"])
+def test_dtype(dtype: Any, fused: Any, tmp_path: Path) -> None:
+    model = OmniForConditionalGeneration(fused.config).to(torch.bfloat16 if dtype == "auto" else torch.float32)
+    model.load_state_dict(fused.state_dict())
+    model.save_pretrained(tmp_path)
+    loaded = OmniForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.config.image_config.dtype == loaded.config.text_config.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}])
+def test_device_map(device_map: Any, saved: dict[str, Path]) -> None:
+    loaded = OmniForConditionalGeneration.from_pretrained(saved["fused-shards"], device_map=device_map)
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
+
+
+def test_from_a_subfolder(fused: Any, tmp_path: Path) -> None:
+    fused.save_pretrained(tmp_path / "inside")
+    loaded = OmniForConditionalGeneration.from_pretrained(tmp_path, subfolder="inside")
+    assert loaded.lm_head.weight.equal(fused.lm_head.weight)
+
+
+# --- The encoder out of a fused model ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["file", "shards"])
+def test_the_encoder_out_of_a_fused_folder(kind: str, saved: dict[str, Path], fused: Any, tmp_path: Path) -> None:
+    tower = OmniVisionModel.from_pretrained(saved[f"fused-{kind}"])
+    for key, tensor in fused.model.image_tower.state_dict().items():
+        assert tower.state_dict()[key].equal(tensor), key
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        assert tower(pixels).grid.equal(fused.model.image_tower(pixels).grid)
+    tower.save_pretrained(tmp_path)
+    assert OmniVisionModel.from_pretrained(tmp_path).config.fingerprints == tower.config.fingerprints
+
+
+def test_the_encoder_out_of_the_base_model(fused: Any, tmp_path: Path) -> None:
+    fused.model.save_pretrained(tmp_path)
+    tower = OmniVisionModel.from_pretrained(tmp_path, hidden_dropout_prob=0.0)
+    assert tower.config.hidden_dropout_prob == 0.0
+    assert tower.norm.weight.equal(fused.model.image_tower.norm.weight)
+
+
+def test_a_damaged_tower_is_not_taken_out(saved: dict[str, Path], tmp_path: Path) -> None:
+    change(saved["fused-file"], tmp_path, lambda tensors: tensors.pop("model.image_tower.norm.weight"))
+    with pytest.raises(ValueError, match="missing: norm.weight"):
+        OmniVisionModel.from_pretrained(tmp_path)
+
+
+def test_an_encoder_that_the_fused_model_has_not(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model(tower="vit").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"encoders \{'image': 'vit'\}; exactly one of them must be 'omni_vision'"):
+        OmniVisionModel.from_pretrained(tmp_path)
+
+
+def test_a_fused_model_out_of_an_encoder(saved: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"Unknown key|does not fit"):
+        OmniForConditionalGeneration.from_pretrained(saved["encoder-file"])
+
+
+# --- Threads ------------------------------------------------------------------------------------------------------------
+
+
+def test_transformers_threads_are_left_out_for_small_checkpoints_alone(
+    saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch, folder = "HF_DEACTIVATE_ASYNC_LOAD", saved["fused-shards"]
+    monkeypatch.delenv(switch, raising=False)
+    with pytest.raises(OSError, match="on the way"), loading._one_by_one(folder, ""):
+        assert os.environ[switch] == "1"
+        raise OSError("on the way")
+    assert switch not in os.environ
+    for large in (loading._one_by_one(folder, "", small=1000), loading._one_by_one("some/name", "")):
+        with large:
+            assert switch not in os.environ
+    monkeypatch.setenv(switch, "0")
+    with loading._one_by_one(folder, ""):
+        assert os.environ[switch] == "0"
+    assert os.environ[switch] == "0"

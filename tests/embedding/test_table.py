@@ -1,0 +1,324 @@
+"""A table comes through any kill: what is there is whole, what is missing is known, and the end is the same."""
+
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from omni.embedding import table as module
+from omni.embedding.table import Output, Piece, Table, TableError, default_shard_rows, describe, pack, record_batch
+
+SHAPES = {"cls": (3,), "grid": (2, 3)}
+
+
+def document(rows: int, **changes: Any) -> dict[str, Any]:
+    return {"weights": "abc", "checkpoint": "here", "error": 1e-6, "rows": rows, "shard_rows": rows, **changes}
+
+
+def data(piece: Piece, shape: tuple[int, ...]) -> bytes:
+    """Rows that say which they are; every seventh cannot be read."""
+    numbers = range(piece.start, piece.stop)
+    errors = [None if number % 7 else f"row {number} is bad" for number in numbers]
+    sizes = [(number, 2 * number) if number % 7 else None for number in numbers]
+    values = np.arange(piece.start * 6, piece.stop * 6, dtype=np.float32).reshape(-1, 2, 3)
+    batch = record_batch(
+        [f"{number:04}" for number in numbers], sizes, errors, values if len(shape) > 1 else values[:, 0]
+    )
+    return pack([batch.slice(0, 5), batch.slice(5)])
+
+
+def fill(table: Table, shape: tuple[int, ...], most: int | None = None) -> int:
+    pieces = table.missing()[:most]
+    for piece in pieces:
+        table.add(piece, data(piece, shape))
+    return len(pieces)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize("what", SHAPES)
+def test_a_table_is_what_was_put_into_it(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_ROWS", 8)
+    shape, path = SHAPES[what], tmp_path / "out.parquet"
+    with Output(path).open(document(50), shape, 4) as table:
+        assert [(p.start, p.stop) for p in table.missing()] == [(s, min(s + 8, 50)) for s in range(0, 50, 8)]
+        fill(table, shape)
+        assert table.unreadable() == 8
+    found = pq.read_table(path)
+    assert found.num_rows == 50
+    assert [field.name for field in found.schema] == ["path", "width", "height", "error", "embedding"]
+    inner = pa.list_(pa.float32(), 3)
+    assert found.schema.field("embedding").type == (inner if what == "cls" else pa.list_(inner, 2))
+    rows = found.to_pylist()
+    assert rows[0] == {"path": "0000", "width": None, "height": None, "error": "row 0 is bad", "embedding": None}
+    assert rows[8]["embedding"] == ([48, 49, 50] if what == "cls" else [[48, 49, 50], [51, 52, 53]])
+    assert (rows[8]["path"], rows[8]["width"], rows[8]["height"], rows[8]["error"]) == ("0008", 8, 16, None)
+    assert describe(path) == document(50)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.parquet"]
+
+
+def test_pieces_may_come_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_ROWS", 4)
+    for name, step in (("forwards", 1), ("backwards", -1)):
+        with Output(tmp_path / name).open(document(50, shard_rows=20), (3,), 1) as table:
+            for piece in table.missing()[::step]:
+                table.add(piece, data(piece, (3,)))
+    one, other = (sorted((tmp_path / name).iterdir()) for name in ("forwards", "backwards"))
+    assert [path.name for path in one] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+    assert [pq.read_metadata(path).num_rows for path in one] == [20, 20, 10]
+    assert [row["path"] for row in read(tmp_path / "forwards")] == [f"{n:04}" for n in range(50)]
+    assert describe(tmp_path / "forwards") == document(50, shard_rows=20)
+
+
+class Killed(BaseException):
+    """What no handler expects."""
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_stopped_at_every_single_step_on_the_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call that changes a file may be the last one of a process; then the next goes on."""
+    monkeypatch.setattr(module, "PIECE_ROWS", 4)
+    steps, last = 0, -1
+
+    def counted(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == last:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(os, "fsync", counted(lambda descriptor: None))
+    monkeypatch.setattr(os, "unlink", counted(os.unlink))
+    monkeypatch.setattr(module.shutil, "rmtree", counted(module.shutil.rmtree))
+    monkeypatch.setattr(Path, "unlink", counted(Path.unlink))
+    monkeypatch.setattr(Path, "mkdir", counted(Path.mkdir))
+
+    def work(folder: Path) -> int:
+        with Output(folder / name, resume=True).open(
+            document(30, shard_rows=30 if "." in name else 12), (3,), 1
+        ) as table:
+            return fill(table, (3,))
+
+    def files(folder: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    (tmp_path / "whole").mkdir()
+    steps = 0
+    assert work(tmp_path / "whole") == 8
+    total = steps
+    assert total > 20
+    for step in range(1, total + 1):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        steps, last = 0, step
+        with pytest.raises(Killed):
+            work(folder)
+        steps, last = 0, -1
+        work(folder)
+        assert files(folder) == files(tmp_path / "whole"), step
+
+
+def test_what_was_computed_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PIECE_ROWS", 4)
+    with pytest.raises(Killed), Output(tmp_path / "out").open(document(50, shard_rows=20), (3,), 1) as table:
+        fill(table, (3,), 7)
+        raise Killed
+    assert [path.name for path in (tmp_path / "out").glob("*.parquet")] == ["part-00000.parquet"]
+    with Output(tmp_path / "out", resume=True).open(document(50, shard_rows=20), (3,), 1) as table:
+        assert [piece.start for piece in table.missing()] == [28, 32, 36, 40, 44, 48]
+        fill(table, (3,))
+    with Output(tmp_path / "out", resume=True).open(document(50, shard_rows=20), (3,), 1) as table:
+        assert table.missing() == []
+    (tmp_path / "out" / "part-00001.parquet").unlink()
+    with Output(tmp_path / "out", resume=True).open(document(50, shard_rows=20), (3,), 1) as table:
+        assert {piece.shard for piece in table.missing()} == {1}
+        fill(table, (3,))
+    assert [row["path"] for row in read(tmp_path / "out")] == [f"{n:04}" for n in range(50)]
+
+
+def refusal(path: Path, resume: bool = False, **changes: Any) -> str:
+    with (
+        pytest.raises(TableError) as caught,
+        Output(path, resume).open(document(8, **changes), (3,), 1) as table,
+    ):
+        fill(table, (3,))
+    message = str(caught.value)
+    assert message.count("\n") == 0
+    assert message.endswith(".")
+    assert repr(str(path)) in message
+    return message
+
+
+def test_nothing_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "table.parquet").write_bytes(b"mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.png").touch()
+    (tmp_path / "folder.parquet").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("table.parquet", "folder"):
+        assert "exists already and is not replaced" in refusal(tmp_path / name)
+        assert "is not a table that `omni embed` wrote" in refusal(tmp_path / name, resume=True)
+    assert "is a folder, expected a file" in refusal(tmp_path / "folder.parquet")
+    assert "is a file, expected a folder, or a name that ends with .parquet" in refusal(tmp_path / "file")
+    assert "its folder does not exist" in refusal(tmp_path / "nowhere" / "out.parquet")
+    assert (tmp_path / "table.parquet").read_bytes() == b"mine"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["mine.png"]
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+@pytest.mark.parametrize("complete", [False, True])
+def test_only_the_same_is_gone_on_with(name: str, complete: bool, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if complete:
+        with Output(path).open(document(8), (3,), 1) as table:
+            fill(table, (3,))
+    else:
+        with pytest.raises(Killed), Output(path).open(document(8), (3,), 1):
+            raise Killed
+    assert ("exists already" if complete else "is unfinished; --resume") in refusal(path)
+    assert "was begun with weights 'abc', found 'def' now" in refusal(path, resume=True, weights="def")
+    elsewhere = document(8, checkpoint="there", error=2e-6)  # the same weights in another folder, on another processor
+    with Output(path, resume=True).open(elsewhere, (3,), 1) as table:
+        fill(table, (3,))
+    assert describe(path) == document(8)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_a_finished_table_stays_finished_when_another_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with Output(path).open(document(8, files_sha256="abc"), (3,), 1) as table:
+        fill(table, (3,))
+    before = sorted(tmp_path.rglob("*"))
+    found = refusal(path, resume=True, files_sha256="def")
+    assert "was begun with other files than those found now, or some were changed since; go on with those" in found
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "exists already" in refusal(path)
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+@pytest.mark.parametrize("unfinished", [False, True])
+@pytest.mark.parametrize("size", [0, 500])
+def test_a_finished_file_that_is_damaged_is_named_and_made_again(
+    size: int, unfinished: bool, shard: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PIECE_ROWS", 4)
+    path, job = tmp_path / "out", document(40, shard_rows=10)
+    with suppress(Killed), Output(path).open(job, (3,), 1) as table:
+        fill(table, (3,))
+        if unfinished:
+            raise Killed
+    assert (path / "unfinished").exists() == unfinished
+    whole = {part.name: part.read_bytes() for part in path.glob("*.parquet")}
+    part = path / f"part-{shard:05}.parquet"
+    part.write_bytes(whole[part.name][:size])
+
+    def go_on() -> None:
+        with Output(path, resume=True).open(job, (3,), 1) as table:
+            fill(table, (3,))
+
+    with pytest.raises(TableError, match=r"no longer a whole one; remove it, and --resume makes it again") as caught:
+        go_on()
+    assert repr(str(part)) in str(caught.value)
+    part.unlink()
+    go_on()
+    assert {part.name: part.read_bytes() for part in path.iterdir()} == whole
+
+
+def test_a_file_of_another_table_is_named(tmp_path: Path) -> None:
+    for name, weights in (("one", "abc"), ("other", "def")):
+        with Output(tmp_path / name).open(document(20, shard_rows=10, weights=weights), (3,), 1) as table:
+            fill(table, (3,))
+    strange = tmp_path / "one" / "part-00001.parquet"
+    strange.write_bytes((tmp_path / "other" / "part-00001.parquet").read_bytes())
+    with (
+        pytest.raises(TableError, match="is of another table, which has another weights; move it elsewhere") as caught,
+        Output(tmp_path / "one", resume=True).open(document(20, shard_rows=10), (3,), 1),
+    ):
+        pass
+    assert repr(str(strange)) in str(caught.value)
+
+
+def test_names_that_the_system_does_not_take(tmp_path: Path) -> None:
+    for length in (250, 300):
+        for suffix in ("", ".parquet"):
+            path = tmp_path / ("x" * (length - len(suffix)) + suffix)
+            if suffix or length > 255:
+                assert "cannot be written: the system says 'File name too long'; name another output." in refusal(path)
+
+
+def test_the_suffix_counts_in_large_letters_too(tmp_path: Path) -> None:
+    with Output(tmp_path / "OUT.PARQUET").open(document(8), (3,), 1) as table:
+        fill(table, (3,))
+    assert (tmp_path / "OUT.PARQUET").is_file()
+    assert len(read(tmp_path / "OUT.PARQUET")) == 8
+
+
+def test_no_two_files_have_the_same_path() -> None:
+    plain = ["a b.png", "täßt-图片.png", "line\nbreak.png", "udcff.png"]
+    raw = [b"\xff.png", rb"\udcff.png", rb"\\udcff.png", b"\\\xff.png", rb"a\b", rb"a\\b", b"\\", b"\xff\\"]
+    paths = [*plain, *map(os.fsdecode, raw)]
+    found = record_batch(paths, [None] * len(paths), [None] * len(paths), np.zeros((len(paths), 3), np.float32))["path"]
+    assert found.to_pylist()[:4] == plain
+    assert found.to_pylist()[4:6] == [r"\udcff.png", r"\\udcff.png"]
+
+    def back(written: str) -> str:
+        return re.sub(r"\\(?:\\|udc(..))", lambda one: chr(0xDC00 + int(one[1], 16)) if one[1] else "\\", written)
+
+    assert [back(path) for path in found.to_pylist()] == paths
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with Output(tmp_path / "out").open(document(8), (3,), 1) as table:
+        fill(table, (3,))
+    assert len(read(tmp_path / "out")) == 8
+
+
+def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
+    path = tmp_path / "out.parquet"
+    with Output(path).open(document(8), (3,), 1) as table:
+        assert "is being written by another process" in refusal(path, resume=True)
+        fill(table, (3,))
+    assert len(read(path)) == 8
+
+
+def test_a_disk_that_is_full_is_told_and_can_be_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.parquet"
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "the system says 'No space left on device'" in refusal(path)
+    with Output(path, resume=True).open(document(8), (3,), 1) as table:
+        fill(table, (3,))
+    assert len(read(path)) == 8
+
+
+def test_pieces_and_files_are_bounded_in_rows_and_in_bytes(tmp_path: Path) -> None:
+    def sizes(shape: tuple[int, ...], batch_size: int) -> tuple[int, int]:
+        table = Table(Output(tmp_path / "out.parquet"), document(10**6), shape, batch_size)
+        return table.piece_rows, table.group_pieces
+
+    assert sizes((128,), 32) == (1024, 16)
+    assert sizes((196, 128), 32) == (160, 1)
+    assert sizes((128,), 48) == (1008, 16)
+    assert sizes((128,), 5000) == (5000, 3)
+    assert default_shard_rows((128,)) == 100_000
+    assert default_shard_rows((196, 128)) == 10_699
+    assert json.loads(json.dumps(document(8))) == document(8)

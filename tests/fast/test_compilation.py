@@ -1,0 +1,130 @@
+"""C++ beside a module, compiled by real compilers and by such as fail."""
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from omni.fast.compilation import compile_library
+
+ADD = 'extern "C" int add(int a, int b) { return a + b; }\n'
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    compile_library.cache_clear()
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sum.cpp"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def kept(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "cache" / "omni").iterdir())
+
+
+def test_it_is_compiled_once_and_again_when_its_text_changes(
+    tmp_path: Path, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    library = compile_library(write(tmp_path, ADD))
+    assert isinstance(library, ctypes.CDLL)
+    assert library.add(2, 3) == 5
+    (name,) = kept(tmp_path)
+    assert name.startswith("sum-")
+    compile_library.cache_clear()
+    made = (tmp_path / "cache" / "omni" / name).stat().st_mtime_ns
+    assert compile_library(tmp_path / "sum.cpp").add(4, 3) == 7
+    assert (tmp_path / "cache" / "omni" / name).stat().st_mtime_ns == made
+    compile_library.cache_clear()
+    assert compile_library(write(tmp_path, ADD.replace("a + b", "a - b"))).add(4, 3) == 1
+    assert len(kept(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("compiler", ["false", "no-such-compiler-anywhere", "true"])
+def test_without_a_compiler_there_is_none(compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that fails, one that is not there, and one that says it worked and leaves nothing."""
+    monkeypatch.setenv("CXX", compiler)
+    assert compile_library(write(tmp_path, ADD)) is None
+
+
+def test_code_that_does_not_compile_or_a_cache_that_cannot_be_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compile_library(write(tmp_path, "this is not C++")) is None
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    compile_library.cache_clear()
+    assert compile_library(write(tmp_path, ADD)) is None
+
+
+def test_processes_that_start_together_all_get_a_whole_one(tmp_path: Path, compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    write(tmp_path, ADD)
+    code = (
+        "import sys; from pathlib import Path; from omni.fast.compilation import compile_library; "
+        "sys.exit(compile_library(Path(sys.argv[1])).add(2, 3) != 5)"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "sum.cpp")]) for _ in range(3)]
+    assert [process.wait(120) for process in started] == [0, 0, 0]
+    assert len(kept(tmp_path)) == 1
+
+
+def test_a_processor_of_another_kind_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT")
+    assert compile_library(write(tmp_path, ADD)) is None
+
+
+def test_a_compiler_that_knows_less_compiles_for_less(
+    tmp_path: Path, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    compiler = tmp_path / "old-c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-mamx*|*-mavx512bf16*) exit 1;; esac\nexec c++ "$@"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    text = ADD.replace("a + b", "__AVX2__ + a + b").replace("}", "}\n#ifdef __AVX512BF16__\n#error\n#endif")
+    library = compile_library(write(tmp_path, text))
+    assert library is not None
+    assert library.add(2, 3) == 6
+
+
+LESS = {
+    "AVX2 alone": ("torch.backends.cpu.get_cpu_capability = lambda: 'AVX2'", "_is_avx512_bf16_supported", 16),
+    "no matrix units": ("", "_init_amx", 32),
+}
+
+
+@pytest.mark.parametrize("kind", LESS)
+def test_processors_that_have_less_encode_and_scale_alike(kind: str, compiles: bool) -> None:
+    """The same tests, in a process whose torch says that its processor has less than it has."""
+    before, lacking, panel = LESS[kind]
+    if not compiles or (panel == 32 and not torch.cpu._init_amx()):
+        pytest.skip("there is no C++ compiler here, or there are no matrix units")
+    code = (
+        f"import sys, torch, pytest; {before or 'pass'}; torch.cpu.{lacking} = lambda: False; "
+        f"from omni.fast.encoder import _library; assert _library().encoder_panel() == {panel}; "
+        f"assert hasattr(_library(), 'encode_bfloat16') == ({lacking!r} == '_init_amx'); "
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    )
+    tests = Path(__file__).parent
+    chosen = [
+        f"{tests}/vision/test_packing.py::test_packed_equals_the_model[compiled-the seed's]",
+        *(
+            f"{tests}/vision/test_packing.py::test_bfloat16_is_as_near_as_the_model_in_bfloat16[compiled-{shape}-bytes]"
+            for shape in ("the seed's", "patches of 14")
+        ),
+        *([f"{tests}/data/test_resizing.py"] if panel == 16 else []),
+    ]
+    run = subprocess.run([sys.executable, "-c", code, *chosen], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
