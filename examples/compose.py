@@ -11,7 +11,8 @@ from pathlib import Path
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from omni.exchange.compose import compose
-from omni.session import answer, load
+from omni.loading.checkpoint import load
+from omni.session import answer
 from omni.training.recipe import Recipe
 from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer

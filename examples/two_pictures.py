@@ -8,7 +8,8 @@ python examples/two_pictures.py
 from itertools import groupby
 from pathlib import Path
 
-from omni.session import answer, load
+from omni.loading.checkpoint import load
+from omni.session import answer
 from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from omni.loading.checkpoint import load
 from omni.scenes import scenes
-from omni.session import QuestionError, Session, answer, load
+from omni.session import QuestionError, Session, answer
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "omni_tiny"
 QUESTIONS = ["what shape is it", "how many", "a red circle a blue square", "what", "what shape is it", "blue <image>?"]

@@ -18,7 +18,8 @@ import torch
 
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
-from omni.session import Answer, Session, load, make_prompts
+from omni.loading.checkpoint import load
+from omni.session import Answer, Session, make_prompts
 
 Ask = Callable[[str, int], Answer]
 

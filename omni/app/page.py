@@ -9,8 +9,9 @@ from fastapi import FastAPI
 
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.checkpoint import ADAPTERS
 from omni.looking.attention import AttentionError
-from omni.session import ADAPTERS, QuestionError
+from omni.session import QuestionError
 from omni.vision.pictures import read_picture
 
 from . import markup

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from omni.session import load
+from omni.loading.checkpoint import load
 
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 """What a browser may load: what comes from here. gradio's scripts stand in the page, and make functions of templates."""

@@ -106,7 +106,8 @@ def ask(
     start = time.perf_counter()
     with _status("starting"):
         from omni.checkpoints.strict import CheckpointError
-        from omni.session import QuestionError, answer, check_question, load
+        from omni.loading.checkpoint import load
+        from omni.session import QuestionError, answer, check_question
 
     _quiet()
     with _mistakes(CheckpointError, QuestionError), _status("loading") as say:
@@ -241,9 +242,10 @@ def attend(
     folder = checkpoint or _shipped_checkpoint(SHIPPED_ENCODER if question is None else SHIPPED)
     with _status("starting"):
         from omni.checkpoints.strict import CheckpointError
+        from omni.loading.checkpoint import load, model_type_of
         from omni.loading.encoder import load_encoder
         from omni.looking import attention
-        from omni.session import QuestionError, check_question, load, model_type_of
+        from omni.session import QuestionError, check_question
 
     _quiet()
     about: dict[str, Any] = {"pictures": pictures, "checkpoint": str(folder)}

@@ -108,7 +108,7 @@ def ask_all(
     are asked together, which changes no answer: none depends on what else is in its batch.
 
     Args:
-        model, processor: as `omni.session.load` returns them.
+        model, processor: as `omni.loading.checkpoint.load` returns them.
         questionnaire: what is asked.
         sight: "real" shows the pictures; "blank" grey ones, "swapped" those of another item, "noise" random pixels.
         batch_size: questions at once.

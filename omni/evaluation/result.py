@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omni.data.manifests import PROMPT
-from omni.session import ADAPTERS, base_of
+from omni.loading.checkpoint import ADAPTERS, base_of
 
 from .scores import Asked, EvaluationError, Score, SightTest
 

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from omni.checkpoints.strict import CheckpointError
 from omni.fusion.configuration_omni import OmniConfig
+from omni.loading.checkpoint import base_of, load, model_type_of
 from omni.loading.encoder import load_encoder
 from omni.scenes.evaluation import SceneQuestions
-from omni.session import base_of, load, model_type_of
 
 from .asking import Questionnaire, ask_all
 from .encoder import Progress, evaluate_encoder

@@ -35,9 +35,10 @@ from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.checkpoint import model_type_of
 from omni.projectors import PROJECTORS
 from omni.registry import get_modality
-from omni.session import make_prompts, model_type_of
+from omni.session import make_prompts
 
 FACTORS = (2, 3)
 """How many patches along each side a projector folds into one token, if it folds; the first that divides the grid."""

@@ -39,9 +39,9 @@ from transformers import DynamicCache
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.checkpoint import base_of, load, model_type_of
 from omni.loading.encoder import Encoder, load_encoder
 from omni.registry import get_modality
-from omni.session import base_of, load, model_type_of
 
 TOLERANCE = 1e-4
 """Largest difference from the model that is accepted, as a share of the largest value where that is above 1."""

@@ -21,9 +21,10 @@ from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.embedding.engine import TOLERANCE, Engine, EngineError, What
 from omni.fast.generation import own_way
+from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
 from omni.scenes import scenes
-from omni.session import Answer, Session, load
+from omni.session import Answer, Session
 from omni.vision.pictures import read_picture, read_pixels
 
 WRITTEN = 48

@@ -177,7 +177,7 @@ def word_attention(
     (docs/attention.md). And the mean needs no choice that would have to be made anew for every Thinker.
 
     Args:
-        model, processor: as `omni.session.load` returns them.
+        model, processor: as `omni.loading.checkpoint.load` returns them.
         pictures: one or more, in the order in which the question speaks of them.
         question, max_new_tokens: see `omni.session.Session.ask`.
 

@@ -13,9 +13,9 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 
 from omni.data.collate import IGNORED
 from omni.fusion.configuration_omni import OmniConfig
+from omni.loading.checkpoint import expect_model
 from omni.registry import get_modality
 from omni.scenes import glyphs, scenes
-from omni.session import expect_model
 from omni.training.recipe import EncoderSection, Recipe, Scenes, said_by_recipe
 from omni.training.scaling import AS_BYTES, Scaling
 

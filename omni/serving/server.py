@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from transformers.cli.serve import Serve
 from transformers.utils.import_utils import is_serve_available
 
-from omni.session import load
+from omni.loading.checkpoint import load
 
 from .remote import is_public
 from .requests import RequestError, prepare

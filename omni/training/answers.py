@@ -18,10 +18,10 @@ from omni.data.manifests import Manifest, ManifestConversations
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.checkpoint import BASE, expect_model
 from omni.loading.encoder import Encoder
 from omni.registry import get_modality
 from omni.scenes import scenes
-from omni.session import BASE, expect_model
 from omni.training.cache import TokenCache
 from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_recipe
 from omni.training.scaling import AS_BYTES, scale_before

@@ -71,7 +71,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[...,
 @pytest.fixture(scope="session")
 def shipped() -> Any:
     """The model that the page has, and its processor."""
-    from omni.session import load
+    from omni.loading.checkpoint import load
 
     return load(CHECKPOINT)
 

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from omni.embedding import EngineError, TableError, describe, embed
 from omni.embedding import table as table_module
-from omni.session import load
+from omni.loading.checkpoint import load
 from omni.vision.pictures import read_picture
 
 Make = Callable[..., Path]

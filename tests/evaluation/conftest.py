@@ -26,7 +26,7 @@ def vision() -> Path:
 
 @pytest.fixture(scope="session")
 def shipped() -> Any:
-    from omni.session import load
+    from omni.loading.checkpoint import load
 
     return load(FUSED)
 

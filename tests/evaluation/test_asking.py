@@ -173,7 +173,7 @@ def test_a_role_that_the_template_does_not_know_is_named(shipped: Any) -> None:
 
 def test_a_model_that_ignores_its_pictures_fails_the_sight_test(shipped: Any, copy: Path) -> None:
     """The shipped one, its projector's last layer emptied: any picture becomes the same tokens."""
-    from omni.session import load
+    from omni.loading.checkpoint import load
 
     model, processor = load(copy)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from omni.evaluation import (
     verify,
 )
 from omni.evaluation.result import hash_preprocessing
-from omni.session import load
+from omni.loading.checkpoint import load
 
 Make = Callable[..., Path]
 CAUSES = ("weights", "data", "prompts", "preprocessing")

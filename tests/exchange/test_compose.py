@@ -44,7 +44,8 @@ from omni.checkpoints.strict import CheckpointError
 from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.exchange.compose import AS_TEXT, compose
-from omni.session import answer, load
+from omni.loading.checkpoint import load
+from omni.session import answer
 from omni.training.recipe import Recipe
 from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer

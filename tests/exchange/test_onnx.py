@@ -19,7 +19,8 @@ from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 from omni.cli.app import app
 from omni.exchange.onnx import ExportError, export
 from omni.fusion.modeling_omni import CACHE
-from omni.session import answer, load, make_prompts
+from omni.loading.checkpoint import load
+from omni.session import answer, make_prompts
 from omni.vision.pictures import read_picture
 
 Pair = Callable[..., tuple[Any, Any]]

@@ -19,6 +19,7 @@ from omni import OmniImageProcessor, OmniProcessor
 from omni.checkpoints.fingerprints import read_tensors
 from omni.cli.app import app
 from omni.data.conversations import ask
+from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
 from omni.looking.attention import (
     AttentionError,
@@ -32,7 +33,7 @@ from omni.looking.attention import (
     word_attention,
 )
 from omni.scenes import scenes
-from omni.session import Session, answer, load, write_prompts
+from omni.session import Session, answer, write_prompts
 from omni.vision.pictures import read_picture
 
 VISION, OMNI = Path("checkpoints/vision_tiny"), Path("checkpoints/omni_tiny")

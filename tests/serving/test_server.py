@@ -22,8 +22,9 @@ import pytest
 from typer.testing import CliRunner
 
 from omni.cli.app import app
+from omni.loading.checkpoint import load
 from omni.serving.server import _listen
-from omni.session import Session, load
+from omni.session import Session
 from omni.vision.pictures import read_picture
 
 CHECKPOINT = "checkpoints/omni_tiny"

@@ -21,7 +21,8 @@ from omni.checkpoints.strict import CheckpointError
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
 from omni.evaluation.result import hash_weights
-from omni.session import answer, load
+from omni.loading.checkpoint import load
+from omni.session import answer
 from omni.training.answers import build_omni
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.objectives import OBJECTIVES

@@ -54,8 +54,8 @@ from omni.exchange.micro_omni.weights import (
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.checkpoint import model_type_of
 from omni.registry import get_modality
-from omni.session import model_type_of
 
 ENCODER, PROJECTION, THINKER, IMAGE_TOKEN = "vision_encoder", "proj_v", "thinker", "image_token"
 """Parts of micro-Omni that omni has, and the rows of a vocabulary that only omni has."""
