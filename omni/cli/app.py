@@ -168,7 +168,7 @@ def embed(
     folder = checkpoint or _shipped_checkpoint(SHIPPED_ENCODER)
     from omni import embedding as encoding
     from omni.checkpoints.strict import CheckpointError
-    from omni.data.manifests import ManifestError
+    from omni.data.sources import ManifestError
 
     _quiet()
     of_encoding = (encoding.SourceError, encoding.EngineError, encoding.TableError, encoding.RayError)
@@ -359,7 +359,7 @@ def train(
     with _mistakes(RecipeError):
         read = Recipe.read(recipe, overrides)
     from omni.data.conversations import ExampleError
-    from omni.data.manifests import ManifestError
+    from omni.data.sources import ManifestError
     from omni.training.run import last_checkpoint, run
     from omni.training.trainer import CheckpointDamageError, DiskFullError
     from omni.vision.pictures import PictureError
@@ -414,7 +414,7 @@ def evaluate(
     """Exact match of answers, with 95 % intervals and the best constant answer; or what an encoder sees."""
     from omni import evaluation
     from omni.checkpoints.strict import CheckpointError
-    from omni.data.manifests import ManifestError
+    from omni.data.sources import ManifestError
     from omni.vision.pictures import PictureError
 
     if checkpoint is not None and folder is not None:
@@ -653,7 +653,8 @@ def check_data(
 ) -> None:
     """Read all of a data set and report what is wrong with it; the exit status is 1 if anything is."""
     from omni.data.checking import check, first_of_each, render
-    from omni.data.manifests import PROMPT, Manifest, ManifestError
+    from omni.data.manifests import PROMPT, Manifest
+    from omni.data.sources import ManifestError
 
     if max_length is not None and checkpoint is None:
         _refuse("--max-length counts tokens, for which --checkpoint has to name the folder of a model.")

@@ -23,7 +23,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from omni.data.conversations import Example
-from omni.data.manifests import SUFFIXES, Manifest, ManifestError, Row, RowProblem
+from omni.data.manifests import Manifest, Row
+from omni.data.sources import SUFFIXES, ManifestError, RowProblem
 from omni.vision.pictures import PictureError, PictureProblem, read_picture
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from glob import has_magic
 from pathlib import Path
 from typing import NoReturn
 
-from omni.data.manifests import SUFFIXES, Manifest
+from omni.data.manifests import Manifest
+from omni.data.sources import SUFFIXES
 
 EXPECTED = "a folder, a pattern such as 'photos/**/*.jpg', a manifest (.jsonl, .json, .csv) or a picture"
 

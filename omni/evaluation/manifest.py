@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from omni.data.manifests import PROMPT, Manifest, ManifestError, Row
+from omni.data.manifests import PROMPT, Manifest, Row
+from omni.data.sources import ManifestError
 from omni.vision.pictures import PictureError, read_picture
 
 from .asking import Item, Pictures, Query

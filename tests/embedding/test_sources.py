@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from omni.data.manifests import SUFFIXES, ManifestError
+from omni.data.sources import SUFFIXES, ManifestError
 from omni.embedding.sources import SourceError, find_pictures
 
 ROOT = Path(__file__).resolve().parents[2]

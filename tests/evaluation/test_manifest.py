@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from omni.data.manifests import ManifestError
+from omni.data.sources import ManifestError
 from omni.evaluation import EvaluationError, ManifestQuestions, ManifestSettings, evaluate
 from omni.vision.pictures import PictureError, read_picture
 

@@ -1,0 +1,337 @@
+"""Where the rows of a data set lie: a file of JSON or CSV, or folders named by their answer.
+
+What is found at the path tells the layouts apart:
+
+| found                                   | rows                                                                       |
+|-----------------------------------------|----------------------------------------------------------------------------|
+| folder with metadata.jsonl or .csv      | the "imagefolder" of `datasets`: `file_name` and a text, a row each        |
+| folder of folders of pictures           | one per file, sorted by path (2 before 10); the folder's name is the answer|
+| .jsonl, or a .json of the same content  | an object per line                                                         |
+| .json                                   | a list of objects, such as `{"image": "a.png", "caption": "a wren"}`       |
+| .csv                                    | columns of the same names                                                  |
+
+A source reads its file once and keeps the rows in memory. A row that cannot be parsed raises when it is asked for; a file
+without any rows to tell apart (no JSON list, no CSV) raises at once.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+"""Names of pictures, where names have to do: nothing is opened to find out."""
+
+RowProblem = Literal["malformed row", "no picture", "no answer"]
+
+
+class ManifestError(ValueError):
+    """A manifest or a row of it that cannot be used; the message is one sentence: where, what is wrong, what to do."""
+
+    def __init__(self, message: str, kind: RowProblem = "malformed row") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Source(Protocol):
+    """Rows as they stand on disk.
+
+    Attributes:
+        by_class: whether rows are the files of folders named by their answer.
+    """
+
+    by_class: bool
+
+    def __len__(self) -> int: ...
+
+    def place(self, index: int) -> str:
+        """Where a row stands, for messages: a file and the line or entry, from 1."""
+
+    def fields(self, index: int) -> dict[str, Any]:
+        """The names and values of a row; raises `ManifestError` without its place."""
+
+    def digest(self) -> str:
+        """SHA-256 of what is written there; no picture is opened."""
+
+
+_EXPECTED = "a folder of pictures or a .jsonl, .json or .csv file"
+
+
+def open_source(path: Path) -> Source:
+    """The rows that are found at a path.
+
+    Raises:
+        ManifestError: nothing there, another layout, or a file that cannot be read.
+    """
+    try:
+        if path.is_dir():
+            found = [path / name for name in METADATA if (path / name).is_file()]
+            if len(found) > 1:
+                raise ManifestError(
+                    f"{str(path)!r} holds {' and '.join(METADATA)}, expected one of them; remove the other."
+                )
+            return _open_file(found[0]) if found else _Classes(path)
+        if path.is_file():
+            return _open_file(path)
+        found_there = path.exists()
+    except OSError as error:
+        raise ManifestError(
+            f"{str(error.filename or path)!r} cannot be read ({error.strerror}); check the path and its permissions."
+        ) from error
+    if found_there:
+        raise ManifestError(f"{str(path)!r} is no regular file, expected {_EXPECTED}; check the path.")
+    where = "" if path.is_absolute() else f" in {os.getcwd()!r}"
+    raise ManifestError(f"{str(path)!r} does not exist{where}, expected {_EXPECTED}; check the path.")
+
+
+def _open_file(path: Path) -> Source:
+    suffix, data = path.suffix.lower(), path.read_bytes()
+    if suffix not in (".jsonl", ".json", ".csv"):
+        raise ManifestError(f"{str(path)!r} is of an unknown kind, expected {_EXPECTED}; convert it to one.")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ManifestError(f"{str(path)!r} is text in UTF-16, expected UTF-8; save it as UTF-8.")
+    if suffix == ".csv":
+        return _CsvFile(path, data)
+    # several programs write lines of objects as .json
+    if suffix == ".json" and data.removeprefix(_BOM).lstrip().startswith(b"["):
+        return _JsonList(path, data)
+    return _JsonLines(path, data)
+
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class _File:
+    """What the three kinds of files share.
+
+    Attributes:
+        numbers: the line or entry, from 1, where each row begins.
+    """
+
+    unit = "line"
+    by_class = False
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path, self.numbers = path, list[int]()
+        self._digest = hashlib.sha256(data).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def place(self, index: int) -> str:
+        return f"{self.path}, {self.unit} {self.numbers[index]}"
+
+    def digest(self) -> str:
+        return self._digest
+
+
+class _JsonLines(_File):
+    """An object of JSON in each line that is not blank."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        super().__init__(path, data)
+        self.lines = list[bytes]()
+        for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), start=1):
+            if line.strip():
+                self.lines.append(line)
+                self.numbers.append(number)
+
+    def fields(self, index: int) -> dict[str, Any]:
+        line = self.lines[index]
+        try:
+            text = line.decode()
+            return _object(json.loads(text.rstrip(), object_pairs_hook=_pairs))
+        except UnicodeDecodeError as error:
+            raise ManifestError(_not_utf8(line[error.start :])) from error
+        except json.JSONDecodeError as error:
+            raise ManifestError(
+                f"expected an object of JSON, found {short(text)} ({error.msg} in column {error.colno}); correct it."
+            ) from error
+        except (ValueError, RecursionError) as error:  # numbers too long, lists too deep
+            raise ManifestError(f"expected an object of JSON, found {short(text)} ({error}); correct it.") from error
+
+
+class _JsonList(_File):
+    """One list of objects of JSON."""
+
+    unit = "entry"
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        super().__init__(path, data)
+        try:
+            self.entries: list[Any] = json.loads(data.removeprefix(_BOM).decode(), object_pairs_hook=_pairs)
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{path}: {_not_utf8(error.object[error.start :])}") from error
+        except json.JSONDecodeError as error:
+            raise ManifestError(
+                f"{path}, line {error.lineno}: expected a list of objects in JSON, found a mistake in column "
+                f"{error.colno} ({error.msg}); correct it."
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(
+                f"{path}: expected a list of objects in JSON, found a mistake ({error}); correct it."
+            ) from error
+        self.numbers = list(range(1, len(self.entries) + 1))
+
+    def fields(self, index: int) -> dict[str, Any]:
+        return _object(self.entries[index])
+
+
+class _Repeated(list[str]):
+    """Stands in for an object of JSON in which names stand more than once; `json` itself would keep the last values."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> Any:
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    names = [name for name, _ in pairs]
+    return _Repeated(sorted({name for name in names if names.count(name) > 1}))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """The value, if it is an object of which each name stands once."""
+    if repeated := next(_find_repeated(value), None):
+        raise ManifestError(f"{', '.join(map(repr, repeated))} stands more than once in one object; keep one of them.")
+    if not isinstance(value, dict):
+        raise ManifestError(f"expected an object of JSON, found {short(value)}; give its values names.")
+    return value
+
+
+def _find_repeated(value: Any) -> Iterator[_Repeated]:
+    if isinstance(value, _Repeated):
+        yield value
+    elif isinstance(value, dict | list):
+        for child in value.values() if isinstance(value, dict) else value:
+            yield from _find_repeated(child)
+
+
+class _CsvFile(_File):
+    """A table: the first row names the columns."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        super().__init__(path, data)
+        # bytes that are no UTF-8 become lone surrogates, by which a row with them is known
+        text = data.removeprefix(_BOM).decode(errors="surrogateescape")
+        self.rows = list[list[str]]()
+        reader, number = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+        try:
+            for row in reader:
+                if row:
+                    self.rows.append(row)
+                    self.numbers.append(number)
+                number = reader.line_num + 1
+        except csv.Error as error:
+            raise ManifestError(
+                f"{path}, line {number}: expected cells of CSV, found a mistake ({error}); put cells of several lines "
+                "into double quotes, and longer ones into a .jsonl file."
+            ) from error
+        self.columns: list[str] = []
+        if self.rows:
+            self.columns, number = self.rows.pop(0), self.numbers.pop(0)
+            if len(self.columns) == 1 and (other := re.search(r"[;\t|]", self.columns[0])):
+                raise ManifestError(
+                    f"{path}, line {number}: expected commas between the names of columns, found {other[0]!r}; save "
+                    "the table with commas."
+                )
+            if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
+                raise ManifestError(
+                    f"{path}, line {number}: columns should have different names, found {', '.join(map(repr, twice))} "
+                    "more than once; rename them."
+                )
+
+    def fields(self, index: int) -> dict[str, Any]:
+        cells = self.rows[index]
+        for cell in cells:
+            if (lost := cell.encode(errors="surrogateescape")) != cell.encode(errors="replace"):
+                raise ManifestError(_not_utf8(lost))
+        if len(cells) != len(self.columns):
+            raise ManifestError(
+                f"expected {len(self.columns)} cells ({', '.join(self.columns)}), found {len(cells)}: "
+                f"{short(', '.join(cells))}; correct it."
+            )
+        return dict(zip(self.columns, cells, strict=True))
+
+
+def _not_utf8(data: bytes) -> str:
+    return f"expected text in UTF-8, found {data[:4]!r}; convert the file."
+
+
+def short(value: Any) -> str:
+    """A value as messages show it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Classes:
+    """The files in the folders of a folder; each is answered by its folder's name."""
+
+    by_class = True
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        entries = _entries(path)
+        folders = [entry for entry in entries if entry.is_dir()]
+        inside = {folder: _entries(folder) for folder in folders}
+        described = [folder for folder in folders if any((folder / name).is_file() for name in METADATA)]
+        nested = [entry for folder in folders for entry in inside[folder] if entry.is_dir()]
+        whole = folders and all(any(entry.is_dir() for entry in inside[folder]) for folder in folders)
+        if described or whole or (folders and all(folder.name.lower() in _PARTS for folder in folders)):
+            raise ManifestError(
+                f"{str(path)!r} holds the parts of a data set, {_listed(described or folders)}; name one of these folders."
+            )
+        if nested:
+            raise ManifestError(
+                f"{str(nested[0].parent)!r} should hold the pictures of one class, found the folder {nested[0].name!r} in "
+                "it; move what it holds up, or out."
+            )
+        if files := [entry for entry in entries if entry.suffix.lower() in (".jsonl", ".json", ".csv")]:
+            raise ManifestError(
+                f"{str(path)!r} holds {_listed(files)}, expected {' or '.join(METADATA)}, or folders alone; name the file "
+                "that describes the pictures, or move it elsewhere if none does."
+            )
+        if len(folders) < 2 or any(entry.suffix.lower() in SUFFIXES for entry in entries):
+            raise ManifestError(
+                f"{str(path)!r} should hold {' or '.join(METADATA)}, or a folder of pictures for each of several classes, "
+                f"found {_listed(entries)}; write {METADATA[0]}, an object of JSON in a line for each picture."
+            )
+        files = (f"{folder.name}/{file.name}" for folder in folders for file in inside[folder])
+        self.names = sorted(files, key=_natural)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def place(self, index: int) -> str:
+        return str(self.path / self.names[index])
+
+    def digest(self) -> str:
+        return hashlib.sha256(b"\0".join(map(os.fsencode, self.names))).hexdigest()
+
+    def fields(self, index: int) -> dict[str, Any]:
+        return {"file_name": self.names[index], "text": self.names[index].split("/")[0]}
+
+
+_PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"})
+"""Folders of these names alone are parts of a data set rather than classes."""
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, but for what systems leave behind: hidden files, caches of thumbnails."""
+    left = ("thumbs.db", "desktop.ini")
+    return sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.name.lower() in left))
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    names = [repr(path.name) for path in paths[:3]]
+    return ", ".join(names) + (f" and {len(paths) - 3:,} more" if len(paths) > 3 else "") if names else "nothing"
+
+
+def _natural(name: str) -> list[list[int | str]]:
+    """Sorts 2 before 10, and equally on every system."""
+    return [[int(p) if p.isdigit() else p for p in re.split(r"([0-9]+)", part)] for part in name.split("/")]
