@@ -301,8 +301,8 @@ class _Classes:
                 f"{str(path)!r} should hold {' or '.join(METADATA)}, or a folder of pictures for each of several classes, "
                 f"found {_listed(entries)}; write {METADATA[0]}, an object of JSON in a line for each picture."
             )
-        files = (f"{folder.name}/{file.name}" for folder in folders for file in inside[folder])
-        self.names = sorted(files, key=_natural)
+        names = (f"{folder.name}/{file.name}" for folder in folders for file in inside[folder])
+        self.names = sorted(names, key=_natural)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -631,7 +631,7 @@ def test_other_encodings_are_named() -> None:
     manifest = Manifest.read(write("b.csv", table.encode("latin-1")))
     assert manifest[1].conversation == ask(PROMPT, "green")
     with pytest.raises(
-        ManifestError, match=r"^b.csv, line 2: expected text in UTF-8, found b'\\xfc'; convert the file.$"
+        ManifestError, match=r"^b.csv, line 2: expected text in UTF-8, found b'gr\\xfcn'; convert the file.$"
     ):
         manifest[0]
 
