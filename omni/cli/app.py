@@ -153,7 +153,7 @@ def embed(
     ] = "exact",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that a core encodes together.")] = 32,
     shard_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows of each file of a folder.", show_default="100000, or 1 GiB")
+        int | None, typer.Option(min=1, help="Rows of each file of a folder.", show_default="about 10000, or 128 MiB")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a cluster of Ray.")] = "local",

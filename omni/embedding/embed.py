@@ -32,7 +32,7 @@ from . import ray_engine
 from .batches import Decode, Task, embed_batch
 from .engine import Engine, Precision, What
 from .sources import find_pictures
-from .table import Output, Piece, TableError, default_shard_rows, pack
+from .table import Document, Output, Part, TableError, default_part_rows, encode_part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -125,11 +125,11 @@ def embed(
             "error": engine.error,
             "files_sha256": _sha256(part for path in files for part in _state(path)),
             "rows": len(files),
-            "shard_rows": len(files) if place.single else shard_rows or default_shard_rows(shape),
+            "shard_rows": shard_rows or default_part_rows(shape, batch_size, place.single),
         }
-        with place.open(document, shape, batch_size) as table:
+        with place.open(document, files, shape) as table:
             start, missing = time.perf_counter(), table.missing()
-            todo = sum(piece.stop - piece.start for piece in missing)
+            todo = sum(part.stop - part.start for part in missing)
             done = len(files) - todo
 
             def advance(rows: int) -> None:
@@ -139,12 +139,12 @@ def embed(
 
             advance(0)
             if runner == "local":
-                results = _run(engine, task, files, missing, advance, threads or _cores())
+                results = _run(engine, task, files, missing, table.document, advance, threads or _cores())
             else:
-                results = ray_engine.run(engine, task, files, missing, advance)
+                results = ray_engine.run(engine, task, files, missing, table.document, advance)
             with closing(results):
-                for piece, data in results:
-                    table.add(piece, data)
+                for part, data in results:
+                    table.add(part, data)
             seconds = time.perf_counter() - start
             unreadable = table.unreadable()
     return Report(output=str(output), rows=len(files), unreadable=unreadable, computed=todo, seconds=seconds)
@@ -154,19 +154,20 @@ def _run(
     engine: Engine,
     task: Task,
     files: Sequence[str],
-    pieces: Sequence[Piece],
+    parts: Sequence[Part],
+    document: Document,
     advance: Callable[[int], None],
     threads: int,
-) -> Generator[tuple[Piece, bytes]]:
-    """Pieces in order, each as soon as it is whole; the threads are no further ahead than keeps them busy."""
-    work = (paths for piece in pieces for paths in task.batches(files[piece.start : piece.stop]))
+) -> Generator[tuple[Part, bytes]]:
+    """Parts in order, each as soon as it is whole; the threads are no further ahead than keeps them busy."""
+    work = (paths for part in parts for paths in task.batches(files[part.start : part.stop]))
     with ThreadPoolExecutor(threads) as pool, closing(_in_order(pool, engine, task, work, 2 * threads)) as rows:
-        for piece in pieces:
+        for part in parts:
             batches: list[pa.RecordBatch] = []
-            while sum(map(len, batches)) < piece.stop - piece.start:
+            while sum(map(len, batches)) < part.stop - part.start:
                 batches.append(next(rows))
                 advance(len(batches[-1]))
-            yield piece, pack(batches)
+            yield part, encode_part(batches, document)
 
 
 def _in_order(

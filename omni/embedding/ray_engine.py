@@ -1,11 +1,12 @@
-"""The pieces of a table, computed by Ray Data on all machines of a cluster.
+"""The parts of a table, computed by Ray Data on all machines of a cluster.
 
-A piece is a row of the data set that Ray sees: paths go in, the content of the piece's file comes out, and this process
+A part is a row of the data set that Ray sees: paths go in, the content of the part's file comes out, and this process
 writes it. So there is nothing to put in order, and nothing that two machines could both write. A task holds one core, and
 what a lost machine was computing is computed again by another. The encoder is sent along, so that all machines have the
 same weights; the pictures have to be at the same paths on all of them.
 """
 
+import json
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from omni.loading.encoder import Encoder
 
 from .batches import Task, embed_batch
 from .engine import DType, Engine, EngineError
-from .table import Piece, pack
+from .table import Document, Part, encode_part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,9 +66,14 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def run(
-    engine: Engine, task: Task, files: Sequence[str], pieces: Sequence[Piece], advance: Callable[[int], None]
-) -> Generator[tuple[Piece, bytes]]:
-    """Pieces, in whatever order they are computed; see `embed`.
+    engine: Engine,
+    task: Task,
+    files: Sequence[str],
+    parts: Sequence[Part],
+    document: Document,
+    advance: Callable[[int], None],
+) -> Generator[tuple[Part, bytes]]:
+    """Parts, in whatever order they are computed; see `embed`.
 
     Raises:
         RayError: a machine does not find files that are there, or cannot compute what the engine does, or too many machines
@@ -75,17 +81,17 @@ def run(
     """
     import ray
 
-    if not pieces:
+    if not parts:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     rows = [
-        {"number": number, "paths": [os.fsencode(path) for path in files[piece.start : piece.stop]]}
-        for number, piece in enumerate(pieces)
+        {"number": number, "paths": [os.fsencode(path) for path in files[part.start : part.stop]]}
+        for number, part in enumerate(parts)
     ]
-    job = _Job(ray.put(engine.encoder), task, engine.path, engine.dtype, os.getcwd())
+    job = _Job(ray.put(engine.encoder), task, json.dumps(document), engine.path, engine.dtype, os.getcwd())
     computed = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _embed_piece, batch_size=1, batch_format="pyarrow", fn_kwargs={"job": job}, num_cpus=1
+        _embed_part, batch_size=1, batch_format="pyarrow", fn_kwargs={"job": job}, num_cpus=1
     )
     try:
         for row in computed.iter_rows():
@@ -96,9 +102,9 @@ def run(
                     f"The machine {row['host']!r} does not find {stray!r}, which is there on this one; mount the pictures "
                     "under the same path on all machines."
                 )
-            piece = pieces[row["number"]]
-            advance(piece.stop - piece.start)
-            yield piece, row["data"]
+            part = parts[row["number"]]
+            advance(part.stop - part.start)
+            yield part, row["data"]
     except ray.exceptions.RayTaskError:  # a bug: its traceback from there
         raise
     except ray.exceptions.RayError as error:
@@ -117,18 +123,20 @@ class _Job:
 
     Attributes:
         encoder: Ray's reference to the `Encoder`; a process fetches it once.
+        document: what the rows rest on, as JSON.
         path, dtype: of the engine that all have to be like.
         folder: where relative paths start.
     """
 
     encoder: Any
     task: Task
+    document: str
     path: str
     dtype: DType
     folder: str
 
 
-def _embed_piece(row: "pa.Table", job: _Job) -> "pa.Table":
+def _embed_part(row: "pa.Table", job: _Job) -> "pa.Table":
     """One row of number and paths to one of number and content, with the files that are not there.
 
     Where the machine cannot compute it, the reason comes instead.
@@ -147,7 +155,10 @@ def _embed_piece(row: "pa.Table", job: _Job) -> "pa.Table":
         batches = [embed_batch(engine, job.task, some) for some in job.task.batches(paths)]
         errors = [error for batch in batches for error in batch["error"].to_pylist()]
         unread = [path for path, error in zip(paths, errors, strict=True) if error is not None]
-        data, missing = pack(batches), [os.fsencode(path) for path in unread if not os.path.exists(path)]
+        data, missing = (
+            encode_part(batches, json.loads(job.document)),
+            [os.fsencode(path) for path in unread if not os.path.exists(path)],
+        )
     columns = {
         "data": pa.array([data], pa.binary()),
         "missing": pa.array([missing], pa.list_(pa.binary())),

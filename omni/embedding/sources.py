@@ -5,19 +5,16 @@
 | given                    | pictures                                                                                   |
 |--------------------------|--------------------------------------------------------------------------------------------|
 | a folder                 | the files in it, at any depth, that are named like pictures (`SUFFIXES`) and not hidden    |
-| a pattern such as *.jpg  | the files that match it and are named like pictures; ** is any number of folders           |
+| a pattern such as *.jpg  | the files that match it by the rules of Python's `glob`, ** included, and are named like   |
+|                          | pictures                                                                                   |
 | .jsonl, .json or .csv    | those that the rows of this manifest name, whatever their names, there or not; a row need  |
 |                          | not say anything about them                                                                |
 | a picture                | itself                                                                                     |
 """
 
-import errno
-import fnmatch
 import os
-import re
-import stat
-from collections.abc import Iterable, Iterator, Sequence
-from glob import has_magic
+from collections.abc import Iterable, Iterator
+from glob import glob, has_magic
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,32 +57,9 @@ def _find(source: str) -> Iterable[str]:
             return [source]
         raise SourceError(f"{source!r} is a file of another kind, expected {EXPECTED}; check the path.")
     if has_magic(source):
-        start, parts = "/" * source.startswith("/"), re.split("/+", source.lstrip("/"))
-        return (path for path in _match(start, parts) if _is_picture(path) and not os.path.isdir(path))
+        return (path for path in glob(source, recursive=True) if _is_picture(path) and not os.path.isdir(path))
     where = "" if os.path.isabs(source) else f" in {os.getcwd()!r}"
     raise SourceError(f"{source!r} does not exist{where}, expected {EXPECTED}; check the path.")
-
-
-def _match(folder: str, parts: Sequence[str]) -> Iterator[str]:
-    """The paths in a folder ("" is the current one) that match the parts of a pattern.
-
-    They are those of `glob.glob`, which leaves out folders that cannot be read, and goes round where links do.
-    """
-    part, *rest = parts
-    if part == "**":  # any number of folders, and at the end of a pattern whatever is in them
-        for below, _ in _walk(folder or "."):
-            yield from _match(below if folder else below[2:], rest or ["*"])
-        return
-    if has_magic(part):
-        names = fnmatch.filter(_names(folder or "."), part)
-        names = [name for name in names if part.startswith(".") or not name.startswith(".")]
-    else:
-        names = [part] if _kind(os.path.join(folder, part), follow=False) else []
-    for path in (os.path.join(folder, name) for name in names):
-        if not rest:
-            yield path
-        elif _is_folder(path):
-            yield from _match(path, rest)
 
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
@@ -102,30 +76,6 @@ def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
         seen.add((place.st_dev, place.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield folder, files
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError as error:
-        _refuse(error)
-
-
-def _kind(path: str, follow: bool = True) -> int:
-    """What is at a path, a file or a folder, as `stat` has it; 0 is nothing."""
-    try:
-        return os.stat(path, follow_symlinks=follow).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return 0
-        error.filename = os.path.dirname(path) or "."  # it is this one that may not be searched
-        _refuse(error)
-
-
-def _is_folder(path: str) -> bool:
-    return stat.S_ISDIR(_kind(path))
 
 
 def _is_picture(path: str) -> bool:

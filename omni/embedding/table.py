@@ -12,37 +12,35 @@
 
 What the rows rest on is one JSON document in the schema's metadata, under the key `omni`; `describe` reads it.
 
-Rows are computed in pieces of a few seconds' work. A piece is a file of its own in the folder `unfinished`, and is either
-there and whole or not there: it is written under another name first. When all pieces of a Parquet file are there, they are
-joined to it. What is killed at any moment has lost the pieces that were being computed, and nothing else; whatever is left
-to do is read from the names of the files.
+Rows are computed in parts. A part is a file of its own, with checksums, and is either there and whole or not there. What is
+killed at any moment has lost the parts that were being computed, and nothing else. Going on looks at the files: a part that
+is damaged, or stands in the place of another, is refused by name. A table that is to be one file has its parts in a folder
+beside it, and is joined at the end.
 """
 
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from omni.files import write_whole
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 KEY = b"omni"
 
-PIECE_ROWS, PIECE_BYTES = 1024, 16 << 20
-"""A piece has as many rows as both allow: so much is in memory at once, and so much may a kill cost."""
+PART_ROWS, PART_BYTES = 1024, 16 << 20
+"""The parts of one file have as many rows as both allow: so much is in memory at once, and so much may a kill cost."""
 
-GROUP_BYTES = 8 << 20
-"""Row groups of a Parquet file have as many pieces as this allows, and one at least."""
-
-SHARD_ROWS, SHARD_BYTES = 100_000, 1 << 30
-"""A Parquet file of a folder has as many rows as both allow."""
+FILE_ROWS, FILE_BYTES = 10_000, 128 << 20
+"""The same for the files of a folder, which stay."""
 
 Document = Mapping[str, Any]
 
@@ -82,7 +80,7 @@ def record_batch(
         values = pa.FixedSizeListArray.from_arrays(values, shape[axis], mask=None if axis else missing)
     return pa.record_batch(
         [
-            pa.array([_text(path.replace("\\", r"\\")) for path in paths], pa.string()),
+            pa.array([_written(path) for path in paths], pa.string()),
             pa.array([size[0] if size else None for size in sizes], pa.int32()),
             pa.array([size[1] if size else None for size in sizes], pa.int32()),
             pa.array([_text(error) if error else None for error in errors], pa.string()),
@@ -92,20 +90,14 @@ def record_batch(
     )
 
 
+def _written(path: str) -> str:
+    """A path as it stands in the table."""
+    return _text(path.replace("\\", r"\\"))
+
+
 def _text(name: str) -> str:
     """Names of files need not be text; bytes that are none become \\udcff and the like."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def pack(batches: Sequence["pa.RecordBatch"]) -> bytes:
-    """The content of a piece's file (Arrow's IPC format)."""
-    import pyarrow as pa
-
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, batches[0].schema) as writer:
-        for batch in batches:
-            writer.write(batch)
-    return sink.getvalue().to_pybytes()
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -137,18 +129,43 @@ def describe(path: str | Path) -> dict[str, Any]:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def default_shard_rows(shape: tuple[int, ...]) -> int:
-    """How many rows each file of a folder has, unless somebody says it."""
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // (4 * math.prod(shape))))
-
-
 @dataclass(frozen=True)
-class Piece:
-    """The rows [start, stop) of the table, all of them in the Parquet file number `shard`."""
+class Part:
+    """The rows [start, stop) of the table, in a file of their own."""
 
-    shard: int
+    number: int
     start: int
     stop: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"part-{self.number:05}.parquet"
+
+
+def default_part_rows(shape: tuple[int, ...], batch_size: int, single: bool) -> int:
+    """How many rows a part has unless somebody says it, a multiple of `batch_size`; see `PART_ROWS` and `FILE_ROWS`."""
+    most, size = (PART_ROWS, PART_BYTES) if single else (FILE_ROWS, FILE_BYTES)
+    return max(1, min(most, size // (4 * math.prod(shape))) // batch_size) * batch_size
+
+
+def encode_part(batches: Sequence["pa.RecordBatch"], document: Document) -> bytes:
+    """The content of a part's file."""
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    rows = pa.Table.from_batches(batches)
+    with _writer(sink, rows.schema, document) as writer:
+        writer.write_table(rows, row_group_size=len(rows))
+    return sink.getvalue().to_pybytes()
+
+
+def _writer(file: Any, schema: "pa.Schema", document: Document) -> Any:
+    import pyarrow.parquet as pq
+
+    described = schema.with_metadata({KEY: json.dumps(document)})
+    # no two embeddings are the same, so a dictionary of them saves nothing
+    return pq.ParquetWriter(file, described, use_dictionary=False, write_page_checksum=True)
 
 
 class Output:
@@ -157,7 +174,7 @@ class Output:
     Attributes:
         path: as it was given.
         single: whether it is one file.
-        unfinished: the folder of pieces, which is there only as long as the table is not complete.
+        folder: where its parts are.
 
     Raises:
         TableError: a name that cannot be written to; without `resume` one that exists, with it one of something else.
@@ -166,9 +183,7 @@ class Output:
     def __init__(self, path: str | Path, resume: bool = False) -> None:
         self.path = Path(path)
         self.single = self.path.suffix.lower() == ".parquet"
-        self.unfinished = (
-            self.path.with_name(f"{self.path.name}.unfinished") if self.single else self.path / "unfinished"
-        )
+        self.folder = self.path.with_name(f"{self.path.name}.parts") if self.single else self.path
         with _writing(self.path, "name another output"):
             self._look(resume)
 
@@ -182,29 +197,30 @@ class Output:
                 ("folder", "file") if self.single else ("file", "folder, or a name that ends with .parquet")
             )
             raise TableError(f"{path!r} is a {found}, expected a {expected}; name another output.")
-        if not resume and self.unfinished.exists():
+        parts = sorted(self.folder.glob("part-*.parquet"))
+        finished = self.path.exists() if self.single else bool(parts) and len(parts) == _number_of_parts(parts[0])
+        if not resume and parts and not finished:
             raise TableError(f"{path!r} is unfinished; --resume goes on with it, or name another output.")
-        if self.path.exists() and not self.unfinished.exists() and (self.single or any(self.path.iterdir())):
+        if self.path.exists() and (self.single or any(not each.name.startswith(".") for each in self.path.iterdir())):
             if not resume:
                 raise TableError(f"{path!r} exists already and is not replaced; remove it, or name another output.")
             describe(self.path)
 
-    def part(self, shard: int) -> Path:
-        """The Parquet file of a shard."""
-        return self.path if self.single else self.path / f"part-{shard:05}.parquet"
-
     @contextmanager
-    def open(self, document: Document, shape: tuple[int, ...], batch_size: int) -> Iterator["Table"]:
+    def open(self, document: Document, paths: Sequence[str], shape: tuple[int, ...]) -> Iterator["Table"]:
         """Begin the table, or go on with it; see `Table`.
 
         Raises:
             TableError: it was begun with another document; another process writes it; nothing can be written.
         """
+        if self.single and self.path.exists():
+            yield Table(self, document, paths, shape, finished=True)
+            with _writing(self.path):
+                shutil.rmtree(self.folder, ignore_errors=True)  # left by a kill after the last part was joined
+            return
         with _writing(self.path):
-            if not self.unfinished.exists() and self._has_parts():
-                self._agree(document)  # or a table that is finished would not be any more
-            self.unfinished.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.unfinished / "lock")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
             try:
                 lock.acquire(timeout=0)
             except Timeout as error:
@@ -212,140 +228,132 @@ class Output:
                     f"{str(self.path)!r} is being written by another process; wait for its end."
                 ) from error
         try:
-            with _writing(self.path):
-                table = Table(self, self._agree(document), shape, batch_size)
+            table = Table(self, document, paths, shape)
             yield table
-            assert not table.missing(), "a table is closed before all of its pieces are there"
+            assert not table.missing(), "a table is closed before all of its parts are there"
+            with _writing(self.path):
+                if self.single:
+                    write_whole(self.path, table.join)
+                    shutil.rmtree(self.folder)
         finally:
             lock.release()
-        with _writing(self.path):
-            shutil.rmtree(self.unfinished)
-
-    def _has_parts(self) -> bool:
-        return self.path.exists() if self.single else any(self.path.glob("part-*.parquet"))
-
-    def _agree(self, document: Document) -> Document:
-        """What the rows rest on, as it was written when the table was begun."""
-        note = self.unfinished / "table.json"
-        if not note.exists() and not self._has_parts():
-            _replace(note, lambda file: file.write(json.dumps(document).encode()))
-        then = json.loads(note.read_bytes()) if note.exists() else describe(self.path)
-        name = _difference(then, document)
-        if name == "files_sha256":
-            raise TableError(
-                f"{str(self.path)!r} was begun with other files than those found now, or some were changed since; go on "
-                "with those it was begun with, or name another output."
-            )
-        if name is not None:
-            raise TableError(
-                f"{str(self.path)!r} was begun with {name} {then.get(name)!r}, found {document[name]!r} now, and rows of "
-                "both do not belong into one table; go on with what it was begun with, or name another output."
-            )
-        return dict(then)
+            with suppress(OSError):
+                (self.folder / ".lock").unlink(missing_ok=True)
 
 
-def _difference(then: Document, now: Document) -> str | None:
-    """What two tables rest on differently, if anything; where the weights lie does not matter, nor how sums are rounded."""
-    return next((name for name in now if name not in ("checkpoint", "error") and then.get(name) != now[name]), None)
+def _number_of_parts(part: Path) -> int:
+    document = describe(part)
+    return -(-int(document["rows"]) // int(document["shard_rows"]))
 
 
 class Table:
-    """A table that is being written, piece by piece.
+    """A table that is being written, part by part.
 
     Args:
         output: its files.
-        document: what its rows rest on, and among that `rows`, how many there are, and `shard_rows`, how many of them are
-            in each Parquet file.
+        document: what its rows rest on, as it was written when the table was begun. Among that is `rows`, how many there
+            are, and `shard_rows`, how many of them are in each part.
+        paths: the file of each row.
         shape: of an embedding, (D,) or (n, D).
-        batch_size: a piece has a multiple of it.
+        finished: whether all rows are there already.
 
     Raises:
-        TableError: a finished Parquet file that is damaged, or of another table.
+        TableError: a part that is damaged, of another table, or of other files.
     """
 
-    def __init__(self, output: Output, document: Document, shape: tuple[int, ...], batch_size: int) -> None:
-        self.output, self.rows, self.shard_rows = output, document["rows"], document["shard_rows"]
-        row_bytes = 4 * math.prod(shape)
-        self.piece_rows = max(1, min(PIECE_ROWS, PIECE_BYTES // row_bytes) // batch_size) * batch_size
-        self.group_pieces = max(1, GROUP_BYTES // (self.piece_rows * row_bytes))
-        self.schema = schema(shape).with_metadata({KEY: json.dumps(document)})
-        self.shards = range(-(-self.rows // self.shard_rows))
-        self.waiting = {shard: sum(1 for _ in self._missing(shard)) for shard in self.shards}
-        for shard in self.shards:
-            if (part := output.part(shard)).exists() and (name := _difference(describe(part), document)):
+    def __init__(
+        self, output: Output, document: Document, paths: Sequence[str], shape: tuple[int, ...], finished: bool = False
+    ) -> None:
+        self.output, self.document, self.schema, self.finished = output, document, schema(shape), finished
+        rows, size = document["rows"], document["shard_rows"]
+        self.parts = [Part(n, start, min(start + size, rows)) for n, start in enumerate(range(0, rows, size))]
+        if finished:
+            found = {output.path: paths}
+        else:
+            files = {self._file(part): paths[part.start : part.stop] for part in self.parts}
+            found = {file: names for file, names in files.items() if file.exists()}
+        for place, (file, names) in enumerate(found.items()):
+            then = describe(file)
+            if place == 0:
+                _agree(output.path, then, document)
+                self.document = then
+            elif name := _difference(then, self.document):
                 raise TableError(
-                    f"{str(part)!r} is of another table, which has another {name}; move it elsewhere, and --resume "
+                    f"{str(file)!r} is of another table, which has another {name}; move it elsewhere, and --resume makes "
+                    "the one that belongs here."
+                )
+            if _read(file, self.schema)["path"].to_pylist() != [_written(name) for name in names]:
+                raise TableError(
+                    f"{str(file)!r} holds the rows of other files than belong there; move it elsewhere, and --resume "
                     "makes the one that belongs here."
                 )
-            if self.waiting[shard] == 0:  # killed before all was joined, or before the pieces were removed
-                self._join(shard)
 
-    def missing(self) -> list[Piece]:
-        """The pieces that are still to be computed, in order."""
-        return [piece for shard in self.shards for piece in self._missing(shard)]
+    def missing(self) -> list[Part]:
+        """The parts that are still to be computed, in order."""
+        return [part for part in self.parts if not self.finished and not self._file(part).exists()]
 
-    def add(self, piece: Piece, data: bytes) -> None:
-        """Keep a piece, as `pack` makes it; pieces may come in any order.
+    def add(self, part: Part, data: bytes) -> None:
+        """Keep a part, as `encode_part` makes it; parts may come in any order.
 
         Raises:
             TableError: it cannot be written.
         """
         with _writing(self.output.path):
-            _replace(self._file(piece), lambda file: file.write(data))
-            self.waiting[piece.shard] -= 1
-            if self.waiting[piece.shard] == 0:
-                self._join(piece.shard)
+            write_whole(self._file(part), lambda file: file.write(data))
 
     def unreadable(self) -> int:
-        """How many rows of the finished files have an error."""
-        import pyarrow.parquet as pq
+        """How many rows have an error."""
+        files = [self.output.path] if self.finished else map(self._file, self.parts)
+        errors = [_read(file, self.schema, ["error"])["error"] for file in files]
+        return sum(len(column) - column.null_count for column in errors)
 
-        total, column = 0, self.schema.get_field_index("error")
-        for shard in self.shards:
-            found = pq.read_metadata(self.output.part(shard))
-            groups = [found.row_group(group) for group in range(found.num_row_groups)]
-            total += sum(group.num_rows - group.column(column).statistics.null_count for group in groups)
-        return total
+    def join(self, file: BinaryIO) -> None:
+        """Write all parts as one file."""
+        with _writer(file, self.schema, self.document) as writer:
+            for part in self.parts:
+                rows = _read(self._file(part), self.schema)
+                writer.write_table(rows, row_group_size=len(rows))
 
-    def _missing(self, shard: int) -> Iterator[Piece]:
-        if not self.output.part(shard).exists():
-            yield from (piece for piece in self._pieces(shard) if not self._file(piece).exists())
-
-    def _pieces(self, shard: int) -> list[Piece]:
-        stop = min((shard + 1) * self.shard_rows, self.rows)
-        starts = range(shard * self.shard_rows, stop, self.piece_rows)
-        return [Piece(shard, start, min(start + self.piece_rows, stop)) for start in starts]
-
-    def _file(self, piece: Piece) -> Path:
-        return self.output.unfinished / f"{piece.start:012}.arrow"
-
-    def _join(self, shard: int) -> None:
-        """Make the Parquet file of pieces that are all there, if it is not there yet, and remove them."""
-        pieces, part = self._pieces(shard), self.output.part(shard)
-        if not part.exists():
-            _replace(part, lambda file: self._write(file, pieces), inside=self.output.unfinished)
-        for piece in pieces:
-            self._file(piece).unlink(missing_ok=True)
-
-    def _write(self, file: BinaryIO, pieces: list[Piece]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        with pq.ParquetWriter(file, self.schema, use_dictionary=False) as writer:  # no two embeddings are the same
-            for first in range(0, len(pieces), self.group_pieces):
-                files = [str(self._file(piece)) for piece in pieces[first : first + self.group_pieces]]
-                group = pa.concat_tables([pa.ipc.open_file(pa.memory_map(file)).read_all() for file in files])
-                writer.write_table(group, row_group_size=len(group))
+    def _file(self, part: Part) -> Path:
+        return self.output.folder / part.name
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], Any], inside: Path | None = None) -> None:
-    """Write a file that is there whole or not at all, also when the power fails; until then it is `inside` a folder."""
-    temporary = (inside or path.parent) / f"{path.name}.writing"
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _agree(path: Path, then: Document, now: Document) -> None:
+    """Whether a table may be gone on with: all that its rows rest on is what it was when the table was begun."""
+    name = _difference(then, now)
+    if name == "files_sha256":
+        raise TableError(
+            f"{str(path)!r} was begun with other files than those found now, or some were changed since; go on "
+            "with those it was begun with, or name another output."
+        )
+    if name is not None:
+        raise TableError(
+            f"{str(path)!r} was begun with {name} {then.get(name)!r}, found {now[name]!r} now, and rows of "
+            "both do not belong into one table; go on with what it was begun with, or name another output."
+        )
+
+
+def _read(file: Path, expected: "pa.Schema", columns: list[str] | None = None) -> "pa.Table":
+    """The rows of a file, all checksums compared."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            if not opened.schema_arrow.remove_metadata().equals(expected):
+                raise ValueError("it has other columns")
+            return opened.read(columns)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise TableError(
+            f"{str(file)!r} is not a whole file of a table ({reason}); remove it, and --resume "
+            "makes it again, or name another output."
+        ) from error
+
+
+def _difference(then: Document, now: Document) -> str | None:
+    """What two tables rest on differently, if anything; where the weights lie does not matter, nor how sums are rounded."""
+    return next((name for name in now if name not in ("checkpoint", "error") and then.get(name) != now[name]), None)
 
 
 @contextmanager

