@@ -360,13 +360,13 @@ def train(
         read = Recipe.read(recipe, overrides)
     from omni.data.conversations import ExampleError
     from omni.data.sources import ManifestError
+    from omni.training.checkpoints import CheckpointDamageError, DiskFullError, DivergenceError
     from omni.training.run import last_checkpoint, run
-    from omni.training.trainer import CheckpointDamageError, DiskFullError
     from omni.vision.pictures import PictureError
 
     if resume and last_checkpoint(read) is None:
         typer.echo(f"Nothing to resume in {read.output}, so this is a new run.", err=True)
-    mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DiskFullError)
+    mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DivergenceError, DiskFullError)
     with _mistakes(*mistakes, ManifestError, PictureError, ExampleError):
         typer.echo(run(read, resume=resume))
 

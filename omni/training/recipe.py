@@ -202,12 +202,13 @@ class Recipe(Strict):
     """Everything that `omni train` needs.
 
     Attributes:
+        about: for whoever reads it; nothing depends on it.
         freeze: patterns of parameter names that stay as they are.
         arguments: of transformers' `TrainingArguments`; `bf16` may also be "auto", which is true where it is faster.
         output: the folder of the finished checkpoint; the run's own files are in its subfolder "run".
     """
 
-    about: About
+    about: About | None = None
     objective: Literal["dense", "contrastive", "answers"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
