@@ -244,7 +244,7 @@ def attend(
         from omni.checkpoints.strict import CheckpointError
         from omni.loading.checkpoint import load, model_type_of
         from omni.loading.encoder import load_encoder
-        from omni.looking import attention
+        from omni.looking import attention, panels
         from omni.session import QuestionError, check_question
 
     _quiet()
@@ -254,13 +254,13 @@ def attend(
             model_type_of(folder)  # or there is none
             encoder = load_encoder(folder)
             looks = attention.encoder_attention(encoder, opened[0], layer)
-            drawn = attention.draw_encoder(looks, encoder, opened[0])
+            drawn = panels.draw_encoder(looks, encoder, opened[0])
             about |= {**vars(looks), "mean": looks.mean}
         else:
             question = check_question(question)
             model, processor = load(folder)
             found = attention.word_attention(model, processor, opened, question, max_new_tokens)
-            drawn = attention.draw_words(found, processor, opened)
+            drawn = panels.draw_words(found, processor, opened)
             about |= {**vars(found), "answer": found.answer.answer, "question": question}
     if output is not None:
         _write(output, drawn.save)
