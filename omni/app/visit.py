@@ -9,7 +9,8 @@ from PIL import Image
 
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.looking.attention import WordAttention, as_seen, overlay, session_attention
+from omni.looking.attention import WordAttention, session_attention
+from omni.looking.panels import as_seen, overlay
 from omni.session import Answer, QuestionError, Session, check_question
 from omni.vision.pictures import PictureError, read_picture
 

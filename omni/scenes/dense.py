@@ -16,8 +16,8 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.loading.checkpoint import expect_model
 from omni.registry import get_modality
 from omni.scenes import glyphs, scenes
-from omni.training.recipe import EncoderSection, Recipe, Scenes, said_by_recipe
 from omni.training.pixels import AS_BYTES, Normalization
+from omni.training.recipe import EncoderSection, Recipe, Scenes, said_by_recipe
 
 CHARACTERS = tuple(str(n) for n in range(glyphs.CHARACTERS))
 PATCH_ATTRIBUTES: dict[str, tuple[str, ...]] = {

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from omni.app.visit import WIDTH
-from omni.looking.attention import as_seen, overlay
+from omni.looking.panels import as_seen, overlay
 from omni.vision.pictures import read_picture
 
 sync_api = pytest.importorskip(

@@ -25,13 +25,11 @@ from omni.looking.attention import (
     AttentionError,
     EncoderAttention,
     _words,
-    draw_encoder,
-    draw_words,
     encoder_attention,
-    overlay,
     session_attention,
     word_attention,
 )
+from omni.looking.panels import draw_encoder, draw_words, overlay
 from omni.scenes import scenes
 from omni.session import Session, answer, write_prompts
 from omni.vision.pictures import read_picture

@@ -27,9 +27,9 @@ from omni.training.answers import build_omni
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.objectives import OBJECTIVES
 from omni.training.parts import FrozenParts, freeze
+from omni.training.pixels import Normalization
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import prepare, run
-from omni.training.pixels import Normalization
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ARGUMENTS: dict[str, Any] = {
