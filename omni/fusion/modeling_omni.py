@@ -456,7 +456,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """Save, with `tie_word_embeddings` as it is: what replaces head or embedding alone, as merged adapters do, unties."""
+        """Save, with `tie_word_embeddings` as it is: to replace head or embedding alone, as merged adapters do, unties."""
         head, embedding = (getattr(part, "weight", None) for part in (self.lm_head, self.get_input_embeddings()))
         if isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and head.device.type != "meta":
             tied = head is embedding

@@ -76,6 +76,17 @@ def base_of(folder: Path) -> Path:
     return base
 
 
+def prompt_of(folder: str | Path) -> str | None:
+    """The question that the model in a folder was trained with, if its processor has one.
+
+    Raises:
+        CheckpointError: a processor_config.json that cannot be read.
+    """
+    path = Path(folder) / "processor_config.json"
+    prompt = _read_object(path).get("prompt") if path.is_file() else None
+    return prompt if isinstance(prompt, str) else None
+
+
 def model_type_of(folder: Path) -> str:
     """The `model_type` that config.json in a folder names.
 
