@@ -96,7 +96,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups = [{**group, "algorithm": "muon"} for group in matrices]
         groups += [{**group, "algorithm": "adamw"} for group in others]
         self._parts: dict[str, torch.optim.Optimizer] = {}
-        super().__init__(groups, {})
+        super().__init__(groups, {"lr": max(group["lr"] for group in groups)})
         muon = self._groups("muon")
         self._parts = {
             "muon": Muon(muon, torch.bfloat16 if bf16 else torch.float32),
@@ -160,7 +160,11 @@ def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) ->
             if is_matrix == matrix
         ]
 
-    return MuonAdamW(made(True), made(False), bf16) if settings.name == "muon" else torch.optim.AdamW(made(False))
+    return (
+        MuonAdamW(made(True), made(False), bf16)
+        if settings.name == "muon"
+        else torch.optim.AdamW(made(False), lr=settings.lr)
+    )
 
 
 def _output_heads(model: nn.Module) -> list[nn.Parameter]:

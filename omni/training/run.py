@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import TrainerState, TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from omni.embedding.engine import bfloat16_pays
@@ -66,6 +66,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         settings = {**_arguments(recipe), "save_total_limit": None}  # `Checkpoints` deletes them
         arguments = TrainingArguments(output_dir=str(folder / "trainer"), **settings)
         set_seed(arguments.seed)
+        _try_schedule(arguments)
     objective = OBJECTIVES[recipe.objective](recipe)
     data = {"model": _model_digest(recipe.model)}
     data |= {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
@@ -136,6 +137,13 @@ def _transformers_takes_the_arguments() -> Iterator[None]:
         yield
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise RecipeError(f"Correct `arguments` or `output` of the recipe, which cannot be used: {error}") from error
+
+
+def _try_schedule(arguments: TrainingArguments) -> None:
+    """Make a schedule of learning rates; `Trainer` makes its own when everything else is done."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    name, settings = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs
+    get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=settings)
 
 
 def _write(path: Path, text: str) -> None:

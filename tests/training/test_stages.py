@@ -176,16 +176,6 @@ def test_frozen_parts_rest_and_cost_no_backward(checkpoint: Path, tmp_path: Path
     assert {name.split(".")[1] for name, p in model.named_parameters() if p.grad is not None} == {"image_projector"}
 
 
-def test_half_frozen_parts_keep_training() -> None:
-    model = nn.Sequential(
-        nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
-    )
-    freeze(model, [r"^0\."])
-    FrozenParts(model)
-    model.train()(torch.ones(1, 2))
-    assert [module.training for module in model.modules()] == [True, False, False, False, True, True, True]
-
-
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
