@@ -141,7 +141,7 @@ def build_omni(
         text_config = _read_thinker(Path(thinker))
     encoder, image_processor = _read_encoder(image["encoder"], config or {})
     texts = (text for seed in range(4000) for text in _scene_text(seed))
-    tokenizer = train_tokenizer(texts, vocab_size, [modality.token])
+    tokenizer = train_tokenizer(texts, vocab_size, {modality.name: modality.token})
     section = {
         **image,
         "encoder": encoder.config.to_dict(),

@@ -52,7 +52,7 @@ class ContrastiveAlignment:
                 f"All {count} pictures have the caption {read[0]!r}, but the contrastive loss needs captions that tell "
                 "pictures apart; make them richer."
             )
-        tokenizer = train_tokenizer(read, section.vocab_size, [])
+        tokenizer = train_tokenizer(read, section.vocab_size, {})
         with said_by_recipe("model.text", section.text):
             text = AutoConfig.for_model(**section.text, vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)
         config = VisionTextDualEncoderConfig.from_vision_text_configs(

@@ -19,7 +19,7 @@ KINDS = dict.fromkeys(scenes.WORDINGS, 1.0)
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     texts = [q.answer for seed in range(300) for q in scenes.questions(scenes.sample_scene(seed), seed)]
-    return train_tokenizer(texts, 600, ["<image>"])
+    return train_tokenizer(texts, 600, {"image": "<image>"})
 
 
 def asked(split: str, count: int = 300) -> list[tuple[scenes.Scene, scenes.Question]]:
