@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omni.scenes import scenes
+from omni import scenes
 
 Message = dict[str, Any]
 

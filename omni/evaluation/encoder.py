@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from omni import scenes
 from omni.loading.encoder import Encoder
-from omni.scenes import scenes
 from omni.scenes.picture_sets import (
     KINDS,
     SEED,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from omni.scenes import scenes
+from omni import scenes
 
 Sight = Literal["real", "blank", "swapped", "noise"]
 SIGHTS: tuple[Sight, ...] = ("real", "blank", "swapped", "noise")

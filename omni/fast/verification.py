@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, computed_field
 
+from omni import scenes
 from omni.embedding.engine import TOLERANCE, Engine, EngineError, What
 from omni.fast.generation import own_way
 from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
-from omni.scenes import scenes
 from omni.session import Answer, Session
 from omni.vision.pictures import read_picture, read_pixels
 

@@ -11,11 +11,12 @@ from PIL import Image
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 
+from omni import scenes
 from omni.data.collate import IGNORED
 from omni.fusion.configuration_omni import OmniConfig
 from omni.loading.checkpoint import expect_model
 from omni.registry import get_modality
-from omni.scenes import glyphs, scenes
+from omni.scenes import glyphs
 from omni.training.recipe import EncoderSection, Recipe, Scenes, said_by_recipe
 from omni.training.scaling import AS_BYTES, Scaling
 

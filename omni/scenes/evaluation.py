@@ -5,10 +5,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from omni import scenes
 from omni.data.conversations import ask
 from omni.evaluation.asking import Item, Pictures, Query, ask_all
 from omni.evaluation.scores import Asked, Evaluation, EvaluationError, Sight, score
-from omni.scenes import scenes
 
 Wordings = Literal["seen", "held_out"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from omni import scenes
 from omni.evaluation.result import EncoderSettings
-from omni.scenes import scenes
 
 SCENE_TASKS: dict[str, Callable[[scenes.Scene], str]] = {
     "count": lambda scene: str(len(scene.objects)),

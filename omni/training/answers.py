@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, BaseImageProcessor, EvalPrediction, PreTrainedModel
 
+from omni import scenes
 from omni.data.collate import IGNORED, ConversationCollator
 from omni.data.conversations import Example, SceneConversations
 from omni.data.manifests import Manifest, ManifestConversations
@@ -21,7 +22,6 @@ from omni.fusion.processing_omni import OmniProcessor
 from omni.loading.checkpoint import BASE, expect_model
 from omni.loading.encoder import Encoder
 from omni.registry import get_modality
-from omni.scenes import scenes
 from omni.training.cache import TokenCache
 from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_recipe
 from omni.training.scaling import AS_BYTES, scale_before

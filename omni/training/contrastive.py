@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.models.clip.modeling_clip import CLIPOutput
 
+from omni import scenes
 from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest, ManifestConversations
-from omni.scenes import scenes
 from omni.scenes.dense import build_encoder
 from omni.training.recipe import ContrastiveSection, Files, Recipe, Scenes, said_by_recipe
 from omni.training.tokenizer import train_tokenizer

@@ -24,7 +24,7 @@ from pydantic import (
 from safetensors import SafetensorError
 
 from omni.data.manifests import PROMPT
-from omni.scenes.scenes import KIND_WEIGHTS
+from omni.scenes import KIND_WEIGHTS
 
 
 class RecipeError(ValueError):

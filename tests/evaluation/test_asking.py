@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from omni import scenes
 from omni.data.conversations import ask
 from omni.evaluation import (
     SIGHTS,
@@ -29,7 +30,6 @@ from omni.evaluation import (
     uses_the_picture,
 )
 from omni.evaluation.asking import WINDOW_PIXELS, shown
-from omni.scenes import scenes
 from omni.session import answer
 
 KINDS = ("shape", "color", "count", "exists")

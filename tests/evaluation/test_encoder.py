@@ -21,10 +21,10 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from omni import scenes
 from omni.checkpoints.strict import CheckpointError
 from omni.evaluation import EncoderSettings, EvaluationError, evaluate, evaluate_encoder, load_encoder
 from omni.evaluation.encoder import features_of, nearest, neighbours, probe
-from omni.scenes import scenes
 from omni.scenes.picture_sets import (
     KINDS,
     OBJECT_TASKS,

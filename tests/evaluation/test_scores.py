@@ -6,9 +6,9 @@ from statistics import NormalDist
 import pytest
 from scipy.stats import binomtest
 
+from omni import scenes
 from omni.evaluation import Asked, Evaluation, score, sight_test, uses_the_picture, wilson_interval
 from omni.evaluation.scores import overall
-from omni.scenes import scenes
 
 
 @pytest.mark.parametrize(

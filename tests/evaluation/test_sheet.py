@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omni import scenes
 from omni.evaluation import EncoderSettings, Outcome, SceneSettings, evaluate, write_answers, write_sheet
 from omni.evaluation.scores import Asked, score
-from omni.scenes import scenes
 
 VOID = {"meta", "img", "br"}
 

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from accelerate.utils import compile_regions
 from torch._dynamo import OptimizedModule
 
-from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
+from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel, scenes
 from omni.data.collate import IGNORED
-from omni.scenes import scenes
 from omni.scenes.dense import ATTRIBUTES, LOSS_WEIGHTS, NOTHING, PATCH_ATTRIBUTES, DenseModel, DenseScenes
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from omni import scenes
 from omni.evaluation import EvaluationError, SceneQuestions
-from omni.scenes import scenes
 
 
 def test_one_question_of_every_kind_about_every_scene() -> None:
