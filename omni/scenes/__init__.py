@@ -20,7 +20,8 @@ Three rules make scores on these scenes mean something:
   a score on it tells composition from memory.
 * **No answer is likelier for being a guess.** See `omni.scenes.questions`.
 
-What is exported here needs NumPy and Pillow alone.
+The framework works without this folder: recipes and evaluations that name scenes find them by `omni.worlds`. What is
+exported here needs NumPy and Pillow alone.
 """
 
 from .captions import caption, parse_caption

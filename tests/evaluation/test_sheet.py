@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from omni import scenes
-from omni.evaluation import EncoderSettings, Outcome, SceneSettings, evaluate, write_answers, write_sheet
-from omni.evaluation.scores import Asked, score
+from omni.evaluation import Asked, EncoderSettings, Outcome, evaluate, write_answers, write_sheet
+from omni.evaluation.scores import score
+from omni.scenes.evaluation import SceneSettings
 
 VOID = {"meta", "img", "br"}
 

@@ -1,7 +1,6 @@
 """The dense loss: what it asks for, what it leaves open, and what it weighs."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +14,10 @@ from omni.scenes.dense import ATTRIBUTES, LOSS_WEIGHTS, NOTHING, PATCH_ATTRIBUTE
 
 
 @pytest.fixture
-def model(tiny_encoder: dict[str, Any]) -> DenseModel:
+def model() -> DenseModel:
     torch.manual_seed(0)
-    return DenseModel(OmniVisionModel(OmniVisionConfig(**tiny_encoder, hidden_dropout_prob=0.0)), OmniImageProcessor())
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    return DenseModel(OmniVisionModel(OmniVisionConfig(**tiny, hidden_dropout_prob=0.0)), OmniImageProcessor())
 
 
 def batch_of(dataset: DenseScenes, count: int) -> dict[str, torch.Tensor]:
