@@ -17,7 +17,7 @@ from omni.checkpoints.fingerprints import part_of
 from omni.embedding.engine import bfloat16_pays
 from omni.registry import get_modality
 from omni.training.curves import draw_curves
-from omni.training.objectives import OBJECTIVES
+from omni.training.objectives import make_objective
 from omni.training.optimizer import freeze, make_optimizer
 from omni.training.recipe import Lora, Recipe, RecipeError
 from omni.training.trainer import (
@@ -61,7 +61,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     with _transformers_takes_the_arguments():
         arguments = TrainingArguments(output_dir=str(state), **_arguments(recipe))
     set_seed(arguments.seed)
-    objective = OBJECTIVES[recipe.objective](recipe)
+    objective = make_objective(recipe)
     data = {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
     if last:
         _expect_same_data(data, state)
@@ -122,7 +122,7 @@ def _transformers_takes_the_arguments() -> Iterator[None]:
 
 
 def _rows_digest(examples: Any) -> str | None:
-    """Of a user's own data; the recipe says all that there is to know of generated scenes."""
+    """Of a user's own data; of pictures that are drawn the recipe says all that there is to know."""
     manifest = getattr(examples, "manifest", None)
     return manifest.rows_digest() if manifest else None
 
