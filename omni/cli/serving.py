@@ -54,6 +54,8 @@ def play(
     from omni.app.server import serve as start
     from omni.checkpoints.strict import CheckpointError
 
-    typer.echo(f"Loading {str(folder)!r}; then the page is at http://{host}:{port}, until Ctrl-C", err=True)
+    def listening(where: str) -> None:
+        typer.echo(f"Loading {str(folder)!r}; then the page is {where}; Ctrl-C ends it", err=True)
+
     with user_errors(AppError, CheckpointError):
-        start(folder, host, port, browse)
+        start(folder, host, port, browse, listening)

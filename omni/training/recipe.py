@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -14,9 +15,9 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
+    PlainValidator,
+    SerializeAsAny,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -25,7 +26,7 @@ from pydantic import (
 from safetensors import SafetensorError
 
 from omni.data.manifests import PROMPT
-from omni.scenes.scenes import KIND_WEIGHTS
+from omni.worlds import WorldError, find_world
 
 
 class RecipeError(ValueError):
@@ -81,36 +82,24 @@ class About(Strict):
     expect: str
 
 
-class Scenes(Strict):
-    """Pictures drawn while training: `count` scenes of the split, from seed `first` on.
+class Drawn(Strict):
+    """Pictures that a world draws while training. Each world has a class of its own, see `omni.worlds`."""
 
-    `neutral` objects have colours that nobody asks for; `characters` is the share of pictures that show a made-up character
-    instead of a scene (objective "dense"); `questions` are drawn by the weights of their `kinds`.
-    """
+    @abstractmethod
+    def check(self, objective: str) -> None:
+        """Raise ValueError where this objective does not learn what is drawn."""
 
-    split: Literal["train", "test", "pairs"] = "train"
-    count: int = Field(gt=0, le=2**62)
-    first: int = Field(default=0, ge=0, le=2**62)
-    min_objects: int = Field(default=1, ge=1, le=9)
-    max_objects: int = Field(default=6, ge=1, le=9)
-    neutral: float = Field(default=0.0, ge=0.0, le=1.0)
-    characters: float = Field(default=0.0, ge=0.0, le=1.0)
-    questions: int = Field(default=8, gt=0)
-    kinds: dict[str, Annotated[float, Field(ge=0)]] = dict(KIND_WEIGHTS)
+    @abstractmethod
+    def conversations(self) -> Any:
+        """The `omni.data.conversations.Example` of each number, for the objective "answers"."""
 
-    @model_validator(mode="after")
-    def _can_be_drawn(self) -> Self:
-        if self.min_objects > self.max_objects:
-            raise ValueError(f"`min_objects` is {self.min_objects}, more than `max_objects`, {self.max_objects}")
-        if unknown := sorted(set(self.kinds) - set(KIND_WEIGHTS)):
-            raise ValueError(f"unknown {', '.join(map(repr, unknown))} in `kinds`; there are {', '.join(KIND_WEIGHTS)}")
-        if not any(self.kinds.values()):
-            raise ValueError("`kinds` has no kind with a weight above 0, so no question can be drawn")
-        return self
+    @abstractmethod
+    def captions(self) -> Any:
+        """The picture and the caption of each number, and `caption(number)`, for the objective "contrastive"."""
 
-    def scene_options(self) -> dict[str, Any]:
-        """What `sample_scene` takes."""
-        return {"min_objects": self.min_objects, "max_objects": self.max_objects, "neutral": self.neutral}
+    @abstractmethod
+    def texts(self) -> Iterable[str]:
+        """What is said about the pictures, for a new tokenizer."""
 
 
 class Files(Strict):
@@ -127,11 +116,15 @@ class Files(Strict):
     cache_gigabytes: float = Field(default=20.0, gt=0)
 
 
-def _kind_of_data(section: Any) -> str:
-    return "files" if isinstance(section, Files) or (isinstance(section, dict) and "path" in section) else "scenes"
+def _read_data(data: Any) -> Drawn | Files:
+    if isinstance(data, Drawn | Files):
+        return data
+    kind: type[Drawn | Files] = Files if isinstance(data, dict) and "path" in data else find_world().data
+    return kind.model_validate(data)
 
 
-Data = Annotated[Annotated[Scenes, Tag("scenes")] | Annotated[Files, Tag("files")], Discriminator(_kind_of_data)]
+Data = Annotated[SerializeAsAny[Drawn | Files], PlainValidator(_read_data)]
+"""With a `path` files of one's own; without, pictures of the world that is drawn."""
 
 
 class Optimizer(Strict):
@@ -183,9 +176,10 @@ class OmniSection(Strict):
     """The model of the objective "answers".
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
-    with a tokenizer of at most `vocab_size` tokens, and `image`, the modality's section with the folder of a trained
-    `encoder`. With a checkpoint, an `encoder` in `image` gives its weights to the image tower; other settings replace those
-    of the section, and the projector is new. `config` overrides the configuration of the checkpoint or of the encoder.
+    with a tokenizer of at most `vocab_size` tokens made of the training texts, and `image`, the modality's section with the
+    folder of a trained `encoder`. With a checkpoint, an `encoder` in `image` gives its weights to the image tower; other
+    settings replace those of the section, and the projector is new. `config` overrides the configuration of the checkpoint
+    or of the encoder.
     """
 
     checkpoint: str | None = None
@@ -235,8 +229,8 @@ class Recipe(Strict):
         """Read a recipe and apply `key.subkey=value` overrides (values are JSON, or else text).
 
         Raises:
-            RecipeError: no such file, no JSON object in it, an unknown key, a wrong type, or an override that names no
-                place.
+            RecipeError: no such file, no JSON object in it, an unknown key, a wrong type, an override that names no place,
+                or a world that is not installed.
         """
         try:
             recipe = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -269,6 +263,9 @@ class Recipe(Strict):
         try:
             return cls.model_validate(recipe)
         except ValidationError as error:
+            for cause in (found.get("ctx", {}).get("error") for found in error.errors()):
+                if isinstance(cause, WorldError):
+                    raise RecipeError(f"The recipe {str(path)!r} cannot be followed: {cause}") from error
             problems = [_problem(found["loc"], found["msg"]) for found in error.errors()]
             raise RecipeError(f"The recipe {str(path)!r} is not valid: {'; '.join(problems)}.") from error
 
@@ -283,9 +280,9 @@ class Recipe(Strict):
     def _fit_together(self) -> Self:
         if self.objective == "dense" and (isinstance(self.train, Files) or isinstance(self.evaluate, Files)):
             raise ValueError("the objective 'dense' needs to know what covers each patch, which only scenes tell")
-        scenes = [data for data in (self.train, self.evaluate) if isinstance(data, Scenes)]
-        if self.objective != "dense" and any(data.characters for data in scenes):
-            raise ValueError("`characters` are for the objective 'dense': nothing is asked or said about them")
+        for data in (self.train, self.evaluate):
+            if isinstance(data, Drawn):
+                data.check(self.objective)
         if self.objective != "answers" and self.caches:
             raise ValueError(
                 "`cache` is for the objective 'answers': others train the encoder, whose tokens it would keep"

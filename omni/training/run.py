@@ -22,7 +22,7 @@ from omni.registry import get_modality
 from omni.training.adapters import add_adapters, note_base
 from omni.training.checkpoints import Checkpoints, DivergenceError, non_finite, read_state, room, save_whole
 from omni.training.curves import draw_curves
-from omni.training.objectives import OBJECTIVES
+from omni.training.objectives import make_objective
 from omni.training.optimizer import make_optimizer
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32
 from omni.training.recipe import Recipe, RecipeError
@@ -65,9 +65,9 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     with _transformers_takes_the_arguments():
         settings = {**_arguments(recipe), "save_total_limit": None}  # `Checkpoints` deletes them
         arguments = TrainingArguments(output_dir=str(folder / "trainer"), **settings)
-        set_seed(arguments.seed)
         _try_schedule(arguments)
-    objective = OBJECTIVES[recipe.objective](recipe)
+    set_seed(arguments.seed)
+    objective = make_objective(recipe)
     data = {"model": _model_digest(recipe.model)}
     data |= {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
     earlier = TrainerState()
@@ -152,7 +152,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _rows_digest(examples: Any) -> str | None:
-    """Of a user's own data; the recipe says all that there is to know of generated scenes."""
+    """Of a user's own data; of pictures that are drawn the recipe says all that there is to know."""
     manifest = getattr(examples, "manifest", None)
     return manifest.rows_digest() if manifest else None
 
