@@ -143,8 +143,9 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
     merged: OmniForConditionalGeneration = adapted.merge_and_unload()
     merged.config.name_or_path = str(folder)
     learnt = adapted.active_peft_config.modules_to_save or []
-    untrained = [part for part in merged.config.untrained or [] if part not in learnt]
-    merged.config.untrained = trained_for.get("untrained", untrained)
+    rest = [part for part in merged.config.untrained or [] if part not in learnt]
+    noted = trained_for.get("untrained")
+    merged.config.untrained = noted if isinstance(noted, list) else rest
     return merged
 
 

@@ -96,7 +96,7 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
         )
 
 
-class Progress(ProgressCallback):  # type: ignore[misc]
+class Progress(ProgressCallback):
     """transformers' bars, on a terminal alone; in a resumed run the rate is that of its own steps."""
 
     def on_train_begin(
@@ -116,7 +116,8 @@ class Progress(ProgressCallback):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Draw the bar of an evaluation."""
-        if state.is_world_process_zero and self.prediction_bar is None and has_length(eval_dataloader):
+        drawn: Any = self.prediction_bar
+        if state.is_world_process_zero and drawn is None and has_length(eval_dataloader):
             leave = self.training_bar is None
             self.prediction_bar = tqdm(total=len(eval_dataloader), leave=leave, dynamic_ncols=True, disable=None)
         super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
