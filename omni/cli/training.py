@@ -26,14 +26,14 @@ def train(
         read = Recipe.read(recipe, overrides)
     from omni.data.conversations import ExampleError
     from omni.data.sources import ManifestError
+    from omni.registry import ItemError
     from omni.training.run import last_checkpoint, run
     from omni.training.trainer import CheckpointDamageError, DiskFullError
-    from omni.vision.pictures import PictureError
 
     if resume and last_checkpoint(read) is None:
         typer.echo(f"Nothing to resume in {read.output}, so this is a new run.", err=True)
     mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DiskFullError)
-    with user_errors(*mistakes, ManifestError, PictureError, ExampleError):
+    with user_errors(*mistakes, ManifestError, ItemError, ExampleError):
         typer.echo(run(read, resume=resume))
 
 
