@@ -28,7 +28,12 @@ def ask(
     pictures: Annotated[
         list[str] | None, typer.Argument(metavar="PICTURE", help="JPEG, PNG, WebP, GIF, BMP or TIFF files.")
     ] = None,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about them, in quotes.")] = "",
+    question: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUESTION", help="What to ask, in quotes; a model that was trained with one has a default."
+        ),
+    ] = "",
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model.", show_default=SHIPPED)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 192,
     as_json: AsJson = False,
@@ -36,13 +41,21 @@ def ask(
     """Ask about one or more pictures: omni ask photo.jpg "what color is the circle?"."""
     from omni.registry import ItemError, open_item
 
+    folder = checkpoint or shipped_checkpoint()
+    if _names_a_picture(question):
+        from omni.checkpoints.strict import CheckpointError
+        from omni.loading.checkpoint import prompt_of
+
+        with user_errors(CheckpointError):
+            trained = prompt_of(folder)
+        if trained is not None:
+            pictures, question = [*(pictures or []), question], trained
+        elif pictures:
+            refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
     if not pictures:
         refuse(f"Expected picture files and after them a question in quotes, found only {question!r}.")
-    if _names_a_picture(question):
-        refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
     with user_errors(ItemError):
         opened = [open_item("image")(path) for path in pictures]
-    folder = checkpoint or shipped_checkpoint()
     start = time.perf_counter()
     with status("starting"):
         from omni.checkpoints.strict import CheckpointError
