@@ -58,7 +58,7 @@ def keep_precision(model: nn.Module, folder: str | Path) -> None:
                 stored.setdefault(part_of(name), set()).add(opened.get_slice(name).get_dtype())
     for part, tensors in _parts(model).items():
         kinds = stored.get(part, set())
-        if len(kinds) == 1 and (dtype := HALF.get(*kinds)):
+        if len(kinds) == 1 and (dtype := HALF.get(kinds.pop())) is not None:
             _convert(tensors, dtype)
 
 
@@ -90,7 +90,7 @@ def _convert(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
             tensor.data = tensor.data.to(dtype)
 
 
-class Learning(TrainerCallback, ExportableState):  # type: ignore[misc]
+class Learning(TrainerCallback, ExportableState):
     """Takes a part off the list of untrained ones (`config.untrained`) when it gets a gradient.
 
     Args:

@@ -68,7 +68,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         _try_schedule(arguments)
     set_seed(arguments.seed)
     objective = make_objective(recipe)
-    data = {"model": _model_digest(recipe.model)}
+    data: dict[str, str | None] = {"model": _model_digest(recipe.model)}
     data |= {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
     earlier = TrainerState()
     if last:

@@ -96,8 +96,10 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
         )
 
 
-class Progress(ProgressCallback):  # type: ignore[misc]
+class Progress(ProgressCallback):
     """transformers' bars, on a terminal alone; in a resumed run the rate is that of its own steps."""
+
+    prediction_bar: Any
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
