@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -124,7 +125,9 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         raise CheckpointError(
             f"{str(folder)!r} holds adapters, for which peft is needed: pip install 'omni-thinker[train]'."
         ) from error
-    trained_for = _read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    trained_for: dict[str, Any] = (
+        _read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    )
     found = model.config.fingerprints or {}
     if others := sorted(part for part in found if trained_for.get(part) != found[part]):
         raise ValueError(

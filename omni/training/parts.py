@@ -51,14 +51,14 @@ def keep_precision(model: nn.Module, folder: str | Path) -> None:
 
     A model of parts of different precision is loaded in the widest one.
     """
-    stored: dict[str, set[torch.dtype | None]] = {}
+    stored: dict[str, set[str]] = {}
     for file in safetensors_files(Path(folder), None):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118
-                stored.setdefault(part_of(name), set()).add(HALF.get(opened.get_slice(name).get_dtype()))
+                stored.setdefault(part_of(name), set()).add(opened.get_slice(name).get_dtype())
     for part, tensors in _parts(model).items():
         kinds = stored.get(part, set())
-        if len(kinds) == 1 and (dtype := kinds.pop()) is not None:
+        if len(kinds) == 1 and (dtype := HALF.get(kinds.pop())) is not None:
             _convert(tensors, dtype)
 
 

@@ -68,8 +68,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         _try_schedule(arguments)
     set_seed(arguments.seed)
     objective = make_objective(recipe)
-    rows = {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
-    data = {"model": _model_digest(recipe.model), **rows}
+    data: dict[str, str | None] = {"model": _model_digest(recipe.model)}
+    data |= {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
     earlier = TrainerState()
     if last:
         _expect_same_data(data, folder)

@@ -99,6 +99,8 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
 class Progress(ProgressCallback):
     """transformers' bars, on a terminal alone; in a resumed run the rate is that of its own steps."""
 
+    prediction_bar: Any
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -116,8 +118,7 @@ class Progress(ProgressCallback):
         **kwargs: Any,
     ) -> None:
         """Draw the bar of an evaluation."""
-        drawn: Any = self.prediction_bar
-        if state.is_world_process_zero and drawn is None and has_length(eval_dataloader):
+        if state.is_world_process_zero and self.prediction_bar is None and has_length(eval_dataloader):
             leave = self.training_bar is None
             self.prediction_bar = tqdm(total=len(eval_dataloader), leave=leave, dynamic_ncols=True, disable=None)
         super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
