@@ -9,21 +9,17 @@ A flipped bit, or the tensors of a stranger put among those that were trained to
 configuration carries a fingerprint of each part's weights (`fingerprints.py`).
 """
 
-import json
-import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
-from .fingerprints import compare_fingerprints, fingerprint_parts, note_checksums, part_of, saved_and_found
-from .ordinary import load_ordinary, nothing_drawn
+from .cards import measured_card, remote_code, write_card
+from .fingerprints import fingerprint_parts, part_of, verify_fingerprints
 
 # What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
 INHERITED_KEYS = frozenset(
@@ -97,26 +93,15 @@ class StrictLoadingMixin:
         kwargs.setdefault("use_safetensors", True)
         mismatched_allowed = kwargs.pop("ignore_mismatched_sizes", False)
         foreign = _take_tower(cls, pretrained_model_name_or_path, kwargs)
-        where = pretrained_model_name_or_path, kwargs.get("subfolder", "")
-        with _LOADING, ThreadPoolExecutor(1) as beside:
-            # takes as long as building the model, and another core
-            hashed = beside.submit(saved_and_found, *where, kwargs.get("variant"))
-            if not (model_args or output_loading_info):
-                model = load_ordinary(cls, pretrained_model_name_or_path, kwargs)
-                if model is not None:
-                    compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), ())
-                    return model
-            with _one_by_one(*where):
-                model, report = super().from_pretrained(  # type: ignore[misc]
-                    pretrained_model_name_or_path,
-                    *model_args,
-                    output_loading_info=True,
-                    # otherwise collected in the report, so that one message names all of them
-                    ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
-                    **kwargs,
-                )
-        if foreign is not None:
-            del model._weight_conversions  # it would be saved again under its names in the fused model
+        with _LOADING:
+            model, report = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path,
+                *model_args,
+                output_loading_info=True,
+                # otherwise collected in the report, so that one message names all of them
+                ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
+                **kwargs,
+            )
         if output_loading_info:
             return model, report
         if pretrained_model_name_or_path is None:  # no checkpoint: weights in `state_dict`, the rest is asked to be new
@@ -142,7 +127,8 @@ class StrictLoadingMixin:
         untrained = {part_of(name) for name in excused}
         if untrained:
             model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *untrained})
-        compare_fingerprints(pretrained_model_name_or_path, *hashed.result(), untrained)
+        if (folder := Path(pretrained_model_name_or_path) / kwargs.get("subfolder", "")).is_dir():
+            verify_fingerprints(folder, kwargs.get("variant"), untrained)
         return model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
@@ -154,21 +140,12 @@ class StrictLoadingMixin:
         tied = set(getattr(self, "all_tied_weights_keys", None) or {})
         saved = {name: tensor for name, tensor in tensors.items() if name not in tied}
         config.fingerprints = fingerprint_parts(saved) if whole else None
-        config.checksums = None
         if self.found_as:
             config.auto_map = remote_code(save_directory, self.found_as)
         # under the names that the tensors have here, which the fingerprints are of: some towers would get older ones
         kwargs.setdefault("save_original_format", False)
         self._card = measured_card(config)  # now: on the way to the hub, transformers overwrites README.md
-        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        if config.fingerprints and kwargs.get("is_main_process", True):
-            config.checksums = note_checksums(Path(save_directory), kwargs.get("variant"))
-        return result
-
-    @classmethod
-    def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
-        """Where a checkpoint's model is built before it is filled: without drawing the numbers that will be replaced."""
-        return [*super().get_init_context(*args, **kwargs), nothing_drawn()]  # type: ignore[misc]
+        return super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -206,21 +183,6 @@ def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str
     return re.compile(rf"(model\.)?(?!{towers[0]}_tower\.)(\w+_tower|\w+_projector|language_model)\.|lm_head\.")
 
 
-@contextmanager
-def _one_by_one(folder: Any, subfolder: str, small: int = 256 * 2**20) -> Iterator[None]:
-    """Inside, transformers reads the tensors of a small checkpoint itself, since its threads cost more than they save."""
-    switch = "HF_DEACTIVATE_ASYNC_LOAD"
-    files = [] if folder is None else list((Path(folder) / subfolder).glob("*.safetensors"))
-    applies = switch not in os.environ and 0 < sum(file.stat().st_size for file in files) < small
-    if applies:
-        os.environ[switch] = "1"
-    try:
-        yield
-    finally:
-        if applies:
-            os.environ.pop(switch, None)
-
-
 def _complaint(cls: str, folder: Any, problems: list[str], shown: int = 20) -> str:
     lines = [f"  {problem}" for problem in problems[:shown]]
     if len(problems) > shown:
@@ -231,82 +193,3 @@ def _complaint(cls: str, folder: Any, problems: list[str], shown: int = 20) -> s
         + "\nNothing is left at random: use the checkpoint's own class and configuration, or name what may be missing "
         "with allow_missing=[...] (regular expressions); such a part then counts as untrained."
     )
-
-
-# --- What a saved folder says of itself -------------------------------------------------------------------------------
-
-REMOTE_CODE = '''"""What transformers runs of this checkpoint with trust_remote_code=True: the import of its package."""
-
-try:
-    import omni
-
-    omni.OmniProcessor  # noqa: B018 - the package of this name on PyPI is another project's, and has none
-except (ImportError, AttributeError) as error:
-    raise ImportError(
-        "This checkpoint needs the package omni-thinker, which is imported as `omni` (the `omni` on PyPI is another "
-        "project): pip install omni-thinker"
-    ) from error
-
-
-def __getattr__(name):
-    return getattr(omni, name)
-'''
-
-
-def remote_code(folder: Any, classes: Mapping[str, str]) -> dict[str, str]:
-    """Write the module that transformers imports with `trust_remote_code=True`, and return its `auto_map`.
-
-    Args:
-        folder: of a checkpoint.
-        classes: for each Auto class the class of omni that it shall find.
-    """
-    path = Path(folder) / "omni_remote.py"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(REMOTE_CODE, encoding="utf-8")
-    return {auto: f"{path.stem}.{name}" for auto, name in classes.items()}
-
-
-MEASURED = re.compile(r"<!-- omni evaluate -->\n.*?<!-- end of omni evaluate -->\n?", re.DOTALL)
-"""What `omni evaluate --card` writes into a model card; see `omni.evaluation.tables`."""
-
-
-def measured_card(config: Any) -> str | None:
-    """The model card of the checkpoint that a model was loaded from, if the weights are still those; else None."""
-    source = Path(str(config.name_or_path or ""))
-    try:
-        same = json.loads((source / "config.json").read_text(encoding="utf-8"))["fingerprints"] == config.fingerprints
-        return (source / "README.md").read_text(encoding="utf-8") if same and config.fingerprints else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def write_card(folder: str | Path, measured: str | None, model_type: str) -> None:
-    """Put a model card into a folder that goes to the hub, whose README.md is what transformers would send.
-
-    Without a card of these very weights they have not been measured: the hub's card stays, without tables that were
-    measured on others, or there is a new one that says so.
-    """
-    path = Path(folder) / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if measured is not None:
-        text = measured
-    elif not text or "has been automatically generated" in text:
-        text = NEW_CARD.format(tag=CARD_TAGS.get(model_type, "feature-extraction"), kind=model_type)
-    else:
-        text = MEASURED.sub("", text)
-    path.write_text(text, encoding="utf-8")
-
-
-CARD_TAGS = {"omni": "image-text-to-text", "omni_vision": "image-feature-extraction"}
-NEW_CARD = """---
-library_name: transformers
-pipeline_tag: {tag}
----
-# A model of type {kind}
-
-It needs the package `omni-thinker` (`import omni` before `from_pretrained`, or `trust_remote_code=True`; the `omni` on
-PyPI is another project).
-
-How well it does has not been measured. Save it into a folder with this file as README.md, and
-`omni evaluate FOLDER --card FOLDER/README.md` writes the scores here.
-"""

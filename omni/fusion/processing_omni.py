@@ -24,7 +24,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils import is_torchvision_available
 
-from omni.checkpoints.strict import remote_code
+from omni.checkpoints.cards import remote_code
 from omni.registry import Modality, get_modality
 
 from .configuration_omni import OmniConfig

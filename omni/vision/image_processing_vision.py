@@ -11,7 +11,7 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, ImageInput, PILImageResampling
 
-from omni.checkpoints.strict import remote_code
+from omni.checkpoints.cards import remote_code
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 """What transformers writes into the file of an image processor beside its settings."""

@@ -1,9 +1,10 @@
 """Strict loading: whatever is done to a checkpoint, it loads whole and unchanged or says what is wrong with it."""
 
 import json
-import os
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers.initialization import TORCH_INIT_FUNCTIONS, no_tie_weights
 
 from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel
-from omni.checkpoints import strict as loading
 from omni.checkpoints.fingerprints import read_tensors
 
 Tensors = dict[str, torch.Tensor]
@@ -340,19 +341,58 @@ def test_a_fused_model_out_of_an_encoder(saved: dict[str, Path]) -> None:
 # --- Threads ------------------------------------------------------------------------------------------------------------
 
 
-def test_transformers_threads_are_left_out_for_small_checkpoints_alone(
-    saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    switch, folder = "HF_DEACTIVATE_ASYNC_LOAD", saved["fused-shards"]
-    monkeypatch.delenv(switch, raising=False)
-    with pytest.raises(OSError, match="on the way"), loading._one_by_one(folder, ""):
-        assert os.environ[switch] == "1"
-        raise OSError("on the way")
-    assert switch not in os.environ
-    for large in (loading._one_by_one(folder, "", small=1000), loading._one_by_one("some/name", "")):
-        with large:
-            assert switch not in os.environ
-    monkeypatch.setenv(switch, "0")
-    with loading._one_by_one(folder, ""):
-        assert os.environ[switch] == "0"
-    assert os.environ[switch] == "0"
+def originals() -> list[Any]:
+    """What transformers replaces while it loads a model, in all threads."""
+    names = ("init_weights", "tie_weights")
+    return [*map(torch.nn.init.__dict__.get, TORCH_INIT_FUNCTIONS), *(getattr(PreTrainedModel, name) for name in names)]
+
+
+def test_models_are_loaded_in_several_threads(make_model: Callable[..., Any], encoder: Any, tmp_path: Path) -> None:
+    """Tied weights, another type, an encoder: all of transformers' patches would mix them up."""
+    fused, before, random = make_model(text={"tie_word_embeddings": True}), originals(), torch.get_rng_state()
+    fused.save_pretrained(tmp_path / "fused")
+    encoder.save_pretrained(tmp_path / "encoder")
+    ways: list[tuple[Any, Any, str, dict[str, Any]]] = [
+        (OmniForConditionalGeneration, fused, "fused", {}),
+        (OmniForConditionalGeneration, fused, "fused", {"dtype": torch.bfloat16}),
+        (OmniForConditionalGeneration, fused, "fused", {"dtype": torch.float32}),
+        (OmniVisionModel, encoder, "encoder", {}),
+    ]
+
+    def load(number: int) -> None:
+        cls, expected, folder, options = ways[number % len(ways)]
+        found = cls.from_pretrained(tmp_path / folder, **options)
+        for name, tensor in expected.state_dict().items():
+            assert found.state_dict()[name].equal(tensor.to(options.get("dtype", torch.float32))), name
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(load, range(40))) == [None] * 40
+    finally:
+        sys.setswitchinterval(interval)
+    assert originals() == before
+    assert torch.get_rng_state().equal(random), "loading draws no random numbers"
+
+
+def test_weights_that_another_thread_keeps_from_being_tied(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model(text={"tie_word_embeddings": True}).save_pretrained(tmp_path)
+    with no_tie_weights(), pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+
+
+# --- Training and saving ------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_trained_and_saved_over_the_file_that_it_came_from(saved: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(saved["encoder-file"], tmp_path, dirs_exist_ok=True)
+    model = OmniVisionModel.from_pretrained(tmp_path)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3, 16, 16)).cls.sum().backward()
+    optimizer.step()
+    assert OmniVisionModel.from_pretrained(tmp_path).norm.weight.equal(torch.ones(24)), "the file has changed with it"
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    for each in (model, OmniVisionModel.from_pretrained(tmp_path)):
+        assert all(tensor.equal(expected[name]) for name, tensor in each.state_dict().items())
