@@ -1,7 +1,7 @@
 """The weights of a checkpoint on disk: what is in its files, and a hash by which a damaged or exchanged part is found.
 
 A saved configuration carries a fingerprint of each part's weights, under `fingerprints`. Whoever loads the weights hashes
-them again, part by part, and compares.
+them again, part by part, and compares. Weights that are no numbers are refused with and without.
 """
 
 import hashlib
@@ -11,28 +11,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from .folder import CONFIG, CheckpointError, named, read_object
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
 def read_tensors(folder: str | Path, variant: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped)."""
+    """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped).
+
+    Raises:
+        CheckpointError: a file that is not whole.
+        OSError: one that is not there.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for file in safetensors_files(Path(folder), variant):
-        with safe_open(file, framework="pt") as opened:
-            tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"The weights in {named(file)} are cut off or damaged ({error}); get the file again."
+            ) from error
     return tensors
 
 
-def safetensors_files(folder: Path, variant: str | None) -> list[Path]:
-    """One file, or those of an index; `save_pretrained(variant="ema")` has its name in all of them."""
+def weights_file(folder: Path, variant: str | None) -> Path:
+    """The one file with weights, or the index of several; `save_pretrained(variant="ema")` has its name in all of them."""
     middle = f".{variant}" if variant else ""
-    whole = folder / f"model{middle}.safetensors"
-    if whole.exists():
-        return [whole]
-    index = json.loads((folder / f"model.safetensors.index{middle}.json").read_text(encoding="utf-8"))
-    return sorted({folder / file for file in index["weight_map"].values()})
+    index, whole = folder / f"model.safetensors.index{middle}.json", folder / f"model{middle}.safetensors"
+    return index if index.exists() and not whole.exists() else whole
+
+
+def safetensors_files(folder: Path, variant: str | None) -> list[Path]:
+    """The one file with weights, or those that the index names.
+
+    Raises:
+        CheckpointError: an index that names none.
+    """
+    index = weights_file(folder, variant)
+    if index.suffix != ".json":
+        return [index]
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        type(name) is str and name == Path(name).name for name in shards.values()
+    ):
+        raise CheckpointError(f"{named(index)} names no files for its tensors; get the checkpoint again.")
+    return sorted({folder / file for file in shards.values()})
 
 
 # --- Fingerprints -----------------------------------------------------------------------------------------------------
@@ -59,8 +85,8 @@ def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {part: digest.hexdigest()[:32] for part, digest in sorted(digests.items())}
 
 
-def verify_fingerprints(folder: Path, variant: str | None = None, untrained: Collection[str] = ()) -> None:
-    """Compare the weights in a folder with the fingerprints in its configuration, where it has them.
+def verify_weights(folder: Path, variant: str | None = None, untrained: Collection[str] = ()) -> None:
+    """Compare the weights in a folder with the fingerprints in its configuration, where it has them, and see them finite.
 
     Args:
         folder: with a config.json.
@@ -68,17 +94,75 @@ def verify_fingerprints(folder: Path, variant: str | None = None, untrained: Col
         untrained: parts that are known not to be those that were saved.
 
     Raises:
-        ValueError: a part whose weights are not those that were saved together with the others.
+        ValueError: a part whose weights are not those that were saved together with the others, or a tensor with NaN or
+            infinity in it.
     """
-    saved = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("fingerprints")
-    if not saved:
+    if not weights_file(folder, variant).exists():  # of another format, which somebody has asked for
         return
-    found = fingerprint_parts(read_tensors(folder, variant))
-    parts = {*saved, *found} - set(untrained)
-    if changed := sorted(part for part in parts if saved.get(part) != found.get(part)):
-        raise ValueError(
-            f"In {str(folder)!r} the weights of {', '.join(changed)} are not those that were saved with this "
-            "configuration: the file was damaged, or a part was exchanged for another. A projector and a language model "
-            "work with the encoder that they were trained with; restore the file, or train the projector again and save "
-            "the model with save_pretrained."
+    tensors, file = read_tensors(folder, variant), named(weights_file(folder, variant))
+    if saved := read_object(folder / CONFIG).get("fingerprints"):
+        found = fingerprint_parts(tensors)
+        parts = {*saved, *found} - set(untrained)
+        if changed := sorted(part for part in parts if saved.get(part) != found.get(part)):
+            raise CheckpointError(
+                f"The weights of {', '.join(changed)} in {file} are not those that were saved with this configuration: the "
+                "file was damaged, or a part was exchanged for another. A projector and a language model "
+                "work with the encoder that they were trained with; restore the file, or train the projector again and save "
+                "the model with save_pretrained."
+            )
+    expect_finite(tensors, file)
+
+
+def expect_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse weights with NaN or infinity in them, which turn every answer into nothing.
+
+    Args:
+        tensors: by name.
+        where: they are, as the message quotes it.
+
+    Raises:
+        CheckpointError: such tensors, by name.
+    """
+    names = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise CheckpointError(
+            f"The weights {', '.join(names[:5])}{more} in {where} hold NaN or infinity: the training went astray, or the "
+            "file is damaged; take a checkpoint from before."
         )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.dtype.is_floating_point:
+        return True
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    # a sum is quick, and finite where all of its terms are, unless they are huge
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
+
+
+def renew_fingerprints(folder: Path) -> dict[str, str]:
+    """Write the fingerprints of a folder's weights as they are now into its config.json, if it is that of omni's model.
+
+    Returns:
+        Those that it had of the parts that are others now.
+
+    Raises:
+        CheckpointError: weights that cannot be read, or with NaN or infinity in them.
+    """
+    if not (folder / CONFIG).is_file():
+        return {}
+    values = read_object(folder / CONFIG)
+    if not str(values.get("model_type")).startswith("omni"):
+        return {}
+    try:
+        tensors = read_tensors(folder)
+    except OSError as error:
+        raise CheckpointError(f"The weights in {named(folder)} cannot be read ({error}).") from error
+    expect_finite(tensors, named(weights_file(folder, None)))
+    saved, found = values.get("fingerprints") or {}, fingerprint_parts(tensors)
+    if saved != found:
+        text = json.dumps({**values, "fingerprints": found}, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+    return {part: mark for part, mark in saved.items() if found.get(part) != mark}

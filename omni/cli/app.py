@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 import omni
+from omni.cli import checkpoint as checkpoint_commands
 
 SHIPPED = "checkpoints/omni_tiny"
 SHIPPED_ENCODER = "checkpoints/vision_tiny"
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug is reported best with the plain traceback that everybody knows
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(checkpoint_commands.app, name="checkpoint")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
@@ -103,9 +105,12 @@ def ask(
     with _mistakes(PictureError):
         opened = [read_picture(path) for path in pictures]
     folder = checkpoint or _shipped_checkpoint()
+    from omni.checkpoints.folder import CheckpointError, expect_answers
+
+    with _mistakes(CheckpointError):  # before anything that takes seconds
+        expect_answers(folder)
     start = time.perf_counter()
     with _status("starting"):
-        from omni.checkpoints.strict import CheckpointError
         from omni.loading.checkpoint import load
         from omni.session import QuestionError, answer, check_question
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, BaseImageProcessor, EvalPrediction, PreTrainedModel
 
+from omni.checkpoints.seal import ADAPTER, seal
 from omni.data.collate import IGNORED, ConversationCollator
 from omni.data.conversations import Example, SceneConversations
 from omni.data.manifests import Manifest, ManifestConversations
@@ -93,6 +94,7 @@ class AnswerTraining:
         model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
         if hasattr(model, "peft_config") and config.fingerprints:
             (folder / BASE).write_text(json.dumps(config.fingerprints, indent=2), encoding="utf-8")
+            seal(folder, ADAPTER)
         self.processor.save_pretrained(folder)
 
 
