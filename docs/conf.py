@@ -32,7 +32,7 @@ python_maximum_signature_line_length = 100
 CONTENTS = {
     "Start": ["Quickstart <self>", "app", "training", "evaluation", "attention"],
     "Bring and take along": ["compose", "serving", "export", "micro-omni"],
-    "Understand": ["vision-encoder", "adding-a-modality", "reliability"],
+    "Understand": ["architecture", "terms", "vision-encoder", "adding-a-modality", "reliability"],
     "Measured": ["performance", "scaling", "experiments"],
     "Reference": ["api"],
 }

@@ -25,7 +25,7 @@ with tempfile.TemporaryDirectory() as folder:
     clip, llama, joined, trained = (f"{folder}/{name}" for name in ("clip", "llama", "joined", "trained"))
     CLIPVisionModel(CLIPVisionConfig(image_size=64, patch_size=16, **SMALL)).save_pretrained(clip)
     CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}).save_pretrained(clip)
-    tokenizer = train_tokenizer(["what color is the circle"], 300, placeholders=[])
+    tokenizer = train_tokenizer(["what color is the circle"], 300, placeholders={})
     ids = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     LlamaForCausalLM(LlamaConfig(**SMALL, **ids)).save_pretrained(llama)
     tokenizer.save_pretrained(llama)

@@ -20,11 +20,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, Literal
 
 ENTRY_POINT_GROUP = "omni.modalities"
+CLASSES = ("config_class", "model_class", "preprocessor_class")
 
 GridShapes = Callable[[Any, Mapping[str, Any]], list[tuple[int, ...]]]
+
+ItemProblem = Literal["missing", "truncated", "too large", "unreadable"]
+
+
+class ItemError(ValueError):
+    """A file that does not become an item. The message is one sentence: which, what was expected and found, what to do.
+
+    `kind` belongs to the class, as a worker of a `DataLoader` hands on the class and the message of an error alone.
+    """
+
+    kind: ItemProblem = "unreadable"
+
+
+def is_one_item(given: Any) -> bool:
+    """Whether what the processor is given is an item, and not several: lists and tuples hold items."""
+    return not isinstance(given, (list, tuple))
 
 
 def read_named_outputs(encoded: Any, num_patches: int) -> dict[str, Any]:
@@ -40,9 +57,14 @@ class Modality:
         name: an identifier such as "image". It names the parts of the fused model: `image_tower`, `image_projector`,
             `get_image_features`, and in the configuration `image_config`, `image_token_id`.
         token: the placeholder that stands for one item in a prompt, such as "<image>".
-        inputs: the batch keys that the encoder's forward reads. The first axis of each counts items, over all rows.
-        config_class: the configuration class of the default encoder.
-        model_class: its model, a `PreTrainedModel` whose output `read` understands.
+        inputs: the batch keys that the encoder reads, each with the argument of its forward: `{"video_values":
+            "pixel_values"}`; of names alone, `("signal_values",)`, key and argument are the same. The first axis of each
+            counts items, over all rows.
+        config_class: the configuration class of the default encoder. This class and the next two may be named, as
+            "package.module:Class"; then they are imported when they are first used, and it is for the package to put them
+            into the Auto tables of transformers.
+        model_class: its model, a `PreTrainedModel` whose output `read` understands. A tower with a configuration of this
+            very class is built from it, one with another by `AutoModel`.
         preprocessor_class: turns raw items into `inputs`: `__call__(items, return_tensors=...)`, `to_dict()`,
             `cls(**dict)` and `model_input_names` (in the order of `inputs`).
         grid_shapes: from the encoder's configuration and the batch of `inputs`, the shape of each item's grid of
@@ -51,21 +73,34 @@ class Modality:
         outputs: which named outputs may be handed to the projector.
         read: from the encoder's output and N, the named tensors `cls` float[B, 1, D] and `grid` float[B, N, D].
         argument: the processor's argument for the items; "images" for "image".
+        is_item: tells an item from a list of items; a sound may be a tuple `(array, rate)`.
+        open: from a path or the bytes of a file to an item; raises `ItemError`. With it, whatever takes files takes this
+            modality.
+        suffixes: of its files, in small letters: `(".png", ".jpg")`.
+        media_types: of its uploads: `("image/png", "image/*")`.
+        noun: what messages call an item: "picture".
+        show: an item as a picture of PIL, for sheets and pages.
         pack: makes of a `model_class` something that computes the same faster on a CPU: `pack(model, dtype, scale=...,
             shift=...)`, see `omni.fast.packing`.
     """
 
     name: str
     token: str
-    inputs: tuple[str, ...]
-    config_class: type[Any]
-    model_class: type[Any]
-    preprocessor_class: type[Any]
+    inputs: Mapping[str, str] | tuple[str, ...]
+    config_class: Any
+    model_class: Any
+    preprocessor_class: Any
     grid_shapes: GridShapes
     grid_dims: int = 1
     outputs: tuple[str, ...] = ("cls", "grid", "cls+grid")
     read: Callable[[Any, int], dict[str, Any]] = read_named_outputs
     argument: str = ""
+    is_item: Callable[[Any], bool] = is_one_item
+    open: Callable[[Any], Any] | None = None
+    suffixes: tuple[str, ...] = ()
+    media_types: tuple[str, ...] = ()
+    noun: str = "item"
+    show: Callable[[Any], Any] | None = None
     pack: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
@@ -81,8 +116,24 @@ class Modality:
             raise ValueError(f"The modality {self.name!r} names no inputs; its encoder must read at least one.")
         if not set(self.outputs) <= {"cls", "grid", "cls+grid"} or not self.outputs:
             raise ValueError(f"The outputs of {self.name!r} are some of cls, grid, cls+grid; found {self.outputs}.")
+        if wrong := [each for each in self.suffixes if not re.fullmatch(r"\.[a-z0-9]+", each)]:
+            raise ValueError(f"The suffixes of {self.name!r} look like '.wav', in small letters; found {wrong}.")
         if not self.argument:
             object.__setattr__(self, "argument", f"{self.name}s")
+
+        fields = vars(self)
+        fields["_named"] = {name: fields.pop(name) for name in CLASSES if isinstance(fields[name], str)}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in vars(self).get("_named", {}):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        vars(self)[name] = EntryPoint(name=name, value=self._named[name], group=ENTRY_POINT_GROUP).load()
+        return vars(self)[name]
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """For each batch key the argument of the encoder's forward."""
+        return dict(self.inputs) if isinstance(self.inputs, Mapping) else {key: key for key in self.inputs}
 
 
 _builtin: dict[str, EntryPoint] = {}
@@ -122,7 +173,16 @@ def _add(modality: Modality, entry_point: str | None = None) -> None:
                 f"The modality {modality.name!r} wants {', '.join(map(repr, taken))}, which belongs to {other.name!r}; "
                 "placeholders, inputs and arguments must tell modalities apart."
             )
-    # so that AutoConfig and AutoModel can build the encoder from a configuration alone
+    if "config_class" in vars(modality):  # one that is only named is in its tables already
+        _tell_transformers(modality)
+    _registered[modality.name] = modality
+    _origins[modality.name] = entry_point or f"registered by {modality.model_class.__module__}"
+    for listener in _listeners:
+        listener()
+
+
+def _tell_transformers(modality: Modality) -> None:
+    """Have AutoConfig and AutoModel know the encoder; what they make of transformers' own configurations stays."""
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
     config_class, model_type = modality.config_class, modality.config_class.model_type
@@ -132,12 +192,9 @@ def _add(modality: Modality, entry_point: str | None = None) -> None:
             f"The model_type {model_type!r} of {config_class.__module__}.{config_class.__qualname__} belongs to "
             f"{known.__module__}.{known.__qualname__}; choose another."
         )
-    AutoConfig.register(model_type, config_class, exist_ok=True)
-    AutoModel.register(modality.config_class, modality.model_class, exist_ok=True)
-    _registered[modality.name] = modality
-    _origins[modality.name] = entry_point or f"registered by {modality.model_class.__module__}"
-    for listener in _listeners:
-        listener()
+    if not config_class.__module__.startswith("transformers."):
+        AutoConfig.register(model_type, config_class, exist_ok=True)
+        AutoModel.register(config_class, modality.model_class, exist_ok=True)
 
 
 def get_modality(name: str) -> Modality:
@@ -163,6 +220,18 @@ def get_modality(name: str) -> Modality:
             raise ValueError(f"The entry point {name!r} ({_described(found)}) holds the modality {modality.name!r}.")
         _add(modality, _described(found))
     return _registered[name]
+
+
+def open_item(name: str) -> Callable[[Any], Any]:
+    """How files of a modality are opened, see `Modality.open`.
+
+    Raises:
+        ValueError: no such modality, or one that has no files.
+    """
+    opened = get_modality(name).open
+    if opened is None:
+        raise ValueError(f"The modality {name!r} opens no files; its plug-in has to say how, as `open`.")
+    return opened
 
 
 def modalities() -> dict[str, str]:

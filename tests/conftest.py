@@ -145,7 +145,9 @@ def tokenizer() -> Any:
     """Byte-level BPE with `<image>` and the project's chat template."""
     from omni.training.tokenizer import train_tokenizer
 
-    return train_tokenizer(["what shape is it", "a red circle", "how many", "blue square"] * 4, 300, ["<image>"])
+    return train_tokenizer(
+        ["what shape is it", "a red circle", "how many", "blue square"] * 4, 300, {"image": "<image>"}
+    )
 
 
 @pytest.fixture(scope="session")

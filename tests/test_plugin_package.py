@@ -73,7 +73,9 @@ def _installed(site: Path) -> Iterator[None]:
 def pair() -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     from omni.training.tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer(["which signal is louder", "what is that"] * 4, 300, ["<image>", "<signal>"])
+    tokenizer = train_tokenizer(
+        ["which signal is louder", "what is that"] * 4, 300, {"image": "<image>", "signal": "<signal>"}
+    )
     sections = {
         name: {**section, "token_id": tokenizer.convert_tokens_to_ids(f"<{name}>")}
         for name, section in MODALITIES.items()

@@ -37,7 +37,7 @@ PACKAGE = "docs/adding-a-modality.md"
 """The page that is a package; it has a test of its own below."""
 SMALLER = {"docs/scaling.md": ("(112, 224, 336, 448)", "(112,)")}
 """Pages that measure: what they print differs from machine to machine."""
-LANGUAGES = {"python", "console", "bash", "toml", "json", "text", "{eval-rst}"}
+LANGUAGES = {"python", "console", "bash", "toml", "json", "text", "text floors", "{eval-rst}"}
 PROGRAMS = {"pytest", "ruff", "mypy", "sphinx-build", "accelerate"}
 """What bash blocks call beside omni, pip, Python and torchrun."""
 
@@ -244,15 +244,13 @@ def test_numbers_of_the_walk_are_those_of_the_module() -> None:
     assert {number for number in numbers if number not in known and number.replace(",", "") not in known} == set()
 
 
-def test_the_file_tree_is_that_of_the_repository() -> None:
-    """Each line names a file or folder that exists; indentation of two spaces goes one folder down."""
-    (tree,) = [block for block in blocks(README, "text") if "omni/" in block]
-    folders: list[str] = []
-    for line in tree.splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        folders = [*folders[:depth], name]
-        assert Path(*folders).exists(), "/".join(folders)
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w-]+\.md)", README))
+    assert linked == {name for name in DOCUMENTS if name.startswith("docs/")} - {"docs/experiments.md"}
 
 
 def test_the_two_commands_that_ci_runs_are_there() -> None:

@@ -17,7 +17,8 @@ from transformers import AutoModelForImageTextToText
 
 import omni
 from omni.checkpoints.cards import MEASURED
-from omni.evaluation import SceneSettings, evaluate, update_card
+from omni.evaluation import evaluate, update_card
+from omni.scenes.evaluation import SceneSettings
 
 Pair = Callable[..., tuple[Any, Any]]
 ROOT = Path(omni.__file__).parent.parent

@@ -14,7 +14,8 @@ CONFIG = "config.json"
 ADAPTERS = "adapter_config.json"
 """Of peft: what its adapters are, and for which model."""
 BASE = "base_fingerprints.json"
-"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration."""
+"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration, and under
+"untrained" the parts that are still at random."""
 
 MOST_LAYERS = 10_000
 LAYERS = re.compile(r"(layers?|blocks?|depths?|stages?)$")
@@ -195,14 +196,30 @@ def expect_answers(folder: str | Path) -> None:
             f"The checkpoint {named(folder)} holds a model of type {kind!r}, which does not answer questions; expected a "
             "fused model, of type 'omni'."
         )
-    untrained = read_config(base).get("untrained") or []
-    learnt = read_object(folder / ADAPTERS).get("modules_to_save") or [] if base != folder else []
-    if not isinstance(untrained, list) or not isinstance(learnt, list):
+    untrained: Any = read_config(base).get("untrained")
+    if base != folder:
+        learnt: Any = read_object(folder / ADAPTERS).get("modules_to_save")
+        if isinstance(learnt, list) and isinstance(untrained, list):
+            untrained = [part for part in untrained if part not in learnt]
+        if os.path.exists(folder / BASE):
+            untrained = read_object(folder / BASE).get("untrained", untrained)
+    if not isinstance(untrained, list | None):
         raise CheckpointError(
-            f"In {named(folder)} the parts that are untrained should be a list, found {untrained!r} and {learnt!r}."
+            f"In the checkpoint {named(folder)} {untrained!r} is said to be untrained; expected a list of parts."
         )
-    if left := [str(part) for part in untrained if part not in learnt]:
+    if untrained:
         raise CheckpointError(
-            f"In the checkpoint {named(folder)} {', '.join(left)} is untrained, so what it would say means nothing; train "
-            "it first."
+            f"In the checkpoint {named(folder)} {', '.join(map(str, untrained))} is untrained, so what it would say means "
+            "nothing; train it first."
         )
+
+
+def prompt_of(folder: str | Path) -> str | None:
+    """The question that the model in a folder was trained with, if its processor has one.
+
+    Raises:
+        CheckpointError: a processor_config.json that cannot be read.
+    """
+    path = Path(folder) / "processor_config.json"
+    prompt = read_object(path).get("prompt") if os.path.isfile(path) else None
+    return prompt if isinstance(prompt, str) else None

@@ -157,7 +157,7 @@ class StrictLoadingMixin:
         tensors = kwargs.get("state_dict") or self.state_dict()  # type: ignore[attr-defined]
         # weights that are elsewhere (offloaded, sharded over processes) cannot be hashed here
         whole = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors.values())
-        tied = _tied(self, tensors) if whole else set()
+        tied = set(getattr(self, "all_tied_weights_keys", None) or {})
         saved = {name: tensor for name, tensor in tensors.items() if name not in tied}
         config.fingerprints = fingerprint_parts(saved) if whole else None
         if self.found_as:
@@ -205,21 +205,6 @@ def _room_for(folder: Path | None, variant: str | None) -> Iterator[None]:
         _room.limit = None
 
 
-def _tied(model: Any, tensors: Mapping[str, torch.Tensor]) -> set[str]:
-    """Names of tensors that are another one's, and are not saved; where they have become others, the configuration says so.
-
-    An output head leaves its embedding when one of them is replaced, as peft does it.
-    """
-    shared = set()
-    for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        if target in tensors and source in tensors:
-            if tensors[target].data_ptr() == tensors[source].data_ptr():
-                shared.add(target)
-            elif not tensors[target].cpu().equal(tensors[source].cpu()):
-                model.config.tie_word_embeddings = False
-    return shared
-
-
 def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str] | None:
     """If `folder` holds a fused model with an encoder of this class, arrange that its tower is loaded.
 
@@ -260,8 +245,8 @@ def _problems(model: Any, report: Mapping[str, Any], excused: Collection[str], o
     ]
     weights = dict(model.named_parameters(remove_duplicate=False))
     problems += [
-        f"tied: {name} should be {source}, but the checkpoint holds both; if that is meant, set tie_word_embeddings to "
-        "false in config.json, at the top and in text_config"
+        f"tied: {name} should be {source}, but the checkpoint holds both; if they are meant to differ, set "
+        "tie_word_embeddings to false in config.json, at the top and in text_config"
         for name, source in model.get_expanded_tied_weights_keys(all_submodels=True).items()
         if name in weights and weights[name] is not weights[source] and weights[name].device.type != "meta"
     ]

@@ -1,19 +1,23 @@
-"""The commands `omni checkpoint ...`: what is done to a folder itself."""
+"""What is done to the folder of a checkpoint itself."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look after the folder of a checkpoint.", no_args_is_help=True)
+from omni.cli.commands import app
+from omni.cli.console import user_errors
+
+group = typer.Typer(help="Look after the folder of a checkpoint.", no_args_is_help=True)
+app.add_typer(group, name="checkpoint")
 
 
-@app.callback()
+@group.callback()
 def _group() -> None:
     """Keep the name of a command that is the only one."""
 
 
-@app.command()
+@group.command()
 def seal(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Whose files were changed on purpose.")],
 ) -> None:
@@ -25,13 +29,10 @@ def seal(
     from omni.checkpoints.folder import CheckpointError, expect_folder
     from omni.checkpoints.seal import reseal
 
-    try:
+    with user_errors(CheckpointError):
         expect_folder(folder)
         parts = renew_fingerprints(folder)
         files = reseal(folder, parts)
-    except CheckpointError as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
     for what, happened in {**{f"weights of {part}": "changed" for part in parts}, **files}.items():
         typer.echo(f"{happened}: {what}")
     typer.echo(f"{folder} is sealed as it is now.")

@@ -24,19 +24,20 @@ from rich.table import Table
 
 from omni.data.conversations import Example
 from omni.data.manifests import Manifest, Row
-from omni.data.sources import SUFFIXES, ManifestError, RowProblem
-from omni.vision.pictures import PictureError, PictureProblem, read_picture
+from omni.data.sources import ManifestError, RowProblem
+from omni.registry import ItemError, ItemProblem, get_modality, open_item
 
 if TYPE_CHECKING:
     from omni.fusion.processing_omni import OmniProcessor
 
 SetProblem = Literal["too long", "control token", "duplicate row", "duplicate picture", "leak", "text alone", "unused"]
-Kind = RowProblem | PictureProblem | SetProblem
-KINDS: tuple[Kind, ...] = (*get_args(RowProblem), *get_args(PictureProblem), *get_args(SetProblem))
+Kind = RowProblem | ItemProblem | SetProblem
+KINDS: tuple[Kind, ...] = (*get_args(RowProblem), *get_args(ItemProblem), *get_args(SetProblem))
 NOTES = frozenset({"text alone", "unused"})
 """Told, but no reason not to train: chats without a picture and files that no row names are often meant to be there."""
 
-_LIKE_PICTURES = SUFFIXES | {".heic", ".heif", ".avif", ".svg"}
+_UNREAD = (".heic", ".heif", ".avif", ".svg")
+"""Suffixes of pictures that nobody here reads."""
 
 
 class Problem(BaseModel):
@@ -148,7 +149,7 @@ class _Check:
 
             self.collator = ConversationCollator(processor, max_length or MAX_LENGTH, max_positions)
         self.problems: list[Problem] = []
-        self.files: dict[bytes, Future[_Seen | PictureError] | _Seen | None] = {}  # None: refused, and reported
+        self.files: dict[bytes, Future[_Seen | ItemError] | _Seen | None] = {}  # None: refused, and reported
         self.contents: dict[bytes, _Seen] = {}
 
     def run(self, manifests: Mapping[str, Manifest], workers: int, progress: Callable[[int], None]) -> Report:
@@ -196,14 +197,14 @@ class _Check:
                 yield waiting.popleft()
         yield from waiting
 
-    def _look(self, path: Path) -> _Seen | PictureError:
+    def _look(self, path: Path) -> _Seen | ItemError:
         """Read one file; the threads do this."""
         content = _digest_of_file(path)
         if content is not None and content in self.contents:
             return self.contents[content]
         try:
-            picture = read_picture(path)
-        except PictureError as error:
+            picture = open_item("image")(path)
+        except ItemError as error:
             return error
         tokens = 0
         if self.processor is not None:
@@ -237,9 +238,9 @@ class _Check:
         found = self.files[key]
         if isinstance(found, Future):
             result = found.result()
-            found = None if isinstance(result, PictureError) else result
+            found = None if isinstance(result, ItemError) else result
             self.files[key] = found
-            if isinstance(result, PictureError):
+            if isinstance(result, ItemError):
                 self._report(result.kind, row.source, path, str(result))
         return found
 
@@ -285,10 +286,11 @@ class _Check:
             self._report("text alone", part.manifest.source(index), None, f"it shows no picture; {remedy}.")
 
     def _find_unused(self, manifest: Manifest) -> None:
+        suffixes = {*get_modality("image").suffixes, *_UNREAD}
         for folder, inside, files in os.walk(manifest.folder) if manifest.folder else ():
             inside.sort()
             for path in sorted(Path(folder, name) for name in files):
-                if path.suffix.lower() in _LIKE_PICTURES and _key(path, manifest) not in self.files:
+                if path.suffix.lower() in suffixes and _key(path, manifest) not in self.files:
                     self._report("unused", str(manifest.path), path, f"{str(path)!r} is named by no row.")
             if manifest.by_class and not (inside or files):
                 self._report("unused", str(manifest.path), Path(folder), f"the class {folder!r} has no pictures.")

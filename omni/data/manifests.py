@@ -21,7 +21,7 @@ from typing import Any, overload
 from omni.data.conversations import Example, Message
 from omni.data.rows import is_blank, parse_row
 from omni.data.sources import ManifestError, open_source
-from omni.vision.pictures import PictureError, read_picture
+from omni.registry import ItemError, open_item
 
 PROMPT = "Describe the picture."
 
@@ -175,14 +175,15 @@ class ManifestConversations:
 
     Args:
         manifest: the rows.
-        open_picture: makes an item of a picture's path; a `TokenCache` has another way to do it.
+        open_picture: makes an item of a picture's path, by default as its modality does.
 
     Raises:
-        ManifestError, PictureError: on access, a row or a picture of it that cannot be read; the row is named in front.
+        ManifestError, ItemError: on access, a row or a picture of it that cannot be read; the row is named in front.
     """
 
-    def __init__(self, manifest: Manifest, open_picture: Callable[[Path], Any] = read_picture) -> None:
-        self.manifest, self.open_picture = manifest, open_picture
+    def __init__(self, manifest: Manifest, open_picture: Callable[[Path], Any] | None = None) -> None:
+        self.manifest = manifest
+        self.open_picture: Callable[[Path], Any] = open_picture or open_item("image")
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -191,6 +192,6 @@ class ManifestConversations:
         row = self.manifest[index]
         try:
             pictures = [self.open_picture(path) for path in row.pictures]
-        except PictureError as error:
+        except ItemError as error:
             raise type(error)(f"{row.source}: {error}") from error
         return Example({"image": pictures} if pictures else {}, [row.conversation], row.source)

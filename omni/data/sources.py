@@ -24,10 +24,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-METADATA = ("metadata.jsonl", "metadata.csv")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-"""Names of pictures, where names have to do: nothing is opened to find out."""
+from omni.registry import get_modality
 
+METADATA = ("metadata.jsonl", "metadata.csv")
 RowProblem = Literal["malformed row", "no picture", "no answer"]
 
 
@@ -296,7 +295,8 @@ class _Classes:
                 f"{str(path)!r} holds {_listed(files)}, expected {' or '.join(METADATA)}, or folders alone; name the file "
                 "that describes the pictures, or move it elsewhere if none does."
             )
-        if len(folders) < 2 or any(entry.suffix.lower() in SUFFIXES for entry in entries):
+        suffixes = get_modality("image").suffixes
+        if len(folders) < 2 or any(entry.suffix.lower() in suffixes for entry in entries):
             raise ManifestError(
                 f"{str(path)!r} should hold {' or '.join(METADATA)}, or a folder of pictures for each of several classes, "
                 f"found {_listed(entries)}; write {METADATA[0]}, an object of JSON in a line for each picture."

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from omni import scenes
 from omni.fast.resizing import resize
 from omni.loading.encoder import Encoder
 from omni.registry import get_modality
-from omni.scenes import scenes
 from omni.vision.pictures import Pixels
 
 What = Literal["cls", "grid", "projected"]

@@ -4,7 +4,7 @@
 
 | given                    | pictures                                                                                   |
 |--------------------------|--------------------------------------------------------------------------------------------|
-| a folder                 | the files in it, at any depth, that are named like pictures (`SUFFIXES`) and not hidden    |
+| a folder                 | the files in it, at any depth, that are named like pictures              and not hidden    |
 | a pattern such as *.jpg  | the files that match it by the rules of Python's `glob`, ** included, and are named like   |
 |                          | pictures                                                                                   |
 | .jsonl, .json or .csv    | those that the rows of this manifest name, whatever their names, there or not; a row need  |
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from omni.data.manifests import Manifest
-from omni.data.sources import SUFFIXES
+from omni.registry import get_modality
 
 EXPECTED = "a folder, a pattern such as 'photos/**/*.jpg', a manifest (.jsonl, .json, .csv) or a picture"
 
@@ -40,10 +40,14 @@ def find_pictures(sources: Iterable[str | Path]) -> list[str]:
         pictures = set(_find(source))
         if not pictures:
             raise SourceError(
-                f"{source!r} holds no picture, expected files that end with {', '.join(sorted(SUFFIXES))}; check the path."
+                f"{source!r} holds no picture, expected files that end with {', '.join(_suffixes())}; check the path."
             )
         found |= pictures
     return sorted(found)
+
+
+def _suffixes() -> tuple[str, ...]:
+    return get_modality("image").suffixes
 
 
 def _find(source: str) -> Iterable[str]:
@@ -53,7 +57,7 @@ def _find(source: str) -> Iterable[str]:
     if os.path.isfile(source):
         if suffix in (".jsonl", ".json", ".csv"):
             return (str(path) for row in Manifest.read(source, answers=False) for path in row.pictures)
-        if suffix in SUFFIXES:
+        if suffix in _suffixes():
             return [source]
         raise SourceError(f"{source!r} is a file of another kind, expected {EXPECTED}; check the path.")
     if has_magic(source):
@@ -80,7 +84,7 @@ def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
 
 def _is_picture(path: str) -> bool:
     name = os.path.basename(path)
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _suffixes()
 
 
 def _refuse(error: OSError) -> NoReturn:

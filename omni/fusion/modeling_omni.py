@@ -34,7 +34,7 @@ from transformers.utils.generic import can_return_tuple
 from omni.checkpoints.strict import StrictLoadingMixin
 from omni.fast.generation import DecodingCache, OneDnnProducts, prefilling, quick_step, stepping
 from omni.projectors import PROJECTORS
-from omni.registry import get_modality, on_change, registered
+from omni.registry import Modality, get_modality, on_change, registered
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
@@ -128,7 +128,9 @@ class OmniModel(OmniPreTrainedModel):
         for name, section in config.modalities.items():
             encoder = section["encoder"]
             projector = PROJECTORS[section["projector"]]
-            setattr(self, f"{name}_tower", AutoModel.from_config(encoder))
+            modality = get_modality(name)
+            ours = type(encoder) is modality.config_class  # of others, transformers knows the model
+            setattr(self, f"{name}_tower", modality.model_class(encoder) if ours else AutoModel.from_config(encoder))
             setattr(
                 self,
                 f"{name}_projector",
@@ -136,7 +138,7 @@ class OmniModel(OmniPreTrainedModel):
                     hidden_size=encoder.hidden_size,
                     text_hidden_size=config.text_config.hidden_size,
                     factor=section["factor"],
-                    grid_dims=get_modality(name).grid_dims,
+                    grid_dims=modality.grid_dims,
                     output=section["output"],
                 ),
             )
@@ -236,13 +238,13 @@ class OmniModel(OmniPreTrainedModel):
         """
         modality, section = get_modality(name), self.config.modalities[name]
         if absent := [key for key in modality.inputs if inputs.get(key) is None]:
-            raise ValueError(f"The encoder of modality {name!r} reads {modality.inputs}; missing: {absent}.")
+            raise ValueError(f"The encoder of modality {name!r} reads {list(modality.inputs)}; missing: {absent}.")
         tower, projector = getattr(self, f"{name}_tower"), getattr(self, f"{name}_projector")
         inputs.pop("return_dict", None)
         if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
             inputs["cls_only"] = True
         with _attention_for_maps(tower.config, inputs):
-            encoded = tower(**inputs, return_dict=True)
+            encoded = tower(**_arguments(modality, inputs), return_dict=True)
         shapes = modality.grid_shapes(section["encoder"], inputs)
         features: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
         for shape, members in _by_shape(shapes).items():
@@ -266,7 +268,7 @@ class OmniModel(OmniPreTrainedModel):
             inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
         """
         modality, encoder = get_modality(name), self.config.modalities[name]["encoder"]
-        encoded = getattr(self, f"{name}_tower")(**inputs, return_dict=True)
+        encoded = getattr(self, f"{name}_tower")(**_arguments(modality, inputs), return_dict=True)
         shapes = [tuple(shape) for shape in modality.grid_shapes(encoder, inputs)]
         items = []
         for i, shape in enumerate(shapes):
@@ -380,6 +382,12 @@ class OmniModel(OmniPreTrainedModel):
             )
 
 
+def _arguments(modality: Modality, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What an encoder's forward gets, by the names of its arguments."""
+    names = modality.arguments
+    return {names.get(key, key): value for key, value in inputs.items()}
+
+
 def _by_shape(shapes: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
     """Items of one shape go through the projector together."""
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -454,6 +462,16 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         """The head, float[..., T] -> float[..., V]."""
         return self.lm_head
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save, with `tie_word_embeddings` as it is: to replace head or embedding alone, as merged adapters do, unties."""
+        head, embedding = (getattr(part, "weight", None) for part in (self.lm_head, self.get_input_embeddings()))
+        if isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and head.device.type != "meta":
+            tied = head is embedding
+            if tied != self.config.tie_word_embeddings:
+                self.config.tie_word_embeddings = tied
+                self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        return super().save_pretrained(*args, **kwargs)
 
     def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
         """As `OmniModel.get_features`."""
@@ -803,7 +821,7 @@ def _follow_registry() -> None:
         for modality in registered():
             method = f"get_{modality.name}_features"
             if method not in cls.__dict__:
-                setattr(cls, method, _features_method(modality.name, modality.inputs))
+                setattr(cls, method, _features_method(modality.name, tuple(modality.inputs)))
 
 
 def _features_method(name: str, inputs: tuple[str, ...]) -> Callable[..., Any]:

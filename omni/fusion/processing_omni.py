@@ -45,6 +45,7 @@ class OmniProcessor(ProcessorMixin):
         modalities: the `modalities` of the model's `OmniConfig` (or that configuration's dictionary); by default those of
             `OmniConfig()`. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
+        prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
 
     Raises:
         ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
@@ -57,9 +58,11 @@ class OmniProcessor(ProcessorMixin):
         preprocessors: Mapping[str, Any] | None = None,
         modalities: Mapping[str, Any] | None = None,
         chat_template: Any = None,
+        prompt: str | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("OmniProcessor needs a tokenizer.")
+        self.prompt = prompt
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
         sections = dict(modalities) if modalities is not None else {"image": {}}
@@ -92,10 +95,9 @@ class OmniProcessor(ProcessorMixin):
         else:
             super().__setattr__(name, value)
 
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        """The sub-processors that transformers knows by name."""
-        return ["image_processor", "tokenizer"]
+    def __repr__(self) -> str:
+        parts = {**self.preprocessors, "tokenizer": self.tokenizer}
+        return "\n".join([f"{type(self).__name__}:", *(f"- {name}: {part!r}" for name, part in parts.items())])
 
     @property
     def bundles(self) -> tuple[Modality, ...]:
@@ -174,9 +176,9 @@ class OmniProcessor(ProcessorMixin):
 
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
         """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
-        if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in _leaves(given)):
+        if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in _items(modality, given)):
             return list(make_flat_list_of_images(self.image_processor.fetch_images(given)))
-        return list(_leaves(given))
+        return list(_items(modality, given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
         """The modality's inputs from raw items, or encoded ones as they are.
@@ -195,7 +197,7 @@ class OmniProcessor(ProcessorMixin):
         names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
         if len(names) < len(modality.inputs):
             raise ValueError(
-                f"{type(preprocessor).__name__} made {sorted(made)}; the modality {name!r} needs {modality.inputs}."
+                f"{type(preprocessor).__name__} made {sorted(made)}; the modality {name!r} needs {list(modality.inputs)}."
             )
         return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
 
@@ -286,28 +288,35 @@ class OmniProcessor(ProcessorMixin):
         return MultiModalData(**data)
 
     def _multimodal_inputs_from_conversations(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
-        """Items of chats: `{"type": "signal", "signal": array}` beside transformers' own pictures."""
-        images, videos, audio, more = super()._multimodal_inputs_from_conversations(conversations, *args, **kwargs)
-        for modality in self.bundles:
-            if modality.name == "image":
-                continue
-            blocks = [
-                block[modality.name]
-                for conversation in conversations
-                for message in conversation
-                if isinstance(message.get("content"), list)
+        """Items of chats, by the type of their blocks, in the form in which transformers hands them to `__call__`."""
+        rows = [
+            [
+                block
+                for message in chat
+                if isinstance(message.get("content"), (list, tuple))
                 for block in message["content"]
-                if block["type"] == modality.name and modality.name in block
             ]
-            if blocks:
-                more[modality.argument] = blocks
-        return images, videos, audio, more
+            for chat in conversations
+        ]
+        found = {
+            modality.argument: [
+                [item for block in row if block["type"] == modality.name for item in _items_of_block(modality, block)]
+                for row in rows
+            ]
+            for modality in self.bundles
+        }
+        images, videos = (found.pop(argument, [[] for _ in rows]) for argument in ("images", "videos"))
+        flat = {argument: [item for row in items for item in row] for argument, items in found.items()}
+        audio = flat.pop("audio", [])
+        return images, videos, audio, {argument: items for argument, items in flat.items() if items}
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
+        if self.prompt is not None:
+            output["prompt"] = self.prompt
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
@@ -357,7 +366,8 @@ class OmniProcessor(ProcessorMixin):
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
         left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
-        overrides = {key: kwargs.pop(key) for key in ("image_processor", "tokenizer", "chat_template") if key in kwargs}
+        own = ("image_processor", "tokenizer", "chat_template", "prompt")
+        overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
             raise ValueError(
@@ -372,7 +382,7 @@ class OmniProcessor(ProcessorMixin):
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
             "tokenizer", pretrained_model_name_or_path, **kwargs
         )
-        overrides.setdefault("chat_template", saved.get("chat_template"))
+        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt") if key not in overrides}
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor
@@ -408,10 +418,24 @@ def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:
     batch |= {**prepared, **({"mm_encoder_outputs": encoded} if encoded else {})}
 
 
-def _leaves(given: Any) -> Iterator[Any]:
+def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
+    """What a block of a chat names: `{"type": "signal", "signal": array}`, or a file by its "path"."""
+    if modality.name == "image":  # transformers opens them
+        return [block[key] for key in ("image", "url", "path", "base64") if key in block]
+    if modality.name in block:
+        return [block[modality.name]]
+    if "path" in block and modality.open is not None:
+        return [modality.open(block["path"])]
+    return []
+
+
+def _items(modality: Modality, given: Any) -> Iterator[Any]:
     """Items that came alone, in a list, or in a list for each row."""
-    for row in given if isinstance(given, (list, tuple)) else [given]:
-        yield from row if isinstance(row, (list, tuple)) else [row]
+    if modality.is_item(given):
+        yield given
+        return
+    for row in given:
+        yield from [row] if modality.is_item(row) else row
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """A folder becomes a fused model and its processor, adapters merged; or one sentence says why not."""
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -12,6 +14,7 @@ from omni.checkpoints.folder import CheckpointError, expect_answers, read_object
 from omni.checkpoints.folder import base_of as base_of
 from omni.checkpoints.folder import expect_model as expect_model
 from omni.checkpoints.folder import model_type_of as model_type_of
+from omni.checkpoints.folder import prompt_of as prompt_of
 from omni.checkpoints.seal import ADAPTER, verify_files
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -56,7 +59,9 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         raise CheckpointError(
             f"{str(folder)!r} holds adapters, for which peft is needed: pip install 'omni-thinker[train]'."
         ) from error
-    trained_for = read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    trained_for: dict[str, Any] = (
+        read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    )
     found = model.config.fingerprints or {}
     if others := sorted(part for part in found if trained_for.get(part) != found[part]):
         raise ValueError(
@@ -67,7 +72,8 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         saved = set(file.keys())
         expect_finite({name: file.get_tensor(name) for name in saved}, repr(str(folder)))
     try:
-        adapted = PeftModel.from_pretrained(model, folder)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's use of transformers
+            adapted = PeftModel.from_pretrained(model, folder)
     except RuntimeError as error:  # tensors of other shapes
         raise ValueError(str(error)) from error
     if apart := sorted(saved ^ get_peft_model_state_dict(adapted).keys()):
@@ -75,5 +81,6 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
     merged: OmniForConditionalGeneration = adapted.merge_and_unload()
     merged.config.name_or_path = str(folder)
     learnt = adapted.active_peft_config.modules_to_save or []
-    merged.config.untrained = [part for part in merged.config.untrained or [] if part not in learnt]
+    untrained = [part for part in merged.config.untrained or [] if part not in learnt]
+    merged.config.untrained = trained_for.get("untrained", untrained)
     return merged

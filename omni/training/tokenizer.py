@@ -1,6 +1,7 @@
 """The small Thinker's tokenizer: byte-level BPE, so that any text is representable, with the chat format inside."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -20,7 +21,9 @@ CHAT_TEMPLATE = (
     "{{- '<|user|>' -}}"
     "{%- if message['content'] is string -%}{{- message['content'] -}}"
     "{%- else -%}{%- for block in message['content'] -%}"
-    "{%- if block['type'] == 'text' -%}{{- block['text'] -}}{%- else -%}{{- '<' + block['type'] + '>' -}}{%- endif -%}"
+    "{%- if block['type'] == 'text' -%}{{- block['text'] -}}"
+    "{%- elif block['type'] in PLACEHOLDERS -%}{{- PLACEHOLDERS[block['type']] -}}"
+    "{%- else -%}{{- raise_exception('A block is text or one of PLACEHOLDERS, found ' + block['type']) -}}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}"
     "{%- else -%}"
     "{{- raise_exception('Roles are user and assistant, found ' + message['role']) -}}"
@@ -28,21 +31,23 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""User and assistant turns; an answer and its end-of-text stand inside `generation`, which is what the loss sees."""
+"""User and assistant turns. An answer and its end of text stand inside `generation`, which is what the loss sees.
+`PLACEHOLDERS` stands for the token of each type of block.
+"""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, placeholders: Sequence[str]) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, placeholders: Mapping[str, str]) -> PreTrainedTokenizerFast:
     """Learn byte-level BPE merges from `texts`.
 
     Args:
         texts: what the Thinker will read and write.
         vocab_size: at most so many tokens, the 256 bytes and the special ones included.
-        placeholders: the tokens of the modalities, such as "<image>".
+        placeholders: the token of each modality, `{"image": "<image>"}`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [PAD, END, USER, ASSISTANT, *placeholders]
+    special = [PAD, END, USER, ASSISTANT, *placeholders.values()]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
@@ -54,8 +59,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, placeholders: Sequenc
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,
-        additional_special_tokens=[USER, ASSISTANT, *placeholders],
-        chat_template=CHAT_TEMPLATE,
+        additional_special_tokens=[USER, ASSISTANT, *placeholders.values()],
+        chat_template=CHAT_TEMPLATE.replace("PLACEHOLDERS", json.dumps(dict(placeholders))),
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=2048,

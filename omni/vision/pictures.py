@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,8 @@ from PIL import (
     TiffImagePlugin,
     WebPImagePlugin,
 )
+
+from omni.registry import ItemError
 
 MAX_PIXELS = 50_000_000
 """Width times height, judged by the header alone: a few kilobytes can claim to be a picture that fills the memory."""
@@ -99,16 +101,8 @@ _UPRIGHT = {
 _WARNINGS = threading.Lock()
 
 
-PictureProblem = Literal["missing", "truncated", "too large", "unreadable"]
-
-
-class PictureError(ValueError):
-    """A picture that cannot be read. The message is one sentence: which, what was expected and found, what to do.
-
-    `kind` belongs to the class, as a worker of a `DataLoader` hands on the class and the message of an error alone.
-    """
-
-    kind: PictureProblem = "unreadable"
+class PictureError(ItemError):
+    """A picture that cannot be read. The message is one sentence: which, what was expected and found, what to do."""
 
 
 class MissingPictureError(PictureError):

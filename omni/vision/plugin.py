@@ -5,9 +5,7 @@ from typing import Any
 
 from omni.fast.packing import PackedVisionModel
 from omni.registry import Modality
-from omni.vision.configuration_vision import OmniVisionConfig
-from omni.vision.image_processing_vision import OmniImageProcessor
-from omni.vision.modeling_vision import OmniVisionModel
+from omni.vision.pictures import read_picture
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -41,11 +39,16 @@ image = Modality(
     name="image",
     token="<image>",
     inputs=("pixel_values",),
-    config_class=OmniVisionConfig,
-    model_class=OmniVisionModel,
-    preprocessor_class=OmniImageProcessor,
+    config_class="omni.vision.configuration_vision:OmniVisionConfig",
+    model_class="omni.vision.modeling_vision:OmniVisionModel",
+    preprocessor_class="omni.vision.image_processing_vision:OmniImageProcessor",
     grid_shapes=grid_shapes,
     grid_dims=2,
     read=read,
+    open=read_picture,
+    suffixes=(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    media_types=("image/*",),
+    noun="picture",
+    show=lambda picture: picture,
     pack=PackedVisionModel,
 )

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from omni.data.sources import SUFFIXES, ManifestError
+from omni.data.sources import ManifestError
 from omni.embedding.sources import SourceError, find_pictures
+from omni.registry import get_modality
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,7 +73,7 @@ def test_the_document_says_which_names_count() -> None:
     (sentence,) = re.findall(
         r"^Of a folder.*?hidden\.", (ROOT / "docs/scaling.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
-    assert {*re.findall(r"\.[a-z]+", sentence)} == SUFFIXES
+    assert {*re.findall(r"\.[a-z]+", sentence)} == {*get_modality("image").suffixes}
 
 
 def test_names_that_look_like_patterns_or_are_no_text(inside: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_manifest_names_its_pictures_each_once(inside: Path) -> None:
 def test_one_picture_is_enough_and_none_is_too_few(inside: Path) -> None:
     touch("p/a.png", "q/notes.txt", "list.txt")
     assert find_pictures(["p/a.png"]) == ["p/a.png"]
-    assert "'q' holds no picture, expected files that end with .bmp" in refusal("q")
+    assert "'q' holds no picture, expected files that end with .jpg" in refusal("q")
     assert "'q/*' holds no picture" in refusal("p", "q/*")
     assert "'nowhere' does not exist in" in refusal("nowhere")
     assert "'list.txt' is a file of another kind, expected a folder, a pattern" in refusal("list.txt")

@@ -79,6 +79,8 @@ def test_mistakes_are_told_before_anything_is_measured(fused: Path, vision: Path
     assert "is not a result that `omni evaluate --output` wrote: checkpoint: Field required" in refuse("--verify", path)
     assert "for which there is no --split" in refuse(vision, "--split", "pairs")
     assert "for which there is no --fit-pictures" in refuse(fused, "--fit-pictures", 200)
+    assert "for which there is no --first" in refuse(fused, "--data", "nothing.jsonl", "--first", 0)
+    assert "leave out what else" in refuse("--verify", path, "--first", 0)
     assert "Unknown kinds of questions ['colour']" in refuse(fused, "--kind", "colour")
     assert "'nothing.jsonl' does not exist" in refuse(fused, "--data", "nothing.jsonl")
 

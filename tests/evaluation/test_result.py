@@ -17,13 +17,13 @@ from omni.evaluation import (
     Hashes,
     ManifestSettings,
     Result,
-    SceneSettings,
     choose_settings,
     evaluate,
     verify,
 )
 from omni.evaluation.result import hash_preprocessing
 from omni.loading.checkpoint import load
+from omni.scenes.evaluation import SceneSettings
 
 Make = Callable[..., Path]
 CAUSES = ("weights", "data", "prompts", "preprocessing")
@@ -265,7 +265,11 @@ def test_unknown_keys_and_values_of_a_result_are_refused(fused: Path, data: Path
         (["more"], 1, "more: Extra inputs"),
         (["hashes", "more"], 1, "more: Extra inputs"),
         (["settings", "sigth"], True, "sigth: Extra inputs"),
-        (["settings", "about"], "something", "does not match any of the expected tags"),
+        (
+            ["settings", "about"],
+            "something",
+            "settings: `about` is one of scenes, manifest, encoder, found 'something'",
+        ),
         (["format"], "omni evaluation 2", "format: Input should be 'omni evaluation 1'"),
         (["scores", 0, "n"], "many", "n: Input should be a valid integer"),
     ):

@@ -81,7 +81,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, patch_size=8, image_size=48
     )
     save("dino", Dinov2Model(dino).half(), BitImageProcessorPil(size={"shortest_edge": 40}, crop_size=size))
-    tokenizer = train_tokenizer(["what shape is it", "a red circle"] * 4, 300, placeholders=[])
+    tokenizer = train_tokenizer(["what shape is it", "a red circle"] * 4, 300, placeholders={})
     tokenizer.pad_token = None
     bare, turns = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
     bare.chat_template, turns.chat_template = None, TURNS

@@ -292,7 +292,7 @@ def test_a_folder_without_a_processor(tmp_path: Path, tokenizer: Any) -> None:
 def test_a_tokenizer_without_the_placeholder() -> None:
     from omni.training.tokenizer import train_tokenizer
 
-    bare = train_tokenizer(["a b"], 270, [])
+    bare = train_tokenizer(["a b"], 270, {})
     with pytest.raises(
         ValueError, match=r"'<image>' of modality 'image' must be one token of the tokenizer; it is \d+"
     ):

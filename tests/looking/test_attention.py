@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil
 from typer.testing import CliRunner, Result
 
-from omni import OmniImageProcessor, OmniProcessor
+from omni import OmniImageProcessor, OmniProcessor, scenes
 from omni.checkpoints.fingerprints import read_tensors
 from omni.cli.app import app
 from omni.data.conversations import ask
@@ -25,14 +25,11 @@ from omni.looking.attention import (
     AttentionError,
     EncoderAttention,
     _words,
-    draw_encoder,
-    draw_words,
     encoder_attention,
-    overlay,
     session_attention,
     word_attention,
 )
-from omni.scenes import scenes
+from omni.looking.panels import draw_encoder, draw_words, overlay
 from omni.session import Session, answer, write_prompts
 from omni.vision.pictures import read_picture
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from omni import scenes
 from omni.data.collate import IGNORED
-from omni.data.conversations import Example, SceneConversations, ask
-from omni.scenes import scenes
+from omni.data.conversations import Example, ask
+from omni.scenes.conversations import SceneConversations
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
 
@@ -19,7 +20,7 @@ KINDS = dict.fromkeys(scenes.WORDINGS, 1.0)
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     texts = [q.answer for seed in range(300) for q in scenes.questions(scenes.sample_scene(seed), seed)]
-    return train_tokenizer(texts, 600, ["<image>"])
+    return train_tokenizer(texts, 600, {"image": "<image>"})
 
 
 def asked(split: str, count: int = 300) -> list[tuple[scenes.Scene, scenes.Question]]:

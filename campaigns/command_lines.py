@@ -1,0 +1,282 @@
+"""Odd command lines: names that are no files, files that are no models, disks that are full, text that is no text.
+
+A process that has imported omni is forked for each command line, so that a thousand take minutes. A command is right to
+end with status 0 or 1, or with status 2 and one sentence that begins with `Error: ` or the usage of its options. A
+traceback, a signal or a minute of silence falls through.
+"""
+
+import json
+import os
+import random
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from campaigns.tally import Tally
+
+SECONDS = 60
+"""A command that says nothing for so long hangs."""
+MEMORY = 6 << 30
+"""Bytes of address space beyond which a command takes too much."""
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(seed: int, count: int, seconds: float) -> Tally:
+    """Try so many command lines, or as many as there is time for."""
+    import torch
+
+    import omni.cli.app  # noqa: F401 - what every command needs is imported once
+    from omni import evaluation  # noqa: F401
+    from omni.fusion.modeling_omni import OmniForConditionalGeneration  # noqa: F401
+
+    torch.set_num_threads(1)  # threads do not come along when a process is forked
+    end, draw = time.monotonic() + seconds, random.Random(seed)
+    counts = {"refused": 0, "unchanged": 0}
+    fell_through: list[str] = []
+    tried = 0
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        make_odd_files(here)
+        while tried < count and time.monotonic() < end:
+            arguments, full = command_line(draw)
+            outcome = _try(arguments, full, here)
+            tried += 1
+            if outcome in counts:
+                counts[outcome] += 1
+            else:
+                shown = shlex.join(each if len(each) < 80 else f"{each[:60]}... ({len(each)})" for each in arguments)
+                fell_through.append(f"seed {seed}, omni {shown}{' > /dev/full' if full else ''}: {outcome}")
+    return Tally(tried, counts["refused"], counts["unchanged"], tuple(fell_through))
+
+
+def make_odd_files(here: Path) -> None:
+    """What the command lines name, beside links to what is shipped."""
+    for name in ("checkpoints", "configs", "examples"):
+        (here / name).symlink_to(ROOT / name)
+    (here / "empty").mkdir()
+    (here / "empty.json").touch()
+    (here / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
+    (here / "number.json").write_text("7")
+    (here / "surrogate.jsonl").write_text('{"image": "examples/scene.png", "caption": "\\ud83d"}\n')
+    (here / "utf16.csv").write_bytes("image,text\nexamples/scene.png,x\n".encode("utf-16"))
+    (here / "long.csv").write_text(f"image,text\nexamples/scene.png,{'x' * 200_000}\n")
+    (here / "good.jsonl").write_text('{"image": "examples/scene.png", "caption": "a scene"}\n')
+    (here / "text.png").write_text("hello")
+    (here / "cut.jpg").write_bytes((ROOT / "examples" / "scene.jpg").read_bytes()[:3000])
+    (here / "zeros.bin").write_bytes(bytes(4096))
+    os.mkfifo(here / "fifo")
+    os.mkfifo(here / "fifo.png")
+    os.mkfifo(here / "fifo.jsonl")
+    (here / "round").symlink_to("round")
+    (here / "nowhere.png").symlink_to("gone.png")
+    (here / "zero.png").symlink_to("/dev/zero")
+    odd = {
+        "modalities a number": {"model_type": "omni", "modalities": 3},
+        "size negative": {"model_type": "omni_vision", "image_size": -16},
+        "size huge": {"model_type": "omni_vision", "hidden_size": 10**12, "num_attention_heads": 1},
+        "unknown type": {"model_type": "no_such"},
+        "type a list": {"model_type": []},
+        "plain": {},
+    }
+    for name, config in odd.items():
+        folder = here / "models" / name.replace(" ", "_")
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+    shutil.copytree(ROOT / "checkpoints" / "vision_tiny", here / "models" / "fifo_weights")
+    (here / "models" / "fifo_weights" / "model.safetensors").unlink()
+    os.mkfifo(here / "models" / "fifo_weights" / "model.safetensors")
+
+
+FILES = [
+    "examples/scene.png", "examples/scene.jpg", "examples", "empty", "empty.json", "deep.json", "number.json", "good.jsonl",
+    "surrogate.jsonl", "utf16.csv", "long.csv", "text.png", "cut.jpg", "zeros.bin", "fifo", "fifo.png", "fifo.jsonl",
+    "round",     "round/x.png", "nowhere.png", "zero.png", "nowhere", "", " ", ".",
+    "x" * 5000, "x" * 5000 + ".png",
+    "examples/scene.png/x", "C:\\pictures\\a.png", "a\nb.png", "\udcff.png", "--", "-", "*.png", "**", "[", "http://x/a.png",
+    "file:" + "//" + "/etc/passwd", "/dev/null", "/proc/self/mem", "/dev/full", "~nobody/x",
+]  # fmt: skip
+MODELS = [
+    "checkpoints/omni_tiny", "checkpoints/vision_tiny", "models/modalities_a_number", "models/size_negative",
+    "models/size_huge", "models/unknown_type", "models/type_a_list", "models/plain", "models/fifo_weights",
+    "configs", *FILES,
+]  # fmt: skip
+OUTPUTS = [
+    "out", "out.png", "out.parquet", "out.json", "out.html", "examples/scene.png/out.parquet", "empty", "round",
+    "round/out.png", "/dev/full", "/proc/out.png", "/nowhere/out.png", "x" * 300, "x" * 5000 + ".png", "", ".", "\udcff.png",
+    "good.jsonl/x.png",
+]  # fmt: skip
+NUMBERS = ["0", "1", "-1", "2", "1e9", "99999999999999999999", "nan", "", "x", "0x10", "1.5", "2147483648"]
+WORDS = [
+    "what color is the circle", "", " ", "\udcff", "\ud83d", "<image>", "x" * 5000, "is\0it", "\x1b[31m", "-", "--json",
+    "examples/scene.png", "\u200b", "[" * 1000,
+]  # fmt: skip
+HOSTS = [
+    "",
+    " ",
+    "no such host",
+    "256.256.256.256",
+    "::1::",
+    "x" * 300,
+    "http://x",
+    "\udcff",
+    "localhost:1",
+    "0.0.0.0.0",
+]
+SETTINGS = [
+    "train.path=good.jsonl", "output=out", "arguments.max_steps=0", "arguments.seed=-1", "optimizer.lr=nan", "x", "=", "a=",
+    "train=null", "evaluate=null", "model.checkpoint=nowhere", "arguments.max_steps=[]", "train.path=" + "x" * 5000,
+    "optimizer.lr=1e400", "output=/dev/full", "output=examples/scene.png/x", "optimizer.name=\udcff",
+]  # fmt: skip
+RECIPES = [
+    "configs/train_pictures.json", "configs/train_lora.json", "configs/train_omni_scenes.json", "configs/contrastive.json",
+    *FILES,
+]  # fmt: skip
+
+Draw = random.Random
+Part = Callable[[Draw], list[str]]
+
+
+def one(of: list[str]) -> Part:
+    """One of these words."""
+    return lambda draw: [draw.choice(of)]
+
+
+def few(of: list[str], most: int = 3) -> Part:
+    """None, one or a few of these words."""
+    return lambda draw: [draw.choice(of) for _ in range(draw.randrange(most + 1))]
+
+
+def option(name: str, of: list[str] | None = None, chance: float = 0.3) -> Part:
+    """Now and then an option, with one of these values."""
+
+    def part(draw: Draw) -> list[str]:
+        if draw.random() > chance:
+            return []
+        return [name, *([draw.choice(of)] if of is not None else [])]
+
+    return part
+
+
+JSON = option("--json")
+COMMANDS: dict[str, list[Part]] = {
+    "ask": [few(FILES), few(WORDS, 1), option("--checkpoint", MODELS), option("--max-new-tokens", NUMBERS), JSON],
+    "attend": [
+        few(FILES, 2), few(WORDS, 1), option("--output", OUTPUTS, 0.8), option("--checkpoint", MODELS),
+        option("--layer", NUMBERS), JSON,
+    ],
+    "embed": [
+        few(FILES), option("--output", OUTPUTS, 0.9), option("--checkpoint", MODELS), option("--what", ["cls", "grid", "x"]),
+        option("--batch-size", NUMBERS), option("--shard-rows", NUMBERS), option("--resume"), JSON,
+    ],
+    "inspect": [few(MODELS, 1), option("--image-size", NUMBERS), option("--batch", NUMBERS), JSON],
+    "modalities": [JSON, few(WORDS, 1)],
+    "compose": [
+        few(OUTPUTS, 1), option("--image", MODELS, 0.8), option("--thinker", MODELS, 0.8), option("--factor", NUMBERS), JSON,
+    ],
+    "train": [few(RECIPES, 1), option("--set", SETTINGS, 0.9), option("--set", SETTINGS, 0.9), option("--resume")],
+    "evaluate": [
+        few(MODELS, 1), option("--data", FILES, 0.8), option("--pictures", ["1", "0", "-1", "x"], 1),
+        option("--fit-pictures", ["1", "x"], 1), option("--output", OUTPUTS),
+        option("--answers", OUTPUTS), option("--sheet", OUTPUTS), option("--card", FILES), option("--verify", FILES), JSON,
+    ],
+    "convert": [few(FILES), few(OUTPUTS, 1), option("--to", ["micro-omni", "omni", "x"]), JSON],
+    "export": [few(MODELS[1:], 1), few(OUTPUTS, 1), JSON],
+    "serve": [few(FILES, 1), option("--host", HOSTS, 1), option("--port", ["0", "-1", "70000", "x"], 0.9)],
+    "app": [few(FILES, 1), option("--host", HOSTS, 1), option("--port", ["0", "-1", "70000", "x"], 0.9)],
+    "check-data": [
+        few(FILES, 1), option("--test", FILES), option("--checkpoint", MODELS), option("--max-length", NUMBERS),
+        option("--root", FILES), option("--prompt", WORDS), JSON,
+    ],
+    "bench": [
+        one(["--verify"]), few(WORDS[1:], 1), option("--pictures", ["1", "0", "-1", "x"], 1),
+        option("--checkpoint", MODELS),
+    ],
+    "no such command": [few(WORDS, 2)],
+}  # fmt: skip
+
+
+def command_line(draw: Draw) -> tuple[list[str], bool]:
+    """The arguments of one command, and whether what it prints meets a full disk."""
+    command = draw.choice(list(COMMANDS))
+    words = [word for part in COMMANDS[command] for word in part(draw)]
+    return [command, *(word.replace("\0", "") for word in words)], draw.random() < 0.1
+
+
+def _try(arguments: list[str], full: bool, here: Path) -> str:
+    """What became of a command line: "unchanged", "refused", or what is wrong."""
+    with tempfile.TemporaryFile() as said:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            _become(arguments, full, here, said.fileno())
+        status = _wait(child)
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+    for name in OUTPUTS[:5]:  # the next command shall find none of it
+        path = here / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if status is None:
+        return f"silent for {SECONDS} s"
+    if os.WIFSIGNALED(status):
+        return f"ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    code = os.waitstatus_to_exitcode(status)
+    if "Traceback (most recent call last)" in text:
+        return f"traceback: {text.strip().splitlines()[-1][:200]}"
+    if code in (0, 1):
+        return "unchanged"
+    if code == 2 and ("Error: " in text or "Usage: " in text):
+        return "refused"
+    return f"status {code}: {text.strip()[-200:]}"
+
+
+def _become(arguments: list[str], full: bool, here: Path, said: int) -> None:
+    """Be the command; does not return."""
+    from omni.cli.app import main
+
+    code = 70
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        os.setsid()
+        os.chdir(here)
+        os.dup2(said, 2)
+        os.dup2(os.open("/dev/full", os.O_WRONLY) if full else said, 1)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", closefd=False, errors="backslashreplace")
+        socket.setdefaulttimeout(5)
+        sys.argv = ["omni", *arguments]
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+
+
+def _wait(child: int) -> int | None:
+    """The status of a process; None where it had to be ended."""
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None

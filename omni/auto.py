@@ -1,0 +1,92 @@
+"""omni's classes in the Auto tables of transformers.
+
+Nothing is imported for it: a class is registered as soon as the module of transformers with its table is imported.
+"""
+
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
+
+from wrapt import register_post_import_hook
+
+
+def _register_when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
+    """Call `register` once transformers' module `auto` is there, importing omni's modules `own` for it.
+
+    If one of those is being imported at that moment (it may be what imports transformers), wait until it is complete.
+    """
+
+    def attempt(loaded: ModuleType) -> None:
+        modules = {name: sys.modules.get(name) for name in (auto, *own) if name != loaded.__name__}
+        busy = any(getattr(getattr(module, "__spec__", None), "_initializing", False) for module in modules.values())
+        if auto in sys.modules and not busy:
+            register(sys.modules[auto])
+
+    for name in (auto, *own):
+        register_post_import_hook(attempt, name)
+
+
+def _vision_configuration(auto: ModuleType) -> None:
+    from omni.vision.configuration_vision import OmniVisionConfig
+
+    auto.AutoConfig.register(OmniVisionConfig.model_type, OmniVisionConfig, exist_ok=True)
+
+
+def _vision_model(auto: ModuleType) -> None:
+    from omni.vision.configuration_vision import OmniVisionConfig
+    from omni.vision.modeling_vision import OmniVisionModel
+
+    auto.AutoModel.register(OmniVisionConfig, OmniVisionModel, exist_ok=True)
+    # pipelines and `transformers serve` look the names of classes up in tables that `register` does not fill
+    auto.MODEL_MAPPING_NAMES.setdefault("omni_vision", "OmniVisionModel")
+
+
+def _vision_image_processor(auto: ModuleType) -> None:
+    from omni.vision.configuration_vision import OmniVisionConfig
+    from omni.vision.image_processing_vision import OmniImageProcessor
+
+    auto.AutoImageProcessor.register(OmniVisionConfig, OmniImageProcessor, exist_ok=True)
+
+
+def _fusion_configuration(auto: ModuleType) -> None:
+    from omni.fusion.configuration_omni import OmniConfig
+
+    auto.AutoConfig.register(OmniConfig.model_type, OmniConfig, exist_ok=True)
+
+
+def _fusion_model(auto: ModuleType) -> None:
+    from omni.fusion.configuration_omni import OmniConfig
+    from omni.fusion.modeling_omni import OmniForConditionalGeneration, OmniModel
+
+    auto.AutoModel.register(OmniConfig, OmniModel, exist_ok=True)
+    auto.AutoModelForImageTextToText.register(OmniConfig, OmniForConditionalGeneration, exist_ok=True)
+    auto.AutoModelForMultimodalLM.register(OmniConfig, OmniForConditionalGeneration, exist_ok=True)
+    auto.MODEL_MAPPING_NAMES.setdefault("omni", "OmniModel")
+    auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.setdefault("omni", "OmniForConditionalGeneration")
+    auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault("omni", "OmniForConditionalGeneration")
+
+
+def _fusion_processor(auto: ModuleType) -> None:
+    from omni.fusion.configuration_omni import OmniConfig
+    from omni.fusion.processing_omni import OmniProcessor
+
+    auto.AutoProcessor.register(OmniConfig, OmniProcessor, exist_ok=True)
+
+
+def register_when_imported() -> None:
+    """Have each class registered as soon as the table of transformers that it concerns is there."""
+    registrations = [
+        ("configuration_auto", ("omni.fusion.configuration_omni",), _fusion_configuration),
+        ("modeling_auto", ("omni.fusion.configuration_omni", "omni.fusion.modeling_omni"), _fusion_model),
+        ("processing_auto", ("omni.fusion.configuration_omni", "omni.fusion.processing_omni"), _fusion_processor),
+    ]
+    if find_spec("omni.vision") is not None:  # a plug-in like any other: without it the rest still works
+        vision = "omni.vision.configuration_vision"
+        registrations += [
+            ("configuration_auto", (vision,), _vision_configuration),
+            ("modeling_auto", (vision, "omni.vision.modeling_vision"), _vision_model),
+            ("image_processing_auto", (vision, "omni.vision.image_processing_vision"), _vision_image_processor),
+        ]
+    for auto, own, register in registrations:
+        _register_when_imported(f"transformers.models.auto.{auto}", own, register)

@@ -1,0 +1,114 @@
+"""What all commands share: errors in one sentence, progress, tables, and the checkpoints that come with omni."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import omni
+
+SHIPPED = "checkpoints/omni_tiny"
+SHIPPED_ENCODER = "checkpoints/vision_tiny"
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
+
+
+@contextmanager
+def user_errors(*kinds: type[Exception]) -> Iterator[None]:
+    """Inside, exceptions of these kinds are the user's mistakes: told in a sentence, exit status 2, no traceback."""
+    try:
+        yield
+    except kinds as error:
+        # a worker of a DataLoader hands on the class of an error, and its traceback as the message
+        refuse(str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].rstrip())
+
+
+def refuse(sentence: str) -> NoReturn:
+    """End the command: the sentence on stderr, exit status 2."""
+    typer.echo(f"Error: {sentence.removesuffix('.')}.", err=True)
+    raise typer.Exit(2)
+
+
+def quiet_transformers() -> None:
+    """No progress bars and advice of transformers around an answer."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def show(renderable: Any) -> None:
+    """Print a table: on a terminal as wide as that is, into a file as wide as it needs."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(renderable)
+
+
+@contextmanager
+def status(what: str) -> Iterator[Callable[[str], None]]:
+    """While something takes long whose length nobody knows: a moving line on stderr, on a terminal, and how to change it."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status(what) if console.is_terminal else nullcontext() as status:
+        yield status.update if status else lambda text: None
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on stderr, on a terminal; one for each step, by its name."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def advance(label: str, done: int, total: int) -> None:
+            task = tasks[label] if label in tasks else tasks.setdefault(label, bar.add_task(label))
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+
+
+@contextmanager
+def file_progress() -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, on a terminal: how many files, how fast, and how long it will take."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None, rate="")
+        before, start = None, 0.0
+
+        def advance(done: int, total: int) -> None:
+            nonlocal before, start
+            if before is None:
+                before, start = done, time.perf_counter()
+            rate = f"{(done - before) / (time.perf_counter() - start):,.0f} files/s" if done > before else ""
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield advance
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file and say so."""
+    existed = path.exists()
+    with user_errors(OSError):
+        write(path)
+    typer.echo(f"{'Replaced' if existed else 'Wrote'} {path}", err=True)
+
+
+def shipped_checkpoint(name: str = SHIPPED) -> Path:
+    """A checkpoint that comes with omni: in this folder, or in the repository that omni was installed from."""
+    for root in (Path(), Path(omni.__file__).parent.parent):
+        if (root / name).is_dir():
+            return root / name
+    refuse(
+        f"The shipped checkpoint {name!r} is neither in this folder nor beside the installed package; run the "
+        "command in a clone of the repository, or name a folder with --checkpoint."
+    )

@@ -1,0 +1,140 @@
+"""Measure how well a checkpoint answers, or what an encoder sees."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from omni.cli.commands import app
+from omni.cli.console import AsJson, quiet_transformers, refuse, show, steps, user_errors, write_file
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model or of an encoder.")
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, help="Held-out scenes to ask about.", show_default="500")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=0, help="Number of the first scene.", show_default="0")] = None,
+    split: Annotated[
+        Literal["test", "pairs"] | None,
+        typer.Option(help="Scenes; pairs: never-trained shape and colour.", show_default="test"),
+    ] = None,
+    wordings: Annotated[
+        Literal["seen", "held_out"] | None, typer.Option(help="Those of training, or others.", show_default="seen")
+    ] = None,
+    kinds: Annotated[list[str] | None, typer.Option("--kind", help="Ask only this kind; may be repeated.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Ask what this manifest asks, instead of scenes.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Where paths in it start.", show_default="beside the manifest")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question of rows with an answer alone.")] = None,
+    fit_pictures: Annotated[
+        int | None, typer.Option(min=1, help="Encoders: scenes to learn from.", show_default="1500")
+    ] = None,
+    sight: Annotated[bool, typer.Option("--sight", help="Ask again with the picture blank, swapped, noise.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Questions at once.", show_default="64")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="192")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the result, as JSON.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write every question and answer, as JSONL.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write pictures and answers, mistakes first, as .html.")] = None,
+    sheet_pictures: Annotated[int, typer.Option(min=1, help="Most pictures on the sheet.")] = 60,
+    card: Annotated[Path | None, typer.Option(help="Put the scores into this model card (README.md).")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Measure a written result again and compare.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Same as CHECKPOINT.", show_default="with --verify as it was")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Exact match of answers, with 95 % intervals and the best constant answer; or what an encoder sees."""
+    from omni import evaluation
+    from omni.checkpoints.strict import CheckpointError
+    from omni.data.sources import ManifestError
+    from omni.registry import ItemError
+    from omni.worlds import WorldError
+
+    if checkpoint is not None and folder is not None:
+        refuse("CHECKPOINT and --checkpoint are the same; give one of them.")
+    folder = checkpoint or folder
+    options = {
+        "pictures": pictures,
+        "first": first,
+        "split": split,
+        "wordings": wordings,
+        "kinds": kinds or None,
+        "data": data and str(data),
+        "root": root and str(root),
+        "prompt": prompt,
+        "fit_pictures": fit_pictures,
+        "sight": sight or None,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if verify is not None and given:
+        refuse("--verify asks what the result says; leave out what else is to be asked.")
+    targets = [path.absolute() for path in (output, answers, sheet, card) if path is not None]
+    for path in targets:
+        if not path.parent.is_dir():
+            refuse(f"{str(path)!r} cannot be written, as its folder does not exist; make it first.")
+        if path.is_dir():
+            refuse(f"{str(path)!r} is a folder, expected the name of a file; name one in it.")
+        if targets.count(path) > 1:
+            refuse(f"{str(path)!r} would be written twice, and the first lost; give each its own name.")
+    if sheet is not None and sheet.suffix != ".html":
+        refuse(f"The sheet is one HTML file, so its name should end with .html, found {str(sheet)!r}.")
+    quiet_transformers()
+    mistakes = (CheckpointError, evaluation.EvaluationError, ManifestError, ItemError, WorldError)
+    with user_errors(*mistakes), steps() as progress:
+        if card is not None:
+            evaluation.read_card(card)
+        if verify is not None:
+            verification = evaluation.verify(evaluation.Result.read(verify), folder, progress)
+            outcome = verification.outcome
+        elif folder is not None:
+            verification = None
+            outcome = evaluation.evaluate(folder, evaluation.choose_settings(folder, **given), progress)
+        else:
+            refuse("Expected the folder of a checkpoint, or --verify with a result; found neither.")
+    if outcome is None:
+        typer.echo("Nothing could be measured, so nothing is written.", err=True)
+    else:
+        finished = outcome
+        writers: list[tuple[Path | None, Callable[[Path], None]]] = [
+            (output, finished.result.write),
+            (answers, lambda path: evaluation.write_answers(path, finished.asked)),
+            (sheet, lambda path: evaluation.write_sheet(path, finished, sheet_pictures)),
+            (card, lambda path: evaluation.update_card(path, finished.result)),
+        ]
+        for target, write in writers:
+            if target is not None:
+                write_file(target, write)
+    if verification is not None:
+        _report(verification, as_json)
+    elif outcome is not None:
+        if as_json:
+            typer.echo(outcome.result.model_dump_json(indent=2))
+        else:
+            show(evaluation.render(outcome.result))
+        if outcome.result.sight is not None and not outcome.result.sight.passed:
+            typer.echo("The sight test failed: without the picture the answers are as good as with it.", err=True)
+            raise typer.Exit(1)
+
+
+def _report(verification: Any, as_json: bool) -> None:
+    """What came out otherwise than in an earlier result; exit status 1 if anything did."""
+    differences, elsewhere = verification.differences, verification.elsewhere
+    if as_json:
+        found = {"differences": differences, "elsewhere": elsewhere}
+        document = {name: [each.model_dump() for each in listed] for name, listed in found.items()}
+        typer.echo(json.dumps({"same": not differences, **document}, indent=2))
+    else:
+        typer.echo("\n".join(map(str, differences)) or "Measured again, all hashes and scores are the same")
+        for each in elsewhere:
+            typer.echo(f"Not as then, and perhaps why: {each}", err=True)
+    if differences:
+        raise typer.Exit(1)

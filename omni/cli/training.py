@@ -1,0 +1,95 @@
+"""Check data, and train."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from omni.cli.commands import app
+from omni.cli.console import AsJson, quiet_transformers, refuse, show, steps, user_errors
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="JSON file, such as configs/train_omni_scenes.json.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value: --set optimizer.lr=0.001")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an earlier run.")] = False,
+) -> None:
+    """Train what a recipe describes."""
+    from omni.training.recipe import Recipe, RecipeError
+
+    with user_errors(RecipeError):
+        read = Recipe.read(recipe, overrides)
+    from transformers.utils import logging
+
+    from omni.data.conversations import ExampleError
+    from omni.data.sources import ManifestError
+    from omni.registry import ItemError
+    from omni.training.checkpoints import CheckpointDamageError, DiskFullError, DivergenceError
+    from omni.training.run import last_checkpoint, run
+
+    if not sys.stderr.isatty():  # a log is for lines
+        logging.disable_progress_bar()
+    if resume and last_checkpoint(read) is None:
+        typer.echo(f"Nothing to resume in {read.output}, so this is a new run.", err=True)
+    mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DivergenceError, DiskFullError)
+    with user_errors(*mistakes, ManifestError, ItemError, ExampleError):
+        typer.echo(run(read, resume=resume))
+
+
+@app.command("check-data")
+def check_data(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of pictures, or a .jsonl, .json or .csv file.")],
+    test: Annotated[Path | None, typer.Option(help="Held-out data, which must not show the same pictures.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model: count the tokens too.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Longest row, in tokens.", show_default="as in training")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where paths start.", show_default="beside the file")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question of rows with an answer alone.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read all of a data set and report what is wrong with it; the exit status is 1 if anything is."""
+    from omni.data.checking import check, first_of_each, render
+    from omni.data.manifests import PROMPT, Manifest
+    from omni.data.sources import ManifestError
+
+    if max_length is not None and checkpoint is None:
+        refuse("--max-length counts tokens, for which --checkpoint has to name the folder of a model.")
+    with user_errors(ManifestError):
+        manifests = {"train": Manifest.read(path, root, PROMPT if prompt is None else prompt)}
+        if test is not None:
+            manifests["test"] = Manifest.read(test, root, PROMPT if prompt is None else prompt)
+    processor = positions = None
+    if checkpoint is not None:
+        if not (checkpoint / "processor_config.json").is_file():
+            refuse(f"The checkpoint {str(checkpoint)!r} has no processor_config.json; name a fused model's folder.")
+        from omni.fusion.configuration_omni import OmniConfig
+        from omni.fusion.processing_omni import OmniProcessor
+
+        quiet_transformers()
+        with user_errors(ValueError, OSError):
+            processor = OmniProcessor.from_pretrained(checkpoint)
+            thinker = OmniConfig.from_pretrained(checkpoint).text_config
+        positions = getattr(thinker, "max_position_embeddings", None)
+    total = sum(map(len, manifests.values()))
+    with steps() as progress:
+
+        def advance(done: int) -> None:
+            progress("reading rows and pictures", done, total)
+
+        report = check(manifests, processor, max_length, positions, progress=advance)
+    if as_json:
+        typer.echo(report.model_dump_json(indent=2))
+    elif report.problems:
+        show(render(report))
+        typer.echo("\n".join(first_of_each(report)))
+    else:
+        typer.echo(f"{report.rows:,} rows, {report.pictures:,} pictures, nothing found")
+    if not report.clean:
+        raise typer.Exit(1)

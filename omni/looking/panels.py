@@ -1,0 +1,124 @@
+"""Where a model looks, drawn: the weights of `attention` as colours over the pictures.
+
+draw_encoder(encoder_attention(encoder, picture), encoder, picture)    a sheet of heads, their mean, and rollout
+draw_words(word_attention(...), processor, pictures)                   a sheet of words, a row for each picture
+overlay(picture, weights)                                              one map over one picture
+"""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.encoder import Encoder
+from omni.looking.attention import EncoderAttention, Floats, WordAttention
+
+MAGMA = np.array(
+    [(0, 0, 4), (20, 14, 54), (59, 15, 112), (100, 26, 128), (140, 41, 129), (183, 55, 121), (222, 73, 104),
+     (247, 112, 92), (254, 159, 109), (254, 207, 146), (252, 253, 191)], dtype=np.float32
+)  # fmt: skip
+"""The colours of matplotlib's magma (van der Walt and Smith, CC0) in steps of a tenth: equal steps look equally large."""
+
+PANEL = 224
+"""Width of a panel in pixels."""
+GAP, LINE = 16, 20
+
+
+@dataclass(frozen=True)
+class _Panel:
+    picture: Image.Image
+    title: str
+    weights: Floats | None = None
+
+
+def overlay(picture: Image.Image, weights: Floats) -> Image.Image:
+    """Weights float[h, w] as colours over a picture that has turned grey: black is 0, the brightest the largest of them.
+
+    Each patch has one colour, as between patches nothing was measured.
+    """
+    share = weights / weights.max() if weights.any() else weights
+    strength = Image.fromarray(share.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
+    strengths = np.asarray(strength)[..., None]
+    # dark pictures and light ones become alike, so that colours look alike over them
+    full = ImageOps.autocontrast(picture.convert("L"), cutoff=1)
+    grey = 0.7 * np.asarray(full, dtype=np.float32)[..., None]
+    opacity = 0.45 + 0.25 * strengths  # where little is, there is more of the picture
+    return Image.fromarray((opacity * _colours(strengths[..., 0]) + (1 - opacity) * grey).astype(np.uint8))
+
+
+def _colours(strengths: Floats) -> Floats:
+    """[...] from 0 to 1 -> [..., 3]"""
+    steps = np.linspace(0, 1, len(MAGMA))
+    return np.stack([np.interp(strengths, steps, channel) for channel in MAGMA.T], axis=-1)
+
+
+def draw_encoder(attention: EncoderAttention, encoder: Encoder, picture: Image.Image) -> Image.Image:
+    """One row of panels: the picture, each head, their mean, and rollout."""
+    seen = as_seen(encoder.image_processor, picture)
+    heads = [_Panel(seen, f"head {number}", weights) for number, weights in enumerate(attention.heads, 1)]
+    combined = [_Panel(seen, "mean of heads", attention.mean), _Panel(seen, "rollout", attention.rollout)]
+    title = f"layer {attention.layer} of {attention.layers}, {attention.query} over the patches"
+    return _sheet(title, [[_Panel(seen, "picture"), *heads, *combined]])
+
+
+def draw_words(attention: WordAttention, processor: OmniProcessor, pictures: Sequence[Image.Image]) -> Image.Image:
+    """A row of panels for each picture: itself, and where in it the Thinker looked for each word of the answer."""
+    rows = []
+    for number, (picture, maps) in enumerate(zip(pictures, attention.maps, strict=True), 1):
+        seen = as_seen(processor.preprocessors["image"], picture)
+        words = zip(attention.words, maps, strict=True)
+        panels = [_Panel(seen, f"{place}. {word}", weights) for place, (word, weights) in enumerate(words, 1)]
+        rows.append([_Panel(seen, f"picture {number}" if len(pictures) > 1 else "picture"), *panels])
+    return _sheet(attention.answer.question, rows)
+
+
+def as_seen(image_processor: Any, picture: Image.Image, width: int = PANEL) -> Image.Image:
+    """What the patches cover, `width` pixels wide: the picture, but some image processors cut edges off, or add some."""
+    if any(getattr(image_processor, name, False) for name in ("do_center_crop", "do_pad")):
+        pixels = image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+        picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
+    aspect = min(max(picture.height / picture.width, 0.25), 2)  # of strips more would be seen of nothing else
+    return picture.resize((width, round(width * aspect)), Image.Resampling.LANCZOS)
+
+
+def _sheet(title: str, groups: Sequence[Sequence[_Panel]], columns: int = 6) -> Image.Image:
+    """Panels in rows of `columns`, each group from a new row on; below, what the colours mean."""
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    rows = [group[start : start + columns] for group in groups for start in range(0, len(group), columns)]
+    heights = [row[0].picture.height for row in rows]  # all of a row are of one picture
+    width = GAP + max(2, *map(len, rows)) * (PANEL + GAP)
+    lines = textwrap.wrap(title, (width - 2 * GAP) // 8)
+    height = (len(lines) + 2) * LINE + 3 * GAP + sum(2 * LINE + GAP + each for each in heights)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((GAP, GAP), "\n".join(lines), "black", font, spacing=LINE - 15)
+    top = 2 * GAP + len(lines) * LINE
+    for row, high in zip(rows, heights, strict=True):
+        for number, panel in enumerate(row):
+            left = GAP + number * (PANEL + GAP)
+            pen.text((left, top), _shortened(panel.title, font), "black", font)
+            picture = panel.picture
+            if panel.weights is not None:
+                picture = overlay(picture, panel.weights)
+                note = f"{panel.weights.sum():.0%} on patches, up to {panel.weights.max():.1%}"
+                pen.text((left, top + LINE + high + 4), note, "dimgrey", small)
+            sheet.paste(picture, (left, top + LINE))
+        top += 2 * LINE + GAP + high
+    strip = _colours(np.linspace(0, 1, PANEL, dtype=np.float32))[None].repeat(10, axis=0)
+    sheet.paste(Image.fromarray(strip.astype(np.uint8)), (GAP, top))
+    pen.text((GAP, top + 14), "0", "dimgrey", small)
+    pen.text((GAP + PANEL, top + 14), "largest of the panel", "dimgrey", small, anchor="ra")
+    return sheet
+
+
+def _shortened(text: str, font: Any) -> str:
+    """As much of a title as there is room for above a panel."""
+    if font.getlength(text) <= PANEL:
+        return text
+    while font.getlength(f"{text}...") > PANEL:
+        text = text[:-1]
+    return f"{text}..."
