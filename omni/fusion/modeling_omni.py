@@ -743,7 +743,9 @@ def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
     with torch.no_grad(), torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
         hidden_states = torch.randn(1, 3, head.in_features, generator=generator, dtype=torch.float32)
-        small = nn.Linear(head.in_features, 8, bias=bias, dtype=torch.float32)
+        small = nn.utils.skip_init(  # type: ignore[no-untyped-call]  # draws nothing
+            nn.Linear, head.in_features, 8, bias=bias, dtype=torch.float32
+        )
         for parameter in small.parameters():  # large logits: a cap would show
             parameter.data = 10 * torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         setattr(stock, stock.base_model_prefix, _Replay(hidden_states))

@@ -24,7 +24,8 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils import is_torchvision_available
 
-from omni.checkpoints.strict import remote_code
+from omni.checkpoints.cards import remote_code
+from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.registry import Modality, get_modality
 
 from .configuration_omni import OmniConfig
@@ -329,7 +330,7 @@ class OmniProcessor(ProcessorMixin):
         """Nothing, as for the models: see `StrictLoadingMixin`."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write processor_config.json, the tokenizer's files and the chat template."""
+        """Write processor_config.json, the tokenizer's files and the chat template, and seal them."""
         if push_to_hub:
             raise ValueError(
                 "Save into a folder first, then upload it, for example with huggingface_hub.upload_folder."
@@ -347,6 +348,7 @@ class OmniProcessor(ProcessorMixin):
                 values[_preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
         path = folder / "processor_config.json"
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        seal(folder, PROCESSOR)
         return [str(path)]
 
     @classmethod
@@ -359,9 +361,10 @@ class OmniProcessor(ProcessorMixin):
                 as in transformers.
 
         Raises:
-            ValueError: a modality whose plug-in is missing; a preprocessor of another class than the saved one; a token
-                plan that contradicts the model's configuration in the same folder.
+            ValueError: a file that is not as it was sealed; a modality whose plug-in is missing; a preprocessor of another
+                class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
+        verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
         left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
         own = ("image_processor", "tokenizer", "chat_template", "prompt")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}

@@ -32,7 +32,7 @@ from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
 from omni.vision.pictures import read_picture
 
-NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "checksums", "fingerprints"}
+NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
 """What two encoders may have different and still compute the same from the same weights."""
 
 MOST_ROWS = 20_000
