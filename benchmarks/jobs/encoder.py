@@ -20,6 +20,7 @@ from benchmarks import ceiling, peers, pictures
 from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Race
 from omni.fast.packing import PackedVisionModel
+from omni.vision.image_processing_vision import OmniImageProcessor
 
 Prepare = Callable[[nn.Module], Any]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -107,7 +108,7 @@ def _model(prepare: Prepare, pixels: torch.Tensor, attention: str = "sdpa", **op
 
 def _packed(dtype: torch.dtype) -> PackedVisionModel:
     """From pixels as the shipped image processor scales them, -1 to 1."""
-    return PackedVisionModel(peers.omni(), dtype, scale=[1 / 127.5] * 3, shift=[-1.0] * 3)
+    return PackedVisionModel(peers.omni(), OmniImageProcessor(), dtype)
 
 
 def _not_compiled(dtype: torch.dtype) -> PackedVisionModel:

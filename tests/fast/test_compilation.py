@@ -118,12 +118,12 @@ def test_processors_that_have_less_encode_and_scale_alike(kind: str, compiles: b
     )
     tests = Path(__file__).parent
     chosen = [
-        f"{tests}/vision/test_packing.py::test_packed_equals_the_model[compiled-the seed's]",
+        f"{tests}/test_packing.py::test_packed_equals_the_model[compiled-the seed's]",
         *(
-            f"{tests}/vision/test_packing.py::test_bfloat16_is_as_near_as_the_model_in_bfloat16[compiled-{shape}-bytes]"
+            f"{tests}/test_packing.py::test_bfloat16_is_as_near_as_the_model_in_bfloat16[compiled-{shape}-bytes]"
             for shape in ("the seed's", "patches of 14")
         ),
-        *([f"{tests}/data/test_resizing.py"] if panel == 16 else []),
+        *([f"{tests}/test_resizing.py"] if panel == 16 else []),
     ]
     run = subprocess.run([sys.executable, "-c", code, *chosen], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
