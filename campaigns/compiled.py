@@ -2,9 +2,9 @@
 
 Each case draws one of the three libraries, a shape, an input of some layout and type, and surroundings that a user may have:
 torch's default type and device, gradients, the number of threads, a thread or a forked process to run in, memory that torch
-fills with NaN. The result is that of the reference, or the input is refused; a sanitizer that objects ends the process, and so
-does a hang. `Tally.fell_through` names the case: `python -m campaigns.compiled SEED FROM TO` repeats it, without sanitizers
-unless they are set up in the environment as `run` does.
+fills with NaN. The result is that of the reference, or the input is refused. A sanitizer that objects ends the process that
+tries; so does a case that hangs. `Tally.fell_through` names such cases, and `python -m campaigns.compiled SEED FROM TO`
+repeats them, without sanitizers.
 """
 
 import copy
@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -286,7 +286,7 @@ def _encode(chance: random.Random) -> str:
     for each in found:
         if each.shape != rows.shape or not float((each.float() - rows).norm()) <= allowed * (float(rows.norm()) + 1e-9):
             raise Wrong(
-                f"{count} pictures of {side}, patches of {config.patch_size}, in {dtype} {given.dtype}, CLS alone {cls_only}: "
+                f"{count} pictures of {side}, patches of {config.patch_size}, in {dtype}, CLS alone {cls_only}: "
                 f"{tuple(each.shape)} off by {float((each - rows).norm())} of {float(rows.norm())}, {allowed} is allowed"
             )
     return UNCHANGED
@@ -314,7 +314,7 @@ def _thinker(chance: random.Random) -> Any:
     if kind == "llama":
         shape |= {"attention_bias": chance.random() < 0.5, "mlp_bias": chance.random() < 0.5}
     torch.manual_seed(chance.randrange(1000))
-    model = AutoModel.from_config(AutoConfig.for_model(kind, **shape, **{"sliding_window": None})).eval()
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **shape, sliding_window=None)).eval()
     for parameter in model.parameters():
         parameter.data = torch.randn_like(parameter) * (0.3 if parameter.ndim > 1 else 0.8)
     return model
@@ -345,7 +345,7 @@ def _step(chance: random.Random) -> str:
         cache = RoomyCache(model.config)
         with torch.no_grad(), stepping(model):
             parts = []
-            for start, stop in zip(cuts, cuts[1:], strict=False):
+            for start, stop in pairwise(cuts):
                 step = quick_step(model, cache, embeds[:, start:stop], mask[:, :stop], {})
                 if step is None or (not changed and step.compiled is None):
                     raise Wrong("it is not compiled")

@@ -4,8 +4,9 @@
     rows = engine(np.stack([engine.prepare(picture) for picture in pictures]))  # float32[B, 1, D]
     print(engine.path, engine.error)
 
-Where the encoder has a packed form (`Modality.pack`), that is taken; any other encoder runs as it is. Where the processor is no faster in bfloat16, arithmetic stays float32. The first thing an engine does is to
-encode a few pictures both ways and compare: a fast way that is further off than rounding explains is not taken.
+Where the encoder has a packed form (`Modality.pack`), that is taken; any other runs as it is. Where the processor is no
+faster in bfloat16, arithmetic stays float32. The first thing an engine does is to encode a few pictures both ways and
+compare: a fast way that is further off than rounding explains is not taken.
 """
 
 import time
@@ -86,15 +87,15 @@ class Engine:
         self.shape: tuple[int, int] = (reference.shape[1], reference.shape[2])
         if dtype is None:
             dtype = "bfloat16" if precision != "float32" and bfloat16_pays() else "float32"
-        tried = ["bfloat16", "float32"] if dtype == "bfloat16" else ["float32"]
+        tried: list[Precision] = ["bfloat16", "float32"] if dtype == "bfloat16" else ["float32"]
         precisions = tried if precision == "auto" else [precision]
         for self.precision in precisions:
             self.dtype: DType = dtype if self.precision == "bfloat16" else "float32"
-            for self._packed in self._forms():
-                self.path = self._packed.path if self._packed else "as it is"
+            for packed in self._forms():
+                self._packed, self.path = packed, packed.path if packed else "as it is"
                 found = torch.from_numpy(self(np.stack([self.prepare(picture) for picture in probes])))
                 self.error = ((found - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item()
-                if self.error <= TOLERANCE[self.precision] or (self.precision, self._packed) == ("float32", None):
+                if self.error <= TOLERANCE[self.precision] or (self.precision, packed) == ("float32", None):
                     return  # the last is the encoder itself
         raise EngineError(
             f"In {self.precision} this encoder's tokens are off by {self.error:.2g} of their length, more than the "

@@ -57,6 +57,7 @@ class FastAcceleration(Acceleration):
         if device.type != "cpu" or dtype != torch.bfloat16:
             return
         for module in model.modules():
-            known = isinstance(module, PreTrainedModel) and module.config.model_type in WRITTEN_OUT
-            if known and module.config._attn_implementation == "sdpa":
+            if not isinstance(module, PreTrainedModel) or module.config.model_type not in WRITTEN_OUT:
+                continue
+            if module.config._attn_implementation == "sdpa":
                 module.set_attn_implementation("eager")

@@ -8,8 +8,8 @@ The result is kept in the user's cache folder ($XDG_CACHE_HOME/omni, or ~/.cache
 on. Without a C++ compiler, or on a processor that the code is not for, there is none, so whoever asks has another way. $CXX
 names the compiler, with options if need be; CXX=false does without.
 
-Machine code believes what it is told. So every buffer goes through `address`, which looks at type, size, order and device, and
-every buffer that is made for it is made with all of them: torch's defaults are the user's to change.
+Machine code believes what it is told. So every buffer goes through `address`, which looks at type, size, order and device.
+What is made for it is made with a type and a device: torch's defaults are the user's to change.
 """
 
 import ctypes

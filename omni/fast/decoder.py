@@ -72,8 +72,8 @@ class CompiledLayers:
         return self._dimensions.groups
 
     def weights(self) -> Any:
-        """Where the weights are now, for `__call__`; None if not all are plain float32 of the shapes that they have to have."""
-        found = []
+        """Where the weights are now, for `__call__`; None if not all are plain float32 of the shapes that are expected."""
+        found: list[int | None] = []
         for (parameters, name), shape, may_lack in self._weights:
             weight = parameters.get(name)
             if weight is None and may_lack:
@@ -114,8 +114,8 @@ class CompiledLayers:
         rooms = [keys.shape[2] for keys in caches[::2]]
         if not 0 < rows <= TOKENS or min(rooms) < length or len(rooms) != self._layers:
             raise BufferError(
-                f"Expected 1 to {TOKENS} tokens and room for {length} in {self._layers} layers, found {rows} tokens and room "
-                f"for {rooms}."
+                f"Expected 1 to {TOKENS} tokens and room for {length} in each of {self._layers} layers, found {rows} tokens "
+                f"and room for {rooms}."
             )
         shape = _Shape(batch, tokens, *sizes, self._layers, held, epsilon, head_epsilon, scaling)
         held_at = [

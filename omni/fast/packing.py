@@ -1,4 +1,4 @@
-"""The encoder of pictures packed for inference on CPUs: the same arithmetic on weights that were prepared once, and on bytes.
+"""The encoder of pictures, packed for inference on CPUs: the same arithmetic on weights prepared once, and on bytes.
 
 What is different from `OmniVisionModel`, and why it is faster:
 
@@ -47,8 +47,8 @@ FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "relu"
 def pack(model: Any, processor: Any, dtype: torch.dtype) -> "PackedVisionModel | None":
     """The packed form of an encoder and its image processor; None where there is none.
 
-    It is for an `OmniVisionModel` on a CPU that consists of what its configuration says (no adapters, hooks, quantised or cut
-    weights), and for an `OmniImageProcessor` that scales pictures to its size and does no more than that to their shape.
+    There is one for an `OmniVisionModel` on a CPU that consists of what its configuration says (no adapters, hooks,
+    quantised or cut weights), with an `OmniImageProcessor` that scales pictures to its size and does no more to their shape.
     """
     if type(model) is not OmniVisionModel or type(processor) is not OmniImageProcessor or not _is_plain(model):
         return None

@@ -3,9 +3,9 @@
 The fused model and `Session` compute with torch's modules and transformers' caches. At the few points where the same may be
 had faster, they ask `current()`, and the `Acceleration` of this file answers: go on as usual. It is the reference.
 
-Something faster subclasses `Acceleration`, overrides what it can do better, and is put in by `install`; omni's own is
-`omni/fast`, which `omni/__init__.py` puts in where it is there. Whatever is put in gives the same results up to rounding, and
-steps aside for a model that it does not know.
+Something faster subclasses `Acceleration`, overrides what it can do better, and is put in by `install`. omni's own lies in
+`omni/fast`; `omni/__init__.py` has it put in where it is there. Whatever is put in gives the same results up to rounding,
+and steps aside for a model that it does not know.
 """
 
 from collections.abc import Iterator, Mapping
