@@ -12,12 +12,14 @@ import json
 import os
 import random
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from queue import Empty, Queue
@@ -46,13 +48,13 @@ def run(seed: int, count: int, seconds: float) -> Tally:
     end, outcomes, fell_through, start = time.monotonic() + seconds, {UNCHANGED: 0, REFUSED: 0}, [], 0
     environment = _sanitized()
     while start < count and time.monotonic() < end:
-        case, outcome = start, "ended before it began"
+        case = start - 1
         for case, outcome in _answers(seed, start, count, end, environment):
             if outcome in outcomes:
                 outcomes[outcome] += 1
-            elif outcome:
+            else:
                 fell_through.append(f"compiled, seed {seed}, case {case}: {outcome}")
-        if case < start or outcome == "ended before it began":
+        if case < start and time.monotonic() < end:
             raise RuntimeError("The process that tries the cases does not start; see its output above.")
         start = case + 1
     tried = sum(outcomes.values()) + len(fell_through)
@@ -64,8 +66,9 @@ def _sanitized() -> dict[str, str]:
     libraries = []
     for name in ("libasan.so", "libstdc++.so.6"):
         try:
-            found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
-        except (OSError, subprocess.SubprocessError) as error:
+            command = [*shlex.split(compiler), f"-print-file-name={name}"]
+            found = subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise RuntimeError(
                 f"Sanitizers need a C++ compiler, found none by the name {compiler!r}; set $CXX."
             ) from error
@@ -85,7 +88,9 @@ def _sanitized() -> dict[str, str]:
 def _answers(seed: int, start: int, count: int, end: float, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
     """Cases and what came of them, from a process of its own, until it ends; of the last one perhaps how it ended."""
     command = [sys.executable, "-m", "campaigns.compiled", str(seed), str(start), str(count)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     lines: Queue[str | None] = Queue()
     errors: list[str] = []
 
@@ -106,9 +111,10 @@ def _answers(seed: int, start: int, count: int, end: float, environment: dict[st
     try:
         while time.monotonic() < end:
             try:
-                line = lines.get(timeout=HANGS)
+                line = lines.get(timeout=max(0, min(HANGS, end - time.monotonic())))
             except Empty:
-                yield case, "hangs"
+                if time.monotonic() < end:
+                    yield case, "hangs"
                 return
             if line is None:
                 listeners[1].join()
@@ -123,7 +129,8 @@ def _answers(seed: int, start: int, count: int, end: float, environment: dict[st
                 if answered:
                     yield case, said["outcome"]
     finally:
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it has forked
         process.wait()
 
 

@@ -21,7 +21,6 @@ from PIL import Image
 
 from omni.loading.encoder import Encoder
 from omni.registry import Packed, get_modality
-from omni.vision.pictures import Pixels
 
 What = Literal["cls", "grid", "projected"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -109,8 +108,8 @@ class Engine:
             yield packed
         yield None
 
-    def prepare(self, picture: Pixels) -> NDArray[Any]:
-        """One picture of any size as an array: float32[3, H, W], or what the packed form takes.
+    def prepare(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[Any]:
+        """One RGB picture of any size, or uint8[H, W, 4] as `read_pixels` makes it, as what `__call__` takes a batch of.
 
         Raises:
             EngineError: an image processor that does not scale pictures, and one of another size than it takes.
@@ -125,10 +124,10 @@ class Engine:
                 f"The encoder takes pictures of one size, expected {_size(self._pixels)} pixels, found "
                 f"{_size(pixels.shape)}; scale them first, as its image processor does not."
             )
-        return pixels.float().numpy()
+        return pixels.float().cpu().numpy()
 
     def __call__(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
-        """B pictures as `prepare` makes them -> float32[B, n, D]."""
+        """B pictures as `prepare` makes them, one array -> float32[B, n, D]."""
         pictures = torch.from_numpy(prepared)
         if self._packed is not None:
             frame = torch.empty(1, *self._pixels, device="meta")
@@ -154,7 +153,7 @@ def bfloat16_pays() -> bool:
     """Whether this processor multiplies matrices faster in bfloat16 than in float32; some that know both do not."""
 
     def seconds(dtype: torch.dtype) -> float:
-        matrix, times = torch.ones(384, 384, dtype=dtype), []
+        matrix, times = torch.ones(384, 384, dtype=dtype, device="cpu"), []
         for _ in range(5):
             start = time.perf_counter()
             torch.mm(matrix, matrix)
