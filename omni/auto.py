@@ -11,8 +11,8 @@ from types import ModuleType
 from wrapt import register_post_import_hook
 
 
-def _register_when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
-    """Call `register` once transformers' module `auto` is there, importing omni's modules `own` for it.
+def when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
+    """Call `register` once the module `auto` is there, importing omni's modules `own` for it.
 
     If one of those is being imported at that moment (it may be what imports transformers), wait until it is complete.
     """
@@ -89,4 +89,4 @@ def register_when_imported() -> None:
             ("image_processing_auto", (vision, "omni.vision.image_processing_vision"), _vision_image_processor),
         ]
     for auto, own, register in registrations:
-        _register_when_imported(f"transformers.models.auto.{auto}", own, register)
+        when_imported(f"transformers.models.auto.{auto}", own, register)

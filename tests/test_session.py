@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoConfig
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from omni import scenes
 from omni.loading.checkpoint import load
-from omni.session import QuestionError, Session, answer
+from omni.session import QuestionError, Session, _can_be_cut, answer
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "omni_tiny"
 QUESTIONS = ["what shape is it", "how many", "a red circle a blue square", "what", "what shape is it", "blue <image>?"]
@@ -63,6 +65,22 @@ def test_what_was_read_is_not_read_again(make_pair: Callable[..., Any]) -> None:
     assert lengths[1] < first.tokens_read - 10  # the ten tokens of two pictures are not among them
     session.ask("how many", 1)
     assert lengths[2] == 1  # the same prompt: its last token, for the logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "kept"),
+    [
+        ("llama", {}, True),
+        ("gemma3_text", {}, False),  # some layers slide
+        ("mistral", {"sliding_window": 8}, False),
+        ("qwen3_next", {}, False),  # states
+        ("falcon_h1", {}, False),  # states beside full attention
+    ],
+)
+def test_only_a_cache_that_keeps_every_token_is_cut(kind: str, settings: dict[str, Any], kept: bool) -> None:
+    config = AutoConfig.for_model(kind, **settings)
+    assert _can_be_cut(DynamicCache(config=config)) is kept
+    assert not _can_be_cut(StaticCache(config=config, max_cache_len=8))
 
 
 def test_an_interrupted_question_does_no_harm(make_pair: Callable[..., Any]) -> None:

@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.embedding.engine import TOLERANCE, Engine, EngineError, What
-from omni.fast.generation import own_way
+from omni.fusion.acceleration import Acceleration, using
 from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
 from omni.session import Answer, Session
@@ -196,7 +196,7 @@ def _answers(
     for picture, questions in zip(pictures, asked, strict=True):
         session = Session(model, processor, [picture])
         for number, question in enumerate(questions):
-            with own_way():
+            with using(Acceleration()):
                 own.ask(question, anew(picture))
             quick.ask(question, anew(picture))
             if number:  # the picture has been read

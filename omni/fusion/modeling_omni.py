@@ -32,10 +32,10 @@ from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable
 from transformers.utils.generic import can_return_tuple
 
 from omni.checkpoints.strict import StrictLoadingMixin
-from omni.fast.generation import DecodingCache, OneDnnProducts, prefilling, quick_step, stepping
 from omni.projectors import PROJECTORS
 from omni.registry import Modality, get_modality, on_change, registered
 
+from . import acceleration
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
 
@@ -188,10 +188,11 @@ class OmniModel(OmniPreTrainedModel):
         if position_ids is None:
             position_ids = _positions(attention_mask, past_key_values, inputs_embeds.shape[1])
         if not torch.compiler.is_compiling():
-            step = quick_step(self.language_model, past_key_values, inputs_embeds, attention_mask, kwargs)
-            if step is not None:
-                hidden_states = step(inputs_embeds, attention_mask, position_ids, past_key_values)
-                return OmniModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: past_key_values})
+            done = acceleration.current().step(
+                self.language_model, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs
+            )
+            if done is not None:
+                return OmniModelOutputWithPast(last_hidden_state=done, **{CACHE: past_key_values})
         with _attention_for_maps(self.language_model.config, kwargs):
             outputs = self.language_model(
                 attention_mask=_readable(attention_mask, self.language_model.config, inputs_embeds.dtype),
@@ -552,18 +553,18 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
                 f"These parts of the model are untrained, their weights are random: {self.config.untrained}. What it "
                 "would say about an input means nothing. Train them, or pass allow_untrained=True to generate anyway."
             )
-        with stepping(self.model.language_model):
+        with acceleration.current().writing(self.model.language_model):
             return super().generate(*args, **kwargs)
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Where transformers would take its own growing cache, take one that has room to grow."""
+        """Where transformers would take its own growing cache, take that of `acceleration`."""
         given = model_kwargs.get(CACHE)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache: Any = model_kwargs.get(CACHE)
         if given is None and type(cache) is DynamicCache and not cache.offloading:
-            model_kwargs[CACHE] = DecodingCache(self.config.get_text_config(decoder=True))
+            model_kwargs[CACHE] = acceleration.current().cache(self.config.get_text_config(decoder=True))
 
     def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, str | None, dict[str, Any]]:
         """Move padding to the left, where generation needs it, so that no row sees a gap before its answer."""
@@ -612,7 +613,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
 
     def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Encode every item once, before the first step."""
-        with OneDnnProducts():
+        with acceleration.current().encoding():
             encoded = self.model.encode(model_kwargs, model_kwargs.pop("mm_encoder_outputs", None))
         if encoded:
             model_kwargs["mm_encoder_outputs"] = encoded
@@ -620,7 +621,7 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
 
     def _prefill(self, *args: Any, **kwargs: Any) -> Any:
         """Read the prompt."""
-        with prefilling():
+        with acceleration.current().reading():
             return super()._prefill(*args, **kwargs)
 
     def prepare_inputs_for_generation(
