@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from omni.fast.jpeg import read_pixels
 from omni.loading.encoder import Encoder
-from omni.vision.pictures import read_pixels
 
 from .engine import Engine, Precision, What
 from .table import record_batch
@@ -41,7 +41,7 @@ def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordB
     prepared = []
     for path in paths:
         try:
-            picture, size = read_pixels(path, at_least)
+            picture, size, _ = read_pixels(path, at_least)
             prepared.append(engine.prepare(picture))
         except ValueError as error:  # also of an image processor that does not take every picture
             sizes.append(None)
