@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from omni.scenes import scenes
+from omni import scenes
 from omni.vision.image_processing_vision import OmniImageProcessor
 
 SIZES = ((640, 480), (1920, 1080))

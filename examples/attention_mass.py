@@ -11,7 +11,7 @@ import numpy as np
 from omni.loading.checkpoint import load
 from omni.loading.encoder import load_encoder
 from omni.looking.attention import encoder_attention, word_attention
-from omni.scenes.scenes import object_map, questions, render, sample_scene
+from omni.scenes import object_map, questions, render, sample_scene
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 KINDS = {"shape": 1, "color": 1, "size": 1, "pattern": 1, "where": 1}

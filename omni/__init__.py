@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omni.auto import register_when_imported
 from omni.registry import Modality, declare_builtin, modalities, register_modality
+from omni.worlds import declare_world
 
 if TYPE_CHECKING:
     from omni.fusion.configuration_omni import OmniConfig
@@ -55,4 +56,5 @@ def __dir__() -> list[str]:
 
 
 declare_builtin("image", "omni.vision.plugin:image")
+declare_world("scenes", "omni.scenes.world:scenes")
 register_when_imported()

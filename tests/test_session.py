@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from omni import scenes
 from omni.loading.checkpoint import load
-from omni.scenes import scenes
 from omni.session import QuestionError, Session, answer
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "omni_tiny"

@@ -16,8 +16,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForImageTextToText
 
 import omni
-from omni.checkpoints.strict import MEASURED
-from omni.evaluation import SceneSettings, evaluate, update_card
+from omni.checkpoints.cards import MEASURED
+from omni.evaluation import evaluate, update_card
+from omni.scenes.evaluation import SceneSettings
 
 Pair = Callable[..., tuple[Any, Any]]
 ROOT = Path(omni.__file__).parent.parent

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import nn
@@ -24,10 +25,10 @@ from transformers import pipeline
 
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
-from omni.embedding import embed as embedding
+from omni.embedding import job
 from omni.embedding.batches import Decode, Task
 from omni.embedding.engine import Engine, Precision
-from omni.embedding.table import Piece
+from omni.embedding.table import Part
 from omni.fast.jpeg import read_pixels
 from omni.loading.encoder import load_encoder
 from omni.vision.image_processing_vision import OmniImageProcessor
@@ -94,12 +95,12 @@ def _ours(paths: Sequence[str], check: Callable[[str, torch.Tensor], float]) -> 
 def _embed(precision: Precision, decode: Decode, paths: Sequence[str]) -> Call:
     """What `omni embed` does with files, to the bytes of its table; it has loaded its encoder, as the peers have theirs."""
     engine = Engine(load_encoder(peers.CHECKPOINTS / "vision_tiny"), what="cls", precision=precision)
-    task, whole = Task("cls", precision, decode, BATCH), [Piece(0, 0, len(paths))]
+    task, whole = Task("cls", precision, decode, BATCH), [Part(0, 0, len(paths))]
 
     def embed() -> torch.Tensor:
-        with embedding._one_thread():
-            ((_, rows),) = embedding._run(engine, task, paths, whole, lambda rows: None, embedding._cores())
-        column = pa.ipc.open_file(rows).read_all()["embedding"].combine_chunks()
+        with job._one_thread():
+            ((_, rows),) = job._run(engine, task, paths, whole, {}, lambda rows: None, job._cores())
+        column = pq.read_table(pa.BufferReader(rows))["embedding"].combine_chunks()
         return torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).reshape(len(paths), -1).copy())
 
     return embed

@@ -13,7 +13,7 @@ import torch
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
 from omni.data.collate import ConversationCollator
-from omni.data.conversations import SceneConversations
+from omni.scenes.conversations import SceneConversations
 from omni.session import Session
 from omni.training.answers import build_omni
 

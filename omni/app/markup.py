@@ -1,4 +1,7 @@
-"""How the page looks: what a visit holds, as HTML. Whatever somebody typed or named is escaped."""
+"""How the page looks: what a visit holds, as HTML. Whatever somebody typed or named is escaped.
+
+`page` is the whole; what changes in it stands inside the elements "pictures", "notice" and "answer".
+"""
 
 import base64
 from collections.abc import Sequence
@@ -9,7 +12,19 @@ from PIL import Image
 
 from omni.session import Answer
 
-from .visit import View, Visit
+from .visit import LONGEST, View, Visit
+
+COLORS = {
+    "red": "#e6194b",
+    "orange": "#f58231",
+    "yellow": "#ffe119",
+    "green": "#3cb44b",
+    "cyan": "#42d4f4",
+    "blue": "#4363d8",
+    "purple": "#911eb4",
+    "black": "#000000",
+}
+"""To draw with."""
 
 STEPS = {
     "decoding": "decode pictures",
@@ -19,6 +34,49 @@ STEPS = {
     "writing": "write answer (decode)",
 }
 """What time was spent on, in the order in which it was."""
+
+
+def page(header: str, chooser: str) -> str:
+    """The whole page, before anything is chosen; without a chooser, where the model sees nothing."""
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>omni</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="page.css">
+<script type="module" src="page.js"></script>
+{header}
+<main>
+{chooser}
+<section>
+<form><label for="question">Question</label><div>
+<textarea id="question" rows="1" maxlength="{LONGEST}" placeholder="what color is the circle"></textarea><button>Ask</button>
+</div></form>
+<div id="notice" role="alert"></div>
+<div id="answer">{welcome()}</div>
+</section>
+</main>
+"""
+
+
+def chooser(shown: Sequence[tuple[Image.Image, str]]) -> str:
+    """Where pictures are chosen: uploaded, picked, drawn; and where they stand."""
+    colors = "".join(
+        f'<input type="radio" name="color" value="{value}" aria-label="{name}" style="--color:{value}" '
+        f"{'checked' if name == 'red' else ''}>"
+        for name, value in COLORS.items()
+    )
+    return f"""<section>
+<label class="drop">Drop pictures here, or choose them<input id="files" type="file" accept="image/*" multiple></label>
+{examples(shown)}
+<details><summary>Draw a picture</summary>
+<canvas width="448" height="448" aria-label="Paper"></canvas>
+<div class="tools">{colors}<button id="clear">Clear</button><button id="draw">Use the drawing</button></div>
+</details>
+<label><input id="together" type="checkbox"> Several pictures: add to those below</label>
+<div id="pictures"></div>
+</section>"""
 
 
 def header(checkpoint: str, parameters: int, fingerprints: dict[str, str] | None) -> str:
@@ -48,19 +106,18 @@ def _figure(number: int, view: View, word: str, count: int) -> str:
     return f'<figure><img src="{_uri(view.picture)}" alt="{escape(alt)}">{caption}</figure>'
 
 
+def notice(sentences: Sequence[str]) -> str:
+    """What went wrong, one sentence each."""
+    return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+
+
 def examples(shown: Sequence[tuple[Image.Image, str]]) -> str:
     """Pictures to pick, with a question about each."""
     buttons = "".join(
         f'<button data-pick="{number}"><img src="{_uri(picture)}" alt="">{escape(question)}</button>'
         for number, (picture, question) in enumerate(shown)
     )
-    return f'<div class="examples">{buttons}</div>'
-
-
-def notice(sentences: Sequence[str]) -> str:
-    """What went wrong, one sentence each."""
-    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
-    return f'<div class="notice" role="alert">{said}</div>' if said else ""
+    return f'<div class="examples">{buttons}</div>' if shown else ""
 
 
 def welcome() -> str:
@@ -119,11 +176,6 @@ def _times(answer: Answer) -> str:
 
 def _uri(picture: Image.Image) -> str:
     """The picture within the page: nobody else can ask for it, and nothing of it lies on a disk."""
-    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
-
-
-def png(picture: Image.Image) -> bytes:
-    """The picture as a file."""
     buffer = BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    picture.save(buffer, "PNG", compress_level=1)  # five times as fast as 6, for files that are a sixth larger
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

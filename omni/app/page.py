@@ -1,157 +1,263 @@
-"""The page and its events, in gradio."""
+"""The page over HTTP: what its visitors may send, and what they get for it.
 
-from collections.abc import Iterator, Sequence
+A visitor sends text, a number, or the bytes of a picture, each up to a bound, and nothing that names a file or an address.
+What is sent lies in memory alone, under a token that only the page that sent it has. Answers are parts of the page:
+lines of JSON, each {id of an element: its HTML}.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import gradio as gr
-from fastapi import FastAPI
+from anyio import CancelScope
+from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Send
 
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.loading.checkpoint import ADAPTERS
 from omni.looking.attention import AttentionError
+from omni.registry import open_item
 from omni.session import QuestionError
-from omni.vision.pictures import read_picture
 
 from . import markup
-from .visit import Visit
+from .visit import IDLE, LONGEST, MOST_BYTES, VISITORS, Visit, Visits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTIONS = {"scene.png": "what is below the heart", "second.png": "describe the picture"}
 """About pictures of the repository, where omni is used from one."""
 
-COLORS = ["#e6194b", "#f58231", "#ffe119", "#3cb44b", "#42d4f4", "#4363d8", "#911eb4", "#000000"]
-"""To draw with."""
+ARRIVING = 4
+"""Pictures that are received and decoded at the same time; others wait."""
 
-SWEEP, KEEP = 30, 120
-"""Every so many seconds, uploads that are older than so many are deleted. They are read into memory when they come."""
+PATIENCE = 60
+"""Seconds in which a picture must arrive."""
 
-CLICKS = """
-element.addEventListener('click', event => {
-    const button = event.target.closest('button');
-    if (button) trigger('select', {...button.dataset});
-});
-"""
-"""A button of ours says by its data- attributes what was chosen."""
+LINES = "application/x-ndjson"
 
-TO_PICTURES = "() => document.querySelector('.pictures')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"
-"""On a narrow page the pictures stand above the answer, perhaps out of sight."""
+Parts = dict[str, str]
+"""By the id of an element, what stands in it from now on."""
 
 
-def mount(app: FastAPI, model: OmniForConditionalGeneration, processor: OmniProcessor) -> None:
-    """Put the page at the root of an application."""
-    gr.mount_gradio_app(
-        app,
-        _page(model, processor),
-        path="/",
-        theme=gr.themes.Base(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
-        css_paths=Path(__file__).with_name("page.css"),
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size="100mb",
-        ssr_mode=False,
-        enable_monitoring=False,
-        pwa=False,
-        mcp_server=False,
+def make_app(
+    model: OmniForConditionalGeneration, processor: OmniProcessor, middleware: Sequence[Middleware] = ()
+) -> Starlette:
+    """The application with the page at its root, to be served by an ASGI server."""
+    page = _Page(model, processor)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(page.sweep())
+        yield
+        sweeping.cancel()
+
+    return Starlette(
+        routes=page.routes(),
+        middleware=middleware,
+        exception_handlers={HTTPException: _refused},
+        lifespan=lifespan,
     )
 
 
-def _page(model: OmniForConditionalGeneration, processor: OmniProcessor) -> gr.Blocks:
-    image_processor = processor.preprocessors.get("image")
-    sees = image_processor is not None
-    shown = [name for name in QUESTIONS if (EXAMPLES / name).is_file()] if sees else []
-    name = str(model.config.name_or_path)
-    merged = (Path(name) / ADAPTERS).is_file()  # the fingerprints are of the weights before
-    header = markup.header(name, model.num_parameters(), None if merged else model.config.fingerprints)
+class _Page:
+    """What the routes do.
 
-    with gr.Blocks(title="omni", analytics_enabled=False, delete_cache=(SWEEP, KEEP)) as page:
-        visit = gr.State(Visit())
-        gr.HTML(header, apply_default_css=False)
-        with gr.Row(equal_height=False):
-            with gr.Column(min_width=320, visible=sees):
-                with gr.Tabs():
-                    with gr.Tab("Upload"):
-                        uploads = gr.File(file_count="multiple", file_types=["image"], show_label=False, height=130)
-                        examples = gr.HTML(
-                            markup.examples([(read_picture(EXAMPLES / each), QUESTIONS[each]) for each in shown]),
-                            js_on_load=CLICKS,
-                            apply_default_css=False,
-                        )
-                    with gr.Tab("Draw"):
-                        canvas = gr.ImageEditor(
-                            type="pil",
-                            canvas_size=(448, 448),
-                            fixed_canvas=True,
-                            sources=(),
-                            transforms=(),
-                            layers=False,
-                            brush=gr.Brush(default_size=16, colors=COLORS),
-                            buttons=[],
-                            show_label=False,
-                        )
-                        drawn = gr.Button("Use the drawing")
-                together = gr.Checkbox(label="Several pictures: add to those below", elem_classes="plain")
-                pictures = gr.HTML(js_on_load=CLICKS, apply_default_css=False)
-            with gr.Column(min_width=320):
-                question = gr.Textbox(
-                    label="Question", placeholder="what color is the circle", submit_btn="Ask", max_lines=4
-                )
-                notice = gr.HTML(apply_default_css=False)
-                answer = gr.HTML(markup.welcome(), js_on_load=CLICKS, apply_default_css=False)
+    Args:
+        model, processor: who answers, one visitor after the other.
+    """
 
-        def all_of(visit: Visit, refused: Sequence[str] = ()) -> dict[Any, Any]:
-            """What the page shows of a visit."""
-            return {
-                pictures: markup.pictures(visit),
-                answer: markup.answered(visit),
-                notice: markup.notice(refused),
-            }
+    def __init__(self, model: OmniForConditionalGeneration, processor: OmniProcessor) -> None:
+        self.model, self.processor, self.visits = model, processor, Visits()
+        self.image_processor = processor.preprocessors.get("image")
+        self.sees = self.image_processor is not None
+        self.shown = [name for name in QUESTIONS if (EXAMPLES / name).is_file()] if self.sees else []
+        self.turn, self.arriving = asyncio.Lock(), asyncio.Semaphore(ARRIVING)
 
-        def choose(visit: Visit, files: list[str], together: bool) -> dict[Any, Any]:
-            given = [(Path(path).name, Path(path).read_bytes()) for path in files]
-            return {uploads: None, **all_of(visit, visit.choose(given, image_processor, together))}
-
-        def draw(visit: Visit, drawing: dict[str, Any] | None, together: bool) -> dict[Any, Any]:
-            if drawing is None or drawing["composite"] is None:
-                return all_of(visit, ["There is no drawing yet; draw something, and use it then."])
-            return all_of(
-                visit, visit.choose([("drawing", markup.png(drawing["composite"]))], image_processor, together)
+    def routes(self) -> list[Route]:
+        """Whatever is not listed here is not to be had."""
+        name = str(self.model.config.name_or_path)
+        merged = (Path(name) / ADAPTERS).is_file()  # the fingerprints are of the weights before
+        fingerprints = None if merged else self.model.config.fingerprints
+        shown = [(open_item("image")(EXAMPLES / name), QUESTIONS[name]) for name in self.shown]
+        page = HTMLResponse(
+            markup.page(
+                markup.header(name, self.model.num_parameters(), fingerprints),
+                markup.chooser(shown) if self.sees else "",
             )
-
-        def pick(visit: Visit, together: bool, event: gr.EventData) -> dict[Any, Any]:
-            name = shown[int(event.pick)]
-            refused = visit.choose([(name, (EXAMPLES / name).read_bytes())], image_processor, together)
-            return {question: QUESTIONS[name], **all_of(visit, refused)}
-
-        def remove(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
-            visit.remove(int(event.remove))
-            return all_of(visit)
-
-        def ask(visit: Visit, question: str) -> Iterator[dict[Any, Any]]:
-            try:
-                yield {notice: "", answer: markup.waiting(), pictures: markup.pictures(visit)}
-                for each in visit.ask(question, model, processor):
-                    yield {answer: markup.answered(visit) if each.seconds else markup.writing(each)}
-            except QuestionError as error:
-                yield {notice: markup.notice([str(error)]), answer: ""}
-
-        def look(visit: Visit, event: gr.EventData) -> dict[Any, Any]:
-            try:
-                visit.look(int(event.word))
-            except AttentionError as error:
-                return {notice: markup.notice([str(error)])}
-            return all_of(visit)
-
-        everything = [pictures, answer, notice]
-        thinking: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden"}
-        uploads.upload(
-            choose, [visit, uploads, together], [uploads, *everything], show_progress="hidden", api_name="choose"
         )
-        drawn.click(draw, [visit, canvas, together], everything, show_progress="hidden", api_name="draw")
-        examples.select(pick, [visit, together], [question, *everything], show_progress="hidden", api_name="pick")
-        pictures.select(remove, [visit], everything, show_progress="hidden", api_name="remove")
-        question.submit(ask, [visit, question], everything, api_name="ask", **thinking)
-        answer.select(look, [visit], everything, api_name="look", **thinking).then(js=TO_PICTURES)
-    return page
+        css, js = (FileResponse(Path(__file__).with_name(name)) for name in ("page.css", "page.js"))
+        always = [
+            Route("/", lambda request: page),
+            Route("/page.css", lambda request: css),
+            Route("/page.js", lambda request: js),
+            Route("/visits", self.open, methods=["POST"]),
+            Route("/visits", self.leave, methods=["DELETE"]),
+            Route("/ask", self.ask, methods=["POST"]),
+        ]
+        if not self.sees:
+            return always
+        return [
+            *always,
+            Route("/pictures", self.upload, methods=["POST"]),
+            Route("/examples/{number}", self.pick, methods=["POST"]),
+            Route("/remove/{number}", self.remove, methods=["POST"]),
+            Route("/look/{number}", self.look, methods=["POST"]),
+        ]
+
+    async def sweep(self) -> None:
+        """Forget those who are idle, for ever."""
+        while True:
+            await asyncio.sleep(60)
+            self.visits.sweep()
+
+    async def open(self, request: Request) -> Response:
+        """Somebody comes."""
+        return PlainTextResponse(self.visits.open())
+
+    async def leave(self, request: Request) -> Response:
+        """They leave."""
+        self.visits.leave(request.headers.get("visit", ""))
+        return Response(status_code=204)
+
+    async def upload(self, request: Request) -> Response:
+        """They send a picture."""
+        visit, name = self._visit(request), request.query_params.get("name", "")
+        if len(name) > 255:
+            raise HTTPException(400, f"The name of the picture has {len(name):,} characters, expected at most 255.")
+        async with self.arriving:
+            file = await receive_body(request, MOST_BYTES, repr(name))
+            return await run_in_threadpool(self._choose, visit, name, file, _together(request))
+
+    async def pick(self, request: Request) -> Response:
+        """They pick one of the examples."""
+        visit, number = self._visit(request), _number(request)
+        if number >= len(self.shown):
+            raise HTTPException(404, "There is no such example.")
+        name = self.shown[number]
+        file = (EXAMPLES / name).read_bytes()
+        return await run_in_threadpool(self._choose, visit, name, file, _together(request), question=QUESTIONS[name])
+
+    def _choose(self, visit: Visit, name: str, file: bytes, together: bool, **others: str) -> Response:
+        refused = visit.choose([(name, file)], self.image_processor, together)
+        parts = {**_all_of(visit), "notice": markup.notice(refused), **others}
+        return Response(_line(parts), 422 if refused else 200, media_type=LINES)
+
+    async def remove(self, request: Request) -> Response:
+        """They take a picture away."""
+        visit = self._visit(request)
+        visit.remove(_number(request))
+        return Response(_line(await run_in_threadpool(_all_of, visit)), media_type=LINES)
+
+    async def ask(self, request: Request) -> Response:
+        """They ask."""
+        visit = self._visit(request)
+        try:
+            question = (await receive_body(request, 4 * LONGEST, "The question")).decode()
+        except UnicodeDecodeError as error:
+            raise HTTPException(400, f"The question is not text in UTF-8 ({error}).") from error
+        return Lines(self._answering(visit, question))
+
+    async def _answering(self, visit: Visit, question: str) -> AsyncGenerator[bytes, None]:
+        visit.word = None
+        pictures = await run_in_threadpool(markup.pictures, visit)
+        yield _line({"notice": "", "answer": markup.waiting(), "pictures": pictures})
+        async with self.turn:
+            answers = visit.ask(question, self.model, self.processor)
+            try:
+                async for each in iterate_in_threadpool(answers):
+                    yield _line({"answer": markup.answered(visit) if each.seconds else markup.writing(each)})
+            except QuestionError as error:
+                yield _line({"notice": markup.notice([str(error)]), "answer": ""})
+            finally:  # also when they have left: the turn is the next one's when nothing is written any more
+                with CancelScope(shield=True):
+                    await run_in_threadpool(answers.close)
+
+    async def look(self, request: Request) -> Response:
+        """They look at a word."""
+        return Lines(self._looking(self._visit(request), _number(request)))
+
+    async def _looking(self, visit: Visit, word: int) -> AsyncGenerator[bytes, None]:
+        async with self.turn:
+            try:
+                await run_in_threadpool(visit.look, word)
+            except AttentionError as error:
+                yield _line({"notice": markup.notice([str(error)])})
+                return
+        yield _line(await run_in_threadpool(_all_of, visit))
+
+    def _visit(self, request: Request) -> Visit:
+        """Whose request it is."""
+        visit = self.visits.find(request.headers.get("visit", ""))
+        if visit is None:
+            raise HTTPException(
+                410,
+                f"What was chosen here is forgotten, as nothing was done for {IDLE / 60:.0f} minutes or {VISITORS} others "
+                "came; load the page again.",
+            )
+        return visit
+
+
+class Lines(StreamingResponse):
+    """Lines that end, with whatever makes them, as soon as nobody listens."""
+
+    def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(lines, media_type=LINES)
+        self.lines = lines
+
+    async def stream_response(self, send: Send) -> None:
+        """What the base class does, and the end of it."""
+        async with aclosing(self.lines):
+            await super().stream_response(send)
+
+
+async def receive_body(request: Request, most: int, what: str) -> bytes:
+    """What a visitor sends. It is received to its end also if it is too much: who is still sending reads no refusal."""
+    kept, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= most:
+                    kept += chunk
+    except TimeoutError:
+        raise HTTPException(408, f"{what} did not arrive within {PATIENCE} seconds; send it again.") from None
+    except ClientDisconnect:
+        raise HTTPException(400, f"{what} was cut off; send it again.") from None
+    if size > most:
+        raise HTTPException(413, f"{what} has {size:,} bytes, expected at most {most:,}; make it smaller.")
+    return bytes(kept)
+
+
+def _number(request: Request) -> int:
+    """The number at the end of a path."""
+    text = request.path_params["number"]
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise HTTPException(404, f"Expected a number of up to five digits, found {text[:20]!r}.")
+    return int(text)
+
+
+def _together(request: Request) -> bool:
+    return request.query_params.get("together") == "true"
+
+
+def _all_of(visit: Visit) -> Parts:
+    """What the page shows of a visit."""
+    return {"pictures": markup.pictures(visit), "answer": markup.answered(visit), "notice": ""}
+
+
+def _line(parts: Parts) -> bytes:
+    return json.dumps(parts).encode() + b"\n"
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """A request that is none of this page's, or too much."""
+    assert isinstance(error, HTTPException)
+    return Response(_line({"notice": markup.notice([error.detail])}), error.status_code, error.headers, LINES)

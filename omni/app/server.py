@@ -1,77 +1,84 @@
-"""Serving the page: where it listens, where its files are, and what a browser may load.
+"""Serving the page until the process is interrupted.
 
-Nothing leaves the machine: no analytics, no share link, no fonts or scripts from elsewhere, and a policy in the headers by
-which a browser would refuse them.
+Nothing leaves the machine: no fonts or scripts from elsewhere, and a policy in the headers by which a browser would refuse
+them.
 """
 
-import os
 import signal
 import socket
-import tempfile
 import webbrowser
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from omni.loading.checkpoint import load
 
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-"""What a browser may load: what comes from here. gradio's scripts stand in the page, and make functions of templates."""
+CONNECTIONS = 256
+"""At the same time; whoever comes then is told to come later."""
 
 
 class AppError(ValueError):
     """A page that cannot be served; the message is one sentence."""
 
 
-def serve(checkpoint: str | Path, host: str = "127.0.0.1", port: int = 7860, browse: bool = False) -> None:
+def serve(
+    checkpoint: str | Path,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    browse: bool = False,
+    listening: Callable[[str], None] = lambda where: None,
+) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
         checkpoint: folder of a fused model, loaded as `omni ask` loads it.
         host, port: where to listen.
         browse: open the page in this machine's browser.
+        listening: called before the checkpoint is loaded, with where the page will be and for whom.
 
     Raises:
         AppError: packages that are missing, or an address at which nobody can listen.
         CheckpointError: a checkpoint that cannot answer.
     """
-    try:
-        listening = socket.create_server((host, port))
-    except OSError as error:
-        raise AppError(f"No page can be served at {host}:{port} ({error}); choose another --port or --host.") from error
-    with listening, tempfile.TemporaryDirectory(prefix="omni-app-") as folder, suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is ended so leaves no files behind either
-        # before gradio is imported: it makes a folder at once, by default one that is everybody's
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+    with _listen(host, port) as opened, suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is no error
         try:
             import uvicorn
-            from fastapi import FastAPI
+            from starlette.middleware import Middleware
 
-            from .page import mount
+            from .door import Door, Reach
+            from .page import make_app
         except ImportError as error:
             missing = f"The page needs packages that are not installed ({error}): pip install 'omni-thinker[app]'."
             raise AppError(missing) from error
-        app = FastAPI(openapi_url=None)
-        mount(app, *load(checkpoint))
-        app.add_middleware(_Policy)
+        reach = Reach.of(host, opened)
+        listening(reach.sentence)
+        app = make_app(*load(checkpoint), middleware=[Middleware(Door, reach=reach)])
         if browse:
-            webbrowser.open(f"http://{host}:{port}")
-        # pages that are open would hold it up
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listening])
+            webbrowser.open(reach.address)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            ws="none",
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=1,  # pages that are open would hold it up
+        )
+        uvicorn.Server(config).run(sockets=[opened])
 
 
-class _Policy:
-    """Adds `POLICY` to every response; what an ASGI server calls."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
-        async def send_with(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self.app(scope, receive, send_with)
+def _listen(host: str, port: int) -> socket.socket:
+    if not host.strip():
+        raise AppError(
+            "The host is empty; name an address of this machine, such as 127.0.0.1, or 0.0.0.0 for every network."
+        )
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:  # what Python makes of hosts and ports that are none
+        raise AppError(
+            f"No page can be served at host {host!r}, port {port} ({error}); choose another --port or --host."
+        ) from error

@@ -42,9 +42,10 @@ def bench(
         from omni.fast.verification import table
         from omni.fast.verification import verify as compare
         from omni.session import QuestionError
+        from omni.worlds import WorldError
 
     quiet_transformers()
-    with user_errors(CheckpointError, QuestionError), status("starting") as say:
+    with user_errors(CheckpointError, QuestionError, WorldError), status("starting") as say:
         found = list(compare(folder, pictures or 32, progress=say))
     if as_json:
         typer.echo(json.dumps([path.model_dump() for path in found], indent=2))

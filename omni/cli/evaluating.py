@@ -13,7 +13,6 @@ from omni.cli.console import AsJson, quiet_transformers, refuse, show, steps, us
 
 @app.command()
 def evaluate(
-    context: typer.Context,
     checkpoint: Annotated[
         Path | None, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model or of an encoder.")
     ] = None,
@@ -55,15 +54,27 @@ def evaluate(
     from omni import evaluation
     from omni.checkpoints.strict import CheckpointError
     from omni.data.sources import ManifestError
-    from omni.vision.pictures import PictureError
+    from omni.registry import ItemError
+    from omni.worlds import WorldError
 
     if checkpoint is not None and folder is not None:
         refuse("CHECKPOINT and --checkpoint are the same; give one of them.")
     folder = checkpoint or folder
-    kinds_of_settings = (evaluation.SceneSettings, evaluation.ManifestSettings, evaluation.EncoderSettings)
-    known = {name for each in kinds_of_settings for name in each.model_fields}
-    given = {name: value for name, value in context.params.items() if name in known and (value or value == "")}
-    given |= {name: str(path) for name, path in (("data", data), ("root", root)) if path is not None}
+    options = {
+        "pictures": pictures,
+        "first": first,
+        "split": split,
+        "wordings": wordings,
+        "kinds": kinds or None,
+        "data": data and str(data),
+        "root": root and str(root),
+        "prompt": prompt,
+        "fit_pictures": fit_pictures,
+        "sight": sight or None,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     if verify is not None and given:
         refuse("--verify asks what the result says; leave out what else is to be asked.")
     targets = [path.absolute() for path in (output, answers, sheet, card) if path is not None]
@@ -77,7 +88,8 @@ def evaluate(
     if sheet is not None and sheet.suffix != ".html":
         refuse(f"The sheet is one HTML file, so its name should end with .html, found {str(sheet)!r}.")
     quiet_transformers()
-    with user_errors(CheckpointError, evaluation.EvaluationError, ManifestError, PictureError), steps() as progress:
+    mistakes = (CheckpointError, evaluation.EvaluationError, ManifestError, ItemError, WorldError)
+    with user_errors(*mistakes), steps() as progress:
         if card is not None:
             evaluation.read_card(card)
         if verify is not None:

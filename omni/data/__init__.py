@@ -1,1 +1,1 @@
-"""What omni learns from: generated scenes, conversations on disk, and the collator that makes batches of either."""
+"""What omni learns from: conversations on disk, their check, and the collator that makes batches of examples."""

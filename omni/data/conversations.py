@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omni.scenes import scenes
-
 Message = dict[str, Any]
 
 
@@ -63,29 +61,3 @@ def ask(question: str, answer: str | None = None, images: int | Sequence[Any] = 
     if answer is not None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return messages
-
-
-class SceneConversations:
-    """Generated scenes with questions; example `i` is made when asked for, the same in every process."""
-
-    def __init__(
-        self,
-        split: str,
-        count: int,
-        first: int = 0,
-        questions: int = 8,
-        kinds: Mapping[str, float] = scenes.KIND_WEIGHTS,
-        **options: Any,
-    ) -> None:
-        self.split, self.count, self.first = split, count, first
-        self.questions, self.kinds, self.options = questions, dict(kinds), options
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Example:
-        seed = self.first + index
-        scene = scenes.sample_scene(seed, self.split, **self.options)
-        asked = scenes.questions(scene, seed, self.questions, weights=self.kinds)
-        items = {"image": [scenes.render(scene)]}
-        return Example(items, [ask(q.text, q.answer) for q in asked], unseen=[q.unseen for q in asked])

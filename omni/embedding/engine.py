@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from omni import scenes
 from omni.fast.jpeg import Pixels
 from omni.fast.resizing import resize
 from omni.loading.encoder import Encoder
 from omni.registry import get_modality
-from omni.scenes import scenes
 
 What = Literal["cls", "grid", "projected"]
 Precision = Literal["auto", "float32", "bfloat16"]

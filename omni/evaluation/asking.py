@@ -1,7 +1,7 @@
 """Asking: every question the way a user asks it, greedy answers, and what is shown in the place of the pictures.
 
 What is asked about comes as a `Questionnaire`: a sequence of `Item`s, each some pictures with the questions about them.
-Generated scenes are one (`omni.scenes.evaluation`), the rows of a manifest another (`omni.evaluation.manifest`).
+The rows of a manifest are one (`omni.evaluation.manifest`), what a world draws is another (`omni.worlds`).
 """
 
 import hashlib
@@ -15,10 +15,10 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 
-from omni.data.conversations import Message, ask
+from omni.data.conversations import Message
 from omni.session import write_prompts
 
-from .scores import Asked, EvaluationError, Sight
+from .scores import Asked, EvaluationError, Parts, Sight
 
 Pictures = tuple[Image.Image, ...]
 
@@ -75,6 +75,10 @@ class Item:
 
 class Questionnaire(Protocol):
     """What is asked: items, made when asked for."""
+
+    @property
+    def parts(self) -> Parts | None:
+        """Which answers are scored part by part as well, if any."""
 
     def __len__(self) -> int:
         """How many items there are."""
@@ -220,11 +224,3 @@ def _generate(model: Any, processor: Any, conversations: Sequence[list[Message]]
     complete = torch.isin(written, ends).any(-1).tolist()
     hashes = [hashlib.sha256(json.dumps(prompt).encode()).hexdigest() for prompt in prompts]
     return [_Reply(text.strip(), done, hashed) for text, done, hashed in zip(texts, complete, hashes, strict=True)]
-
-
-def generate_answers(
-    model: Any, processor: Any, prompts: Sequence[tuple[str, Sequence[Image.Image]]], max_new_tokens: int = 192
-) -> list[str]:
-    """Greedy answers to questions about pictures, as one batch; each is what the prompt alone would get."""
-    conversations = [ask(question, images=pictures) for question, pictures in prompts]
-    return [reply.answer for reply in _generate(model, processor, conversations, max_new_tokens)]

@@ -8,10 +8,10 @@ are:
 * **retrieval**: does a second drawing of the same objects (same places, other backdrop, shades and jitter) lie nearest
   to the first among those of all others?
 
-The first two are asked about held-out scenes: count, background and brightness of any scene, and shape, colour, size and
-pattern of scenes with one object. And about pictures that nobody drew for this purpose: scanned handwritten digits of
-8 x 8 pixels, with two baselines of the same width, random projections of the pixels and the same encoder untrained.
-What learns is fitted on other pictures than those asked about.
+The first two are asked about what a world draws (`omni.worlds`), held-out scenes: count, background and brightness of any
+scene, and shape, colour, size and pattern of scenes with one object. And about pictures that nobody drew for this purpose:
+scanned handwritten digits of 8 x 8 pixels, with two baselines of the same width, random projections of the pixels and the
+same encoder untrained. What learns is fitted on other pictures than those asked about.
 """
 
 import hashlib
@@ -26,18 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from omni.loading.encoder import Encoder
-from omni.scenes import scenes
-from omni.scenes.picture_sets import (
-    KINDS,
-    SEED,
-    PictureSet,
-    different_scenes,
-    digit_pictures,
-    draw_again,
-    scene_pictures,
-    wanted,
-)
+from omni.worlds import World, find_world
 
+from .picture_sets import DIGIT, SEED, DrawnTwice, PictureSet, digit_pictures, wanted
 from .result import EncoderSettings, canonical
 from .scores import Asked, EvaluationError, Score, score
 
@@ -45,6 +36,8 @@ Features = dict[str, NDArray[np.float32]]
 """By output, "cls" and "grid": float32[B, D] for B pictures."""
 
 NEIGHBOURS = 20
+SAME = "same objects"
+"""What is retrieved: the first drawing of what a second one shows."""
 
 
 # --- Neighbours, probes, retrieval ------------------------------------------------------------------------------------
@@ -85,9 +78,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and of how much."""
 
 
-@dataclass
-class EncoderReport:
-    """What was found.
+@dataclass(frozen=True)
+class EncoderAnswers:
+    """What was read off an encoder's features.
 
     Attributes:
         scores: by kind, "task / method / output".
@@ -104,37 +97,41 @@ class EncoderReport:
 
 def evaluate_encoder(
     encoder: Encoder, settings: EncoderSettings, progress: Progress = lambda label, done, total: None
-) -> EncoderReport:
+) -> EncoderAnswers:
     """Neighbours, probes and retrieval of an encoder; see the module.
 
     Raises:
         EvaluationError: scikit-learn is not installed, or an unknown kind of question.
+        WorldError: more than digits is asked about, and the world that draws it is not installed.
     """
-    if unknown := sorted(set(settings.kinds or ()) - set(KINDS)):
-        raise EvaluationError(f"Unknown kinds of questions {unknown} to an encoder; known: {', '.join(KINDS)}.")
+    world = None if settings.kinds and set(settings.kinds) == {DIGIT} else find_world()
+    known = (*world.tasks, SAME, DIGIT) if world else (DIGIT,)
+    if unknown := sorted(set(settings.kinds or ()) - set(known)):
+        raise EvaluationError(f"Unknown kinds of questions {unknown} to an encoder; known: {', '.join(known)}.")
     if find_spec("sklearn") is None:
         raise EvaluationError(
             'The evaluation of an encoder needs scikit-learn, which is not installed; pip install "omni-thinker[eval]".'
         )
-    return _Run(encoder, settings, progress).report()
+    return _Questioning(encoder, settings, world, progress).answers()
 
 
-class _Run:
-    def __init__(self, encoder: Encoder, settings: EncoderSettings, progress: Progress) -> None:
-        self.encoder, self.settings, self.progress = encoder, settings, progress
+class _Questioning:
+    def __init__(self, encoder: Encoder, settings: EncoderSettings, world: World | None, progress: Progress) -> None:
+        self.encoder, self.settings, self.world, self.progress = encoder, settings, world, progress
         self.digest = hashlib.sha256()
         self.asked: list[Asked] = []
         self.shown: list[Callable[[], tuple[Image.Image, ...]]] = []
 
-    def report(self) -> EncoderReport:
-        for pictures in (scene_pictures(self.settings, "scene", 6), scene_pictures(self.settings, "object", 1)):
-            if not pictures.labels:
-                continue
-            (features,) = self.encode(pictures.name, map(pictures.draw, range(len(pictures))), len(pictures))
-            self.classify(pictures, {(task, name): f for task in pictures.labels for name, f in features.items()})
-        if wanted(self.settings, "same objects"):
-            self.retrieve()
-        if wanted(self.settings, "digit"):
+    def answers(self) -> EncoderAnswers:
+        if self.world:
+            for pictures in self.world.picture_sets(self.settings):
+                if not pictures.labels:
+                    continue
+                (features,) = self.encode(pictures.name, map(pictures.draw, range(len(pictures))), len(pictures))
+                self.classify(pictures, {(task, name): f for task in pictures.labels for name, f in features.items()})
+            if wanted(self.settings, SAME):
+                self.retrieve(self.world.drawn_twice(self.settings.pictures, self.settings.first))
+        if wanted(self.settings, DIGIT):
             self.read_digits(digit_pictures(self.encoder.side))
         chances = {f"recall@{k}": k / self.settings.pictures for k in (1, 5)}
         scores = [
@@ -143,7 +140,7 @@ class _Run:
             else found
             for found in score(self.asked)
         ]
-        return EncoderReport(scores, self.asked, self.shown, self.digest.hexdigest())
+        return EncoderAnswers(scores, self.asked, self.shown, self.digest.hexdigest())
 
     def encode(self, label: str, pictures: Iterable[Image.Image], total: int, *others: Encoder) -> list[Features]:
         """The features of a set of pictures, of this encoder and of others that see the same tensors."""
@@ -175,32 +172,26 @@ class _Run:
                     kind, source = f"{called} / {method} / {output}", f"{pictures.name} {place}"
                     self.asked.append(Asked(kind, kind, labels[place], str(answer), source, item))
 
-    def retrieve(self) -> None:
-        """For each scene drawn again, which one of all scenes shows the same objects?"""
-        count = self.settings.pictures
-        originals = different_scenes(count, self.settings.first)
-        copies = [draw_again(scene) for scene in originals]
-        (gallery,) = self.encode("gallery", map(scenes.render, originals), count)
-        (queries,) = self.encode("query", map(scenes.render, copies), count)
+    def retrieve(self, drawn: DrawnTwice) -> None:
+        """For each picture drawn again, which one of all first drawings shows the same?"""
+        names = drawn.shows
+        places = range(len(names))
+        (gallery,) = self.encode("gallery", map(drawn.draw, places), len(names))
+        (queries,) = self.encode("query", map(drawn.draw_again, places), len(names))
         first = len(self.shown)
-        self.shown += [
-            lambda one=one, other=other: (scenes.render(one), scenes.render(other))  # type: ignore[misc]
-            for one, other in zip(copies, originals, strict=True)
-        ]
-        names = [scenes.caption(scene) for scene in originals]
+        self.shown += [lambda place=place: (drawn.draw_again(place), drawn.draw(place)) for place in places]  # type: ignore[misc]
         for output in gallery:
             found = nearest(queries[output], gallery[output], 5)
             for k in (1, 5):
                 for place, best in enumerate(found[:, :k].tolist()):
                     answer = names[place if place in best else best[0]]
-                    kind = f"same objects / recall@{k} / {output}"
-                    source = f"scene {originals[place].seed} drawn again"
-                    self.asked.append(Asked(kind, kind, names[place], answer, source, first + place))
+                    kind = f"{SAME} / recall@{k} / {output}"
+                    self.asked.append(Asked(kind, kind, names[place], answer, drawn.sources[place], first + place))
 
     def read_digits(self, digits: PictureSet) -> None:
         """Digits, with the two baselines of the same width."""
         trained, untrained = self.encode(
-            "digit", map(digits.draw, range(len(digits))), len(digits), self.encoder.untrained(SEED)
+            DIGIT, map(digits.draw, range(len(digits))), len(digits), self.encoder.untrained(SEED)
         )
         assert digits.pixels is not None
         width = next(iter(trained.values())).shape[1]
@@ -208,9 +199,9 @@ class _Run:
         self.classify(
             digits,
             {
-                **{("digit", output): values for output, values in trained.items()},
-                **{("digit, untrained", output): values for output, values in untrained.items()},
-                ("digit, projection", "pixels"): digits.pixels @ projection,
+                **{(DIGIT, output): values for output, values in trained.items()},
+                **{(f"{DIGIT}, untrained", output): values for output, values in untrained.items()},
+                (f"{DIGIT}, projection", "pixels"): digits.pixels @ projection,
             },
         )
 

@@ -30,6 +30,8 @@ class ManifestQuestions:
         ManifestError, PictureError: a manifest, a row or a picture that cannot be read; the two latter on access.
     """
 
+    parts = None
+
     def __init__(self, path: str | Path, root: str | Path | None = None, prompt: str = PROMPT) -> None:
         self.manifest = Manifest.read(path, root=root, prompt=prompt)
 

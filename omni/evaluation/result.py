@@ -6,15 +6,19 @@ own, so that of two results that differ one can tell what changed; `Result.diffe
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, ValidationError
 
 from omni.data.manifests import PROMPT
 from omni.loading.checkpoint import ADAPTERS, base_of
+from omni.worlds import WorldError, find_world, worlds
 
+from .asking import Questionnaire
+from .manifest import ManifestQuestions
 from .scores import Asked, EvaluationError, Score, SightTest
 
 FORMAT: Literal["omni evaluation 1"] = "omni evaluation 1"
@@ -29,24 +33,27 @@ class Strict(BaseModel):
 # --- What is evaluated ------------------------------------------------------------------------------------------------
 
 
-class _Asking(Strict):
+class Asking(Strict):
+    """What a fused model is asked. What the questions are about says a class of its own, by its field `about`.
+
+    With `sight`, the sight test too.
+    """
+
     sight: bool = False
     batch_size: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=192, ge=1)
 
+    @abstractmethod
+    def questionnaire(self) -> Questionnaire:
+        """The questions of these settings."""
 
-class SceneSettings(_Asking):
-    """A fused model on held-out scenes; see `SceneQuestions`. With `sight`, the sight test too."""
-
-    about: Literal["scenes"] = "scenes"
-    pictures: int = Field(default=500, ge=1)
-    first: int = Field(default=0, ge=0)
-    split: Literal["test", "pairs"] = "test"
-    wordings: Literal["seen", "held_out"] = "seen"
-    kinds: tuple[str, ...] | None = None
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What is asked about, for the heading of a table."""
 
 
-class ManifestSettings(_Asking):
+class ManifestSettings(Asking):
     """A fused model on the rows of somebody's manifest; see `ManifestQuestions`."""
 
     about: Literal["manifest"] = "manifest"
@@ -54,9 +61,18 @@ class ManifestSettings(_Asking):
     root: str | None = None
     prompt: str = PROMPT
 
+    def questionnaire(self) -> ManifestQuestions:
+        """The questions of the manifest; raises `ManifestError` where it cannot be read."""
+        return ManifestQuestions(self.data, self.root, self.prompt)
+
+    @property
+    def title(self) -> str:
+        """For the heading of a table."""
+        return self.data
+
 
 class EncoderSettings(Strict):
-    """An encoder: `pictures` held-out scenes of each sort, and `fit_pictures` others to learn from; see `encoder`."""
+    """An encoder: `pictures` held-out pictures of each sort, and `fit_pictures` others to learn from; see `encoder`."""
 
     about: Literal["encoder"] = "encoder"
     pictures: int = Field(default=500, ge=10)
@@ -65,8 +81,25 @@ class EncoderSettings(Strict):
     kinds: tuple[str, ...] | None = None
     batch_size: int = Field(default=64, ge=1)
 
+    @property
+    def title(self) -> str:
+        """For the heading of a table."""
+        return f"{self.pictures} held-out pictures of each sort"
 
-Settings = Annotated[SceneSettings | ManifestSettings | EncoderSettings, Field(discriminator="about")]
+
+Settings = Asking | EncoderSettings
+OWN: dict[str, type[Settings]] = {"manifest": ManifestSettings, "encoder": EncoderSettings}
+"""Settings by what they are about; those of worlds come from there."""
+
+
+def _read_settings(value: Any) -> Settings:
+    if isinstance(value, Settings):
+        return value
+    about = value.get("about") if isinstance(value, dict) else None
+    if about not in (*OWN, *worlds()):
+        raise ValueError(f"`about` is one of {', '.join([*worlds(), *OWN])}, found {about!r}")
+    kind: type[Settings] = OWN[about] if about in OWN else find_world(about).settings
+    return kind.model_validate(value)
 
 
 # --- The document -----------------------------------------------------------------------------------------------------
@@ -113,7 +146,7 @@ class Result(Strict):
 
     format: Literal["omni evaluation 1"] = FORMAT
     checkpoint: str
-    settings: Settings
+    settings: Annotated[SerializeAsAny[Settings], PlainValidator(_read_settings)]
     date: str
     seconds: float
     versions: dict[str, str]
@@ -129,6 +162,7 @@ class Result(Strict):
 
         Raises:
             EvaluationError: no such file, no JSON, or JSON of another kind.
+            WorldError: it is about a world that is not installed.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -139,7 +173,13 @@ class Result(Strict):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            problems = [": ".join([*map(str, found["loc"][-1:]), found["msg"]]) for found in error.errors()]
+            for cause in (found.get("ctx", {}).get("error") for found in error.errors()):
+                if isinstance(cause, WorldError):
+                    raise cause from error
+            problems = [
+                ": ".join([*map(str, found["loc"][-1:]), found["msg"].removeprefix("Value error, ")])
+                for found in error.errors()
+            ]
             more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise EvaluationError(
                 f"{str(path)!r} is not a result that `omni evaluate --output` wrote: {'; '.join(problems[:3])}{more}."

@@ -2,19 +2,14 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from omni.scenes import scenes
-
 Sight = Literal["real", "blank", "swapped", "noise"]
 SIGHTS: tuple[Sight, ...] = ("real", "blank", "swapped", "noise")
-
-PARTS_OF_CAPTIONS = "caption_objects"
-"""A kind that counts the objects of captions; they have been counted as captions already."""
 
 
 class EvaluationError(ValueError):
@@ -39,19 +34,6 @@ class Score(BaseModel):
     high: float
     constant: float
     constant_answer: str
-
-
-class Evaluation(BaseModel):
-    """The scores of one pass over the questions; `sight` is what was shown in the place of the pictures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sight: Sight
-    scores: list[Score]
-
-    def score(self, kind: str) -> Score:
-        """The score of one kind of question."""
-        return next(score for score in self.scores if score.kind == kind)
 
 
 @dataclass(frozen=True)
@@ -92,27 +74,37 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not leave the share itself outside
 
 
-def score(asked: Iterable[Asked], scene_captions: bool = True) -> list[Score]:
+@dataclass(frozen=True)
+class Parts:
+    """How the answers to one kind of question are scored part by part as well, in a row of its own.
+
+    Attributes:
+        of: the kind of question, such as "caption".
+        kind: what the row is called, such as "caption_objects".
+        right: from an expected and a given answer, for each part of the expected one whether the given one has it.
+    """
+
+    of: str
+    kind: str
+    right: Callable[[str, str], Sequence[bool]]
+
+
+def score(asked: Iterable[Asked], parts: Parts | None = None) -> list[Score]:
     """Scores by kind, in the order in which the kinds first occur.
 
     Args:
         asked: questions with their answers.
-        scene_captions: those of the kind "caption" describe scenes, and also yield `caption_objects`: the share of
-            objects of which size, pattern, colour, shape and place are right.
+        parts: which answers are scored part by part as well.
     """
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for item in asked:
         by_kind.setdefault(item.kind, []).append((item.expected, item.answer))
-        if item.kind == "caption" and scene_captions:
-            wanted = Counter(tuple(sorted(o.items())) for o in scenes.parse_caption(item.expected))
-            found = Counter(tuple(sorted(o.items())) for o in scenes.parse_caption(item.answer))
-            hits = (wanted & found).total()
-            pairs = [("right", "right")] * hits + [("right", "wrong")] * (wanted.total() - hits)
-            by_kind.setdefault(PARTS_OF_CAPTIONS, []).extend(pairs)
+        if parts and item.kind == parts.of and (found := parts.right(item.expected, item.answer)):
+            by_kind.setdefault(parts.kind, []).extend(("right", "right" if each else "wrong") for each in found)
     found_scores = []
     for kind, pairs in by_kind.items():
         answer, count = Counter(expected for expected, _ in pairs).most_common(1)[0]
-        if kind == PARTS_OF_CAPTIONS:
+        if parts and kind == parts.kind:
             answer, count = "-", 0
         right = sum(expected == answered for expected, answered in pairs)
         found_scores.append(_score(kind, right, len(pairs), count, answer if len(answer) < 40 else "-"))
@@ -130,6 +122,36 @@ def _score(kind: str, right: int, n: int, constant: int, constant_answer: str) -
         constant=constant / n,
         constant_answer=constant_answer,
     )
+
+
+class Evaluation(BaseModel):
+    """The scores of one pass over the questions.
+
+    Attributes:
+        sight: what was shown in the place of the pictures.
+        parts: the row that counts parts of answers, if there is one; the answers are counted in another row.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sight: Sight
+    scores: list[Score]
+    parts: str | None = None
+
+    @classmethod
+    def of(cls, asked: Iterable[Asked], sight: Sight = "real", parts: Parts | None = None) -> Self:
+        """Count answers; see `score`."""
+        return cls(sight=sight, scores=score(asked, parts), parts=parts.kind if parts else None)
+
+    def score(self, kind: str) -> Score:
+        """The score of one kind of question."""
+        return next(score for score in self.scores if score.kind == kind)
+
+    def overall(self) -> Score:
+        """All questions as one kind; its constant answer may differ from kind to kind."""
+        counted = [score for score in self.scores if score.kind != self.parts]
+        right, constant = (round(sum(s.n * getattr(s, name) for s in counted)) for name in ("accuracy", "constant"))
+        return _score("overall", right, sum(s.n for s in counted), constant, "by kind")
 
 
 # --- The sight test ---------------------------------------------------------------------------------------------------
@@ -156,22 +178,15 @@ class SightTest(BaseModel):
 
 def uses_the_picture(evaluations: Sequence[Evaluation]) -> bool:
     """The verdict of the sight test on passes of which one is "real"."""
-    by_sight = {evaluation.sight: overall(evaluation.scores) for evaluation in evaluations}
+    by_sight = {evaluation.sight: evaluation.overall() for evaluation in evaluations}
     return all(by_sight["real"].low > found.high for sight, found in by_sight.items() if sight != "real")
-
-
-def overall(scores: Iterable[Score]) -> Score:
-    """All questions as one kind; its constant answer may differ from kind to kind."""
-    counted = [score for score in scores if score.kind != PARTS_OF_CAPTIONS]
-    right, constant = (round(sum(s.n * getattr(s, name) for s in counted)) for name in ("accuracy", "constant"))
-    return _score("overall", right, sum(s.n for s in counted), constant, "by kind")
 
 
 def sight_test(evaluations: Sequence[Evaluation], left_out: Mapping[Sight, str]) -> SightTest:
     """The outcome of the passes over the same questions, of which one is "real"."""
     return SightTest(
         passed=uses_the_picture(evaluations),
-        overall={evaluation.sight: overall(evaluation.scores) for evaluation in evaluations},
+        overall={evaluation.sight: evaluation.overall() for evaluation in evaluations},
         scores={evaluation.sight: evaluation.scores for evaluation in evaluations if evaluation.sight != "real"},
         left_out=dict(left_out),
     )

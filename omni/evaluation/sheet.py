@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .run import Outcome
+from .measuring import Outcome
 from .scores import Asked
 from .tables import remarks, tabulate, title
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .result import EncoderSettings, ManifestSettings, Result
+from .result import EncoderSettings, Result
 from .scores import SIGHTS, EvaluationError, Score
 
 START, END = "<!-- omni evaluate -->", "<!-- end of omni evaluate -->"
@@ -59,12 +59,7 @@ def _constant(found: Score) -> str:
 
 def title(result: Result) -> str:
     """What was measured on what."""
-    settings = result.settings
-    if isinstance(settings, EncoderSettings):
-        return f"{result.checkpoint}: {settings.pictures} held-out pictures of each sort"
-    if isinstance(settings, ManifestSettings):
-        return f"{result.checkpoint}: {settings.data}"
-    return f"{result.checkpoint}: {settings.pictures} pictures of {settings.split}, {settings.wordings} wordings"
+    return f"{result.checkpoint}: {result.settings.title}"
 
 
 def remarks(result: Result) -> list[str]:

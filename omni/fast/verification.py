@@ -24,9 +24,9 @@ from omni.fast.generation import own_way
 from omni.fast.jpeg import read_pixels
 from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
-from omni.scenes import scenes
 from omni.session import Answer, Session
 from omni.vision.pictures import read_picture
+from omni.worlds import find_world
 
 WRITTEN = 48
 """Tokens of an answer at most."""
@@ -90,15 +90,17 @@ def verify(
     Raises:
         CheckpointError: see `load_encoder`.
         QuestionError: a Thinker that cannot read a question and write an answer of `WRITTEN` tokens.
+        WorldError: the scenes are not installed.
     """
+    questions = find_world().settings(pictures=count).questionnaire()
     encoder = load_encoder(checkpoint)
-    drawn = [scenes.sample_scene(seed, "test") for seed in range(count)]
-    pictures = [scenes.render(scene) for scene in drawn]
+    items = [questions[index] for index in range(count)]
+    pictures = [item.pictures[0] for item in items]
     yield from _embeddings(encoder, pictures, rounds, progress)
     progress("JPEG files")
     yield from _decoding(encoder, pictures, rounds)
     if encoder.fused is not None:
-        asked = [scenes.questions(scene, scene.seed) for scene in drawn]
+        asked = [item.queries for item in items]
         model, processor = load(checkpoint)
         progress("answers")
         yield from _answers(model, processor, pictures, asked)
@@ -186,7 +188,7 @@ def _speeds(ways: Sequence[Callable[[], Any]], rounds: int, items: int) -> list[
 
 
 def _answers(
-    model: Any, processor: Any, pictures: Sequence[Image.Image], asked: Sequence[Sequence[scenes.Question]]
+    model: Any, processor: Any, pictures: Sequence[Image.Image], asked: Sequence[Sequence[Any]]
 ) -> Iterator[FastPath]:
     def anew(picture: Image.Image) -> Ask:
         return lambda text, limit: Session(model, processor, [picture]).ask(text, limit)
@@ -212,7 +214,7 @@ def _scaled_answers(
     processor: Any,
     side: int,
     pictures: Sequence[Image.Image],
-    asked: Sequence[Sequence[scenes.Question]],
+    asked: Sequence[Sequence[Any]],
 ) -> FastPath:
     def read(file: bytes, at_least: int | None) -> Ask:
         return lambda text, limit: Session(model, processor, [read_picture(file, at_least)]).ask(text, limit)
@@ -235,12 +237,12 @@ class _Asked:
         self.right: list[bool] = []
         self.seconds: list[float] = []
 
-    def ask(self, question: scenes.Question, ask: Ask) -> None:
+    def ask(self, question: Any, ask: Ask) -> None:
         start = time.perf_counter()
         said = ask(question.text, WRITTEN).answer
         self.seconds.append(time.perf_counter() - start)
         self.texts.append(said)
-        self.right.append(said == question.answer)
+        self.right.append(said == question.expected)
 
     def add(self, other: "_Asked") -> None:
         """The other's last."""

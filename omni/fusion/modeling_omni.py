@@ -463,6 +463,16 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         """The head, float[..., T] -> float[..., V]."""
         return self.lm_head
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save, with `tie_word_embeddings` as it is: to replace head or embedding alone, as merged adapters do, unties."""
+        head, embedding = (getattr(part, "weight", None) for part in (self.lm_head, self.get_input_embeddings()))
+        if isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and head.device.type != "meta":
+            tied = head is embedding
+            if tied != self.config.tie_word_embeddings:
+                self.config.tie_word_embeddings = tied
+                self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        return super().save_pretrained(*args, **kwargs)
+
     def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
         """As `OmniModel.get_features`."""
         return self.model.get_features(name, **inputs)
@@ -733,7 +743,9 @@ def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
     with torch.no_grad(), torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
         hidden_states = torch.randn(1, 3, head.in_features, generator=generator, dtype=torch.float32)
-        small = nn.Linear(head.in_features, 8, bias=bias, dtype=torch.float32)
+        small = nn.utils.skip_init(  # type: ignore[no-untyped-call]  # draws nothing
+            nn.Linear, head.in_features, 8, bias=bias, dtype=torch.float32
+        )
         for parameter in small.parameters():  # large logits: a cap would show
             parameter.data = 10 * torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         setattr(stock, stock.base_model_prefix, _Replay(hidden_states))

@@ -25,7 +25,8 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils import is_torchvision_available
 
-from omni.checkpoints.strict import remote_code
+from omni.checkpoints.cards import remote_code
+from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.registry import Modality, get_modality
 
 from .configuration_omni import OmniConfig
@@ -45,6 +46,7 @@ class OmniProcessor(ProcessorMixin):
         modalities: the `modalities` of the model's `OmniConfig` (or that configuration's dictionary); by default those of
             `OmniConfig()`. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
+        prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
 
     Raises:
         ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
@@ -57,9 +59,11 @@ class OmniProcessor(ProcessorMixin):
         preprocessors: Mapping[str, Any] | None = None,
         modalities: Mapping[str, Any] | None = None,
         chat_template: Any = None,
+        prompt: str | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("OmniProcessor needs a tokenizer.")
+        self.prompt = prompt
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
         sections = dict(modalities) if modalities is not None else {"image": {}}
@@ -312,6 +316,8 @@ class OmniProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
+        if self.prompt is not None:
+            output["prompt"] = self.prompt
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
@@ -325,7 +331,7 @@ class OmniProcessor(ProcessorMixin):
         """Nothing, as for the models: see `StrictLoadingMixin`."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write processor_config.json, the tokenizer's files and the chat template."""
+        """Write processor_config.json, the tokenizer's files and the chat template, and seal them."""
         if push_to_hub:
             raise ValueError(
                 "Save into a folder first, then upload it, for example with huggingface_hub.upload_folder."
@@ -343,6 +349,7 @@ class OmniProcessor(ProcessorMixin):
                 values[_preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
         path = folder / "processor_config.json"
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        seal(folder, PROCESSOR)
         return [str(path)]
 
     @classmethod
@@ -355,11 +362,13 @@ class OmniProcessor(ProcessorMixin):
                 as in transformers.
 
         Raises:
-            ValueError: a modality whose plug-in is missing; a preprocessor of another class than the saved one; a token
-                plan that contradicts the model's configuration in the same folder.
+            ValueError: a file that is not as it was sealed; a modality whose plug-in is missing; a preprocessor of another
+                class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
+        verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
         left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
-        overrides = {key: kwargs.pop(key) for key in ("image_processor", "tokenizer", "chat_template") if key in kwargs}
+        own = ("image_processor", "tokenizer", "chat_template", "prompt")
+        overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
             raise ValueError(
@@ -374,7 +383,7 @@ class OmniProcessor(ProcessorMixin):
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
             "tokenizer", pretrained_model_name_or_path, **kwargs
         )
-        overrides.setdefault("chat_template", saved.get("chat_template"))
+        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt") if key not in overrides}
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor

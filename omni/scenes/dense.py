@@ -12,30 +12,33 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 
 from omni.data.collate import IGNORED
-from omni.fusion.configuration_omni import OmniConfig
-from omni.loading.checkpoint import expect_model
-from omni.registry import get_modality
-from omni.scenes import glyphs, scenes
-from omni.training.recipe import EncoderSection, Recipe, Scenes, said_by_recipe
-from omni.training.scaling import AS_BYTES, Scaling
+from omni.training.encoder import build_encoder
+from omni.training.pixels import AS_BYTES, Normalization
+from omni.training.recipe import EncoderSection, Recipe
+
+from . import glyphs
+from .drawing import render_with_map
+from .recipe import Scenes
+from .scene import Scene, sample_scene, stream
+from .vocabulary import BACKGROUNDS, COLORS, HELD_OUT_PAIRS, PATTERNS, PLACES, SHAPES, SIZES
 
 CHARACTERS = tuple(str(n) for n in range(glyphs.CHARACTERS))
 PATCH_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "shape": scenes.SHAPES,
-    "color": scenes.COLORS,
-    "size": scenes.SIZES,
-    "pattern": scenes.PATTERNS,
-    "place": scenes.PLACES,
+    "shape": SHAPES,
+    "color": COLORS,
+    "size": SIZES,
+    "pattern": PATTERNS,
+    "place": PLACES,
     "character": CHARACTERS,
 }
 SCENE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "background": scenes.BACKGROUNDS,
+    "background": BACKGROUNDS,
     "dark": ("light", "dark"),
     "count": tuple(str(n) for n in range(1, 10)),
     "character": CHARACTERS,
 }
 ATTRIBUTES = (*(f"patch_{name}" if name in SCENE_ATTRIBUTES else name for name in PATCH_ATTRIBUTES), *SCENE_ATTRIBUTES)
-NOTHING = len(scenes.SHAPES)  # the "shape" of a patch that nothing covers
+NOTHING = len(SHAPES)  # the "shape" of a patch that nothing covers
 LOSS_WEIGHTS = {"shape": 4.0, "patch_character": 2.0, "character": 2.0}
 """Shape is learnt last by far, and so are characters: what is easy shares the rest of the gradient."""
 
@@ -56,7 +59,7 @@ class DenseModel(nn.Module):
     def __init__(self, encoder: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
         super().__init__()
         self.encoder = encoder
-        self.scaling = Scaling(image_processor)
+        self.normalization = Normalization(image_processor)
         for name, table in zip(("shape_shift", "color_shift"), _pair_shifts(), strict=True):
             self.register_buffer(name, table, persistent=False)
         self.loss_weights = [LOSS_WEIGHTS.get(name, 1.0) for name in ATTRIBUTES]
@@ -78,7 +81,7 @@ class DenseModel(nn.Module):
 
         Returns `loss` and `scores` float[B, 10, 2]: right answers and questions of each attribute in each picture.
         """
-        encoded = self.encoder(self.scaling(pixel_values))
+        encoded = self.encoder(self.normalization(pixel_values))
         # by name, not by index: accelerate may have put a compiled module in the dictionary's place, which has none
         patch, scene = self.heads.get_submodule("patch"), self.heads.get_submodule("scene")
         shape, color, *others = patch(encoded.grid).float().split(self.patch_sizes, dim=-1)
@@ -108,10 +111,10 @@ def _pair_shifts() -> tuple[torch.Tensor, torch.Tensor]:
 
     The last row is for patches without a named colour, or without a shape.
     """
-    shapes, colors = len(scenes.SHAPES), len(scenes.COLORS)
+    shapes, colors = len(SHAPES), len(COLORS)
     shape_shift, color_shift = torch.zeros(colors + 1, shapes + 1), torch.zeros(shapes + 1, colors)
-    for shape, color in scenes.HELD_OUT_PAIRS:
-        row, column = scenes.COLORS.index(color), scenes.SHAPES.index(shape)
+    for shape, color in HELD_OUT_PAIRS:
+        row, column = COLORS.index(color), SHAPES.index(shape)
         shape_shift[row, column] = color_shift[column, row] = -torch.inf
     return shape_shift, color_shift
 
@@ -136,11 +139,11 @@ class DenseScenes(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         seed = self.first + index
-        rng = scenes.stream("picture", self.split, seed)
+        rng = stream("picture", self.split, seed)
         if rng.random() < self.characters:
             return self._character(rng.randrange(glyphs.CHARACTERS), seed)
-        scene = scenes.sample_scene(seed, self.split, **self.scene_options)
-        picture, owner = scenes.render_with_map(scene)
+        scene = sample_scene(seed, self.split, **self.scene_options)
+        picture, owner = render_with_map(scene)
         return {
             "pixel_values": self._pixels(picture),
             "labels": patch_labels(scene, owner),
@@ -165,14 +168,14 @@ class DenseScenes(torch.utils.data.Dataset[dict[str, Any]]):
         return pixels
 
 
-def patch_labels(scene: scenes.Scene, owner: np.ndarray) -> torch.Tensor:
+def patch_labels(scene: Scene, owner: np.ndarray) -> torch.Tensor:
     """Labels int64[6, N] from the index of the object on each patch, int64[14, 14] (-1: none)."""
     table = np.full(
         (len(PATCH_ATTRIBUTES), len(scene.objects) + 1), IGNORED
     )  # the last column is for patches that nothing covers
     for i, thing in enumerate(scene.objects):
         for row, (name, values) in enumerate(PATCH_ATTRIBUTES.items()):
-            value = scenes.PLACES[thing.place] if name == "place" else getattr(thing, name, None)
+            value = PLACES[thing.place] if name == "place" else getattr(thing, name, None)
             if value in values:  # a neutral colour has no name
                 table[row, i] = values.index(value)
     table[0, -1] = NOTHING
@@ -185,21 +188,9 @@ def patch_weights(owner: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((1 / patches)[which.ravel()]).float()
 
 
-def scene_labels(scene: scenes.Scene) -> torch.Tensor:
+def scene_labels(scene: Scene) -> torch.Tensor:
     """Labels int64[4]: background, dark, count, and no character."""
-    return torch.tensor([scenes.BACKGROUNDS.index(scene.background), int(scene.dark), len(scene.objects) - 1, IGNORED])
-
-
-def build_encoder(section: EncoderSection) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The encoder to train, new or from a folder, and its image processor."""
-    modality = get_modality("image")
-    if section.encoder is None:
-        with said_by_recipe("model.config", section.config):
-            return modality.model_class(modality.config_class(**section.config)), modality.preprocessor_class()
-    with said_by_recipe("model.encoder", section.encoder):
-        expect_model(section.encoder, modality.config_class.model_type, OmniConfig.model_type)
-        encoder = modality.model_class.from_pretrained(section.encoder, **section.config)
-        return encoder, modality.preprocessor_class.from_pretrained(section.encoder)
+    return torch.tensor([BACKGROUNDS.index(scene.background), int(scene.dark), len(scene.objects) - 1, IGNORED])
 
 
 class DensePretraining:

@@ -2,15 +2,34 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
+
+from pydantic import Field
 
 from omni.data.conversations import ask
-from omni.evaluation.asking import Item, Pictures, Query, ask_all
-from omni.evaluation.scores import Asked, Evaluation, EvaluationError, Sight, score
-from omni.scenes import scenes
+from omni.evaluation.asking import Item, Pictures, Query
+from omni.evaluation.result import Asking
+from omni.evaluation.scores import EvaluationError, Parts
 
-Wordings = Literal["seen", "held_out"]
+from .captions import parse_caption
+from .drawing import render
+from .questions import Question, questions
+from .scene import Scene, sample_scene
+from .wordings import WORDINGS, WordingSet
+
+
+def right_objects(expected: str, answer: str) -> list[bool]:
+    """For each object of the expected caption, whether the answer has one of its size, pattern, colour, shape and place."""
+    wanted, found = (
+        Counter(tuple(sorted(named.items())) for named in parse_caption(text)) for text in (expected, answer)
+    )
+    hits = (wanted & found).total()
+    return [True] * hits + [False] * (wanted.total() - hits)
+
+
+OBJECTS_OF_CAPTIONS = Parts(of="caption", kind="caption_objects", right=right_objects)
 
 
 class SceneQuestions:
@@ -27,13 +46,15 @@ class SceneQuestions:
         EvaluationError: an unknown kind of question, or kinds that none of the scenes allows.
     """
 
+    parts = OBJECTS_OF_CAPTIONS
+
     def __init__(
-        self, split: str, pictures: int, first: int, wordings: Wordings = "seen", kinds: Sequence[str] | None = None
+        self, split: str, pictures: int, first: int, wordings: WordingSet = "seen", kinds: Sequence[str] | None = None
     ) -> None:
         self.split, self.pictures, self.first, self.wordings = split, pictures, first, wordings
-        if unknown := sorted(set(kinds or ()) - set(scenes.WORDINGS)):
-            raise EvaluationError(f"Unknown kinds of questions {unknown}; known: {', '.join(scenes.WORDINGS)}.")
-        self.weights = dict.fromkeys(kinds or scenes.WORDINGS, 1.0)
+        if unknown := sorted(set(kinds or ()) - set(WORDINGS)):
+            raise EvaluationError(f"Unknown kinds of questions {unknown}; known: {', '.join(WORDINGS)}.")
+        self.weights = dict.fromkeys(kinds or WORDINGS, 1.0)
         if not any(self._questions(self._scene(index)) for index in range(pictures)):
             raise EvaluationError(
                 f"None of the {pictures} scenes allows a question of the kinds {', '.join(self.weights)}; ask about more."
@@ -46,13 +67,13 @@ class SceneQuestions:
         scene = self._scene(index)
         return Item(
             source=f"scene {scene.seed} of {scene.split}",
-            pictures=(scenes.render(scene),),
+            pictures=(render(scene),),
             queries=tuple(Query(q.kind, ask(q.text), q.answer) for q in self._questions(scene)),
         )
 
     def swapped(self, index: int) -> Pictures:
         """A picture that is not among those asked about, unless there are a million of them."""
-        return (scenes.render(scenes.sample_scene(self.first + index + 1_000_003, self.split)),)
+        return (render(sample_scene(self.first + index + 1_000_003, self.split)),)
 
     def why_not_swapped(self) -> str | None:
         """There are always other scenes."""
@@ -68,36 +89,28 @@ class SceneQuestions:
             progress(index + 1)
         return digest.hexdigest()
 
-    def _scene(self, index: int) -> scenes.Scene:
-        return scenes.sample_scene(self.first + index, self.split)
+    def _scene(self, index: int) -> Scene:
+        return sample_scene(self.first + index, self.split)
 
-    def _questions(self, scene: scenes.Scene) -> list[scenes.Question]:
-        return scenes.questions(scene, scene.seed, wordings=self.wordings, weights=self.weights)
+    def _questions(self, scene: Scene) -> list[Question]:
+        return questions(scene, scene.seed, wordings=self.wordings, weights=self.weights)
 
 
-def evaluate_scenes(
-    model: Any,
-    processor: Any,
-    *,
-    split: Literal["test", "pairs"] = "test",
-    pictures: int = 500,
-    first: int = 0,
-    wordings: Wordings = "seen",
-    sight: Sight = "real",
-    kinds: Sequence[str] | None = None,
-    batch_size: int = 64,
-    progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Evaluation, list[Asked]]:
-    """Ask one question of every possible kind about each of `pictures` scenes.
+class SceneSettings(Asking):
+    """A fused model on held-out scenes; see `SceneQuestions`. With `sight`, the sight test too."""
 
-    Args:
-        model, processor: a fused model that answers about pictures.
-        split, pictures, first, wordings, kinds: see `SceneQuestions`.
-        sight, batch_size, progress: see `ask_all`.
+    about: Literal["scenes"] = "scenes"
+    pictures: int = Field(default=500, ge=1)
+    first: int = Field(default=0, ge=0)
+    split: Literal["test", "pairs"] = "test"
+    wordings: WordingSet = "seen"
+    kinds: tuple[str, ...] | None = None
 
-    Returns:
-        The scores, and every question with its answer.
-    """
-    questions = SceneQuestions(split, pictures, first, wordings, kinds)
-    asked = ask_all(model, processor, questions, sight, batch_size=batch_size, progress=progress)
-    return Evaluation(sight=sight, scores=score(asked)), asked
+    def questionnaire(self) -> SceneQuestions:
+        """The questions of these settings; raises `EvaluationError` where there are none."""
+        return SceneQuestions(self.split, self.pictures, self.first, self.wordings, self.kinds)
+
+    @property
+    def title(self) -> str:
+        """For the heading of a table."""
+        return f"{self.pictures} pictures of {self.split}, {self.wordings} wordings"

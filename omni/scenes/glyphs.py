@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from omni.scenes.scenes import PATCH, PICTURE, stream
+from .scene import stream
+from .vocabulary import PATCH, PICTURE
 
 CHARACTERS = 200
 """How many there are. Some look alike, as characters do."""

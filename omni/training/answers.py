@@ -2,7 +2,9 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +15,28 @@ from torch import nn
 from transformers import CONFIG_MAPPING, BaseImageProcessor, EvalPrediction, PreTrainedModel
 
 from omni.data.collate import IGNORED, ConversationCollator
-from omni.data.conversations import Example, SceneConversations
+from omni.data.conversations import Example
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading.checkpoint import BASE, expect_model
+from omni.loading.checkpoint import expect_model
 from omni.loading.encoder import Encoder
 from omni.registry import get_modality
-from omni.scenes import scenes
+from omni.training.adapters import note_base
 from omni.training.cache import TokenCache
-from omni.training.recipe import Files, OmniSection, Recipe, Scenes, said_by_recipe
-from omni.training.scaling import AS_BYTES, scale_before
+from omni.training.parts import keep_precision
+from omni.training.pixels import AS_BYTES, take_bytes
+from omni.training.recipe import Drawn, Files, OmniSection, Recipe, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
 from omni.vision.pictures import read_picture
 
-NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "checksums", "fingerprints"}
+NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
 """What two encoders may have different and still compute the same from the same weights."""
+
+MOST_ROWS = 20_000
+"""So many rows of a user's own data are read for the tokenizer of a new Thinker."""
 
 
 class AnswerTraining:
@@ -38,18 +44,19 @@ class AnswerTraining:
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.model, OmniSection)
-        self.model, self.processor = build_omni(**recipe.model.model_dump())
+        self.model, self.processor = build_omni(**recipe.model.model_dump(), texts=texts(recipe.train))
         positions = getattr(self.model.config.text_config, "max_position_embeddings", None)
         options = {}
         if isinstance(self.processor.preprocessors.get("image"), get_modality("image").preprocessor_class):
             options["image"] = AS_BYTES
-            scale_before(self.model.model, self.processor.image_processor)
+            take_bytes(self.model.model, self.processor.image_processor)
         self._collate = ConversationCollator(self.processor, max_positions=positions, options=options)
         self._unseen = UnseenTokens(self.processor.tokenizer)
         self.model.loss_function = loss_without_unseen
         self.train, self.evaluate = self._examples(recipe.train), self._examples(recipe.evaluate)
+        self.processor.prompt = _question(self.train)
 
-    def _examples(self, data: Scenes | Files | None) -> SceneConversations | ManifestConversations | None:
+    def _examples(self, data: Drawn | Files | None) -> Any:
         if not (isinstance(data, Files) and data.cache):
             return conversations(data)
         # a copy: what encodes stays on the CPU, in float32 and in eval mode, in every worker that reads pictures
@@ -91,21 +98,37 @@ class AnswerTraining:
         config: Any = model.config
         vars(config).pop("use_cache", None)  # `Trainer` has set it, for itself
         model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
-        if hasattr(model, "peft_config") and config.fingerprints:
-            (folder / BASE).write_text(json.dumps(config.fingerprints, indent=2), encoding="utf-8")
+        note_base(model, folder)
         self.processor.save_pretrained(folder)
 
 
-def conversations(
-    data: Scenes | Files | None, open_picture: Callable[[Path], Any] = read_picture
-) -> SceneConversations | ManifestConversations | None:
-    """Examples of generated scenes, or of a user's own data, whose items `open_picture` makes of paths."""
+def _question(examples: Any, looked_at: int = 1000) -> str | None:
+    """What more than half of the first rows of a user's own data ask first; what a world asks is many things."""
+    if not isinstance(examples, ManifestConversations):
+        return None
+    rows = examples.manifest[:looked_at]
+    asked = ["".join(block.get("text", "") for block in row.conversation[0]["content"]).strip() for row in rows]
+    question, count = Counter(asked).most_common(1)[0]
+    return question if 2 * count > len(rows) else None
+
+
+def conversations(data: Drawn | Files | None, open_picture: Callable[[Path], Any] = read_picture) -> Any:
+    """Examples by number: those that a world draws, or a user's own, whose items `open_picture` makes of paths."""
     if data is None:
         return None
     if isinstance(data, Files):
         return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt), open_picture)
-    options = data.scene_options()
-    return SceneConversations(data.split, data.count, data.first, data.questions, data.kinds, **options)
+    return data.conversations()
+
+
+def texts(data: Drawn | Files) -> Iterator[str]:
+    """What is asked and answered in the data, of files in the first `MOST_ROWS` rows."""
+    if isinstance(data, Drawn):
+        yield from data.texts()
+        return
+    for row in islice(Manifest.read(data.path, root=data.root, prompt=data.prompt), MOST_ROWS):
+        for message in row.conversation:
+            yield from (block["text"] for block in message["content"] if block["type"] == "text")
 
 
 def build_omni(
@@ -114,21 +137,25 @@ def build_omni(
     vocab_size: int = 1024,
     image: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
+    texts: Iterable[str] = (),
 ) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     """A fused model to train: a checkpoint, or a fresh Thinker and projector on a trained encoder.
 
     Args:
         checkpoint: go on from this one, with `config` overriding its configuration.
         thinker: JSON file with the configuration of a language model that starts from nothing.
-        vocab_size: of the tokenizer that is trained for it on the text of scenes.
+        vocab_size: of the tokenizer that is trained for it on `texts`.
         image: the section of the modality; its `encoder` is the folder of a trained encoder, which comes with its image
             processor. With a `checkpoint` these two replace the checkpoint's, if there is an `encoder`; other settings
             replace those of its section, and the projector is then new. Everything else is kept.
+        texts: what the Thinker will read and write; without any, its tokens are bytes.
     """
     if checkpoint is not None:
         with said_by_recipe("model.checkpoint", checkpoint):
             expect_model(checkpoint, OmniConfig.model_type)
             model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
+            if "dtype" not in (config or {}):
+                keep_precision(model, checkpoint)
             processor = OmniProcessor.from_pretrained(checkpoint)
         changes = dict(image or {})
         if "encoder" in changes:
@@ -140,7 +167,6 @@ def build_omni(
     with said_by_recipe("model.thinker", thinker):
         text_config = _read_thinker(Path(thinker))
     encoder, image_processor = _read_encoder(image["encoder"], config or {})
-    texts = (text for seed in range(4000) for text in _scene_text(seed))
     tokenizer = train_tokenizer(texts, vocab_size, {modality.name: modality.token})
     section = {
         **image,
@@ -206,12 +232,10 @@ def _with_new_projector(
     with said_by_recipe("model.image", changes):
         new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
     kept = {name: tensor for name, tensor in old.state_dict().items() if "image_projector" not in name}
+    for name, parameter in new.named_parameters():
+        if name in kept:
+            parameter.data = parameter.data.to(kept[name].dtype)
     new.load_state_dict(new.state_dict() | kept)
     new.set_attn_implementation(old.config._attn_implementation)
     preprocessors, template = processor.preprocessors, processor.chat_template
     return new, OmniProcessor(None, processor.tokenizer, preprocessors, new.config.modalities, template)
-
-
-def _scene_text(seed: int) -> list[str]:
-    scene = scenes.sample_scene(seed, "train")
-    return [text for question in scenes.questions(scene, seed) for text in (question.text, question.answer)]

@@ -20,9 +20,8 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 
 from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest, ManifestConversations
-from omni.scenes import scenes
-from omni.scenes.dense import build_encoder
-from omni.training.recipe import ContrastiveSection, Files, Recipe, Scenes, said_by_recipe
+from omni.training.encoder import build_encoder
+from omni.training.recipe import ContrastiveSection, Drawn, Files, Recipe, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 
 MOST_CAPTIONS = 20_000
@@ -108,26 +107,6 @@ class CaptionedPicturesModel(VisionTextDualEncoderModel):
         return output
 
 
-class SceneCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
-    """Generated scenes and what there is to see in them."""
-
-    def __init__(self, data: Scenes) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.count
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        return scenes.render(self._scene(index)), self.caption(index)
-
-    def caption(self, index: int) -> str:
-        """The caption alone; nothing is drawn for it."""
-        return scenes.caption(self._scene(index))
-
-    def _scene(self, index: int) -> scenes.Scene:
-        return scenes.sample_scene(self.data.first + index, self.data.split, **self.data.scene_options())
-
-
 class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
     """The one picture of each row of a manifest and the first answer about it.
 
@@ -155,8 +134,8 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
         return "".join(block["text"] for block in said["content"])
 
 
-def captions(data: Scenes | Files) -> SceneCaptions | ManifestCaptions:
-    """Pictures with captions: of generated scenes, or of a user's own data."""
+def captions(data: Drawn | Files) -> Any:
+    """Pictures with captions, by number: those that a world draws, or a user's own."""
     if isinstance(data, Files):
         return ManifestCaptions(Manifest.read(data.path, root=data.root, prompt=data.prompt))
-    return SceneCaptions(data)
+    return data.captions()

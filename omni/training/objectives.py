@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers import EvalPrediction
 
-from omni.scenes.dense import DensePretraining
 from omni.training.answers import AnswerTraining
 from omni.training.contrastive import ContrastiveAlignment
+from omni.training.recipe import Recipe
+from omni.worlds import find_world
 
 
 class Objective(Protocol):
@@ -32,7 +33,13 @@ class Objective(Protocol):
 
 
 OBJECTIVES: dict[str, type[Any]] = {
-    "dense": DensePretraining,
     "contrastive": ContrastiveAlignment,
     "answers": AnswerTraining,
 }
+
+
+def make_objective(recipe: Recipe) -> Objective:
+    """The objective of a recipe: one of these, or one that the world that is drawn brings."""
+    objectives = OBJECTIVES if recipe.objective in OBJECTIVES else find_world().objectives
+    made: Objective = objectives[recipe.objective](recipe)
+    return made

@@ -1,8 +1,10 @@
 """A recipe: one JSON file that says what is trained, from what, on what, how, and what to expect of it."""
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -13,9 +15,9 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
+    PlainValidator,
+    SerializeAsAny,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -24,7 +26,7 @@ from pydantic import (
 from safetensors import SafetensorError
 
 from omni.data.manifests import PROMPT
-from omni.scenes.scenes import KIND_WEIGHTS
+from omni.worlds import WorldError, find_world
 
 
 class RecipeError(ValueError):
@@ -36,14 +38,14 @@ def said_by_recipe(key: str, value: Any) -> Iterator[None]:
     """Inside, the value that a recipe has at `key` is made use of; what goes wrong is a `RecipeError` that names both."""
     try:
         yield
-    except (ValueError, OSError, TypeError, SafetensorError, StrictDataclassError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise RecipeError(f"Correct `{key}` of the recipe, as {value!r} cannot be used: {error}") from error
 
 
 class Strict(BaseModel):
-    """Unknown keys raise: a typo never becomes a default."""
+    """Unknown keys raise: a typo never becomes a default. Numbers are finite, as JSON's are."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -80,26 +82,24 @@ class About(Strict):
     expect: str
 
 
-class Scenes(Strict):
-    """Pictures drawn while training: `count` scenes of the split, from seed `first` on.
+class Drawn(Strict):
+    """Pictures that a world draws while training. Each world has a class of its own, see `omni.worlds`."""
 
-    `neutral` objects have colours that nobody asks for; `characters` is the share of pictures that show a made-up character
-    instead of a scene (objective "dense"); `questions` are drawn by the weights of their `kinds`.
-    """
+    @abstractmethod
+    def check(self, objective: str) -> None:
+        """Raise ValueError where this objective does not learn what is drawn."""
 
-    split: Literal["train", "test", "pairs"] = "train"
-    count: int = Field(gt=0)
-    first: int = Field(default=0, ge=0)
-    min_objects: int = 1
-    max_objects: int = 6
-    neutral: float = Field(default=0.0, ge=0.0, le=1.0)
-    characters: float = Field(default=0.0, ge=0.0, le=1.0)
-    questions: int = Field(default=8, gt=0)
-    kinds: dict[str, float] = dict(KIND_WEIGHTS)
+    @abstractmethod
+    def conversations(self) -> Any:
+        """The `omni.data.conversations.Example` of each number, for the objective "answers"."""
 
-    def scene_options(self) -> dict[str, Any]:
-        """What `sample_scene` takes."""
-        return {"min_objects": self.min_objects, "max_objects": self.max_objects, "neutral": self.neutral}
+    @abstractmethod
+    def captions(self) -> Any:
+        """The picture and the caption of each number, and `caption(number)`, for the objective "contrastive"."""
+
+    @abstractmethod
+    def texts(self) -> Iterable[str]:
+        """What is said about the pictures, for a new tokenizer."""
 
 
 class Files(Strict):
@@ -116,20 +116,24 @@ class Files(Strict):
     cache_gigabytes: float = Field(default=20.0, gt=0)
 
 
-def _kind_of_data(section: Any) -> str:
-    return "files" if isinstance(section, Files) or (isinstance(section, dict) and "path" in section) else "scenes"
+def _read_data(data: Any) -> Drawn | Files:
+    if isinstance(data, Drawn | Files):
+        return data
+    kind: type[Drawn | Files] = Files if isinstance(data, dict) and "path" in data else find_world().data
+    return kind.model_validate(data)
 
 
-Data = Annotated[Annotated[Scenes, Tag("scenes")] | Annotated[Files, Tag("files")], Discriminator(_kind_of_data)]
+Data = Annotated[SerializeAsAny[Drawn | Files], PlainValidator(_read_data)]
+"""With a `path` files of one's own; without, pictures of the world that is drawn."""
 
 
 class Optimizer(Strict):
     """Muon on matrices and AdamW on the rest, or AdamW on all; learning rates by parameter-name pattern."""
 
     name: Literal["muon", "adamw"] = "muon"
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e30)  # beyond, torch cannot multiply by it
     weight_decay: float = Field(default=0.0, ge=0)
-    lr_scale: dict[Pattern, Annotated[float, Field(ge=0)]] = {}
+    lr_scale: dict[Pattern, Annotated[float, Field(ge=0, le=1e6)]] = {}
 
 
 class Lora(Strict):
@@ -172,9 +176,10 @@ class OmniSection(Strict):
     """The model of the objective "answers".
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
-    with a tokenizer of at most `vocab_size` tokens, and `image`, the modality's section with the folder of a trained
-    `encoder`. With a checkpoint, an `encoder` in `image` gives its weights to the image tower; other settings replace those
-    of the section, and the projector is new. `config` overrides the configuration of the checkpoint or of the encoder.
+    with a tokenizer of at most `vocab_size` tokens made of the training texts, and `image`, the modality's section with the
+    folder of a trained `encoder`. With a checkpoint, an `encoder` in `image` gives its weights to the image tower; other
+    settings replace those of the section, and the projector is new. `config` overrides the configuration of the checkpoint
+    or of the encoder.
     """
 
     checkpoint: str | None = None
@@ -202,12 +207,13 @@ class Recipe(Strict):
     """Everything that `omni train` needs.
 
     Attributes:
+        about: for whoever reads it; nothing depends on it.
         freeze: patterns of parameter names that stay as they are.
         arguments: of transformers' `TrainingArguments`; `bf16` may also be "auto", which is true where it is faster.
         output: the folder of the finished checkpoint; the run's own files are in its subfolder "run".
     """
 
-    about: About
+    about: About | None = None
     objective: Literal["dense", "contrastive", "answers"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
@@ -216,15 +222,15 @@ class Recipe(Strict):
     freeze: list[Pattern] = []
     lora: Lora | None = None
     arguments: dict[str, Any]
-    output: str
+    output: str = Field(min_length=1)
 
     @classmethod
     def read(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":
         """Read a recipe and apply `key.subkey=value` overrides (values are JSON, or else text).
 
         Raises:
-            RecipeError: no such file, no JSON object in it, an unknown key, a wrong type, or an override that names no
-                place.
+            RecipeError: no such file, no JSON object in it, an unknown key, a wrong type, an override that names no place,
+                or a world that is not installed.
         """
         try:
             recipe = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -249,8 +255,17 @@ class Recipe(Strict):
             except json.JSONDecodeError:
                 place[last] = text
         try:
+            json.dumps(recipe, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RecipeError(
+                f"The recipe {str(path)!r} holds text that is not valid Unicode: {error.reason}."
+            ) from error
+        try:
             return cls.model_validate(recipe)
         except ValidationError as error:
+            for cause in (found.get("ctx", {}).get("error") for found in error.errors()):
+                if isinstance(cause, WorldError):
+                    raise RecipeError(f"The recipe {str(path)!r} cannot be followed: {cause}") from error
             problems = [_problem(found["loc"], found["msg"]) for found in error.errors()]
             raise RecipeError(f"The recipe {str(path)!r} is not valid: {'; '.join(problems)}.") from error
 
@@ -265,13 +280,16 @@ class Recipe(Strict):
     def _fit_together(self) -> Self:
         if self.objective == "dense" and (isinstance(self.train, Files) or isinstance(self.evaluate, Files)):
             raise ValueError("the objective 'dense' needs to know what covers each patch, which only scenes tell")
-        scenes = [data for data in (self.train, self.evaluate) if isinstance(data, Scenes)]
-        if self.objective != "dense" and any(data.characters for data in scenes):
-            raise ValueError("`characters` are for the objective 'dense': nothing is asked or said about them")
+        for data in (self.train, self.evaluate):
+            if isinstance(data, Drawn):
+                data.check(self.objective)
         if self.objective != "answers" and self.caches:
             raise ValueError(
                 "`cache` is for the objective 'answers': others train the encoder, whose tokens it would keep"
             )
+        for name in _FOR_ANSWERS:
+            if self.objective != "answers" and self.arguments.get(name):
+                raise ValueError(f"`arguments.{name}` is for the objective 'answers', whose language model it is about")
         if self.lora and (self.objective != "answers" or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
         if self.lora and isinstance(self.model, OmniSection) and (self.model.checkpoint is None or self.model.image):
@@ -304,11 +322,21 @@ class Recipe(Strict):
                 TypeAdapter(types[name]).validate_python(value, strict=True)
             except ValidationError as error:
                 raise ValueError(f"`{name}` cannot be {value!r}: {error.errors()[0]['msg']}") from error
-        for name in _AT_LEAST_ONE & set(arguments):
-            if arguments[name] < 1 and (name, arguments[name]) != ("max_steps", -1):
-                raise ValueError(f"`{name}` should be at least 1, found {arguments[name]}")
-        if arguments.get("num_train_epochs", 1) <= 0:
-            raise ValueError(f"`num_train_epochs` should be more than 0, found {arguments['num_train_epochs']}")
+        for name, value in arguments.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or (name, value) == ("max_steps", -1):
+                continue
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` should be a finite number, found {value}")
+            if value < (least := 1 if name in _AT_LEAST_ONE else 0):
+                raise ValueError(f"`{name}` should be at least {least}, found {value}")
+            if value > (most := _AT_MOST.get(name, 2**63 - 1)):
+                raise ValueError(f"`{name}` should be at most {most}, found {value}")
+        if arguments.get("num_train_epochs", 1) == 0:
+            raise ValueError("`num_train_epochs` should be more than 0, found 0")
+        if arguments.get("label_smoothing_factor"):
+            raise ValueError(
+                "`label_smoothing_factor` has no meaning here, as each objective has its own loss; drop it"
+            )
         if arguments.get("save_only_model"):
             raise ValueError("`save_only_model` leaves out what a run is resumed from, so that it would begin anew")
         return arguments
@@ -319,4 +347,7 @@ _AT_LEAST_ONE = {
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "save_total_limit",
 }
+_AT_MOST = {"seed": 2**32 - 1, "data_seed": 2**32 - 1, "dataloader_num_workers": 1024}
+_FOR_ANSWERS = ("neftune_noise_alpha", "activation_checkpointing", "gradient_checkpointing")

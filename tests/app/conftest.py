@@ -1,5 +1,7 @@
 """One `omni app` for all tests of the page, as a process of its own, watched for what it sends elsewhere."""
 
+import http.client
+import json
 import socket
 import subprocess
 import threading
@@ -10,6 +12,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -31,15 +34,42 @@ class Served:
     files: Path
     sent: list[str] = field(default_factory=list)
 
-    def uploads(self) -> list[Path]:
-        """Files with something in them."""
-        return [path for path in self.files.rglob("*") if path.is_file() and path.stat().st_size]
+    def send(self, path: str, body: bytes = b"", method: str = "POST", **headers: str) -> tuple[int, Any, str]:
+        """One request: status, headers and body of what comes back."""
+        connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=60)
+        connection.request(method, path, body, headers)
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        return response.status, response.headers, text
+
+    def enter(self) -> "Visitor":
+        """Somebody new."""
+        return Visitor(self, self.send("/visits")[2])
+
+
+@dataclass
+class Visitor:
+    """Who speaks to the page without a browser."""
+
+    served: Served
+    token: str
+
+    def send(self, path: str, body: bytes = b"", status: int = 200) -> list[dict[str, str]]:
+        """What the page is told to show, step by step."""
+        found, _, text = self.served.send(path, body, Visit=self.token)
+        assert found == status, text
+        return [json.loads(line) for line in text.splitlines()]
+
+    def upload(self, path: str | Path, status: int = 200) -> dict[str, str]:
+        name = quote(Path(path).name)
+        return self.send(f"/pictures?name={name}&together=true", Path(path).read_bytes(), status)[-1]
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory, start_server: Callable[..., Any]) -> Iterator[Served]:
-    if find_spec("gradio") is None:
-        pytest.skip("the page needs gradio: pip install -c constraints.txt -e '.[app]'")
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        pytest.skip("the page needs a server: pip install -c constraints.txt -e '.[app]'")
     folder = tmp_path_factory.mktemp("app")
     (files := folder / "files").mkdir()
     outside = socket.create_server(("127.0.0.1", 0))  # the way to everything that is not this machine

@@ -68,8 +68,8 @@ class Visitor:
         return [np.asarray(Image.open(BytesIO(base64.b64decode(source.split(",")[1])))) for source in sources]
 
     def notices(self) -> list[str]:
-        self.page.wait_for_selector(".notice p")
-        return [each.inner_text() for each in self.page.query_selector_all(".notice p")]
+        self.page.wait_for_selector("#notice p")
+        return [each.inner_text() for each in self.page.query_selector_all("#notice p")]
 
     def width(self) -> int:
         return self.page.evaluate("document.documentElement.scrollWidth")
@@ -147,7 +147,7 @@ def test_it_fits_a_phone(visit: Any, expected: Any) -> None:
     visitor.answer()
     visitor.page.locator(".times").scroll_into_view_if_needed()
     visitor.word(0)
-    visitor.page.wait_for_function("document.querySelector('.pictures img').getBoundingClientRect().top >= 0")
+    visitor.page.wait_for_function("() => document.querySelector('.pictures img').getBoundingClientRect().top >= 0")
     assert visitor.width() == PHONE[0]
     np.testing.assert_array_equal(visitor.pictures()[0], overlay(shown(SCENE), expected(QUESTION, SCENE).maps[0][0]))
 
@@ -214,7 +214,7 @@ def test_what_is_wrong_is_said_and_the_page_lives_on(visit: Any, damaged: Any) -
     visitor.ask(QUESTION)
     assert visitor.notices() == ["There is no picture yet; upload, draw or pick one, and ask again."]
     visitor.upload(*damaged)
-    visitor.page.wait_for_selector(".notice p:nth-child(2)")
+    visitor.page.wait_for_selector(f"#notice p:nth-child({len(damaged)})")
     assert visitor.notices() == list(damaged.values())
     assert visitor.width() == PHONE[0]
     visitor.upload(SCENE)
@@ -224,17 +224,16 @@ def test_what_is_wrong_is_said_and_the_page_lives_on(visit: Any, damaged: Any) -
     assert visitor.notices() == ["The question is empty; ask something about the picture."]
     visitor.ask("what color is the circle")
     assert visitor.answer() == "red"
-    assert visitor.page.query_selector(".notice") is None
+    assert visitor.page.query_selector("#notice p") is None
 
 
 def test_a_drawing_is_a_picture(visit: Any) -> None:
     visitor = visit(PHONE)
     page = visitor.page
-    page.get_by_role("tab", name="Draw").click()
+    page.get_by_text("Draw a picture").click()
     page.get_by_role("button", name="Use the drawing").click()
     assert visitor.notices() == ["There is no drawing yet; draw something, and use it then."]
-    page.get_by_label("Brush").click()
-    canvas = page.locator("canvas").first.bounding_box()
+    canvas = page.locator("canvas").bounding_box()
     middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
     page.mouse.move(middle[0] - 40, middle[1])
     page.mouse.down()
@@ -263,17 +262,15 @@ def test_visitors_do_not_mix(visit: Any, expected: Any) -> None:
         np.testing.assert_array_equal(visitor.pictures()[0], overlay(shown(path), found.maps[0][1]))
 
 
-@pytest.mark.long
-def test_uploads_are_deleted(visit: Any, served: Any) -> None:
-    from omni.app.page import KEEP, SWEEP
-
-    visitor = visit()
+def test_what_a_visitor_chose_is_forgotten_when_they_leave(visit: Any, served: Any) -> None:
+    visitor, tokens = visit(), set()
+    visitor.page.on("request", lambda request: tokens.add(request.headers.get("visit")))
     visitor.upload(SCENE)
     visitor.pictures()
-    assert served.uploads()
-    until = time.monotonic() + SWEEP + KEEP + 30
-    while served.uploads() and time.monotonic() < until:
-        time.sleep(1)
-    assert served.uploads() == []
-    visitor.ask("what color is the circle")
-    assert visitor.answer() == "red"
+    (token,) = tokens
+    assert served.send("/remove/9", Visit=token)[0] == 200
+    visitor.page.goto("about:blank")
+    until = time.monotonic() + 20
+    while served.send("/remove/9", Visit=token)[0] == 200 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert served.send("/remove/9", Visit=token)[0] == 410

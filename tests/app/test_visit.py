@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omni.app.visit import MOST, Visit
+from omni.app.visit import IDLE, LONGEST, MOST, VISITORS, Visit, Visits
 from omni.looking.attention import word_attention
 from omni.session import QuestionError
 from omni.vision.pictures import read_picture
@@ -55,3 +55,56 @@ def test_other_pictures_end_an_answer_that_is_being_written(shipped: Any) -> Non
     visit.remove(0)
     with pytest.raises(QuestionError, match="no picture yet"):
         next(visit.ask("what is below the heart", *shipped))
+
+
+@pytest.mark.parametrize("unit", ["bytes", "pixels"])
+def test_pictures_have_a_bound_together(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    pictures = [read_picture(file) for _, file in FILES]
+    sizes = {"bytes": [len(file) for _, file in FILES], "pixels": [each.width * each.height for each in pictures]}[unit]
+    monkeypatch.setattr(f"omni.app.visit.MOST_{unit.upper()}", sum(sizes))
+    visit = Visit()
+    assert visit.choose(FILES, None, False) == []
+    assert visit.choose(FILES[:1], None, True) == [
+        f"With 'scene.png' the pictures have {sum(sizes) + sizes[0]:,} {unit}, expected at most {sum(sizes):,}; remove "
+        "others, or make it smaller."
+    ]
+    assert len(visit.pictures) == 2
+    assert visit.choose(FILES[:1], None, False) == []  # in the place of the others
+
+
+def test_a_question_has_a_bound(shipped: Any) -> None:
+    visit = Visit()
+    visit.choose(FILES[:1], None, False)
+    with pytest.raises(QuestionError, match=f"{LONGEST + 1:,} characters"):
+        next(visit.ask("a" * (LONGEST + 1), *shipped))
+
+
+def test_so_many_visits_are_kept_for_so_long() -> None:
+    now = 0.0
+    visits = Visits(lambda: now)
+    tokens = [visits.open() for _ in range(VISITORS)]
+    first = visits.find(tokens[0])
+    assert first is not None
+    first.choose(FILES, None, False)
+    newest = visits.open()
+    assert visits.find(tokens[1]) is None  # it was not used for the longest time
+    assert visits.find(tokens[0]) is first
+    now = IDLE / 2
+    assert visits.find(newest) is not None
+    now = IDLE + 1
+    visits.sweep()
+    assert first.pictures == []
+    assert [token for token in [*tokens, newest] if visits.find(token)] == [newest]
+
+
+def test_who_leaves_is_forgotten_at_once(shipped: Any) -> None:
+    visits = Visits()
+    token = visits.open()
+    visit = visits.find(token)
+    assert visit is not None
+    visit.choose(FILES[:1], None, False)
+    answers = visit.ask("describe the picture", *shipped)
+    next(answers)
+    visits.leave(token)
+    assert (list(answers), visit.pictures, visits.find(token)) == ([], [], None)
+    visits.leave(token)

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from omni.data.collate import IGNORED, ConversationCollator, _common_prefix
-from omni.data.conversations import Example, ExampleError, SceneConversations, ask
+from omni.data.conversations import Example, ExampleError, ask
 
 Pair = Callable[..., tuple[Any, Any]]
 
@@ -251,14 +251,3 @@ def test_the_longest_common_beginning() -> None:
     assert _common_prefix(["abcd", "abxd", "abc"]) == 2
     assert _common_prefix(["ab", "ab"]) == 2
     assert _common_prefix(["ab", "ba"]) == 0
-
-
-def test_scenes_become_conversations() -> None:
-    scenes = SceneConversations("train", count=3, questions=4)
-    assert len(scenes) == 3
-    first = scenes[0]
-    assert len(first.items["image"]) == 1
-    assert len(first.conversations) == 4
-    again = SceneConversations("train", count=3, questions=4)[0]
-    assert again.conversations == first.conversations
-    assert again.items["image"][0].tobytes() == first.items["image"][0].tobytes()

@@ -20,10 +20,10 @@ from transformers import (
     ViTModel,
 )
 
+from omni import scenes
 from omni.checkpoints.strict import CheckpointError
 from omni.embedding.engine import Engine, EngineError
 from omni.loading.encoder import Encoder, load_encoder
-from omni.scenes import scenes
 
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 

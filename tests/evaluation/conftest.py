@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omni.scenes import scenes
+from omni import scenes
 
 FUSED = Path("checkpoints/omni_tiny")
 ENCODER = Path("checkpoints/vision_tiny")

@@ -3,7 +3,7 @@
     python tests/evaluation/other_drawings.py drawings 400      # writes drawings/*.png and drawings/questions.jsonl
     omni evaluate checkpoints/omni_tiny --data drawings/questions.jsonl
 
-What there is to see, and what is asked about it, are of `omni.scenes.scenes`; how it is drawn is not: shapes are stamps of
+What there is to see, and what is asked about it, are of `omni.scenes`; how it is drawn is not: shapes are stamps of
 Pillow's that are turned, patterns its lines and ellipses, colours those of CSS and two other palettes, boards begin at the
 corner. Every picture has a manner of its own.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFilter
 
-from omni.scenes.scenes import COLORS, DIAMETERS, Scene, SceneObject, questions, sample_scene
+from omni.scenes import COLORS, DIAMETERS, Scene, SceneObject, questions, sample_scene
 
 SIDE, FINE = 224, 4
 Rgb = tuple[int, int, int]

@@ -12,24 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
+from omni import scenes
 from omni.data.conversations import ask
-from omni.evaluation import (
-    SIGHTS,
-    EvaluationError,
-    Item,
-    ManifestQuestions,
-    Query,
-    SceneQuestions,
-    SceneSettings,
-    Sight,
-    ask_all,
-    evaluate,
-    evaluate_scenes,
-    generate_answers,
-    uses_the_picture,
-)
-from omni.evaluation.asking import WINDOW_PIXELS, shown
-from omni.scenes import scenes
+from omni.evaluation import EvaluationError, evaluate
+from omni.evaluation.asking import WINDOW_PIXELS, Item, Query, ask_all, shown
+from omni.evaluation.manifest import ManifestQuestions
+from omni.evaluation.scores import SIGHTS, Evaluation, Sight, uses_the_picture
+from omni.scenes.evaluation import SceneQuestions, SceneSettings
 from omni.session import answer
 
 KINDS = ("shape", "color", "count", "exists")
@@ -49,8 +38,9 @@ class Recorded(SceneQuestions):
 
 
 def test_the_shipped_checkpoint_sees(shipped: Any) -> None:
-    real, asked = evaluate_scenes(*shipped, pictures=20, first=500_000, kinds=KINDS)
-    blank, _ = evaluate_scenes(*shipped, pictures=20, first=500_000, kinds=KINDS, sight="blank")
+    questions = SceneQuestions("test", 20, 500_000, kinds=KINDS)
+    asked = ask_all(*shipped, questions)
+    real, blank = Evaluation.of(asked), Evaluation.of(ask_all(*shipped, questions, "blank"), "blank")
     assert {item.kind for item in asked} == set(KINDS)
     assert sum(s.accuracy for s in real.scores) / len(KINDS) > 0.7
     assert blank.score("shape").accuracy < 0.4
@@ -60,13 +50,19 @@ def test_the_shipped_checkpoint_sees(shipped: Any) -> None:
 
 
 def test_a_batch_is_answered_as_each_question_alone(shipped: Any) -> None:
-    prompts = []
-    for seed in range(6):
-        scene = scenes.sample_scene(seed, "test")
-        question = scenes.questions(scene, seed, 1)[0]
-        prompts.append((question.text, [scenes.render(scene)] * (1 + seed % 2)))
-    together = generate_answers(*shipped, prompts)
-    assert together == [answer(*shipped, pictures, question).answer for question, pictures in prompts]
+    class Repeated(SceneQuestions):
+        def __getitem__(self, index: int) -> Item:
+            item = super().__getitem__(index)
+            (picture,), times = item.pictures, 1 + index % 2
+            query = item.queries[index]
+            chat = ask(query.text, images=times)
+            return Item(item.source, (picture,) * times, (Query(query.kind, chat, query.expected),))
+
+    questions = Repeated("test", 6, 0)
+    together = ask_all(*shipped, questions, batch_size=6)
+    assert [asked.answer for asked in together] == [
+        answer(*shipped, item.pictures, item.queries[0].text).answer for item in map(questions.__getitem__, range(6))
+    ]
 
 
 def test_batches_lose_and_repeat_nothing(shipped: Any) -> None:

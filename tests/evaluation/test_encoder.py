@@ -21,19 +21,13 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from omni import scenes
 from omni.checkpoints.strict import CheckpointError
-from omni.evaluation import EncoderSettings, EvaluationError, evaluate, evaluate_encoder, load_encoder
-from omni.evaluation.encoder import features_of, nearest, neighbours, probe
-from omni.scenes import scenes
-from omni.scenes.picture_sets import (
-    KINDS,
-    OBJECT_TASKS,
-    SCENE_TASKS,
-    different_scenes,
-    digit_pictures,
-    draw_again,
-    scene_pictures,
-)
+from omni.evaluation import EncoderSettings, EvaluationError, evaluate
+from omni.evaluation.encoder import SAME, evaluate_encoder, features_of, nearest, neighbours, probe
+from omni.evaluation.picture_sets import DIGIT, digit_pictures
+from omni.loading.encoder import load_encoder
+from omni.scenes.picture_sets import OBJECT_TASKS, SCENE_TASKS, TASKS
 
 SIZE = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARE = {"height": 16, "width": 16}
@@ -112,26 +106,6 @@ def test_what_is_the_same_for_all_pictures_finds_none() -> None:
 # --- Pictures ---------------------------------------------------------------------------------------------------------
 
 
-def test_scenes_are_held_out_and_their_labels_are_true() -> None:
-    several, single = scene_pictures(SMALL, "scene", 6), scene_pictures(SMALL, "object", 1)
-    assert (len(several.fit), len(several.ask)) == (100, 20)
-    assert set(several.fit).isdisjoint(several.ask)
-    assert set(several.labels) == set(SCENE_TASKS)
-    assert set(single.labels) == set(OBJECT_TASKS)
-    scene = scenes.sample_scene(110, "test")
-    answers = {
-        question.kind: question.answer
-        for question in scenes.questions(scene, 110, weights=dict.fromkeys(scenes.WORDINGS, 1))
-    }
-    assert several.labels["background"][110] == answers["background"]
-    assert several.labels["dark"][110] == answers["dark"]
-    assert scenes.NUMBERS[int(several.labels["count"][110])] == answers["count"]
-    assert np.array_equal(np.asarray(several.draw(110)), np.asarray(scenes.render(scene)))
-    alone = scenes.sample_scene(7, "test", min_objects=1, max_objects=1)
-    words = scenes.caption(alone).split()
-    assert [single.labels[task][7] for task in ("size", "pattern", "color", "shape")] == words[1:5]
-
-
 def test_digits_are_split_once_and_for_all() -> None:
     digits = digit_pictures(16)
     assert (len(digits.fit), len(digits.ask), len(digits)) == (1437, 360, 1797)
@@ -145,34 +119,6 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert (picture.mode, picture.size) == ("RGB", (16, 16))
     small = np.asarray(picture.resize((8, 8)).convert("L"), dtype=float).ravel()
     assert np.corrcoef(small, digits.pixels[5])[0, 1] > 0.9
-
-
-def test_a_scene_drawn_again_shows_the_same_objects_and_nothing_else_the_same() -> None:
-    originals = different_scenes(150, 0)
-    assert len({scenes.caption(scene) for scene in originals}) == 150
-    kept = 0
-    for scene in originals:
-        again = draw_again(scene)
-        assert scenes.caption(again) == scenes.caption(scene)
-        assert again == draw_again(scene)
-        assert again.backdrop != scene.backdrop
-        kept += again.background == scene.background
-        for item, was in zip(again.objects, scene.objects, strict=True):
-            low, high = scenes.DIAMETERS[item.size]
-            assert low <= item.diameter <= high
-            assert [int(x // scenes.CELL) for x in item.center] == [item.column, item.row]
-            assert (item.center, item.diameter, item.rgb) != (was.center, was.diameter, was.rgb)
-            assert (item.texture is None) == (item.pattern == "solid")
-            ends = (again.backdrop.first, again.backdrop.second)
-            assert item.outline or all(
-                sum((a - b) ** 2 for a, b in zip(item.rgb, end, strict=True)) > 4900 for end in ends
-            )
-    assert kept < 75  # backgrounds are drawn anew, so about a quarter is of the same kind
-    for scene in originals[:5]:
-        one, other = (np.asarray(scenes.render(s), dtype=int) for s in (scene, draw_again(scene)))
-        assert np.abs(one - other).mean() > 5
-        covered = [set(np.unique(scenes.object_map(s))) - {-1} for s in (scene, draw_again(scene))]
-        assert covered[0] == covered[1] == set(range(len(scene.objects)))
 
 
 # --- Encoders ---------------------------------------------------------------------------------------------------------
@@ -216,7 +162,7 @@ def test_an_encoder_without_training_scores_as_its_own_baseline(save: Save) -> N
         f"{task} / {m} / {o}" for task, o in [*digits, ("digit, projection", "pixels")] for m in ("kNN", "probe")
     ]
     assert sorted(by_kind) == sorted(expected)
-    assert {kind.split(",")[0].split(" / ")[0] for kind in by_kind} == set(KINDS)
+    assert {kind.split(",")[0].split(" / ")[0] for kind in by_kind} == {*TASKS, SAME, DIGIT}
     for output in ("cls", "grid"):
         for method in ("kNN", "probe"):
             mine, untrained = (

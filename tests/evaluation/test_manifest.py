@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from omni.data.sources import ManifestError
-from omni.evaluation import EvaluationError, ManifestQuestions, ManifestSettings, evaluate
+from omni.evaluation import EvaluationError, ManifestSettings, evaluate
+from omni.evaluation.manifest import ManifestQuestions
 from omni.vision.pictures import PictureError, read_picture
 
 Make = Callable[..., Path]

@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omni.checkpoints.seal import reseal
 from omni.checkpoints.strict import CheckpointError
 from omni.evaluation import (
     EvaluationError,
     Hashes,
     ManifestSettings,
     Result,
-    SceneSettings,
     choose_settings,
     evaluate,
     verify,
 )
 from omni.evaluation.result import hash_preprocessing
 from omni.loading.checkpoint import load
+from omni.scenes.evaluation import SceneSettings
 
 Make = Callable[..., Path]
 CAUSES = ("weights", "data", "prompts", "preprocessing")
@@ -140,6 +141,7 @@ def test_what_changes_is_found_where_it_is(
 ) -> None:
     then = measure(fused, data)
     change(copy, data)
+    reseal(copy)
     verification = verify(then, copy)
     assert verification.outcome is not None
     assert changed(then, verification.outcome.result) == CHANGES[change]
@@ -263,7 +265,11 @@ def test_unknown_keys_and_values_of_a_result_are_refused(fused: Path, data: Path
         (["more"], 1, "more: Extra inputs"),
         (["hashes", "more"], 1, "more: Extra inputs"),
         (["settings", "sigth"], True, "sigth: Extra inputs"),
-        (["settings", "about"], "something", "does not match any of the expected tags"),
+        (
+            ["settings", "about"],
+            "something",
+            "settings: `about` is one of scenes, manifest, encoder, found 'something'",
+        ),
         (["format"], "omni evaluation 2", "format: Input should be 'omni evaluation 1'"),
         (["scores", 0, "n"], "many", "n: Input should be a valid integer"),
     ):

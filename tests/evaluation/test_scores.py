@@ -6,9 +6,8 @@ from statistics import NormalDist
 import pytest
 from scipy.stats import binomtest
 
-from omni.evaluation import Asked, Evaluation, score, sight_test, uses_the_picture, wilson_interval
-from omni.evaluation.scores import overall
-from omni.scenes import scenes
+from omni.evaluation import Asked
+from omni.evaluation.scores import Evaluation, Parts, Sight, score, sight_test, uses_the_picture, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -40,16 +39,27 @@ def test_scores_by_kind_with_the_best_constant_answer() -> None:
     assert found["exists"].accuracy == 0.0  # to the last character
 
 
-def test_captions_of_scenes_are_scored_object_by_object() -> None:
-    scene = scenes.sample_scene(3, "test", min_objects=3, max_objects=3)
-    whole = scenes.caption(scene)
-    one_wrong = whole.replace(f"{scene.objects[0].color} {scene.objects[0].shape}", "plaid circle", 1)
-    asked = [Asked("caption", "?", whole, one_wrong)]
-    found = {s.kind: s for s in score(asked)}
-    assert found["caption"].accuracy == 0.0
-    assert (found["caption_objects"].n, found["caption_objects"].accuracy) == (3, pytest.approx(2 / 3))
-    assert [s.kind for s in score(asked, scene_captions=False)] == ["caption"]
-    assert overall(score(asked)).n == 1  # a caption is one question
+def test_answers_are_scored_part_by_part_where_that_is_asked_for() -> None:
+    def right_words(expected: str, answer: str) -> list[bool]:
+        return [word in answer.split() for word in expected.split()]
+
+    parts = Parts(of="list", kind="list_words", right=right_words)
+    asked = [Asked("list", "?", "a b c", "a c"), Asked("color", "?", "red", "red"), Asked("list", "?", "d", "d")]
+    found = Evaluation.of(asked, parts=parts)
+    assert [(s.kind, s.n, s.accuracy) for s in found.scores] == [
+        ("list", 2, 0.5),
+        ("list_words", 4, 0.75),
+        ("color", 1, 1.0),
+    ]
+    words = found.score("list_words")
+    assert (words.constant, words.constant_answer) == (0.0, "-")  # nobody answers with parts
+    assert (found.overall().n, found.overall().accuracy) == (3, pytest.approx(2 / 3))  # an answer is one question
+    assert [s.kind for s in score(asked)] == ["list", "color"]
+
+
+def test_answers_without_parts_have_no_row_of_parts() -> None:
+    found = Evaluation.of([Asked("list", "?", "", "a")], parts=Parts("list", "list_words", lambda one, other: []))
+    assert [s.kind for s in found.scores] == ["list"]
 
 
 def answered(right: int, n: int, kind: str = "color") -> list[Asked]:
@@ -57,7 +67,7 @@ def answered(right: int, n: int, kind: str = "color") -> list[Asked]:
 
 
 def test_overall_counts_every_question_once() -> None:
-    found = overall(score([*answered(3, 10), *answered(5, 30, "shape")]))
+    found = Evaluation.of([*answered(3, 10), *answered(5, 30, "shape")]).overall()
     assert (found.n, found.accuracy) == (40, 8 / 40)
     assert (found.low, found.high) == wilson_interval(8, 40)
     assert found.constant == 1.0
@@ -65,8 +75,8 @@ def test_overall_counts_every_question_once() -> None:
 
 def test_the_sight_test_is_passed_by_what_the_pictures_alone_explain() -> None:
     def passes(real: int, blank: int, swapped: int) -> bool:
-        shown = {"real": real, "blank": blank, "swapped": swapped}
-        evaluations = [Evaluation(sight=s, scores=score(answered(n, 100))) for s, n in shown.items()]
+        shown: dict[Sight, int] = {"real": real, "blank": blank, "swapped": swapped}
+        evaluations = [Evaluation.of(answered(n, 100), s) for s, n in shown.items()]
         test = sight_test(evaluations, {"noise": "there was none"})
         assert test.passed == uses_the_picture(evaluations)
         assert list(test.overall) == ["real", "blank", "swapped"]

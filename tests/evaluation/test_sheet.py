@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omni.evaluation import EncoderSettings, Outcome, SceneSettings, evaluate, write_answers, write_sheet
-from omni.evaluation.scores import Asked, score
-from omni.scenes import scenes
+from omni import scenes
+from omni.evaluation import Asked, EncoderSettings, Outcome, evaluate, write_answers, write_sheet
+from omni.evaluation.scores import score
+from omni.scenes.evaluation import SceneSettings
 
 VOID = {"meta", "img", "br"}
 

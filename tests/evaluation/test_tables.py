@@ -9,18 +9,16 @@ from rich.console import Console
 from omni.evaluation import (
     Asked,
     EncoderSettings,
-    Evaluation,
     EvaluationError,
     Hashes,
+    ManifestSettings,
     Result,
-    SceneSettings,
-    model_card_section,
     render,
-    score,
-    sight_test,
     update_card,
 )
-from omni.evaluation.tables import END, START, tabulate
+from omni.evaluation.scores import Evaluation, score, sight_test
+from omni.evaluation.tables import END, START, model_card_section, tabulate, title
+from omni.scenes.evaluation import SceneSettings
 
 
 def asked(kind: str, right: int, n: int, expected: str = "red") -> list[Asked]:
@@ -50,7 +48,7 @@ REAL, BLANK = (
 
 @pytest.fixture
 def tested() -> Result:
-    passes = [Evaluation(sight="real", scores=score(REAL)), Evaluation(sight="blank", scores=score(BLANK))]
+    passes = [Evaluation.of(REAL), Evaluation.of(BLANK, "blank")]
     sight = sight_test(passes, {"swapped": "there is but one row"})
     return result(REAL, sight=sight, stopped=3)
 
@@ -70,6 +68,15 @@ def test_outputs_of_an_encoder_stand_side_by_side() -> None:
         ["task / method", "n", "cls", "grid", "pixels", "best constant answer"],
         ["digit / kNN", "10", "0.500 (0.24-0.76)", "0.900 (0.60-0.98)", "", "1.000 (3)"],
         ["digit, projection / kNN", "10", "", "", "0.700 (0.40-0.89)", "1.000 (3)"],
+    ]
+
+
+def test_the_title_says_what_was_asked_about() -> None:
+    about = (SceneSettings(), ManifestSettings(data="birds.jsonl"), EncoderSettings(pictures=20))
+    assert [title(result([], settings=settings)) for settings in about] == [
+        "a_checkpoint: 500 pictures of test, seen wordings",
+        "a_checkpoint: birds.jsonl",
+        "a_checkpoint: 20 held-out pictures of each sort",
     ]
 
 

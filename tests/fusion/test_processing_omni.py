@@ -12,6 +12,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPImageProcessor
 
 from omni import OmniImageProcessor, OmniProcessor
+from omni.checkpoints.seal import reseal
 
 Pair = Callable[..., tuple[Any, OmniProcessor]]
 
@@ -274,6 +275,7 @@ def change(folder: Path, file: str, **values: Any) -> None:
             inner = inner[part]
         inner[last] = value
     (folder / file).write_text(json.dumps(content))
+    reseal(folder)
 
 
 @pytest.mark.parametrize(

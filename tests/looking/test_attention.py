@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil
 from typer.testing import CliRunner, Result
 
-from omni import OmniImageProcessor, OmniProcessor
+from omni import OmniImageProcessor, OmniProcessor, scenes
 from omni.checkpoints.fingerprints import read_tensors
 from omni.cli.app import app
 from omni.data.conversations import ask
@@ -30,7 +30,6 @@ from omni.looking.attention import (
     word_attention,
 )
 from omni.looking.panels import draw_encoder, draw_words, overlay
-from omni.scenes import scenes
 from omni.session import Session, answer, write_prompts
 from omni.vision.pictures import read_picture
 

@@ -1,7 +1,6 @@
 """The dense loss: what it asks for, what it leaves open, and what it weighs."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -9,16 +8,16 @@ import torch.nn.functional as F
 from accelerate.utils import compile_regions
 from torch._dynamo import OptimizedModule
 
-from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
+from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel, scenes
 from omni.data.collate import IGNORED
-from omni.scenes import scenes
 from omni.scenes.dense import ATTRIBUTES, LOSS_WEIGHTS, NOTHING, PATCH_ATTRIBUTES, DenseModel, DenseScenes
 
 
 @pytest.fixture
-def model(tiny_encoder: dict[str, Any]) -> DenseModel:
+def model() -> DenseModel:
     torch.manual_seed(0)
-    return DenseModel(OmniVisionModel(OmniVisionConfig(**tiny_encoder, hidden_dropout_prob=0.0)), OmniImageProcessor())
+    tiny = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    return DenseModel(OmniVisionModel(OmniVisionConfig(**tiny, hidden_dropout_prob=0.0)), OmniImageProcessor())
 
 
 def batch_of(dataset: DenseScenes, count: int) -> dict[str, torch.Tensor]:

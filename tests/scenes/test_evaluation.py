@@ -2,8 +2,10 @@
 
 import pytest
 
-from omni.evaluation import EvaluationError, SceneQuestions
-from omni.scenes import scenes
+from omni import scenes
+from omni.evaluation import Asked, EvaluationError
+from omni.evaluation.scores import Evaluation
+from omni.scenes.evaluation import SceneQuestions, SceneSettings
 
 
 def test_one_question_of_every_kind_about_every_scene() -> None:
@@ -24,6 +26,24 @@ def test_the_data_hash_is_that_of_pictures_and_answers() -> None:
     others = [("test", 3, 0), ("test", 4, 1), ("pairs", 4, 0)]
     assert first not in {SceneQuestions(*arguments).data_hash() for arguments in others}
     assert SceneQuestions("test", 4, 0, kinds=["color"]).data_hash() != first
+
+
+def test_captions_are_scored_object_by_object_as_well() -> None:
+    scene = scenes.sample_scene(3, "test", min_objects=3, max_objects=3)
+    whole = scenes.caption(scene)
+    one_wrong = whole.replace(f"{scene.objects[0].color} {scene.objects[0].shape}", "plaid circle", 1)
+    found = Evaluation.of([Asked("caption", "?", whole, one_wrong)], parts=SceneQuestions.parts)
+    assert found.score("caption").accuracy == 0.0
+    objects = found.score("caption_objects")
+    assert (objects.n, objects.accuracy) == (3, pytest.approx(2 / 3))
+    assert found.overall().n == 1
+
+
+def test_settings_ask_what_they_say() -> None:
+    settings = SceneSettings(pictures=3, first=20, split="pairs", wordings="held_out", kinds=("color", "shape"))
+    assert settings.title == "3 pictures of pairs, held_out wordings"
+    mine, expected = settings.questionnaire(), SceneQuestions("pairs", 3, 20, "held_out", ("color", "shape"))
+    assert [mine[index].queries for index in range(3)] == [expected[index].queries for index in range(3)]
 
 
 def test_swapped_pictures_are_none_of_those_asked_about() -> None:

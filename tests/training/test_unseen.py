@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from omni import scenes
 from omni.data.collate import IGNORED
-from omni.data.conversations import Example, SceneConversations, ask
-from omni.scenes import scenes
+from omni.data.conversations import Example, ask
+from omni.scenes.conversations import SceneConversations
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
 

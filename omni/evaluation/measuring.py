@@ -14,26 +14,26 @@ from pydantic import ValidationError
 
 from omni.checkpoints.strict import CheckpointError
 from omni.fusion.configuration_omni import OmniConfig
-from omni.loading.checkpoint import base_of, load, model_type_of
+from omni.loading.checkpoint import base_of, load, model_type_of, prompt_of
 from omni.loading.encoder import load_encoder
-from omni.scenes.evaluation import SceneQuestions
+from omni.worlds import find_world
 
-from .asking import Questionnaire, ask_all
+from .asking import ask_all
 from .encoder import Progress, evaluate_encoder
-from .manifest import ManifestQuestions
 from .result import (
+    Asking,
     Difference,
     EncoderSettings,
     Hashes,
     ManifestSettings,
     Result,
-    SceneSettings,
+    Settings,
     hash_answers,
     hash_lines,
     hash_preprocessing,
     hash_weights,
 )
-from .scores import SIGHTS, Asked, Evaluation, EvaluationError, Sight, SightTest, score, sight_test
+from .scores import SIGHTS, Asked, Evaluation, EvaluationError, Sight, SightTest, sight_test
 
 PACKAGES = {
     "omni": "omni-thinker",
@@ -66,22 +66,27 @@ def kind_of(checkpoint: str | Path) -> Literal["fused", "encoder"]:
     return "fused" if model_type_of(base_of(Path(checkpoint))) == OmniConfig.model_type else "encoder"
 
 
-def choose_settings(checkpoint: str | Path, **options: Any) -> SceneSettings | ManifestSettings | EncoderSettings:
-    """The settings that fit a checkpoint: of an encoder, of a manifest if `data` is given, else of scenes.
+def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
+    """The settings that fit a checkpoint: of an encoder, of a manifest if `data` is given, else of the world that is drawn.
 
     Raises:
         CheckpointError: no configuration in the folder.
         EvaluationError: an option of another evaluation, or one out of range.
+        WorldError: the world that is drawn is not installed.
     """
-    encoder = kind_of(checkpoint) == "encoder"
-    settings: type[SceneSettings | ManifestSettings | EncoderSettings]
-    settings = EncoderSettings if encoder else ManifestSettings if "data" in options else SceneSettings
+    settings: type[Settings]
+    if kind_of(checkpoint) == "encoder":
+        settings = EncoderSettings
+    else:
+        settings = ManifestSettings if "data" in options else find_world().settings
     what = settings.model_fields["about"].default
     if strangers := sorted(set(options) - set(settings.model_fields)):
         raise EvaluationError(
             f"{str(checkpoint)!r} is evaluated as {what!r}, for which there is no {', '.join(map(_option, strangers))}; "
             f"there are {', '.join(_option(name) for name in settings.model_fields if name != 'about')}."
         )
+    if settings is ManifestSettings and (trained := prompt_of(checkpoint)):
+        options.setdefault("prompt", trained)
     try:
         return settings(**options)
     except ValidationError as error:
@@ -97,7 +102,7 @@ def _option(name: str) -> str:
 
 def evaluate(
     checkpoint: str | Path,
-    settings: SceneSettings | ManifestSettings | EncoderSettings,
+    settings: Settings,
     progress: Progress = lambda label, done, total: None,
 ) -> Outcome:
     """Measure a checkpoint.
@@ -109,7 +114,7 @@ def evaluate(
 
     Raises:
         CheckpointError: a checkpoint that cannot be loaded, or of another kind than the settings are for.
-        EvaluationError, ManifestError, PictureError: something else that cannot be evaluated as asked.
+        EvaluationError, ManifestError, PictureError, WorldError: something else that cannot be evaluated as asked.
     """
     found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, EncoderSettings) else "fused"
     if found != wanted:
@@ -123,22 +128,20 @@ def evaluate(
 
 def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progress: Progress, start: float) -> Outcome:
     encoder = load_encoder(checkpoint)
-    report = evaluate_encoder(encoder, settings, progress)
+    found = evaluate_encoder(encoder, settings, progress)
     hashes = Hashes(
         weights=hash_weights(checkpoint),
-        data=report.data_hash,
+        data=found.data_hash,
         prompts=None,
         preprocessing=hash_lines([encoder.image_processor.to_dict()]),
-        answers=hash_answers(report.asked),
+        answers=hash_answers(found.asked),
     )
-    result = _result(checkpoint, settings, encoder.model, hashes, report.scores, start, stopped=0, sight=None)
-    return Outcome(result, report.asked, lambda item: report.shown[item](), len(report.shown))
+    result = _result(checkpoint, settings, encoder.model, hashes, found.scores, start, stopped=0, sight=None)
+    return Outcome(result, found.asked, lambda item: found.shown[item](), len(found.shown))
 
 
-def _evaluate_fused(
-    checkpoint: str | Path, settings: SceneSettings | ManifestSettings, progress: Progress, start: float
-) -> Outcome:
-    questions = _questionnaire(settings)
+def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress, start: float) -> Outcome:
+    questions = settings.questionnaire()
     # first, so that what cannot be read is told at once
     data_hash = questions.data_hash(lambda done: progress("reading pictures", done, len(questions)))
     model, processor = load(checkpoint)
@@ -165,10 +168,7 @@ def _evaluate_fused(
             progress=lambda done, sight=sight: progress(f"asking, {sight} pictures", done, len(questions)),  # type: ignore[misc]
         )
     asked = passes["real"]
-    evaluations = [
-        Evaluation(sight=sight, scores=score(given, scene_captions=isinstance(settings, SceneSettings)))
-        for sight, given in passes.items()
-    ]
+    evaluations = [Evaluation.of(given, sight, questions.parts) for sight, given in passes.items()]
     hashes = Hashes(
         weights=hash_weights(checkpoint),
         data=data_hash,
@@ -189,15 +189,9 @@ def _evaluate_fused(
     return Outcome(result, asked, lambda item: questions[item].pictures, len(questions))
 
 
-def _questionnaire(settings: SceneSettings | ManifestSettings) -> Questionnaire:
-    if isinstance(settings, ManifestSettings):
-        return ManifestQuestions(settings.data, settings.root, settings.prompt)
-    return SceneQuestions(settings.split, settings.pictures, settings.first, settings.wordings, settings.kinds)
-
-
 def _result(
     checkpoint: str | Path,
-    settings: SceneSettings | ManifestSettings | EncoderSettings,
+    settings: Settings,
     model: Any,
     hashes: Hashes,
     scores: Sequence[Any],

@@ -1,0 +1,127 @@
+"""Who may talk to the page. A browser holds pages of anybody, so what it asks for is checked: by which name it reached this
+machine, and from which page it asks.
+"""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+POLICY = {
+    "default-src": "'self'",
+    "img-src": "'self' data:",  # pictures stand in the page itself
+    "style-src": "'self' 'unsafe-inline'",
+    "base-uri": "'self'",
+    "form-action": "'self'",
+    "frame-ancestors": "'self'",
+}
+"""What a browser may load: what comes from here."""
+
+HEADERS = {
+    "content-security-policy": "; ".join(f"{rule} {sources}" for rule, sources in POLICY.items()),
+    "cache-control": "no-store",  # on no disk
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+"""Of every response."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """From where the page can be reached.
+
+    A name in a request proves nothing by itself: who owns a name can let it lead to any machine, also to this one, and so
+    put a page of theirs and this page behind one name (DNS rebinding). An address cannot be given away like that.
+
+    Attributes:
+        host, port: where it listens, as it was said.
+        listens: the address that this is.
+        names: by which it may be called, in lower case, beside addresses.
+    """
+
+    host: str
+    port: int
+    listens: ipaddress.IPv4Address | ipaddress.IPv6Address
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, host: str, listening: socket.socket) -> "Reach":
+        """Of a socket that listens at a host."""
+        address, port, *_ = listening.getsockname()
+        listens, names = ipaddress.ip_address(address), {"localhost", host.lower()}
+        if not listens.is_loopback:
+            own = socket.gethostname().lower()
+            names |= {own, f"{own}.local"}
+        return cls(host, port, listens, frozenset(names))
+
+    def knows(self, host: str) -> bool:
+        """Whether a request may say that it is for this host, which may have a port behind it."""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.names
+        return address.is_loopback or not self.listens.is_loopback
+
+    @property
+    def address(self) -> str:
+        """For a browser of this machine."""
+        host = "localhost" if self.listens.is_unspecified else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def sentence(self) -> str:
+        """Where the page is, and for whom."""
+        if self.listens.is_loopback:
+            return f"at {self.address}, for this machine alone"
+        others = "by any address of this machine" if self.listens.is_unspecified else "there"
+        return f"at {self.address}, and {others} for everybody on its networks; there is no password"
+
+
+class Door:
+    """Lets in what asks for this page by a name of its own, and from no other page; what an ASGI server calls."""
+
+    def __init__(self, app: ASGIApp, reach: Reach) -> None:
+        self.app, self.reach = app, reach
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+
+        async def send_with(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif refusal := self._refusal(Headers(scope=scope)):
+            await PlainTextResponse(refusal, 403)(scope, receive, send_with)
+        else:
+            await self.app(scope, receive, send_with)
+
+    def _refusal(self, headers: Headers) -> str | None:
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if len(hosts) != 1 or not self.reach.knows(hosts[0]):
+            found = ", ".join(map(repr, hosts)) or "no host"
+            return (
+                f"The request is for {found}, which is not this page; open {self.reach.address}, or name the host that "
+                "leads here: omni app --host NAME."
+            )
+        if foreign := [origin for origin in origins if origin not in _origins(hosts[0])]:
+            return (
+                f"The request comes from a page of {foreign[0]!r}, expected one of {hosts[0]!r}; open this page itself."
+            )
+        return None
+
+
+def _origins(host: str) -> tuple[str, str]:
+    """Of a page from this host; with https where a proxy in front of it speaks that."""
+    return f"http://{host}", f"https://{host}"

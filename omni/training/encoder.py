@@ -1,0 +1,20 @@
+"""The encoder that a recipe trains."""
+
+from transformers import BaseImageProcessor, PreTrainedModel
+
+from omni.fusion.configuration_omni import OmniConfig
+from omni.loading.checkpoint import expect_model
+from omni.registry import get_modality
+from omni.training.recipe import EncoderSection, said_by_recipe
+
+
+def build_encoder(section: EncoderSection) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """The encoder to train, new or from a folder, and its image processor."""
+    modality = get_modality("image")
+    if section.encoder is None:
+        with said_by_recipe("model.config", section.config):
+            return modality.model_class(modality.config_class(**section.config)), modality.preprocessor_class()
+    with said_by_recipe("model.encoder", section.encoder):
+        expect_model(section.encoder, modality.config_class.model_type, OmniConfig.model_type)
+        encoder = modality.model_class.from_pretrained(section.encoder, **section.config)
+        return encoder, modality.preprocessor_class.from_pretrained(section.encoder)
