@@ -49,6 +49,13 @@ def _vision_image_processor(auto: ModuleType) -> None:
     auto.AutoImageProcessor.register(OmniVisionConfig, OmniImageProcessor, exist_ok=True)
 
 
+def _no_video_processor(auto: ModuleType) -> None:
+    """Tell transformers that there is none, else it takes one for code in the checkpoint, and asks whether to run it."""
+    from omni.vision.configuration_vision import OmniVisionConfig
+
+    auto.AutoVideoProcessor.register(OmniVisionConfig, video_processor_classes={}, exist_ok=True)
+
+
 def _fusion_configuration(auto: ModuleType) -> None:
     from omni.fusion.configuration_omni import OmniConfig
 
@@ -87,6 +94,7 @@ def register_when_imported() -> None:
             ("configuration_auto", (vision,), _vision_configuration),
             ("modeling_auto", (vision, "omni.vision.modeling_vision"), _vision_model),
             ("image_processing_auto", (vision, "omni.vision.image_processing_vision"), _vision_image_processor),
+            ("video_processing_auto", (vision,), _no_video_processor),
         ]
     for auto, own, register in registrations:
         when_imported(f"transformers.models.auto.{auto}", own, register)

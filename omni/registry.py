@@ -58,6 +58,14 @@ class Packed(Protocol):
 
     path: str
 
+    def read(self, source: Any, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
+        """An item from its file, in a form that `prepare` takes; the size that it has in full; a note of the decoder.
+
+        Args:
+            source: the file.
+            at_least: read no more of it than is needed for so many pixels a side.
+        """
+
     def prepare(self, item: Any) -> Any:
         """One item as an array, in the form that `__call__` takes; all are of one shape."""
 
@@ -112,7 +120,7 @@ class Modality:
     read: Callable[[Any, int], dict[str, Any]] = read_named_outputs
     argument: str = ""
     is_item: Callable[[Any], bool] = is_one_item
-    open: Callable[[Any], Any] | None = None
+    open: Callable[..., Any] | None = None
     suffixes: tuple[str, ...] = ()
     media_types: tuple[str, ...] = ()
     noun: str = "item"
@@ -238,7 +246,7 @@ def get_modality(name: str) -> Modality:
     return _registered[name]
 
 
-def open_item(name: str) -> Callable[[Any], Any]:
+def open_item(name: str) -> Callable[..., Any]:
     """How files of a modality are opened, see `Modality.open`.
 
     Raises:

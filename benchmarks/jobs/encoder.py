@@ -90,7 +90,9 @@ def _ours(pixels: torch.Tensor, ways: dict[str, Prepare]) -> list[Contestant]:
         whole["omni packed, from bytes"] = lambda: _call(_packed(dtype), raw)
         whole["omni packed, not compiled, from bytes"] = lambda: _call(_not_compiled(dtype), raw)
         cls_only["omni packed, CLS only"] = lambda: _call(_packed(dtype), pixels, cls_only=True)
-    if on_cpu and pack and dtype != torch.float32:  # what an `Engine` takes where the processor is no faster in bfloat16
+    if (
+        on_cpu and pack and dtype != torch.float32
+    ):  # what an `Engine` takes where the processor is no faster in bfloat16
         whole["omni packed, in float32, from bytes"] = lambda: _call(_packed(torch.float32), raw)
         cls_only["omni packed, in float32, CLS only"] = lambda: _call(_packed(torch.float32), raw, cls_only=True)
     for way, prepare in ways.items():

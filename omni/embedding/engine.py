@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from omni.loading.encoder import Encoder
-from omni.registry import Packed, get_modality
+from omni.registry import Packed, get_modality, open_item
 
 What = Literal["cls", "grid", "projected"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -108,8 +108,19 @@ class Engine:
             yield packed
         yield None
 
-    def prepare(self, picture: Image.Image | NDArray[np.uint8]) -> NDArray[Any]:
-        """One RGB picture of any size, or uint8[H, W, 4] as `read_pixels` makes it, as what `__call__` takes a batch of.
+    def read(self, path: str, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
+        """A picture for `prepare`, the (width, height) that it has in full, and what its decoder notes.
+
+        Raises:
+            ItemError: a file that cannot be read.
+        """
+        if self._packed is not None:
+            return self._packed.read(path, at_least)
+        picture = open_item("image")(path, at_least)
+        return picture, picture.info.get("full_size", picture.size), picture.info.get("note")
+
+    def prepare(self, picture: Any) -> NDArray[Any]:
+        """One picture of any size, as `read` gives it or as an image of PIL, as what `__call__` takes a batch of.
 
         Raises:
             EngineError: an image processor that does not scale pictures, and one of another size than it takes.
@@ -117,8 +128,7 @@ class Engine:
         if self._packed is not None:
             prepared: NDArray[Any] = self._packed.prepare(picture)
             return prepared
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture[..., :3])
-        pixels = self.encoder.prepare([image])[0]
+        pixels = self.encoder.prepare([picture])[0]
         if pixels.shape != self._pixels:
             raise EngineError(
                 f"The encoder takes pictures of one size, expected {_size(self._pixels)} pixels, found "

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.activations import ACT2FN
 
+from omni.fast.jpeg import Pixels, ReadPixels, read_pixels
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionLayer, OmniVisionModel, OmniVisionOutput
-from omni.vision.pictures import Pixels
 
 from .encoder import CompiledEncoder, is_possible
 from .resizing import resize
@@ -126,6 +126,10 @@ class PackedVisionModel:
         self.cls, self.positions = cls.to(dtype), table[:, 1:].to(dtype, copy=True)
         self.blocks = [_PackedBlock(layer, dtype, at_once * (1 + patches)) for layer in layers]
         self.norm = model.norm.weight.detach().to(torch.float32, copy=True)
+
+    def read(self, source: Any, at_least: int | None = None) -> ReadPixels:
+        """See `read_pixels`."""
+        return read_pixels(source, at_least)
 
     def prepare(self, picture: Pixels) -> NDArray[np.uint8]:
         """One picture of any size -> uint8[H, W, 3]."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from omni.fast.compilation import address, compile_library, fits
-from omni.vision.pictures import Pixels
+from omni.fast.jpeg import Pixels
 
 BITS, HALF = 22, 11
 """Weights are integers, multiples of 2^-22."""

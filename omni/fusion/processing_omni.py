@@ -10,6 +10,7 @@ tokenisation, is an error with both numbers.
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -177,7 +178,7 @@ class OmniProcessor(ProcessorMixin):
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
         """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
         if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in _items(modality, given)):
-            return list(make_flat_list_of_images(self.image_processor.fetch_images(given)))
+            return list(make_flat_list_of_images(self.image_processor.fetch_images(_opened(modality, given))))
         return list(_items(modality, given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -427,6 +428,14 @@ def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
     if "path" in block and modality.open is not None:
         return [modality.open(block["path"])]
     return []
+
+
+def _opened(modality: Modality, given: Any) -> Any:
+    """Files and pictures of PIL as the modality reads them; arrays, addresses and base64 as they are."""
+    if not modality.is_item(given):
+        return [_opened(modality, each) for each in given]
+    stays = hasattr(given, "shape") or (isinstance(given, str) and not os.path.exists(given))
+    return given if stays or modality.open is None else modality.open(given)
 
 
 def _items(modality: Modality, given: Any) -> Iterator[Any]:

@@ -46,6 +46,23 @@ def test_as_many_placeholders_as_the_model_makes_tokens(make_pair: Pair, output:
     model(**made)
 
 
+def test_a_file_has_the_same_pixels_whichever_way_it_comes(processor: OmniProcessor, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, path = photo(), tmp_path / "phone.png"
+    image.rotate(90, expand=True).save(path, exif=exif)
+    clip = type(CLIPImageProcessor())(size={"height": 16, "width": 16}, do_center_crop=False)
+    for image_processor in (processor.image_processor, clip):
+        processor.image_processor = image_processor
+        expected = processor(text="<image>", images=image, return_tensors="pt")["pixel_values"]
+        for way in (str(path), path, Image.open(path), [Image.open(path)], [[str(path)]]):
+            assert processor(text="<image>", images=way, return_tensors="pt")["pixel_values"].equal(expected)
+        for block in ({"path": str(path)}, {"image": Image.open(path)}):
+            chat = [{"role": "user", "content": [{"type": "image", **block}]}]
+            made = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+            assert made["pixel_values"].equal(expected)
+
+
 def test_pictures_flat_nested_or_alone(processor: OmniProcessor) -> None:
     a, b, c = (photo(i) for i in range(3))
     text = ["<image><image>", "x", "<image>"]
