@@ -114,7 +114,7 @@ def evaluate(
 
     Raises:
         CheckpointError: a checkpoint that cannot be loaded, or of another kind than the settings are for.
-        EvaluationError, ManifestError, PictureError, WorldError: something else that cannot be evaluated as asked.
+        EvaluationError, ManifestError, ItemError, WorldError: something else that cannot be evaluated as asked.
     """
     found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, EncoderSettings) else "fused"
     if found != wanted:

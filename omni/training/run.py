@@ -49,7 +49,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         CheckpointDamageError: a run to be resumed has lost files or parts of them.
         DivergenceError: a loss, a gradient or a weight is no longer finite.
         DiskFullError: there is no room for a checkpoint.
-        ManifestError, PictureError: data that cannot be read.
+        ManifestError, ItemError: data that cannot be read.
         ExampleError: data that cannot be learnt from.
     """
     output = Path(recipe.output)
