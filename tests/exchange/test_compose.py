@@ -171,7 +171,7 @@ def test_no_id_and_no_row_moves_for_the_placeholder(composed: Any) -> None:
     assert after == {**before, "<image>": len(before)}
     rows, config = len(composition.model.get_input_embeddings().weight), composition.model.config
     assert rows == config.text_config.vocab_size == (320 if thinker.name == "llama" else len(before) + 1)
-    said = "free" if thinker.name == "llama" else "grew"
+    said = "free" if thinker.name == "llama" else "grow to"
     assert sum(said in note for note in composition.notes) == 1
     text = "what <shape> is a red circle"
     assert AutoTokenizer.from_pretrained(thinker)(text) == AutoTokenizer.from_pretrained(folder)(text)
@@ -288,7 +288,7 @@ def test_a_tokenizer_that_has_the_placeholder_keeps_its_id(parts: Path, tmp_path
     composition = compose(parts / "clip", folder)
     assert composition.processor.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert composition.model.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
-    assert any("<image> is known" in note for note in composition.notes)
+    assert any("the tokenizer has <image> already" in note for note in composition.notes)
 
 
 # --- What cannot work -------------------------------------------------------------------------------------------------
@@ -347,9 +347,9 @@ def other_size(folder: Path) -> None:
 
 REFUSED: list[tuple[str, str, str, Callable[[Path], None] | None, str]] = [
     ("nowhere", "llama", "image", None, "does not exist; expected the folder"),
-    ("llama", "llama", "image", None, "of type 'llama', which reads input_ids; expected an encoder of pictures"),
+    ("llama", "llama", "image", None, "of type 'llama', which reads input_ids; expected a vision encoder"),
     ("clip", "clip", "thinker", None, "of type 'clip', which is no causal language model"),
-    ("clip", "bert", "thinker", None, "BertLMHeadModel .* looks at words that come later"),
+    ("clip", "bert", "thinker", None, "BertLMHeadModel .* looks at later words"),
     ("clip", "llama", "image", lambda f: without(f, "preprocessor_config.json"), "no preprocessor_config.json"),
     ("clip", "llama", "image", lambda f: without(f, "model.safetensors"), "cannot be used: .*model.safetensors"),
     (
