@@ -25,7 +25,7 @@ from transformers import pipeline
 
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
-from omni.embedding import embed as embedding
+from omni.embedding import job
 from omni.embedding.batches import Decode, Task
 from omni.embedding.engine import Engine, Precision
 from omni.embedding.table import Part
@@ -97,8 +97,8 @@ def _embed(precision: Precision, decode: Decode, paths: Sequence[str]) -> Call:
     task, whole = Task("cls", precision, decode, BATCH), [Part(0, 0, len(paths))]
 
     def embed() -> torch.Tensor:
-        with embedding._one_thread():
-            ((_, rows),) = embedding._run(engine, task, paths, whole, {}, lambda rows: None, embedding._cores())
+        with job._one_thread():
+            ((_, rows),) = job._run(engine, task, paths, whole, {}, lambda rows: None, job._cores())
         column = pq.read_table(pa.BufferReader(rows))["embedding"].combine_chunks()
         return torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).reshape(len(paths), -1).copy())
 

@@ -133,7 +133,8 @@ class StrictLoadingMixin:
             ]
         weights = dict(model.named_parameters(remove_duplicate=False))
         problems += [
-            f"tied: {name} should be {source}, but the checkpoint holds both"
+            f"tied: {name} should be {source}, but the checkpoint holds both; if they are meant to differ, set "
+            "tie_word_embeddings to false in config.json, at the top and in text_config"
             for name, source in model.get_expanded_tied_weights_keys(all_submodels=True).items()
             if name in weights and weights[name] is not weights[source] and weights[name].device.type != "meta"
         ]

@@ -28,21 +28,34 @@ def ask(
     pictures: Annotated[
         list[str] | None, typer.Argument(metavar="PICTURE", help="JPEG, PNG, WebP, GIF, BMP or TIFF files.")
     ] = None,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about them, in quotes.")] = "",
+    question: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUESTION", help="What to ask, in quotes; a model that was trained with one has a default."
+        ),
+    ] = "",
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model.", show_default=SHIPPED)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 192,
     as_json: AsJson = False,
 ) -> None:
     """Ask about one or more pictures: omni ask photo.jpg "what color is the circle?"."""
-    from omni.vision.pictures import PictureError, read_picture
+    from omni.registry import ItemError, open_item
 
+    folder = checkpoint or shipped_checkpoint()
+    if _names_a_picture(question):
+        from omni.checkpoints.strict import CheckpointError
+        from omni.loading.checkpoint import prompt_of
+
+        with user_errors(CheckpointError):
+            trained = prompt_of(folder)
+        if trained is not None:
+            pictures, question = [*(pictures or []), question], trained
+        elif pictures:
+            refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
     if not pictures:
         refuse(f"Expected picture files and after them a question in quotes, found only {question!r}.")
-    if _names_a_picture(question):
-        refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
-    with user_errors(PictureError):
-        opened = [read_picture(path) for path in pictures]
-    folder = checkpoint or shipped_checkpoint()
+    with user_errors(ItemError):
+        opened = [open_item("image")(path) for path in pictures]
     start = time.perf_counter()
     with status("starting"):
         from omni.checkpoints.strict import CheckpointError
@@ -86,7 +99,7 @@ def attend(
     as_json: AsJson = False,
 ) -> None:
     """See where an encoder looks, or with a question the Thinker: omni attend photo.jpg --output map.png."""
-    from omni.vision.pictures import PictureError, read_picture
+    from omni.registry import ItemError, open_item
 
     if question is None:
         refuse("Expected a picture file, and after it a question in quotes if there is one; found nothing.")
@@ -102,8 +115,8 @@ def attend(
         refuse(f"The maps are written as PNG, so the file's name should end with .png, found {str(output)!r}.")
     if output is not None and not output.absolute().parent.is_dir():
         refuse(f"{str(output)!r} cannot be written, as its folder does not exist; make it first.")
-    with user_errors(PictureError):
-        opened = [read_picture(path) for path in pictures]
+    with user_errors(ItemError):
+        opened = [open_item("image")(path) for path in pictures]
     folder = checkpoint or shipped_checkpoint(SHIPPED_ENCODER if question is None else SHIPPED)
     with status("starting"):
         from omni.checkpoints.strict import CheckpointError

@@ -54,7 +54,7 @@ def evaluate(
     from omni import evaluation
     from omni.checkpoints.strict import CheckpointError
     from omni.data.sources import ManifestError
-    from omni.vision.pictures import PictureError
+    from omni.registry import ItemError
     from omni.worlds import WorldError
 
     if checkpoint is not None and folder is not None:
@@ -88,7 +88,7 @@ def evaluate(
     if sheet is not None and sheet.suffix != ".html":
         refuse(f"The sheet is one HTML file, so its name should end with .html, found {str(sheet)!r}.")
     quiet_transformers()
-    mistakes = (CheckpointError, evaluation.EvaluationError, ManifestError, PictureError, WorldError)
+    mistakes = (CheckpointError, evaluation.EvaluationError, ManifestError, ItemError, WorldError)
     with user_errors(*mistakes), steps() as progress:
         if card is not None:
             evaluation.read_card(card)

@@ -1,5 +1,6 @@
 """Check data, and train."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,16 +25,20 @@ def train(
 
     with user_errors(RecipeError):
         read = Recipe.read(recipe, overrides)
+    from transformers.utils import logging
+
     from omni.data.conversations import ExampleError
     from omni.data.sources import ManifestError
+    from omni.registry import ItemError
+    from omni.training.checkpoints import CheckpointDamageError, DiskFullError, DivergenceError
     from omni.training.run import last_checkpoint, run
-    from omni.training.trainer import CheckpointDamageError, DiskFullError
-    from omni.vision.pictures import PictureError
 
+    if not sys.stderr.isatty():  # a log is for lines
+        logging.disable_progress_bar()
     if resume and last_checkpoint(read) is None:
         typer.echo(f"Nothing to resume in {read.output}, so this is a new run.", err=True)
-    mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DiskFullError)
-    with user_errors(*mistakes, ManifestError, PictureError, ExampleError):
+    mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DivergenceError, DiskFullError)
+    with user_errors(*mistakes, ManifestError, ItemError, ExampleError):
         typer.echo(run(read, resume=resume))
 
 

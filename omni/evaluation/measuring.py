@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from omni.checkpoints.strict import CheckpointError
 from omni.fusion.configuration_omni import OmniConfig
-from omni.loading.checkpoint import base_of, load, model_type_of
+from omni.loading.checkpoint import base_of, load, model_type_of, prompt_of
 from omni.loading.encoder import load_encoder
 from omni.worlds import find_world
 
@@ -85,6 +85,8 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
             f"{str(checkpoint)!r} is evaluated as {what!r}, for which there is no {', '.join(map(_option, strangers))}; "
             f"there are {', '.join(_option(name) for name in settings.model_fields if name != 'about')}."
         )
+    if settings is ManifestSettings and (trained := prompt_of(checkpoint)):
+        options.setdefault("prompt", trained)
     try:
         return settings(**options)
     except ValidationError as error:

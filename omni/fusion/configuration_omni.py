@@ -157,6 +157,8 @@ class OmniConfig(PreTrainedConfig):
             changes = cls._take_flat(kwargs, sections)
             values["modalities"] = _merge(_merge(sections, kwargs.pop("modalities", None) or {}), changes)
         if isinstance(values.get("text_config"), Mapping) and isinstance(kwargs.get("text_config"), Mapping):
+            if "tie_word_embeddings" in kwargs["text_config"]:
+                values.pop("tie_word_embeddings", None)
             values["text_config"] = _override(values["text_config"], kwargs.pop("text_config"))
         return super().from_dict(values, **kwargs)
 
@@ -210,6 +212,7 @@ class OmniConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """What is written to disk; of the encoders only what differs from their defaults."""
         output = super().to_diff_dict()
+        output["tie_word_embeddings"] = self.tie_word_embeddings  # at the top, too, where other programs look for it
         for name, section in self.modalities.items():
             output[f"{name}_config"] = _without_its_folder(section["encoder"].to_diff_dict())
         return output

@@ -463,6 +463,16 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
         """The head, float[..., T] -> float[..., V]."""
         return self.lm_head
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """Save, with `tie_word_embeddings` as it is: to replace head or embedding alone, as merged adapters do, unties."""
+        head, embedding = (getattr(part, "weight", None) for part in (self.lm_head, self.get_input_embeddings()))
+        if isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and head.device.type != "meta":
+            tied = head is embedding
+            if tied != self.config.tie_word_embeddings:
+                self.config.tie_word_embeddings = tied
+                self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        return super().save_pretrained(*args, **kwargs)
+
     def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
         """As `OmniModel.get_features`."""
         return self.model.get_features(name, **inputs)

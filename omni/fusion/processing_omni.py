@@ -44,6 +44,7 @@ class OmniProcessor(ProcessorMixin):
         modalities: the `modalities` of the model's `OmniConfig` (or that configuration's dictionary); by default those of
             `OmniConfig()`. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
+        prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
 
     Raises:
         ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
@@ -56,9 +57,11 @@ class OmniProcessor(ProcessorMixin):
         preprocessors: Mapping[str, Any] | None = None,
         modalities: Mapping[str, Any] | None = None,
         chat_template: Any = None,
+        prompt: str | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("OmniProcessor needs a tokenizer.")
+        self.prompt = prompt
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
         sections = dict(modalities) if modalities is not None else {"image": {}}
@@ -311,6 +314,8 @@ class OmniProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
+        if self.prompt is not None:
+            output["prompt"] = self.prompt
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
@@ -358,7 +363,8 @@ class OmniProcessor(ProcessorMixin):
                 plan that contradicts the model's configuration in the same folder.
         """
         left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
-        overrides = {key: kwargs.pop(key) for key in ("image_processor", "tokenizer", "chat_template") if key in kwargs}
+        own = ("image_processor", "tokenizer", "chat_template", "prompt")
+        overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
             raise ValueError(
@@ -373,7 +379,7 @@ class OmniProcessor(ProcessorMixin):
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
             "tokenizer", pretrained_model_name_or_path, **kwargs
         )
-        overrides.setdefault("chat_template", saved.get("chat_template"))
+        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt") if key not in overrides}
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor

@@ -2,7 +2,9 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
@@ -15,7 +17,8 @@ from omni.fusion.processing_omni import OmniProcessor
 ADAPTERS = "adapter_config.json"
 """Of peft: what its adapters are, and for which model."""
 BASE = "base_fingerprints.json"
-"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration."""
+"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration, and under
+"untrained" the parts that are still at random."""
 
 
 def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
@@ -74,6 +77,17 @@ def base_of(folder: Path) -> Path:
     return base
 
 
+def prompt_of(folder: str | Path) -> str | None:
+    """The question that the model in a folder was trained with, if its processor has one.
+
+    Raises:
+        CheckpointError: a processor_config.json that cannot be read.
+    """
+    path = Path(folder) / "processor_config.json"
+    prompt = _read_object(path).get("prompt") if path.is_file() else None
+    return prompt if isinstance(prompt, str) else None
+
+
 def model_type_of(folder: Path) -> str:
     """The `model_type` that config.json in a folder names.
 
@@ -111,7 +125,9 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         raise CheckpointError(
             f"{str(folder)!r} holds adapters, for which peft is needed: pip install 'omni-thinker[train]'."
         ) from error
-    trained_for = _read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    trained_for: dict[str, Any] = (
+        _read_object(folder / BASE) if (folder / BASE).is_file() else model.config.fingerprints or {}
+    )
     found = model.config.fingerprints or {}
     if others := sorted(part for part in found if trained_for.get(part) != found[part]):
         raise ValueError(
@@ -121,7 +137,8 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         saved = set(file.keys())
     try:
-        adapted = PeftModel.from_pretrained(model, folder)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's use of transformers
+            adapted = PeftModel.from_pretrained(model, folder)
     except RuntimeError as error:  # tensors of other shapes
         raise ValueError(str(error)) from error
     if apart := sorted(saved ^ get_peft_model_state_dict(adapted).keys()):
@@ -129,7 +146,8 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
     merged: OmniForConditionalGeneration = adapted.merge_and_unload()
     merged.config.name_or_path = str(folder)
     learnt = adapted.active_peft_config.modules_to_save or []
-    merged.config.untrained = [part for part in merged.config.untrained or [] if part not in learnt]
+    untrained = [part for part in merged.config.untrained or [] if part not in learnt]
+    merged.config.untrained = trained_for.get("untrained", untrained)
     return merged
 
 

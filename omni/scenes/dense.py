@@ -13,8 +13,8 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 
 from omni.data.collate import IGNORED
 from omni.training.encoder import build_encoder
+from omni.training.pixels import AS_BYTES, Normalization
 from omni.training.recipe import EncoderSection, Recipe
-from omni.training.scaling import AS_BYTES, Scaling
 
 from . import glyphs
 from .drawing import render_with_map
@@ -59,7 +59,7 @@ class DenseModel(nn.Module):
     def __init__(self, encoder: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
         super().__init__()
         self.encoder = encoder
-        self.scaling = Scaling(image_processor)
+        self.normalization = Normalization(image_processor)
         for name, table in zip(("shape_shift", "color_shift"), _pair_shifts(), strict=True):
             self.register_buffer(name, table, persistent=False)
         self.loss_weights = [LOSS_WEIGHTS.get(name, 1.0) for name in ATTRIBUTES]
@@ -81,7 +81,7 @@ class DenseModel(nn.Module):
 
         Returns `loss` and `scores` float[B, 10, 2]: right answers and questions of each attribute in each picture.
         """
-        encoded = self.encoder(self.scaling(pixel_values))
+        encoded = self.encoder(self.normalization(pixel_values))
         # by name, not by index: accelerate may have put a compiled module in the dictionary's place, which has none
         patch, scene = self.heads.get_submodule("patch"), self.heads.get_submodule("scene")
         shape, color, *others = patch(encoded.grid).float().split(self.patch_sizes, dim=-1)

@@ -1,15 +1,16 @@
 """What a recipe says of scenes under `train` and `evaluate`."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from omni.training.recipe import Drawn
 
 from .conversations import SceneCaptions, SceneConversations
 from .questions import questions
 from .scene import sample_scene
+from .vocabulary import PLACES
 from .wordings import KIND_WEIGHTS
 
 
@@ -21,14 +22,24 @@ class Scenes(Drawn):
     """
 
     split: Literal["train", "test", "pairs"] = "train"
-    count: int = Field(gt=0)
-    first: int = Field(default=0, ge=0)
-    min_objects: int = 1
-    max_objects: int = 6
+    count: int = Field(gt=0, le=2**62)
+    first: int = Field(default=0, ge=0, le=2**62)
+    min_objects: int = Field(default=1, ge=1, le=len(PLACES))
+    max_objects: int = Field(default=6, ge=1, le=len(PLACES))
     neutral: float = Field(default=0.0, ge=0.0, le=1.0)
     characters: float = Field(default=0.0, ge=0.0, le=1.0)
     questions: int = Field(default=8, gt=0)
-    kinds: dict[str, float] = dict(KIND_WEIGHTS)
+    kinds: dict[str, Annotated[float, Field(ge=0)]] = dict(KIND_WEIGHTS)
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> Self:
+        if self.min_objects > self.max_objects:
+            raise ValueError(f"`min_objects` is {self.min_objects}, more than `max_objects`, {self.max_objects}")
+        if unknown := sorted(set(self.kinds) - set(KIND_WEIGHTS)):
+            raise ValueError(f"unknown {', '.join(map(repr, unknown))} in `kinds`; there are {', '.join(KIND_WEIGHTS)}")
+        if not any(self.kinds.values()):
+            raise ValueError("`kinds` has no kind with a weight above 0, so no question can be drawn")
+        return self
 
     def scene_options(self) -> dict[str, Any]:
         """What `sample_scene` takes."""
