@@ -48,7 +48,7 @@ from omni.loading.checkpoint import load
 from omni.session import answer
 from omni.training.recipe import Recipe
 from omni.training.run import run
-from omni.training.tokenizer import train_tokenizer
+from omni.training.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TURNS = (
@@ -83,6 +83,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save("dino", Dinov2Model(dino).half(), BitImageProcessorPil(size={"shortest_edge": 40}, crop_size=size))
     tokenizer = train_tokenizer(["what shape is it", "a red circle"] * 4, 300, placeholders={})
     tokenizer.pad_token = None
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("PLACEHOLDERS", '{"image": "<image>"}')  # it takes pictures
     bare, turns = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
     bare.chat_template, turns.chat_template = None, TURNS
     ids = {"vocab_size": len(tokenizer), "eos_token_id": 1, "bos_token_id": None}
