@@ -66,8 +66,8 @@ def load_ordinary(cls: Any, folder: Any, kwargs: Mapping[str, Any]) -> Any | Non
         config = cls.config_class(**values)
     parts = [config, *(part for name in config.sub_configs if (part := getattr(config, name, None)) is not None)]
     dtypes = {config.dtype or torch.float32, *(entry.dtype for entry in found.values())}
-    unusual = any(getattr(part, name, None) for part in parts for name in UNUSUAL) or type(config).extra_files
-    if unusual or dtypes != {torch.float32}:
+    unusual = any(getattr(part, name, None) for part in parts for name in UNUSUAL)
+    if unusual or bool(getattr(type(config), "extra_files", None)) or dtypes != {torch.float32}:
         return None
     for part in parts:
         part.dtype = torch.float32

@@ -161,7 +161,7 @@ def _needs_packages() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-        import transformers.exporters  # noqa: F401 - newer than the oldest transformers that omni takes
+        from transformers.exporters import ExportedModel  # noqa: F401 - newer than the oldest transformers that omni takes
     except ImportError as error:
         raise ExportError(
             f"Exporting needs a package that is missing or too old ({error}): pip install 'omni-thinker[onnx]'."

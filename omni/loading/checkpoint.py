@@ -37,7 +37,11 @@ def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProc
             f"The checkpoint {str(folder)!r} holds a model of type {kind!r}, which does not answer questions; expected "
             f"a fused model, of type {OmniConfig.model_type!r}."
         )
+    learnt = _learnt(folder) if base != folder else ()
     try:
+        random = [part for part in OmniConfig.from_pretrained(base).untrained or [] if part not in learnt]
+        if random:  # before anything large is read
+            raise ValueError(f"{', '.join(random)} is untrained, so what it would say means nothing; train it first.")
         processor = OmniProcessor.from_pretrained(folder)
         model = OmniForConditionalGeneration.from_pretrained(base)
         if base != folder:
@@ -48,11 +52,6 @@ def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProc
         ) from error
     except (ValueError, OSError, StrictDataclassError) as error:
         raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded: {error}") from error
-    if model.config.untrained:
-        raise CheckpointError(
-            f"In the checkpoint {str(folder)!r} {', '.join(model.config.untrained)} is untrained, so what it would say "
-            "means nothing; train it first."
-        )
     return model, processor
 
 
@@ -128,9 +127,15 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         raise ValueError(f"its tensors are not those of the model; missing or unexpected: {', '.join(apart[:5])}.")
     merged: OmniForConditionalGeneration = adapted.merge_and_unload()
     merged.config.name_or_path = str(folder)
-    learnt = adapted.active_peft_config.modules_to_save or []
+    learnt = _learnt(folder)
     merged.config.untrained = [part for part in merged.config.untrained or [] if part not in learnt]
     return merged
+
+
+def _learnt(folder: Path) -> list[str]:
+    """The parts that adapters bring whole, with weights of their own."""
+    learnt = _read_object(folder / ADAPTERS).get("modules_to_save")
+    return [str(part) for part in learnt] if isinstance(learnt, list) else []
 
 
 def _read_object(path: Path) -> dict[str, object]:
