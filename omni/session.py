@@ -24,7 +24,7 @@ from omni.data.conversations import Message, ask
 from omni.fusion import acceleration
 from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
-from omni.fusion.processing_omni import OmniProcessor
+from omni.fusion.processing_omni import ControlTokenInText, OmniProcessor
 
 
 class QuestionError(ValueError):
@@ -155,7 +155,10 @@ class Session:
         """
         start = time.perf_counter()
         question = check_question(question)
-        inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
+        try:
+            inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
+        except ControlTokenInText as error:
+            raise QuestionError(str(error)) from error
         ids = inputs["input_ids"][0].tolist()
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
         if limit is not None and len(ids) + max_new_tokens > limit:

@@ -91,9 +91,10 @@ def test_trainer_keeps_the_pictures_of_a_table(make_pair: Pair, tmp_path: Path) 
         labels = np.where(row["attention_mask"] == 1, row["input_ids"], -100)
         rows.append({**row, "labels": np.where(labels == processor.image_token_id, -100, labels), "note": answer})
     before = model.model.image_tower.norm.weight.clone()
+    kind = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"  # its older name
     trainer = Trainer(
         model=model,
-        args=arguments(tmp_path, activation_checkpointing=True),
+        args=arguments(tmp_path, **{f"{kind}_checkpointing": True}),
         train_dataset=rows,
         data_collator=default_data_collator,
     )

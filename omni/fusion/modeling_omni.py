@@ -26,18 +26,20 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, TransformersKwargs, torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from omni.checkpoints.strict import StrictLoadingMixin
-from omni.projectors import PROJECTORS
+from omni.projectors import PROJECTORS, compute_dtype
 from omni.registry import Modality, get_modality, on_change, registered
 
 from . import acceleration
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
+from .quantization import spare_small_parts
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
 
@@ -107,6 +109,13 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
         self.input_modalities = (*config.modalities, "text")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As `StrictLoadingMixin.from_pretrained`; a `quantization_config` is for the Thinker, see `spare_small_parts`."""
+        if (quantization := kwargs.get("quantization_config")) is not None:
+            kwargs["quantization_config"] = spare_small_parts(quantization)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
     def train(self, mode: bool = True) -> "OmniPreTrainedModel":
         """Training mode for the parts that learn; a part that is frozen as a whole stays in eval mode, without dropout."""
@@ -178,8 +187,12 @@ class OmniModel(OmniPreTrainedModel):
         self._refuse_unknown(kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        # a server that brings its own cache and attention puts items into their places before, and must not wait for counts
-        first = _cached_tokens(past_key_values) == 0 and kwargs.get("attention_instances") is None
+        served = self._served(attention_mask)
+        if served and self.config.untrained and not self.training:
+            raise ValueError(
+                f"{_untrained(self.config.untrained)} Train them before they are served, or empty `untrained` in config.json."
+            )
+        first = _cached_tokens(past_key_values) == 0 and not served
         placed = {}
         for name in self.config.modalities:
             if name in encoded or first:
@@ -282,13 +295,11 @@ class OmniModel(OmniPreTrainedModel):
         if name not in self.config.modalities:
             raise ValueError(f"Encoded items of {[name]}, but this model has {sorted(self.config.modalities)}.")
         projector, output = getattr(self, f"{name}_projector"), self.config.modalities[name]["output"]
-        weight = next(projector.parameters())
+        device, dtype = next(projector.parameters()).device, compute_dtype(projector)
         features: list[torch.Tensor] = [torch.empty(0)] * len(items)
         for shape, members in _by_shape([item.grid_shape for item in items]).items():
             tokens = {
-                part: torch.stack([torch.as_tensor(items[i].tokens[part]) for i in members]).to(
-                    weight.device, weight.dtype
-                )
+                part: torch.stack([torch.as_tensor(items[i].tokens[part]) for i in members]).to(device, dtype)
                 for part in output.split("+")
             }
             for i, projected in zip(members, projector(tokens, shape), strict=True):
@@ -304,9 +315,11 @@ class OmniModel(OmniPreTrainedModel):
             raise ValueError(
                 f"The encoder of modality {name!r} has no {lacking} for output {output!r}; it has {list(tokens)}."
             )
-        dtype = next(getattr(self, f"{name}_projector").parameters()).dtype
+        dtype = compute_dtype(getattr(self, f"{name}_projector"))
         # a batch of items of several lengths is padded to the longest: the item's own tokens come first
-        return {part: (tokens[part][:, :patches] if part == "grid" else tokens[part]).to(dtype) for part in wanted}
+        return {
+            part: (tokens[part][:, :patches] if part == "grid" else tokens[part]).to(dtype=dtype) for part in wanted
+        }
 
     def place(
         self, name: str, features: Sequence[torch.Tensor], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
@@ -362,6 +375,15 @@ class OmniModel(OmniPreTrainedModel):
                 f"{item} only ({int(mask.sum())} placeholders). Every item needs its place in a prompt."
             )
 
+    def _served(self, attention_mask: Any) -> bool:
+        """Whether this is a step of a server, such as vLLM or SGLang, which has an attention and a cache of its own.
+
+        transformers makes no mask for such an attention, and none is given. The server embeds prompts and puts items into
+        their places before: here nothing is counted, since whatever is raised in a step ends the server for everybody.
+        """
+        attention = self.language_model.config._attn_implementation
+        return attention_mask is None and attention not in ALL_MASK_ATTENTION_FUNCTIONS
+
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         if kwargs.keys() <= {"use_cache"}:  # each token's step
             return
@@ -387,6 +409,13 @@ def _arguments(modality: Modality, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What an encoder's forward gets, by the names of its arguments."""
     names = modality.arguments
     return {names.get(key, key): value for key, value in inputs.items()}
+
+
+def _untrained(parts: Sequence[str]) -> str:
+    return (
+        f"These parts of the model are untrained, their weights are random: {list(parts)}. What it would say about an "
+        "input means nothing."
+    )
 
 
 def _by_shape(shapes: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
@@ -496,8 +525,9 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
 
         Args:
             labels: int64[B, L], -100 where nothing is to be learnt.
-            logits_to_keep: only the last so many positions; 0 for all. Or bool[B, L]: the n positions where it is true,
-                logits are then float[n, V]. Training needs no more than those before a label, a few of a row.
+            logits_to_keep: only the last so many positions; 0 for all. Or positions, int64[n] or int64[B, n]; logits are then
+                float[B, n, V]. Or bool[B, L]: the n positions where it is true, logits are then float[n, V]. Training needs
+                no more than those before a label, a few of a row.
             kwargs: `unseen` int64[B, L] and `num_items_in_batch` are for a `loss_function` of the caller's; the rest as in
                 `OmniModel.forward`.
 
@@ -523,8 +553,11 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
                         logits_to_keep
                     ]
             hidden_states = hidden_states[logits_to_keep]
+        elif isinstance(logits_to_keep, torch.Tensor) and logits_to_keep.ndim == 2:
+            hidden_states = _take(hidden_states, logits_to_keep)
         else:
-            hidden_states = slice_logits_to_keep(hidden_states, logits_to_keep)
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            hidden_states = hidden_states[:, kept]
         logits = _shape_logits(self.lm_head(hidden_states), self.config.text_config)
         loss = None
         if labels is not None:
@@ -546,13 +579,17 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, GenerationMixin):
             allow_untrained: generate although parts of the model have random weights.
 
         Raises:
-            ValueError: a model with untrained parts.
+            ValueError: untrained parts that are needed; tower and projector of a modality are, where it has an item.
         """
-        if self.config.untrained and not allow_untrained:
-            raise ValueError(
-                f"These parts of the model are untrained, their weights are random: {self.config.untrained}. What it "
-                "would say about an input means nothing. Train them, or pass allow_untrained=True to generate anyway."
-            )
+        encoded = kwargs.get("mm_encoder_outputs") or {}
+        needless = {
+            f"{name}_{part}"
+            for name in self.config.modalities
+            if encoded.get(name) is None and all(kwargs.get(key) is None for key in get_modality(name).inputs)
+            for part in ("tower", "projector")
+        }
+        if not allow_untrained and (random := [part for part in self.config.untrained or [] if part not in needless]):
+            raise ValueError(f"{_untrained(random)} Train them, or pass allow_untrained=True to generate anyway.")
         with acceleration.current().writing(self.model.language_model):
             return super().generate(*args, **kwargs)
 

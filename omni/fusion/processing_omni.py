@@ -32,8 +32,12 @@ from omni.registry import Modality, get_modality
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
 
-# Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, newer transformers)
+# Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, transformers >= 5.23)
 _UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
+
+
+class ControlTokenInText(ValueError):
+    """A user's text that would act as a token of control; the message is one sentence."""
 
 
 class OmniProcessor(ProcessorMixin):
@@ -263,6 +267,23 @@ class OmniProcessor(ProcessorMixin):
                         "disable truncation or increase `max_length`."
                     )
 
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            ControlTokenInText: `sanitize_control_tokens` is asked of a transformers before 5.23, which cannot read the
+                control tokens of a text as text, and a text has one.
+        """
+        if not _UNMARKED and kwargs.pop("sanitize_control_tokens", False):
+            special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+            control = {*special, *(modality.token for modality in self.bundles)}
+            if found := sorted(token for token in control if any(token in text for text in _strings(conversation))):
+                raise ControlTokenInText(
+                    f"The text has the control token {found[0]!r}, which transformers {transformers.__version__} cannot "
+                    "read as text; leave it out, or install transformers 5.23 or newer."
+                )
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
     # --- what tools ask -----------------------------------------------------------------------------------------------
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
@@ -436,6 +457,15 @@ def _opened(modality: Modality, given: Any) -> Any:
         return [_opened(modality, each) for each in given]
     stays = hasattr(given, "shape") or (isinstance(given, str) and not os.path.exists(given))
     return given if stays or modality.open is None else modality.open(given)
+
+
+def _strings(chats: Any) -> Iterator[str]:
+    """All texts of a chat, or of several."""
+    if isinstance(chats, str):
+        yield chats
+    elif isinstance(chats, (list, tuple, Mapping)):
+        for part in chats.values() if isinstance(chats, Mapping) else chats:
+            yield from _strings(part)
 
 
 def _items(modality: Modality, given: Any) -> Iterator[Any]:

@@ -89,7 +89,12 @@ class OmniImageProcessor(PilBackend):
         return converted
 
     def process_image(self, image: ImageInput, *args: Any, **settings: Any) -> np.ndarray:
-        """One picture as an array [C, H, W] of its own values."""
+        """One picture as an array [C, H, W] of its own values; white where it is transparent."""
+        if settings.get("do_convert_rgb") and isinstance(image, Image.Image) and image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, "white"), image
+            )  # transformers does from 5.21 on
         array = super().process_image(image, *args, **settings)
         if settings.get("do_rescale") and array.dtype.kind in "bf" and array.any() and not array.max() > 1:
             raise ValueError(

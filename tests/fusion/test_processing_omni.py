@@ -1,6 +1,7 @@
 """The processor: as many placeholders as tokens, or an error with both numbers."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPI
 
 from omni import OmniImageProcessor, OmniProcessor
 from omni.checkpoints.seal import reseal
+from omni.fusion import processing_omni
+from omni.fusion.processing_omni import ControlTokenInText
 
 Pair = Callable[..., tuple[Any, OmniProcessor]]
 
@@ -168,17 +171,25 @@ def test_the_mask_of_what_the_assistant_says(processor: OmniProcessor) -> None:
     assert inputs["assistant_masks"].shape == inputs["input_ids"].shape
 
 
-def test_a_placeholder_in_a_users_text_is_text(processor: OmniProcessor) -> None:
+def test_a_placeholder_in_a_users_text_is_text(processor: OmniProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise whoever writes `<image>` breaks the count, or puts a picture where none belongs."""
     image = {"type": "image", "image": photo()}
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     with pytest.raises(ValueError, match="found 2 .* and 1"):
         processor.apply_chat_template(chat(image, text("is <image> a tag?")), **options)
-    inputs = processor.apply_chat_template(
-        chat(image, text("is <image> a tag?")), sanitize_control_tokens=True, **options
-    )
-    assert counts(processor, inputs) == [5]
-    assert "is <image> a tag?" in processor.decode(inputs["input_ids"][0])
+    options |= {"sanitize_control_tokens": True}
+    if processing_omni._UNMARKED:
+        inputs = processor.apply_chat_template(chat(image, text("is <image> a tag?")), **options)
+        assert counts(processor, inputs) == [5]
+        assert "is <image> a tag?" in processor.decode(inputs["input_ids"][0])
+    monkeypatch.setattr(processing_omni, "_UNMARKED", "")  # as with an older transformers
+    assert counts(processor, processor.apply_chat_template(chat(image, text("is it a tag?")), **options)) == [5]
+    for token in ("<image>", "<|end|>"):
+        for chats in (chat(image, text(f"is {token} a tag?")), [chat(text("what")), chat(text(f"is it {token}?"))]):
+            with pytest.raises(
+                ControlTokenInText, match=f"'{re.escape(token)}', which transformers .* cannot read as text"
+            ):
+                processor.apply_chat_template(chats, **options)
 
 
 # --- What tools ask ---------------------------------------------------------------------------------------------------
