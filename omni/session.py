@@ -23,8 +23,9 @@ from transformers.generation.streamers import BaseStreamer
 from omni.data.conversations import Message, ask
 from omni.fusion import acceleration
 from omni.fusion.encoded_item import EncodedItem
-from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
+from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import ControlTokenInText, OmniProcessor
+from omni.fusion.signature import CACHE
 
 
 class QuestionError(ValueError):
