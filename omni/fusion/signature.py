@@ -1,7 +1,7 @@
 """What `forward` takes: the cache under either of transformers' names, and the inputs of every registered modality.
 
-generate, Trainer, peft and accelerate read from a signature what a model takes. So it follows the registry. It is that of the
-classes, so that copies and wrapped instances agree. With it come the `get_<name>_features` methods.
+generate, Trainer, peft and accelerate read from a signature what a model takes. So it follows the registry. It is that of
+the classes, so that copies and wrapped instances agree. With it come the `get_<name>_features` methods.
 """
 
 import inspect
