@@ -16,7 +16,17 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from omni import OmniForConditionalGeneration
 from omni.fast import generation
-from omni.fast.generation import OneDnnProducts, QuickStep, RoomyCache, RoomyLayer, quick_step, stepping
+from omni.fast.decoder import CompiledLayers, Dimensions
+from omni.fast.generation import (
+    ACTIVATIONS,
+    OneDnnProducts,
+    QuickStep,
+    RoomyCache,
+    RoomyLayer,
+    _Layer,
+    quick_step,
+    stepping,
+)
 from omni.fusion.acceleration import Acceleration, using
 
 Make = Callable[..., OmniForConditionalGeneration]
@@ -112,6 +122,64 @@ def test_a_compiled_step_reads_the_weights_where_they_are(compiles: bool) -> Non
     model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.randn(48, 16))  # of another shape: torch refuses it
     with pytest.raises(RuntimeError):
         step()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["mlp.up_proj", "self_attn.k_proj", "input_layernorm"])
+def test_layers_that_are_not_like_the_first_are_not_compiled(part: str) -> None:
+    """Whoever cuts layers may have cut some of them more: machine code has one shape for all."""
+    model = thinker("llama")
+    known = CompiledLayers(
+        [[part for part in _Layer.of(layer) if not isinstance(part, ACTIVATIONS)] for layer in model.layers],
+        model.norm,
+        Dimensions(32, 48, 2, 1, 16, 1e-5, 0.0, 0.25),
+    )
+    assert known.weights() is not None
+    weight = model.layers[1].get_submodule(part).weight
+    for other in (weight[: len(weight) // 2], weight.double(), weight.to("meta"), weight.repeat_interleave(2, 0)[::2]):
+        model.layers[1].get_submodule(part).weight = nn.Parameter(other.detach())
+        assert known.weights() is None
+    model.layers[1].get_submodule(part).weight = None
+    assert known.weights() is None
+
+
+@torch.no_grad()
+def test_a_compiled_step_refuses_what_is_not_as_it_says(compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model = thinker("llama")
+    with stepping(model):
+        step = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
+    assert step is not None
+    assert step.compiled is not None
+    hidden, angles = torch.randn(2, 3, 32), torch.randn(2, 3, 16)
+    caches, seen = [torch.zeros(2, 1, 9, 16) for _ in range(6)], torch.ones(2, 5, dtype=torch.bool)
+    plain: dict[str, Any] = {
+        "hidden": hidden,
+        "seen": seen,
+        "cosines": angles,
+        "sines": angles,
+        "caches": caches,
+        "held": 2,
+    }
+    assert step.compiled(step.compiled.weights(), **plain).isfinite().all()
+    for changes in (
+        {"hidden": hidden.double()},
+        {"hidden": hidden[..., :16]},
+        {"hidden": torch.randn(50, 3, 32)},
+        {"hidden": hidden[:0]},
+        {"cosines": angles[..., :8]},
+        {"sines": angles.bfloat16()},
+        {"seen": seen[:, :4]},
+        {"seen": seen.long()},
+        {"caches": caches[:4]},
+        {"caches": [*caches[:5], caches[5][:, :, :8]]},
+        {"caches": [each.transpose(2, 3).contiguous().transpose(2, 3) for each in caches]},
+        {"caches": [each[:, :, :4].contiguous() for each in caches]},
+        {"held": 7},
+    ):
+        with pytest.raises((BufferError, ValueError)):
+            step.compiled(step.compiled.weights(), **plain | changes)
 
 
 @torch.no_grad()

@@ -222,6 +222,53 @@ def test_what_becomes_of_the_model_changes_nothing() -> None:
     assert torch.equal(packed(pictures, cls_only=True).cls, before[1])
 
 
+def test_pictures_in_any_order_of_memory_and_of_any_precision_are_read(way: str) -> None:
+    model = make_model(image_size=32)
+    packed, pictures = PackedVisionModel(model, processor()), make_bytes(model, 3)
+    expected, pixel_values = packed(pictures).last_hidden_state, normalise(pictures)
+    for given in (
+        pictures.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
+        pictures.repeat_interleave(2, dim=1)[:, ::2],
+        pixel_values.contiguous(memory_format=torch.channels_last),
+        pixel_values.double(),
+        torch._neg_view(-pixel_values),
+    ):
+        torch.testing.assert_close(packed(given).last_hidden_state, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_the_number_of_threads_may_change_between_two_calls(compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model, before = make_model(image_size=32), torch.get_num_threads()
+    packed, pictures = PackedVisionModel(model, processor()), make_bytes(model, 9)
+    expected = packed(pictures).last_hidden_state
+    try:
+        for threads in (1, 6, 2, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(packed(pictures).last_hidden_state, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pictures: pictures.to("meta"),
+        lambda pictures: pictures.to_sparse(),
+        lambda pictures: pictures.to(torch.int64),
+        lambda pictures: pictures.to(torch.int8),
+        lambda pictures: pictures.bool(),
+        lambda pictures: pictures.to(torch.complex64),
+    ],
+)
+def test_pictures_elsewhere_or_of_other_types_are_refused(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = make_model(image_size=32)
+    with pytest.raises(
+        ValueError, match="Expected a dense tensor of bytes or of floating point numbers on the CPU, found"
+    ):
+        PackedVisionModel(model, processor())(change(make_bytes(model, 2)))
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 32, 33, 3), (32, 32, 3)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     packed = PackedVisionModel(make_model(image_size=32), processor())
