@@ -110,7 +110,7 @@ def reseal(folder: Path, parts: Mapping[str, str] | None = None) -> dict[str, st
 # --- Comparison -------------------------------------------------------------------------------------------------------
 
 
-def verify_files(name: Any, kind: str, **place: Any) -> None:
+def verify_files(name: Any, kind: str, /, **place: Any) -> None:
     """Refuse a checkpoint with files that are damaged, none, or not as they were sealed.
 
     In a folder all seals are compared; of a repository on the hub, that of this kind. Without a seal, files have to be

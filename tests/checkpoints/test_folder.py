@@ -142,7 +142,7 @@ def test_configurations_that_describe_no_model(unsealed: Path, key: str, value: 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("vocab_size", 10**10, "describes a OmniModel with 2,5"),
+        ("vocab_size", 10**10, "describes a model with 2,5"),
         ("num_hidden_layers", 10**9, "'text_config.num_hidden_layers'; expected at most 10,000"),
     ],
 )
