@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from omni.checkpoints.strict import INHERITED_KEYS
@@ -78,9 +78,6 @@ class OmniConfig(PreTrainedConfig):
     model_type = "omni"
     attribute_map: ClassVar[dict[str, str]] = {"vision_config": "image_config"}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "encoder_hidden_states"]
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "text_config": SubConfigSpec(AutoConfig, model_type="qwen3")
-    }
     sub_configs = _SubConfigs()
 
     modalities: Any = None
@@ -208,16 +205,17 @@ class OmniConfig(PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to disk; of the encoders only what differs from their defaults."""
+        """What is written to disk; of the parts only what differs from the defaults."""
         output = super().to_diff_dict()
         output["tie_word_embeddings"] = self.tie_word_embeddings  # at the top, too, where other programs look for it
+        output["text_config"] = _without_its_folder(self.text_config.to_diff_dict())
         for name, section in self.modalities.items():
             output[f"{name}_config"] = _without_its_folder(section["encoder"].to_diff_dict())
         return output
 
 
 def _without_its_folder(values: dict[str, Any]) -> dict[str, Any]:
-    """An encoder's settings without what is of the folder that it was saved in alone, its fingerprint among it."""
+    """A part's settings without what is of the folder that it was saved in alone, its fingerprint among it."""
     of_folder = ("transformers_version", "auto_map", "fingerprints")
     return {key: value for key, value in values.items() if key not in of_folder}
 

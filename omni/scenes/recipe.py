@@ -1,4 +1,4 @@
-"""What a recipe says of scenes under `train` and `evaluate`."""
+"""The sections `train` and `evaluate` of a recipe that trains on scenes."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -15,10 +15,15 @@ from .wordings import KIND_WEIGHTS
 
 
 class Scenes(Drawn):
-    """Pictures drawn while training: `count` scenes of the split, from seed `first` on.
+    """Scenes that are drawn while a model trains.
 
-    `neutral` objects have colours that nobody asks for; `characters` is the share of pictures that show a made-up character
-    instead of a scene (objective "dense"); `questions` are drawn by the weights of their `kinds`.
+    Attributes:
+        split, count, first: `count` scenes of the split, from seed `first` on.
+        min_objects, max_objects: number of objects in a scene.
+        neutral: share of objects that are grey or brown; see `sample_scene`.
+        characters: share of pictures that show a character in place of a scene; for the objective "dense".
+        questions: number of questions about each scene, at most.
+        kinds: how often each kind of question is tried.
     """
 
     split: Literal["train", "test", "pairs"] = "train"
@@ -36,19 +41,19 @@ class Scenes(Drawn):
         if self.min_objects > self.max_objects:
             raise ValueError(f"`min_objects` is {self.min_objects}, more than `max_objects`, {self.max_objects}")
         if unknown := sorted(set(self.kinds) - set(KIND_WEIGHTS)):
-            raise ValueError(f"unknown {', '.join(map(repr, unknown))} in `kinds`; there are {', '.join(KIND_WEIGHTS)}")
+            raise ValueError(f"unknown {', '.join(map(repr, unknown))} in `kinds`; known: {', '.join(KIND_WEIGHTS)}")
         if not any(self.kinds.values()):
             raise ValueError("`kinds` has no kind with a weight above 0, so no question can be drawn")
         return self
 
     def scene_options(self) -> dict[str, Any]:
-        """What `sample_scene` takes."""
+        """The options of `sample_scene`."""
         return {"min_objects": self.min_objects, "max_objects": self.max_objects, "neutral": self.neutral}
 
     def check(self, objective: str) -> None:
-        """See `Drawn`; only the objective "dense" learns characters."""
+        """Check the settings for an objective; see `Drawn`. Only "dense" trains on characters."""
         if self.characters and objective != "dense":
-            raise ValueError("`characters` are for the objective 'dense': nothing is asked or said about them")
+            raise ValueError("`characters` are for the objective 'dense'; no question or caption is about them")
 
     def conversations(self) -> SceneConversations:
         """Scenes with questions."""
@@ -61,7 +66,7 @@ class Scenes(Drawn):
         return SceneCaptions(self.split, self.count, self.first, **self.scene_options())
 
     def texts(self) -> Iterator[str]:
-        """One question of every kind about 4,000 scenes, and the answers."""
+        """One question of every kind about each of 4,000 scenes, and the answers."""
         for seed in range(4000):
             for question in questions(sample_scene(seed, "train"), seed):
                 yield from (question.text, question.answer)

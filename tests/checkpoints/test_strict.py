@@ -239,15 +239,25 @@ def test_what_is_missing_on_purpose_counts_as_untrained(saved: dict[str, Path], 
         OmniForConditionalGeneration.from_pretrained(folder, allow_missing=["lm_head"])
     model = OmniForConditionalGeneration.from_pretrained(folder, allow_missing=[r"image_projector\."])
     assert model.config.untrained == ["image_projector"]
-    ids = torch.tensor([[7, 8]])
-    with pytest.raises(ValueError, match=r"untrained, .*\['image_projector'\].* allow_untrained=True"):
-        model.generate(ids, max_new_tokens=2)
-    assert model.generate(ids, max_new_tokens=2, allow_untrained=True).shape[0] == 1
+    ids = torch.tensor([[7, *[3] * 5, 8]])
+    pixels = torch.zeros(1, 3, 16, 16)
+    for items in (
+        {"pixel_values": pixels},
+        {"mm_encoder_outputs": {"image": model.model.encode_items("image", pixel_values=pixels)}},
+    ):
+        with pytest.raises(ValueError, match=r"untrained, .*\['image_projector'\].* allow_untrained=True"):
+            model.generate(ids, max_new_tokens=2, **items)
+        assert model.generate(ids, max_new_tokens=2, allow_untrained=True, **items).shape[0] == 1
+    assert model.generate(ids[:, :1], max_new_tokens=2).shape[0] == 1  # of a text the projector sees nothing
+    model.config.untrained = ["image_tower", "language_model"]
+    with pytest.raises(ValueError, match=r"untrained, .*: \['language_model'\]"):
+        model.generate(ids[:, :1], max_new_tokens=2)
+    model.config.untrained = ["image_projector"]
     model.save_pretrained(again)
     loaded = OmniForConditionalGeneration.from_pretrained(again)
     assert loaded.config.untrained == ["image_projector"]
     with pytest.raises(ValueError, match="untrained"):
-        loaded.generate(ids, max_new_tokens=2)
+        loaded.generate(ids, max_new_tokens=2, pixel_values=pixels)
 
 
 def test_missing_on_purpose_with_fingerprints(saved: dict[str, Path], tmp_path: Path) -> None:

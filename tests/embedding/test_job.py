@@ -341,7 +341,7 @@ def test_files_that_were_changed_are_not_mixed_with_what_they_were(
 
 
 def test_rows_of_other_arithmetic_are_not_mixed(
-    save_encoder: Make, make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+    make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_form: Callable[..., None]
 ) -> None:
     encoder, pictures = "checkpoints/vision_tiny", make_pictures(3)
 
@@ -356,11 +356,10 @@ def test_rows_of_other_arithmetic_are_not_mixed(
         assert describe(tmp_path / dtype)["dtype"] == dtype
     assert "was begun with dtype 'bfloat16', found 'float32' now" in refusal(tmp_path / "bfloat16")
     with monkeypatch.context() as patch:
-        patch.setattr("omni.fast.packing.is_possible", lambda *settings: False)  # as on a machine without a compiler
-        embed([pictures], encoder, tmp_path / "packed", precision="bfloat16")
-    assert describe(tmp_path / "packed")["engine"] == "packed"
-    if compiles:
-        assert "was begun with engine 'packed', found 'compiled' now" in refusal(tmp_path / "packed")
+        another_form(patch)
+        embed([pictures], encoder, tmp_path / "doubled", precision="bfloat16")
+    assert describe(tmp_path / "doubled")["engine"] == "doubled"
+    assert "was begun with engine 'doubled', found '" in refusal(tmp_path / "doubled")
 
 
 def in_a_process(*arguments: Any, **settings: Any) -> int:
