@@ -113,6 +113,14 @@ def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> t
     return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
 
 
+def compute_dtype(projector: nn.Module) -> torch.dtype | None:
+    """What a projector takes its tokens in: the type of its first floating-point parameter.
+
+    None where all of its parameters are quantized to integers: then it takes them as they are.
+    """
+    return next((each.dtype for each in projector.parameters() if each.is_floating_point()), None)
+
+
 PROJECTORS: dict[str, type[Any]] = {
     "linear": LinearProjector,
     "mlp": MLPProjector,

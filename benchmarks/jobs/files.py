@@ -29,10 +29,11 @@ from omni.embedding import job
 from omni.embedding.batches import Decode, Task
 from omni.embedding.engine import Engine, Precision
 from omni.embedding.table import Part
+from omni.fast.jpeg import read_pixels
 from omni.loading.encoder import load_encoder
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
-from omni.vision.pictures import read_picture, read_pixels
+from omni.vision.pictures import read_picture
 
 BATCH = 32
 WORKERS = (0, 1, 2, 4)

@@ -8,10 +8,22 @@ omni still shows its traceback. Errors of the operating system, such as a full d
 import os
 import sys
 
-from omni.cli import asking, benching, embedding, evaluating, exchange, looking, serving, training
+from omni.cli import asking, benching, checkpoint, embedding, evaluating, exchange, looking, serving, training
 from omni.cli.commands import app
 
-__all__ = ["app", "asking", "benching", "embedding", "evaluating", "exchange", "looking", "main", "serving", "training"]
+__all__ = [
+    "app",
+    "asking",
+    "benching",
+    "checkpoint",
+    "embedding",
+    "evaluating",
+    "exchange",
+    "looking",
+    "main",
+    "serving",
+    "training",
+]
 
 
 def main() -> None:

@@ -42,10 +42,9 @@ def ask(
     from omni.registry import ItemError, open_item
 
     folder = checkpoint or shipped_checkpoint()
-    if _names_a_picture(question):
-        from omni.checkpoints.strict import CheckpointError
-        from omni.loading.checkpoint import prompt_of
+    from omni.checkpoints.folder import CheckpointError, expect_answers, prompt_of
 
+    if _names_a_picture(question):
         with user_errors(CheckpointError):
             trained = prompt_of(folder)
         if trained is not None:
@@ -54,11 +53,12 @@ def ask(
             refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
     if not pictures:
         refuse(f"Expected picture files and then a question in quotes, found only {question!r}; name a picture.")
+    with user_errors(CheckpointError):  # before anything that takes seconds
+        expect_answers(folder)
     with user_errors(ItemError):
         opened = [open_item("image")(path) for path in pictures]
     start = time.perf_counter()
     with status("starting"):
-        from omni.checkpoints.strict import CheckpointError
         from omni.loading.checkpoint import load
         from omni.session import QuestionError, answer, check_question
 

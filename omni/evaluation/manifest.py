@@ -9,7 +9,7 @@ from typing import Any
 
 from omni.data.manifests import PROMPT, Manifest, Row
 from omni.data.sources import ManifestError
-from omni.vision.pictures import PictureError, read_picture
+from omni.registry import ItemError, open_item
 
 from .asking import Example, Pictures, Query
 
@@ -27,7 +27,7 @@ class ManifestQuestions:
         prompt: the question for rows that have only an answer.
 
     Raises:
-        ManifestError, PictureError: the manifest cannot be read; or, on access, a row or a picture cannot be read.
+        ManifestError, ItemError: the manifest cannot be read; or, on access, a row or a picture cannot be read.
     """
 
     parts = None
@@ -82,8 +82,8 @@ class ManifestQuestions:
 
     def _open(self, row: Row) -> Pictures:
         try:
-            return tuple(read_picture(path) for path in row.pictures)
-        except PictureError as error:
+            return tuple(open_item("image")(path) for path in row.pictures)
+        except ItemError as error:
             raise type(error)(f"{row.source}: {error}") from error
 
 

@@ -115,7 +115,7 @@ def evaluate(
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or it is of another kind than the settings.
-        EvaluationError, ManifestError, PictureError, WorldError: a question, a row, a picture or a world is at fault.
+        EvaluationError, ManifestError, ItemError, WorldError: a question, a row, a picture or a world is at fault.
     """
     found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, EncoderSettings) else "fused"
     if found != wanted:

@@ -30,7 +30,7 @@ from torch import nn
 from transformers import AddedToken, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from omni.checkpoints.fingerprints import verify_fingerprints
+from omni.checkpoints.fingerprints import verify_weights
 from omni.checkpoints.strict import CheckpointError
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
@@ -202,7 +202,7 @@ def _read_encoder(folder: Path, notes: list[str]) -> tuple[Any, Any]:
         others = sorted(info["unexpected_keys"])
         alone = part is config and cls.__name__ in (config.architectures or [cls.__name__])
         _expect_whole(folder, cls, info, others if alone else [])
-        verify_fingerprints(folder)
+        verify_weights(folder)
         size = sum(parameter.numel() for parameter in encoder.parameters())
         note = f"image_tower is the {encoder.config.model_type} in {str(folder)!r}, {size:,} parameters"
         notes.append(note + (f"; its {len(others)} other tensors are left out" if others else ""))

@@ -38,8 +38,9 @@ from torch.export import Dim
 from transformers import DynamicCache
 
 from omni.fusion.configuration_omni import OmniConfig
-from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
+from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.fusion.signature import CACHE
 from omni.loading.checkpoint import base_of, load, model_type_of
 from omni.loading.encoder import Encoder, load_encoder
 from omni.registry import get_modality

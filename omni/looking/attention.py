@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
-from omni.fusion.modeling_omni import OmniForConditionalGeneration, eager_attention
+from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.fusion.thinker import eager_attention
 from omni.loading.encoder import Encoder
 from omni.session import Answer, Session
 

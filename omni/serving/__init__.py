@@ -7,4 +7,5 @@ writing.py     an answer while it is written
 replies.py     what was written, in the forms that clients expect
 connections.py who may speak to the server, and for how long it may keep silent
 server.py      routes, and the order of it all
+vllm.py        how vLLM finds omni's models
 """

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from omni.loading.checkpoint import BASE
+from omni.checkpoints.folder import BASE
+from omni.checkpoints.seal import ADAPTER, seal
 from omni.training.recipe import Lora, RecipeError
 
 
@@ -36,8 +37,10 @@ def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
 
 
 def note_base(model: nn.Module, folder: Path) -> None:
-    """Write beside adapters which weights they belong to, and which parts of the model are still untrained."""
+    """Write beside adapters which weights they belong to, and which parts of the model are still untrained; seal them."""
     config: Any = getattr(model, "config", None)
     if hasattr(model, "peft_config") and config.fingerprints:
         noted = {**config.fingerprints, "untrained": config.untrained or []}
         (folder / BASE).write_text(json.dumps(noted, indent=2), encoding="utf-8")
+    if hasattr(model, "peft_config"):
+        seal(folder, ADAPTER)

@@ -30,9 +30,8 @@ from omni.training.pixels import AS_BYTES, take_bytes
 from omni.training.recipe import Drawn, Files, OmniSection, Recipe, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
-from omni.vision.pictures import read_picture
 
-NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "checksums", "fingerprints"}
+NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
 """What two encoders may have different and still compute the same from the same weights."""
 
 MOST_ROWS = 20_000
@@ -112,7 +111,7 @@ def _question(examples: Any, looked_at: int = 1000) -> str | None:
     return question if 2 * count > len(rows) else None
 
 
-def conversations(data: Drawn | Files | None, open_picture: Callable[[Path], Any] = read_picture) -> Any:
+def conversations(data: Drawn | Files | None, open_picture: Callable[[Path], Any] | None = None) -> Any:
     """Examples by number: those that a world draws, or a user's own, whose items `open_picture` makes of paths."""
     if data is None:
         return None

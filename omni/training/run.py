@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from omni.embedding.engine import bfloat16_pays
 from omni.files import write_whole
+from omni.fusion import acceleration
 from omni.registry import get_modality
 from omni.training.adapters import add_adapters, note_base
 from omni.training.checkpoints import Checkpoints, DivergenceError, non_finite, read_state, room, save_whole
@@ -48,7 +49,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         CheckpointDamageError: a run to be resumed has lost files or parts of them.
         DivergenceError: a loss, a gradient or a weight is no longer finite.
         DiskFullError: there is no room for a checkpoint.
-        ManifestError, PictureError: data that cannot be read.
+        ManifestError, ItemError: data that cannot be read.
         ExampleError: data that cannot be learnt from.
     """
     output = Path(recipe.output)
@@ -80,6 +81,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
         raise RecipeError(f"`model` of the recipe cannot be used: {name} holds numbers that are not finite.")
     learning = Learning(**earlier.stateful_callbacks.get("Learning", {}).get("args", {}))
     keep = recipe.arguments.get("save_total_limit")
+    precision = torch.bfloat16 if arguments.bf16 else torch.float32
+    acceleration.current().prepare_training(model, arguments.device, precision)
     with _transformers_takes_the_arguments():
         folder.mkdir(parents=True, exist_ok=True)
         trainer = OmniTrainer(

@@ -32,7 +32,6 @@ class OmniVisionConfig(PreTrainedConfig):
         rms_norm_eps: epsilon of the final RMSNorm.
         initializer_range: standard deviation of the initial weights of linear and convolution layers.
         fingerprints: hash of the weights as they were saved.
-        checksums: of the files with the weights as they were written, by name.
 
     Raises:
         ValueError: a size that does not divide, a key that does not exist, or the same number given under both of its
@@ -65,7 +64,6 @@ class OmniVisionConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     fingerprints: dict[str, str] | None = None
-    checksums: dict[str, str] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Refuse one number under two names; after this, given values cannot be told from defaults."""
@@ -84,7 +82,8 @@ class OmniVisionConfig(PreTrainedConfig):
                 setattr(self, name, kwargs.pop(alias))
         inherited = INHERITED_KEYS | set(_generation_keys())
         if unknown := sorted(set(kwargs) - inherited):
-            known = sorted({*self.default_config_fields(), *self.attribute_map})
+            inherited_fields = {field.name for field in fields(PreTrainedConfig)}
+            known = sorted({field.name for field in fields(self)} - inherited_fields | {*self.attribute_map})
             raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for {type(self).__name__}; known: {known}.")
         super().__post_init__(**kwargs)
         self.validate_architecture()  # `@strict` would wrap the ValueError into an error that is none

@@ -155,12 +155,8 @@ class OmniVisionAttention(nn.Module):
             rearrange(tensor, "b n (h d) -> b h n d", h=self.num_attention_heads) for tensor in (query, key, value)
         )
         implementation = self.config._attn_implementation
-        if kwargs.get("output_attentions", self.config.output_attentions) or (
-            implementation == "sdpa" and query.dtype == torch.bfloat16 and query.device.type == "cpu"
-        ):
-            # Only eager attention has maps to give, any other would return none without a word. And on CPUs in bfloat16
-            # two products take half the time of sdpa's kernel, a third of it in training.
-            implementation = "eager"
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            implementation = "eager"  # any other has no maps to give, and would return none without a word
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         output, maps = attend(
             self,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from omni.checkpoints.seal import reseal
 from omni.cli.app import app
 
 FEW = ("--pictures", 4, "--kind", "color", "--kind", "dark")
@@ -43,6 +44,7 @@ def test_measuring_again_ends_with_0_or_1(fused: Path, copy: Path, tmp_path: Pat
     document = json.loads(invoke("--verify", path, "--json").stdout)
     assert document == {"same": True, "differences": [], "elsewhere": []}
     (copy / "chat_template.jinja").write_text((copy / "chat_template.jinja").read_text().replace("<|user|>", "user: "))
+    reseal(copy)
     other = invoke(copy, "--verify", path, "--output", path)
     assert other.exit_code == 1
     assert {line.split(":")[0] for line in other.stdout.splitlines()} >= {"prompts", "preprocessing"}

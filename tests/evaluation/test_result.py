@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omni.checkpoints.seal import reseal
 from omni.checkpoints.strict import CheckpointError
 from omni.evaluation import (
     EvaluationError,
@@ -140,6 +141,7 @@ def test_what_changes_is_found_where_it_is(
 ) -> None:
     then = measure(fused, data)
     change(copy, data)
+    reseal(copy)
     comparison = measure_again(then, copy)
     assert comparison.outcome is not None
     assert changed(then, comparison.outcome.result) == CHANGES[change]

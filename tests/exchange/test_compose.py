@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -179,8 +180,13 @@ def test_no_id_and_no_row_moves_for_the_placeholder(composed: Any) -> None:
 
 
 def test_the_projector_counts_as_untrained(composed: Any) -> None:
-    *_, folder, composition = composed
+    _, thinker, folder, composition = composed
     assert composition.model.config.untrained == ["image_projector"]
+    texts = torch.tensor([[7, 8, 9]])
+    placeholder = composition.processor.image_token_id  # an id that this random language model writes as any other
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [placeholder]}
+    expected = AutoModelForCausalLM.from_pretrained(thinker).generate(texts, **options)
+    assert composition.model.generate(texts, **options).equal(expected)  # which has nothing to do with it
     assert json.loads((folder / "config.json").read_text())["untrained"] == ["image_projector"]
     with pytest.raises(CheckpointError, match="image_projector is untrained"):
         load(folder)

@@ -25,6 +25,7 @@ import pytest
 from typer.testing import CliRunner
 
 from omni.cli.app import app
+from omni.fusion import processing_omni
 from omni.loading.checkpoint import load
 from omni.serving.server import _listen
 from omni.session import Session
@@ -35,7 +36,9 @@ NAME = "omni_tiny"
 LOCAL = "file:" + "///etc/passwd"
 SCENE, SECOND = "examples/scene.png", "examples/second.png"
 LIMIT = 40  # tokens
-QUESTIONS = ["what color is the circle", "how many objects are there", "what is <image> the circle <|end|>"]
+QUESTIONS = ["what color is the circle", "how many objects are there"]
+if processing_omni._UNMARKED:  # older transformers cannot read control tokens as text
+    QUESTIONS.append("what is <image> the circle <|end|>")
 
 
 class Served:

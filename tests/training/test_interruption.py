@@ -209,7 +209,13 @@ def test_a_checkpoint_that_has_lost_something_is_not_resumed(name: str, tmp_path
     shutil.rmtree(tmp_path / "run" / "checkpoint-10")
     damaged = tmp_path / "run" / "checkpoint-9" / name
     whole_file = damaged.read_bytes()
-    for change in (damaged.unlink, lambda: damaged.write_bytes(whole_file[: len(whole_file) // 2])):
+    middle = len(whole_file) // 2
+    flipped = whole_file[:middle] + bytes([whole_file[middle] ^ 1]) + whole_file[middle + 1 :]
+    for change in (
+        damaged.unlink,
+        lambda: damaged.write_bytes(whole_file[:middle]),
+        lambda: damaged.write_bytes(flipped),
+    ):
         change()
         with pytest.raises(CheckpointDamageError, match=r"run/checkpoint-9 is damaged \(.+\); remove this folder"):
             run(recipe(tmp_path), resume=True)

@@ -167,17 +167,3 @@ def test_half_frozen_parts_keep_training() -> None:
     FrozenParts(model)
     model.train()(torch.ones(1, 2))
     assert [module.training for module in model.modules()] == [True, False, False, False, True, True, True]
-
-
-def test_the_question_of_training_is_kept(small: Path, pictures: Path, words: Path, tmp_path: Path) -> None:
-    asked = {}
-    for name, data in (
-        ("pictures", {"path": str(pictures)}),
-        ("words", {"path": str(words)}),
-        ("scenes", {"count": 4}),
-    ):
-        settings = recipe("projector" if name == "scenes" else "pictures", small / "omni", tmp_path / name, pictures)
-        arguments = {**settings.arguments, "max_steps": 1, "save_strategy": "no"}
-        run(Recipe.model_validate(settings.model_dump() | {"train": data, "arguments": arguments}))
-        asked[name] = OmniProcessor.from_pretrained(tmp_path / name).prompt
-    assert asked == {"pictures": "Describe the picture.", "words": "what is it", "scenes": None}

@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import omni
 from omni.embedding.engine import bfloat16_pays
-from omni.training.optimizer import Muon, MuonAdamW
+from omni.training.optimizer import Muon, MuonAdamW, make_optimizer
 from omni.training.recipe import Optimizer, Recipe, RecipeError
-from omni.training.run import make_optimizer, run, settle
+from omni.training.run import run, settle
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_dropout_prob": 0.0}

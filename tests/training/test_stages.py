@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from omni import OmniImageProcessor, OmniVisionModel
+from omni.checkpoints.seal import reseal
 from omni.checkpoints.strict import CheckpointError
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
@@ -266,6 +267,7 @@ def test_adapters_are_evaluated_like_any_checkpoint(adapters: Path, checkpoint: 
 def settle(adapters: Path, **changes: Any) -> None:
     values = json.loads((adapters / "adapter_config.json").read_text()) | changes
     (adapters / "adapter_config.json").write_text(json.dumps(values))
+    reseal(adapters)
 
 
 def test_adapters_know_the_weights_that_they_were_trained_for(adapters: Path, checkpoint: Path) -> None:
@@ -288,15 +290,23 @@ def test_adapters_that_cannot_be_loaded_say_why(adapters: Path, monkeypatch: pyt
     first = next(name for name in weights if "lora_A" in name)
     for changed in ({name: weights[name] for name in weights if name != first}, {**weights, "stray": torch.ones(1)}):
         save_file(changed, file)
+        reseal(adapters)
         with pytest.raises(CheckpointError, match=f"missing or unexpected: ({re.escape(first)}|stray)"):
             load(adapters)
     save_file({**weights, first: weights[first][:1].contiguous()}, file)
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors is damaged or changed"):
+        load(adapters)
+    reseal(adapters)
     with pytest.raises(CheckpointError, match="size mismatch"):
         load(adapters)
     file.write_bytes(file.read_bytes()[:100])
+    reseal(adapters)
     with pytest.raises(CheckpointError, match="cut off or damaged"):
         load(adapters)
     file.unlink()
+    with pytest.raises(CheckpointError, match="adapter_model.safetensors is missing"):
+        load(adapters)
+    reseal(adapters)
     with pytest.raises(CheckpointError, match="No such file"):
         load(adapters)
     with monkeypatch.context() as without:

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from omni.checkpoints.fingerprints import read_tensors, verify_fingerprints
+from omni.checkpoints.fingerprints import read_tensors, verify_weights
+from omni.checkpoints.seal import MODEL, verify_files
 from omni.exchange.micro_omni.files import (
     KEPT,
     TOKENIZER,
@@ -323,12 +324,13 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
 def _read_checkpoint(folder: Path, kind: str) -> tuple[Any, Tensors]:
     """Configuration and tensors of a checkpoint, checked for completeness and damage."""
     try:
+        verify_files(folder, MODEL)
         config = CLASSES[kind][0]().from_pretrained(folder)
         if kind == OmniConfig.model_type:
             _refuse_other_models(config)
         wanted = _shapes(_build(CLASSES[kind][1](), config))
         tensors = read_tensors(folder)
-        verify_fingerprints(folder)
+        verify_weights(folder)
     except ConversionError:
         raise
     except (ValueError, OSError, StrictDataclassError, SafetensorError) as error:
