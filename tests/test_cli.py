@@ -394,7 +394,7 @@ def test_what_a_worker_of_training_cannot_read_is_one_sentence(tmp_path: Path) -
     )
     for name, reason in (
         ("odd", "has '<|end|>' in the text of its user"),
-        ("broken", "expected an object of JSON, found"),
+        ("broken", "expected a JSON object, found"),
     ):
         result = invoke(*train(name))
         assert (result.exit_code, result.stdout) == (2, "")

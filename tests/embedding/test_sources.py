@@ -97,7 +97,7 @@ def test_a_manifest_names_its_pictures_each_once(inside: Path) -> None:
     assert find_pictures(["m/list.csv"]) == ["m/a.png", "m/b.png"]
     assert find_pictures(["m/list.jsonl"]) == ["m/a.png", "m/b.png", "m/c.png"]
     for bad, reason in (
-        ("{", "expected an object of JSON"),
+        ("{", "expected a JSON object"),
         ('{"id": 2}', "exactly one of"),
         ('{"image": ""}', "exactly"),
     ):
