@@ -5,6 +5,7 @@ The public names below are loaded when they are first used.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from omni.auto import register_when_imported
@@ -58,3 +59,5 @@ def __dir__() -> list[str]:
 declare_builtin("image", "omni.vision.plugin:image")
 declare_world("scenes", "omni.scenes.world:scenes")
 register_when_imported()
+if find_spec("omni.fast") is not None:  # speed alone: without it the rest works, only slower
+    import_module("omni.fast.install").install_when_imported()

@@ -11,8 +11,8 @@ from types import ModuleType
 from wrapt import register_post_import_hook
 
 
-def _register_when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
-    """Call `register` once transformers' module `auto` is there, importing omni's modules `own` for it.
+def when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
+    """Call `register` once the module `auto` is there, importing omni's modules `own` for it.
 
     If one of those is being imported at that moment (it may be what imports transformers), wait until it is complete.
     """
@@ -47,6 +47,13 @@ def _vision_image_processor(auto: ModuleType) -> None:
     from omni.vision.image_processing_vision import OmniImageProcessor
 
     auto.AutoImageProcessor.register(OmniVisionConfig, OmniImageProcessor, exist_ok=True)
+
+
+def _no_video_processor(auto: ModuleType) -> None:
+    """Tell transformers that there is none, else it takes one for code in the checkpoint, and asks whether to run it."""
+    from omni.vision.configuration_vision import OmniVisionConfig
+
+    auto.AutoVideoProcessor.register(OmniVisionConfig, video_processor_classes={}, exist_ok=True)
 
 
 def _audio_configuration(auto: ModuleType) -> None:
@@ -108,6 +115,7 @@ def register_when_imported() -> None:
             ("configuration_auto", (vision,), _vision_configuration),
             ("modeling_auto", ("omni.blocks", vision, "omni.vision.modeling_vision"), _vision_model),
             ("image_processing_auto", (vision, "omni.vision.image_processing_vision"), _vision_image_processor),
+            ("video_processing_auto", (vision,), _no_video_processor),
         ]
     if find_spec("omni.audio") is not None:
         audio = "omni.audio.configuration_audio"
@@ -117,4 +125,4 @@ def register_when_imported() -> None:
             ("feature_extraction_auto", (audio, "omni.audio.feature_extraction_audio"), _audio_feature_extractor),
         ]
     for auto, own, register in registrations:
-        _register_when_imported(f"transformers.models.auto.{auto}", own, register)
+        when_imported(f"transformers.models.auto.{auto}", own, register)

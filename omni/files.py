@@ -1,4 +1,4 @@
-"""A file is written whole or not at all."""
+"""Write a file whole or not at all."""
 
 import os
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file beside its place under a hidden name, and rename it when all of it is on the disk.
+    """Write a file under a hidden name in the same folder, and rename it once all of it is on the disk.
 
-    Whatever was at `path` stays there until then. A full disk or a kill leaves it as it was.
+    Until then an earlier file at `path` stays. A full disk or a kill leaves it unchanged.
 
     Args:
-        path: where the file goes.
-        write: gets the open file and writes the content.
+        path: path of the file.
+        write: gets the open file, and writes the content.
 
     Raises:
         OSError: the file cannot be written.

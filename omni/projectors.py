@@ -1,13 +1,13 @@
-"""Projectors: from an encoder's tokens to tokens of the language model; and how many of them there will be.
+"""Projectors turn an encoder's tokens into tokens of the language model; `num_tokens` says how many.
 
-Shapes: B items, N patches, D width of the encoder, M tokens handed over, T width of the language model.
+Shapes: B items, N patches, D width of the encoder, M tokens of the language model, T its width.
 
     cls  float[B, 1, D]  ─┐
                           ├─ projector ─▶ float[B, M, T]
     grid float[B, N, D]  ─┘
 
-The token plan lives here and nowhere else: `num_tokens` says how many tokens an item becomes, and the processor (which
-writes that many placeholders) and the model (which fills them) both ask it.
+The token plan is `num_tokens`, and it is only here. The processor asks it how many placeholders to write, and the model
+how many tokens to put in their places.
 """
 
 import math
@@ -19,29 +19,29 @@ from torch import nn
 
 
 def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, ...]) -> int:
-    """Tokens that an item with this grid becomes.
+    """The number of tokens that an item with this grid becomes.
 
     Args:
-        output: what is handed over, "cls", "grid" or "cls+grid".
+        output: the encoder's outputs that the projector reads: "cls", "grid" or "cls+grid".
         projector: a key of `PROJECTORS`.
-        factor: side k of the neighbourhoods that `unshuffle_mlp` folds into one token; 1 for the others.
+        factor: side k of the neighbourhoods that `unshuffle_mlp` folds into one token; 1 for other projectors.
         grid_shape: the item's grid of patches, such as (14, 14).
 
     Raises:
-        ValueError: a grid that the factor does not divide.
+        ValueError: the factor does not divide the grid.
     """
     parts = output.split("+")
     if "grid" in parts and any(side % factor for side in grid_shape):
         raise ValueError(
             f"{projector} folds neighbourhoods of {factor} along each side, but a grid of "
-            f"{'x'.join(map(str, grid_shape))} patches is not divisible by {factor}. Choose another factor or image size."
+            f"{'x'.join(map(str, grid_shape))} patches is not divisible by {factor}; choose another factor or image size."
         )
     patches = math.prod(side // factor for side in grid_shape)
     return ("cls" in parts) + patches * ("grid" in parts)
 
 
 class LinearProjector(nn.Module):
-    """One linear layer with bias for every token: the seed's `proj_v` (33,024 parameters from 128 to 256)."""
+    """A linear layer with bias, applied to every token: micro-Omni's `proj_v` (33,024 parameters from 128 to 256)."""
 
     uses_factor = False
 
@@ -55,7 +55,9 @@ class LinearProjector(nn.Module):
 
 
 class MLPProjector(nn.Module):
-    """Linear, exact GELU, linear for every token (Liu et al., "Improved Baselines with Visual Instruction Tuning")."""
+    """Linear, exact GELU, linear, applied to every token (Liu et al., 2023, "Improved Baselines with Visual Instruction
+    Tuning").
+    """
 
     uses_factor = False
 
@@ -71,9 +73,10 @@ class MLPProjector(nn.Module):
 
 
 class UnshuffleMLPProjector(nn.Module):
-    """k x k neighbours side by side into one token, then linear, exact GELU, linear; CLS has a first layer of its own.
+    """Concatenates k x k neighbours into one token; then linear, exact GELU, linear. CLS has a first layer of its own.
 
-    Pixel unshuffle before the MLP as in InternVL (Chen et al., 2024): k * k times fewer tokens, nothing averaged away.
+    This is pixel unshuffle before the MLP, as in InternVL (Chen et al., 2024). It makes k * k times fewer tokens without
+    averaging.
     """
 
     uses_factor = True
@@ -108,6 +111,14 @@ def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> t
     outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
     folded = grid.reshape(batch, *split, -1).permute(0, *outer, *inner, 2 * dims + 1)  # (B, g.., k.., D)
     return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
+
+
+def compute_dtype(projector: nn.Module) -> torch.dtype | None:
+    """What a projector takes its tokens in: the type of its first floating-point parameter.
+
+    None where all of its parameters are quantized to integers: then it takes them as they are.
+    """
+    return next((each.dtype for each in projector.parameters() if each.is_floating_point()), None)
 
 
 PROJECTORS: dict[str, type[Any]] = {

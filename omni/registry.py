@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 ENTRY_POINT_GROUP = "omni.modalities"
 CLASSES = ("config_class", "model_class", "preprocessor_class")
@@ -47,6 +47,30 @@ def is_one_item(given: Any) -> bool:
 def read_named_outputs(encoded: Any, num_patches: int) -> dict[str, Any]:
     """The contract of an encoder's output: attributes `cls` float[B, 1, D] and/or `grid` float[B, N, D]."""
     return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name, None) is not None}
+
+
+class Packed(Protocol):
+    """An encoder together with its preprocessor, packed for speed: the same tokens, up to rounding.
+
+    Attributes:
+        path: how it computes, in a word for reports.
+    """
+
+    path: str
+
+    def read(self, source: Any, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
+        """An item from its file, in a form that `prepare` takes; the size that it has in full; a note of the decoder.
+
+        Args:
+            source: the file.
+            at_least: read no more of it than is needed for so many pixels a side.
+        """
+
+    def prepare(self, item: Any) -> Any:
+        """One item as an array, in the form that `__call__` takes; all are of one shape."""
+
+    def __call__(self, prepared: Any, cls_only: bool = False) -> Any:
+        """A tensor of B prepared items -> the encoder's output; of CLS alone if nothing else is wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +104,8 @@ class Modality:
         media_types: of its uploads: `("image/png", "image/*")`.
         noun: what messages call an item: "picture".
         show: an item as a picture of PIL, for sheets and pages.
-        pack: makes of a `model_class` something that computes the same faster on a CPU: `pack(model, dtype, scale=...,
-            shift=...)`, see `omni.fast.packing`.
+        pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
+            is none for them; see `Packed`.
     """
 
     name: str
@@ -96,12 +120,12 @@ class Modality:
     read: Callable[[Any, int], dict[str, Any]] = read_named_outputs
     argument: str = ""
     is_item: Callable[[Any], bool] = is_one_item
-    open: Callable[[Any], Any] | None = None
+    open: Callable[..., Any] | None = None
     suffixes: tuple[str, ...] = ()
     media_types: tuple[str, ...] = ()
     noun: str = "item"
     show: Callable[[Any], Any] | None = None
-    pack: Callable[..., Any] | None = None
+    pack: Callable[[Any, Any, Any], Packed | None] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.name):
@@ -222,7 +246,7 @@ def get_modality(name: str) -> Modality:
     return _registered[name]
 
 
-def open_item(name: str) -> Callable[[Any], Any]:
+def open_item(name: str) -> Callable[..., Any]:
     """How files of a modality are opened, see `Modality.open`.
 
     Raises:

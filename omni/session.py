@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from transformers import BatchFeature, GenerationConfig
+from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from omni.data.conversations import Message, ask
-from omni.fast.generation import DecodingCache, OneDnnProducts, RoomyLayer
+from omni.fusion import acceleration
 from omni.fusion.encoded_item import EncodedItem
-from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
-from omni.fusion.processing_omni import OmniProcessor
+from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.fusion.processing_omni import ControlTokenInText, OmniProcessor
+from omni.fusion.signature import CACHE
 
 
 class QuestionError(ValueError):
@@ -154,7 +156,10 @@ class Session:
         """
         start = time.perf_counter()
         question = check_question(question)
-        inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
+        try:
+            inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
+        except ControlTokenInText as error:
+            raise QuestionError(str(error)) from error
         ids = inputs["input_ids"][0].tolist()
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
         if limit is not None and len(ids) + max_new_tokens > limit:
@@ -165,7 +170,7 @@ class Session:
         prepared = time.perf_counter()
         if "pixel_values" in inputs:
             pixel_values = inputs.pop("pixel_values")
-            with OneDnnProducts():
+            with acceleration.current().encoding():
                 self._items = self.model.model.encode_items("image", pixel_values=pixel_values)
             inputs["mm_encoder_outputs"] = {"image": self._items}
         encoded = time.perf_counter()
@@ -249,13 +254,11 @@ class Session:
                 break
             shared += 1
         placeholders = {section["token_id"] for section in self.model.config.modalities.values()}
-        layers = getattr(self._cache, "layers", [])
-        # of other kinds of layers (sliding windows, states) the end cannot be taken back
-        if shared and all(type(layer) is RoomyLayer for layer in layers) and placeholders.isdisjoint(ids[shared:]):
+        if shared and _can_be_cut(self._cache) and placeholders.isdisjoint(ids[shared:]):
             if shared < len(self._read):
                 self._cache.crop(shared - len(self._read))
             return True
-        self._cache = DecodingCache(self.model.config.text_config)
+        self._cache = acceleration.current().cache(self.model.config.text_config)
         return False
 
 
@@ -268,6 +271,11 @@ def answer(
 ) -> Answer:
     """Ask one question about pictures; for more than one about the same, see `Session`."""
     return Session(model, processor, pictures).ask(question, max_new_tokens)
+
+
+def _can_be_cut(cache: Any) -> bool:
+    """Whether tokens can be taken off its end: sliding windows and states have lost what stood before them."""
+    return all(isinstance(layer, DynamicLayer) and type(layer).crop is DynamicLayer.crop for layer in cache.layers)
 
 
 def _ended(model: OmniForConditionalGeneration, written: torch.Tensor) -> bool:

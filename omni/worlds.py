@@ -1,7 +1,7 @@
-"""Worlds: pictures that are drawn when asked for, by code that knows all there is to see on them.
+"""Worlds: code that draws pictures and knows what they show.
 
-A recipe without data of its own learns from a world, and an evaluation without data of its own asks about one. The framework
-imports no world: it knows the name of each and where it is, and loads it when it is asked for. It works without any.
+A recipe that names no data trains on a world, and an evaluation that names no data asks about one. The framework imports no
+world. It knows the name and the place of each, and loads it on demand. It works without any.
 
     world = find_world()                                            # the scenes of `omni.scenes`
     examples = world.data(split="train", count=100).conversations()
@@ -20,20 +20,21 @@ DRAWN = "scenes"
 
 
 class WorldError(ValueError):
-    """A world that nobody declared, or that is not installed."""
+    """The world is not declared, or not installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Everything that training and evaluation have to know of a world.
+    """Everything that training and evaluation need to know about a world.
 
     Attributes:
-        data: how a recipe asks for its pictures, an `omni.training.recipe.Drawn`.
-        objectives: by name, what can be learnt from its pictures alone; each is called with the recipe.
-        settings: how an evaluation asks about its pictures, an `omni.evaluation.result.Asking`.
-        tasks: what an encoder is asked about its pictures.
-        picture_sets: from `EncoderSettings`, the sets of pictures with the answers to these tasks.
-        drawn_twice: from a number of pictures and the number of the first one, an `omni.evaluation.picture_sets.DrawnTwice`.
+        data: the section of a recipe that trains on it, a subclass of `omni.training.recipe.Drawn`.
+        objectives: objectives that only its pictures have, by name. Each is called with the recipe.
+        settings: the settings of an evaluation on it, a subclass of `omni.evaluation.result.Asking`.
+        tasks: names of the tasks for an encoder.
+        picture_sets: takes `EncoderSettings`, returns the sets of pictures with the labels of these tasks.
+        drawn_twice: takes a number of pictures and the number of the first, returns an
+            `omni.evaluation.picture_sets.DrawnTwice`.
     """
 
     data: type[Any]
@@ -48,20 +49,20 @@ _declared: dict[str, str] = {}
 
 
 def declare_world(name: str, value: str) -> None:
-    """Say where the `World` of this name is, as "package.module:attribute"; it is loaded when asked for."""
+    """Declare where the `World` of this name is, as "package.module:attribute". Nothing is loaded."""
     _declared[name] = value
 
 
 def worlds() -> tuple[str, ...]:
-    """The names of all worlds that were declared, also of those that are not installed; nothing is loaded."""
+    """The names of all declared worlds, installed or not. Nothing is loaded."""
     return tuple(_declared)
 
 
 def find_world(name: str = DRAWN) -> World:
-    """The world of this name.
+    """Load the world of this name.
 
     Raises:
-        WorldError: no world of this name was declared, or its package is not there.
+        WorldError: no world of this name is declared, or its package is not installed.
     """
     if name not in _declared:
         raise WorldError(f"Unknown world {name!r}; known: {', '.join(_declared)}.")
@@ -70,7 +71,7 @@ def find_world(name: str = DRAWN) -> World:
         loaded = import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the world is there, and lacks something
+            raise  # the world is installed, but a package that it needs is not
         raise WorldError(
             f"The pictures of {name} come from {error.name}, which is not installed; install it, or name data of your own."
         ) from error

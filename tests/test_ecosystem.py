@@ -1,6 +1,8 @@
 """Trainer and pipelines take the fused model for one of transformers' own."""
 
+import contextlib
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +91,10 @@ def test_trainer_keeps_the_pictures_of_a_table(make_pair: Pair, tmp_path: Path) 
         labels = np.where(row["attention_mask"] == 1, row["input_ids"], -100)
         rows.append({**row, "labels": np.where(labels == processor.image_token_id, -100, labels), "note": answer})
     before = model.model.image_tower.norm.weight.clone()
+    kind = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"  # its older name
     trainer = Trainer(
         model=model,
-        args=arguments(tmp_path, activation_checkpointing=True),
+        args=arguments(tmp_path, **{f"{kind}_checkpointing": True}),
         train_dataset=rows,
         data_collator=default_data_collator,
     )
@@ -144,6 +147,46 @@ def test_pipeline_image_text_to_text(folder: Path) -> None:
     batch = pipe(images=[[image], [image]], text=[prompt, prompt], batch_size=2, **options)
     texts = [(answer[0] if isinstance(answer, list) else answer)["generated_text"] for answer in batch]
     assert texts == [one, one]
+
+
+@pytest.mark.parametrize("checkpoint", ["vision_tiny", "omni_tiny"])
+def test_nothing_asks_whether_to_run_code(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint brings code for those who have not imported omni. Here it is imported."""
+
+    def asked(question: str = "") -> str:
+        questions.append(question)
+        return "n"
+
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", asked)
+    folder = f"checkpoints/{checkpoint}"
+    autos = [
+        "configuration",
+        "feature_extraction",
+        "image_processing",
+        "modeling",
+        "processing",
+        "tokenization",
+        "video_processing",
+    ]
+    classes = [
+        cls
+        for auto in autos
+        for name, cls in vars(import_module(f"transformers.models.auto.{auto}_auto")).items()
+        if name.startswith("Auto") and hasattr(cls, "from_pretrained") and hasattr(cls, "register")
+    ]
+    assert len(classes) > 30
+    loaded = set()
+    for cls in classes:
+        with contextlib.suppress(ValueError, OSError, TypeError):
+            loaded.add(type(cls.from_pretrained(folder)).__name__)
+    tasks = ("image-feature-extraction", "feature-extraction", "image-text-to-text", "any-to-any")
+    for task in tasks:
+        with contextlib.suppress(ValueError, OSError, ImportError):
+            loaded.add(type(pipeline(task, folder)).__name__)
+    expected = {"vision_tiny": {"OmniVisionModel", "ImageFeatureExtractionPipeline"}}
+    assert loaded >= expected.get(checkpoint, {"OmniForConditionalGeneration", "ImageTextToTextPipeline"})
+    assert not questions
 
 
 def test_pipeline_image_feature_extraction(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 `Server` takes the steps that they take, in their order and with their arguments (vLLM: models/transformers/base.py and
 multimodal.py; SGLang: models/transformers.py): the base model with attention and linear layers of the server's own, prompts
 expanded from the replacements that the processor names, requests side by side in one row, keys and values kept outside.
+The server's attention gets to a layer in one of two ways: it comes with each step (`attention_instances`: SGLang, and vLLM
+before 0.30), or the layer has it (`attn`: vLLM from 0.30 on).
 """
 
 import copy
@@ -24,6 +26,7 @@ from omni import OmniProcessor
 
 Pair = Callable[..., tuple[Any, Any]]
 NAME = "omni_test_served"
+WAYS = ["attn", "attention_instances"]
 
 
 @dataclass
@@ -57,11 +60,12 @@ def attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    attention_instances: Mapping[int, Attention],
+    attention_instances: Mapping[int, Attention] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     assert attention_mask is None
-    return attention_instances[module.layer_idx](query, key, value, scaling), None
+    attention = module.attn if attention_instances is None else attention_instances[module.layer_idx]
+    return attention(query, key, value, scaling), None
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +86,17 @@ class Linear(nn.Module):
         return F.linear(inputs, self.weight, self.bias)
 
 
+def give_attention(model: Any, instances: Mapping[int, Any], way: str) -> dict[str, Any]:
+    """Put the server's attention where its layers find it; what each step passes."""
+    if way == "attention_instances":
+        return {way: instances}
+    layers = [module for module in model.language_model.modules() if hasattr(module, "layer_idx")]
+    assert [layer.layer_idx for layer in layers] == list(instances)
+    for layer in layers:
+        layer.attn = instances[layer.layer_idx]
+    return {}
+
+
 def serve_config(model: Any) -> Any:
     config = copy.deepcopy(model.config)
     config.get_text_config()._attn_implementation = NAME
@@ -90,7 +105,7 @@ def serve_config(model: Any) -> Any:
 
 
 class Server:
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, way: str = "attn") -> None:
         config = serve_config(model)
         assert config != config.get_text_config()  # how they know a model of several modalities
         self.processor, self.head = processor, model.lm_head
@@ -107,11 +122,12 @@ class Server:
         self.model.set_input_embeddings(embedding)
         assert self.model.get_input_embeddings() is embedding
         self.instances = {i: Attention() for i in range(config.get_text_config().num_hidden_layers)}
+        self.passed = give_attention(self.model, self.instances, way)
 
-    def expand(self, prompt: str, images: list[Image.Image]) -> tuple[list[int], torch.Tensor | None]:
-        """The prompt's ids with every placeholder replaced, and the tokens that go there."""
+    def expand(self, prompt: str, images: list[Image.Image]) -> tuple[list[int], list[int], torch.Tensor | None]:
+        """The prompt's ids with a placeholder for each picture replaced, where those are, and the tokens that go there."""
         if not images:
-            return self.processor.tokenizer.encode(prompt, add_special_tokens=False), None
+            return self.processor.tokenizer.encode(prompt, add_special_tokens=False), [], None
         made = self.processor(
             text=self.processor.image_token * len(images),  # a text for the pictures alone, which may come from a cache
             images=images,
@@ -126,8 +142,11 @@ class Server:
         replacements = iter([tokenizer.encode(each["replacement"], add_special_tokens=False) for each in entries])
         (target,) = tokenizer.encode(self.processor.image_token, add_special_tokens=False)
         ids: list[int] = []
+        places: list[int] = []
         for token in tokenizer.encode(prompt, add_special_tokens=False):
-            ids += next(replacements) if token == target else [token]
+            replacement = next(replacements, []) if token == target else []
+            places += range(len(ids), len(ids) + len(replacement))
+            ids += replacement or [token]
         patches = self.processor._get_num_multimodal_tokens(
             image_sizes=[(image.height, image.width) for image in images]
         )
@@ -135,7 +154,7 @@ class Server:
         features = self.model.get_image_features(made["pixel_values"]).pooler_output
         assert [len(each) for each in features] == patches["num_image_tokens"]
         assert all(each.ndim == 2 for each in features)
-        return ids, torch.cat(list(features))
+        return ids, places, torch.cat(list(features))
 
     def step(self, rows: dict[str, torch.Tensor], starts: dict[str, int]) -> dict[str, int]:
         """Next words of requests, of each of which some embeddings float[L, T] are new."""
@@ -147,8 +166,8 @@ class Server:
             inputs_embeds=torch.cat(list(rows.values()))[None],
             use_cache=False,
             position_ids=positions[None],
-            attention_instances=self.instances,
             return_dict=False,
+            **self.passed,
         )
         logits = self.head(outputs[0][0])
         logits[:, self.processor.image_token_id] = -torch.inf
@@ -160,10 +179,10 @@ class Server:
         waiting, starts, written = {}, dict.fromkeys(requests, 0), {request: list[int]() for request in requests}
         embed = self.model.get_input_embeddings()
         for request, (prompt, images) in requests.items():
-            ids, features = self.expand(prompt, images)
+            ids, places, features = self.expand(prompt, images)
             waiting[request] = embed(torch.tensor(ids))
             if features is not None:
-                waiting[request][torch.tensor(ids) == self.processor.image_token_id] = features
+                waiting[request][places] = features
         while any(len(words) < count for words in written.values()):
             rows = {request: embeds[:5] for request, embeds in waiting.items() if len(written[request]) < count}
             words = self.step(rows, starts)
@@ -180,8 +199,9 @@ def photo(value: int, size: tuple[int, int] = (20, 30)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(value).integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("output", ["cls+grid", "cls"])
-def test_a_server_with_its_own_attention_answers_as_generate_does(make_pair: Pair, output: str) -> None:
+def test_a_server_with_its_own_attention_answers_as_generate_does(make_pair: Pair, output: str, way: str) -> None:
     model, processor = make_pair(output=output)
     assert type(model).is_backend_compatible()
     assert isinstance(processor, ProcessorMixin)
@@ -190,11 +210,48 @@ def test_a_server_with_its_own_attention_answers_as_generate_does(make_pair: Pai
         "two": ("<|user|>how many <image> and <image> here<|assistant|>", [photo(1), photo(2, (9, 90))]),
         "text": ("<|user|>a red circle<|assistant|>", []),
     }
-    found = Server(model, processor).answer(requests, 6)
+    found = Server(model, processor, way).answer(requests, 6)
     for name, (prompt, images) in requests.items():
         inputs = processor(text=prompt, images=images or None, return_tensors="pt")
         expected = model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, eos_token_id=-1)
         assert found[name] == expected[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_placeholder_without_a_picture_ends_no_server(make_pair: Pair, way: str) -> None:
+    """It is in a user's text, where the server tokenises prompts itself, or was sampled: it is read as a word."""
+    model, processor = make_pair()
+    good = {"good": ("<|user|><image>what shape is it<|assistant|>", [photo(0)])}
+    bad = {
+        "none": ("<|user|>what is <image> here<|assistant|>", []),
+        "one too many": ("<|user|><image>what is <image> here<|assistant|>", [photo(1)]),
+    }
+    alone = Server(model, processor, way).answer(good, 4)
+    server = Server(model, processor, way)
+    assert server.answer({**bad, **good}, 4)["good"] == alone["good"]
+    placeholder = model.get_input_embeddings()(torch.tensor([processor.image_token_id]))
+    with torch.inference_mode():
+        assert server.step({"sampled": placeholder}, {"sampled": 0})
+        # a server that was told to read no pictures leaves it to the model to embed
+        ids = torch.tensor([[processor.image_token_id]])
+        assert server.model(
+            input_ids=ids, position_ids=ids * 0 + 1, use_cache=False, **server.passed
+        ).last_hidden_state.shape
+    with pytest.raises(ValueError, match="Row 0 has 1 placeholders"):  # where no server is
+        model.model(input_ids=torch.tensor([[processor.image_token_id]]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_with_random_parts_is_not_served(make_pair: Pair, way: str) -> None:
+    """Servers run a step when they start."""
+    model, processor = make_pair()
+    model.config.untrained = ["image_projector"]
+    server = Server(model, processor, way)
+    words = {"one": torch.zeros(3, model.config.text_config.hidden_size)}
+    with pytest.raises(ValueError, match=r"untrained, .*\['image_projector'\].* before they are served"):
+        server.step(words, {"one": 0})
+    server.model.config.untrained = []
+    assert server.step(words, {"one": 0})
 
 
 def test_the_parts_are_where_servers_look(make_pair: Pair) -> None:
@@ -216,20 +273,22 @@ def test_the_parts_are_where_servers_look(make_pair: Pair) -> None:
     assert (marks["mm_token_type_ids"] == (marks["input_ids"] == processor.image_token_id)).all()
 
 
-def test_forward_reads_no_number_and_keeps_nothing(make_pair: Pair) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_forward_reads_no_number_and_keeps_nothing(make_pair: Pair, way: str) -> None:
     """It is captured as a CUDA graph: on "meta", where there are no numbers, reading one would raise."""
     model, _ = make_pair()
     with torch.device("meta"):
         base = AutoModel.from_config(serve_config(model)).eval()
     width = base.config.get_text_config().hidden_size
+    passed = give_attention(base, {i: lambda query, *_: query.transpose(1, 2) for i in range(2)}, way)
 
     def forward() -> None:
         base(
             inputs_embeds=torch.empty(1, 7, width, device="meta"),
             position_ids=torch.arange(7, device="meta")[None],
-            attention_instances={i: lambda query, *_: query.transpose(1, 2) for i in range(2)},
             use_cache=False,
             return_dict=False,
+            **passed,
         )
 
     def state() -> list[dict[str, Any]]:
@@ -245,7 +304,7 @@ def test_forward_reads_no_number_and_keeps_nothing(make_pair: Pair) -> None:
 
 def test_pictures_beside_ids_as_sglang_passes_them(make_pair: Pair) -> None:
     model, processor = make_pair()
-    server = Server(model, processor)
+    server = Server(model, processor, "attention_instances")
     assert "pixel_values" in inspect.signature(server.model.get_image_features).parameters
     inputs = processor(text="a<image>b", images=[photo(0)], return_tensors="pt")
     length = inputs["input_ids"].shape[1]

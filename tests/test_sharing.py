@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from transformers import AutoModelForImageTextToText
 
 import omni
-from omni.checkpoints.strict import MEASURED
+from omni.checkpoints.cards import MEASURED
 from omni.evaluation import evaluate, update_card
 from omni.scenes.evaluation import SceneSettings
 

@@ -19,7 +19,8 @@ from torch import nn
 from benchmarks import ceiling, peers, pictures
 from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Race
-from omni.fast.packing import PackedVisionModel
+from omni.registry import get_modality
+from omni.vision.image_processing_vision import OmniImageProcessor
 
 Prepare = Callable[[nn.Module], Any]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,13 +83,16 @@ def _ours(pixels: torch.Tensor, ways: dict[str, Prepare]) -> list[Contestant]:
     dtype, check = pixels.dtype, partial(_check, len(pixels), TOLERANCE[pixels.dtype])
     whole: dict[str, Callable[[], Call]] = {}
     cls_only: dict[str, Callable[[], Call]] = {}
-    if on_cpu := pixels.device.type == "cpu":
+    on_cpu, pack = pixels.device.type == "cpu", get_modality("image").pack
+    if on_cpu and pack:
         raw = pictures.raw(len(pixels))
         whole["omni packed"] = lambda: _call(_packed(dtype), pixels)
         whole["omni packed, from bytes"] = lambda: _call(_packed(dtype), raw)
         whole["omni packed, not compiled, from bytes"] = lambda: _call(_not_compiled(dtype), raw)
         cls_only["omni packed, CLS only"] = lambda: _call(_packed(dtype), pixels, cls_only=True)
-    if on_cpu and dtype != torch.float32:  # what an `Engine` takes where the processor is no faster in bfloat16
+    if (
+        on_cpu and pack and dtype != torch.float32
+    ):  # what an `Engine` takes where the processor is no faster in bfloat16
         whole["omni packed, in float32, from bytes"] = lambda: _call(_packed(torch.float32), raw)
         cls_only["omni packed, in float32, CLS only"] = lambda: _call(_packed(torch.float32), raw, cls_only=True)
     for way, prepare in ways.items():
@@ -105,12 +109,14 @@ def _model(prepare: Prepare, pixels: torch.Tensor, attention: str = "sdpa", **op
     return _call(prepare(peers.omni(pixels.dtype, pixels.device, attn_implementation=attention)), pixels, **options)
 
 
-def _packed(dtype: torch.dtype) -> PackedVisionModel:
+def _packed(dtype: torch.dtype) -> Any:
     """From pixels as the shipped image processor scales them, -1 to 1."""
-    return PackedVisionModel(peers.omni(), dtype, scale=[1 / 127.5] * 3, shift=[-1.0] * 3)
+    pack = get_modality("image").pack
+    assert pack is not None
+    return pack(peers.omni(), OmniImageProcessor(), dtype)
 
 
-def _not_compiled(dtype: torch.dtype) -> PackedVisionModel:
+def _not_compiled(dtype: torch.dtype) -> Any:
     """As where there is no C++ compiler."""
     with patch("omni.fast.packing.is_possible", return_value=False):
         return _packed(dtype)

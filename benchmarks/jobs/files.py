@@ -25,14 +25,15 @@ from transformers import pipeline
 
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
-from omni.embedding import embed as embedding
+from omni.embedding import job
 from omni.embedding.batches import Decode, Task
 from omni.embedding.engine import Engine, Precision
 from omni.embedding.table import Part
+from omni.fast.jpeg import read_pixels
 from omni.loading.encoder import load_encoder
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
-from omni.vision.pictures import read_picture, read_pixels
+from omni.vision.pictures import read_picture
 
 BATCH = 32
 WORKERS = (0, 1, 2, 4)
@@ -97,8 +98,8 @@ def _embed(precision: Precision, decode: Decode, paths: Sequence[str]) -> Call:
     task, whole = Task("cls", precision, decode, BATCH), [Part(0, 0, len(paths))]
 
     def embed() -> torch.Tensor:
-        with embedding._one_thread():
-            ((_, rows),) = embedding._run(engine, task, paths, whole, {}, lambda rows: None, embedding._cores())
+        with job._one_thread():
+            ((_, rows),) = job._run(engine, task, paths, whole, {}, lambda rows: None, job._cores())
         column = pq.read_table(pa.BufferReader(rows))["embedding"].combine_chunks()
         return torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).reshape(len(paths), -1).copy())
 

@@ -40,8 +40,6 @@ def _race(name: str, own: Any, stock: Any, stock_class: Any, folder: Path) -> Ra
         "safetensors.torch.load_file, read": partial(_read, checkpoint / "model.safetensors"),
         f"{stock_class.__name__}.from_pretrained, same size": partial(stock_class.from_pretrained, folder),
         f"{own.__name__}.from_pretrained": partial(own.from_pretrained, checkpoint),
-        # what it would be anyway, but who asks for it is served by transformers
-        f"{own.__name__}.from_pretrained, dtype=float32": partial(own.from_pretrained, checkpoint, dtype=torch.float32),
     }
     contestants = [Contestant(name, _ready(call), ours=name.startswith(own.__name__)) for name, call in calls.items()]
     return Race(f"checkpoints/{name}, in a warm process", contestants)

@@ -25,8 +25,8 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.loading.checkpoint import ADAPTERS
 from omni.looking.attention import AttentionError
+from omni.registry import open_item
 from omni.session import QuestionError
-from omni.vision.pictures import read_picture
 
 from . import markup
 from .visit import IDLE, LONGEST, MOST_BYTES, VISITORS, Visit, Visits
@@ -86,7 +86,7 @@ class _Page:
         name = str(self.model.config.name_or_path)
         merged = (Path(name) / ADAPTERS).is_file()  # the fingerprints are of the weights before
         fingerprints = None if merged else self.model.config.fingerprints
-        shown = [(read_picture(EXAMPLES / name), QUESTIONS[name]) for name in self.shown]
+        shown = [(open_item("image")(EXAMPLES / name), QUESTIONS[name]) for name in self.shown]
         page = HTMLResponse(
             markup.page(
                 markup.header(name, self.model.num_parameters(), fingerprints),

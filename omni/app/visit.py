@@ -15,8 +15,8 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.looking.attention import WordAttention, session_attention
 from omni.looking.panels import as_seen, overlay
+from omni.registry import ItemError, open_item
 from omni.session import Answer, QuestionError, Session, check_question
-from omni.vision.pictures import PictureError, read_picture
 
 WIDTH = 512
 """Of a picture on the page, in pixels."""
@@ -94,11 +94,11 @@ class Visit:
                 continue
             try:
                 _bound(name, "bytes", MOST_BYTES, len(file), *(len(each.file) for each in pictures))
-                picture = read_picture(file)
+                picture = open_item("image")(file)
                 pixels = picture.width * picture.height
                 _bound(name, "pixels", MOST_PIXELS, pixels, *(each.pixels for each in pictures))
                 pictures.append(Chosen(name, file, pixels, as_seen(image_processor, picture, WIDTH)))
-            except PictureError as error:
+            except ItemError as error:
                 refused.append(str(error).replace(f"The given picture ({len(file):,} bytes)", repr(name)))
         if len(pictures) > before:
             self._show(pictures)
@@ -138,7 +138,7 @@ class Visit:
         decoding, session = 0.0, self._session
         if session is None:
             begun = time.perf_counter()
-            opened = [read_picture(picture.file) for picture in self.pictures]
+            opened = [open_item("image")(picture.file) for picture in self.pictures]
             decoding = time.perf_counter() - begun
             session = self._session = Session(model, processor, opened)
         for answer in session.stream(question):
@@ -174,7 +174,7 @@ class Visit:
 
 def _bound(name: str, unit: str, most: int, *sizes: int) -> None:
     if sum(sizes) > most:
-        raise PictureError(
+        raise ItemError(
             f"With {name!r} the pictures have {sum(sizes):,} {unit}, expected at most {most:,}; remove others, or make it "
             "smaller."
         )

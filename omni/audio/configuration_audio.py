@@ -41,7 +41,6 @@ class OmniAudioConfig(StrictConfig):
         initializer_range: standard deviation of the initial weights of linear layers; those of convolutions keep the size
             of what passes through them.
         fingerprints: hash of the weights as they were saved.
-        checksums: of the files with the weights as they were written, by name.
 
     Raises:
         ValueError: a size that does not divide, a key that does not exist, or the same number given under both of its
@@ -80,7 +79,6 @@ class OmniAudioConfig(StrictConfig):
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     fingerprints: dict[str, str] | None = None
-    checksums: dict[str, str] | None = None
 
     def validate_architecture(self) -> None:
         """Sizes that fit each other, and choices that there are."""

@@ -13,7 +13,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from omni.audio.sounds import Sound, as_sound, is_sound
-from omni.checkpoints.strict import remote_code
+from omni.checkpoints.preprocessor import SealedPreprocessorMixin
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 """What transformers writes into the file of a feature extractor beside its settings."""
@@ -23,7 +23,7 @@ FLOOR = 1e-10
 """Power below which all is silence."""
 
 
-class OmniFeatureExtractor(SequenceFeatureExtractor):
+class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
     """Makes `input_features` float[I, F, M] and `attention_mask` int[I, F] from sounds of any length.
 
     F is 1 + S // hop_length for S samples. micro-Omni's encoder hears `OmniFeatureExtractor(n_fft=1024, num_mel_bins=128,
@@ -178,15 +178,6 @@ class OmniFeatureExtractor(SequenceFeatureExtractor):
         if strange and not kwargs.get("return_unused_kwargs"):
             raise _unknown(cls.__name__, sorted(strange), set(feature_extractor_dict) - SAVED_BESIDE)
         return super().from_dict(feature_extractor_dict, **kwargs)
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Write preprocessor_config.json, and what `trust_remote_code=True` needs."""
-        self.auto_map = remote_code(save_directory, self.found_as)
-        return super().save_pretrained(save_directory, *args, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
 
 
 def _unknown(name: str, unknown: list[str], known: set[str]) -> TypeError:

@@ -44,7 +44,8 @@ class StrictConfig(PreTrainedConfig):
                 setattr(self, name, kwargs.pop(alias))
         inherited = INHERITED_KEYS | set(_generation_keys())
         if unknown := sorted(set(kwargs) - inherited):
-            known = sorted({*self.default_config_fields(), *self.attribute_map})
+            inherited_fields = {field.name for field in fields(PreTrainedConfig)}
+            known = sorted({field.name for field in fields(self)} - inherited_fields | {*self.attribute_map})
             raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for {type(self).__name__}; known: {known}.")
         super().__post_init__(**kwargs)
         self.validate_architecture()  # `@strict` would wrap the ValueError into an error that is none

@@ -1,100 +1,64 @@
-"""The weights of a checkpoint on disk: what is in its files, and hashes by which a damaged or exchanged part is found.
+"""The weights of a checkpoint on disk: what is in its files, and a hash by which a damaged or exchanged part is found.
 
-A saved configuration carries a fingerprint of each part's weights, and a checksum of each file. A file that is byte by byte
-as it was written has the weights that it was saved with; of any other one they are hashed again, part by part.
+A saved configuration carries a fingerprint of each part's weights, under `fingerprints`. Whoever loads the weights hashes
+them again, part by part, and compares. Weights that are no numbers are refused with and without.
 """
 
 import hashlib
 import json
-import zlib
-from collections.abc import Collection, Mapping, Sequence
-from math import prod
-from mmap import ACCESS_COPY, ACCESS_READ, mmap
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from .folder import CONFIG, CheckpointError, named, read_object
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
-SAFETENSORS_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""What its files call them; others are read by its library alone."""
-
-
-class MappedTensor(NamedTuple):
-    """A tensor in a file that is mapped into memory, which is read when it is used."""
-
-    dtype: torch.dtype | None  # none of SAFETENSORS_TYPES
-    shape: tuple[int, ...]
-    values: memoryview
-
-    def tensor(self) -> torch.Tensor:
-        """In the memory of the map; what is written into it goes into a copy, never into the file."""
-        assert self.dtype is not None
-        if not self.values:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(self.values, dtype=self.dtype).view(self.shape)
-
-
-def map_tensors(file: Path) -> dict[str, MappedTensor]:
-    """The tensors of a safetensors file by name, as its library finds them, sooner; its header is checked.
-
-    Raises:
-        ValueError: no safetensors file, or not a whole one.
-        OSError: one that cannot be read.
-    """
-    found, places = {}, []
-    try:
-        with open(file, "rb") as opened:
-            data = memoryview(mmap(opened.fileno(), 0, access=ACCESS_COPY))
-        start = 8 + int.from_bytes(data[:8], "little")
-        for name, entry in json.loads(bytes(data[8:start])).items():
-            if name != "__metadata__":
-                dtype, shape = SAFETENSORS_TYPES.get(entry["dtype"]), tuple(entry["shape"])
-                first, end = entry["data_offsets"]
-                if any(type(size) is not int or size < 0 for size in shape):
-                    raise ValueError(f"{name} is said to have the shape {shape}")
-                if dtype is not None and end - first != prod(shape) * dtype.itemsize:
-                    raise ValueError(f"{name} is said to have {end - first} bytes")
-                found[name] = MappedTensor(dtype, shape, data[start + first : start + end])
-                places.append((first, end))
-        places.sort()
-        if [0, *(end for _, end in places)] != [*(first for first, _ in places), len(data) - start]:
-            raise ValueError("its tensors do not stand side by side")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(file)!r} is not a whole safetensors file ({error}); get it again.") from error
-    return found
-
 
 def read_tensors(folder: str | Path, variant: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped)."""
+    """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped).
+
+    Raises:
+        CheckpointError: a file that is not whole.
+        OSError: one that is not there.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for file in safetensors_files(Path(folder), variant):
-        with safe_open(file, framework="pt") as opened:
-            tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensors.update({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"The weights in {named(file)} are cut off or damaged ({error}); get the file again."
+            ) from error
     return tensors
 
 
-def safetensors_files(folder: Path, variant: str | None) -> list[Path]:
-    """One file, or those of an index; `save_pretrained(variant="ema")` has its name in all of them."""
+def weights_file(folder: Path, variant: str | None) -> Path:
+    """The one file with weights, or the index of several; `save_pretrained(variant="ema")` has its name in all of them."""
     middle = f".{variant}" if variant else ""
-    whole = folder / f"model{middle}.safetensors"
-    if whole.exists():
-        return [whole]
-    index = json.loads((folder / f"model.safetensors.index{middle}.json").read_text(encoding="utf-8"))
-    return sorted({folder / file for file in index["weight_map"].values()})
+    index, whole = folder / f"model.safetensors.index{middle}.json", folder / f"model{middle}.safetensors"
+    return index if index.exists() and not whole.exists() else whole
+
+
+def safetensors_files(folder: Path, variant: str | None) -> list[Path]:
+    """The one file with weights, or those that the index names.
+
+    Raises:
+        CheckpointError: an index that names none.
+    """
+    index = weights_file(folder, variant)
+    if index.suffix != ".json":
+        return [index]
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        type(name) is str and name == Path(name).name for name in shards.values()
+    ):
+        raise CheckpointError(f"{named(index)} names no files for its tensors; get the checkpoint again.")
+    return sorted({folder / file for file in shards.values()})
 
 
 # --- Fingerprints -----------------------------------------------------------------------------------------------------
@@ -111,117 +75,94 @@ def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
     A tower's fingerprint equals that of the same encoder saved alone.
     """
-    digests = _Digests()
+    digests: dict[str, Any] = {}
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digests.add(name, tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digests.finish()
-
-
-def fingerprint_folder(folder: Path, variant: str | None = None) -> dict[str, str]:
-    """`fingerprint_parts` of a checkpoint's tensors, read straight from its files, which leaves other threads alone."""
-    found = {name: entry for file in safetensors_files(folder, variant) for name, entry in map_tensors(file).items()}
-    digests = _Digests()
-    for name in sorted(found):
-        dtype, shape, values = found[name]
-        if dtype is None:
-            return fingerprint_parts(read_tensors(folder, variant))
-        digests.add(name, dtype, shape, values)
-    return digests.finish()
-
-
-class _Digests:
-    """Hashes of parts. Values are gathered, since around each hash the interpreter changes hands between threads."""
-
-    AT_ONCE = 32 * 2**20
-
-    def __init__(self) -> None:
-        self.digests: dict[str, Any] = {}
-        self.part, self.waiting, self.size = "", list[bytes | memoryview](), 0
-
-    def add(self, name: str, dtype: torch.dtype, shape: Sequence[int], values: memoryview) -> None:
-        """A tensor; those of a part come in the order of their names."""
-        if (part := part_of(name)) != self.part:
-            self._update()
-            self.part = part
+        tensor, part = tensors[name].detach().cpu().contiguous(), part_of(name)
         inner = name.removeprefix("model.").removeprefix(f"{part}.")
-        self.waiting.append(f"{inner} {dtype} {tuple(shape)}\n".encode())
-        for start in range(0, len(values), self.AT_ONCE):
-            self.waiting.append(values[start : start + self.AT_ONCE])
-            self.size += len(self.waiting[-1])
-            if self.size >= self.AT_ONCE:
-                self._update()
-
-    def _update(self) -> None:
-        if self.waiting:
-            self.digests.setdefault(self.part, hashlib.sha256()).update(b"".join(self.waiting))
-        self.waiting, self.size = [], 0
-
-    def finish(self) -> dict[str, str]:
-        """Hexadecimal, by part."""
-        self._update()
-        return {part: digest.hexdigest()[:32] for part, digest in sorted(self.digests.items())}
+        digest = digests.setdefault(part, hashlib.sha256())
+        digest.update(f"{inner} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return {part: digest.hexdigest()[:32] for part, digest in sorted(digests.items())}
 
 
-def verify_fingerprints(folder: Any, subfolder: str = "", untrained: Collection[str] = ()) -> None:
-    """Compare the weights in a local folder with the fingerprints in its configuration, where it has them.
+def verify_weights(folder: Path, variant: str | None = None, untrained: Collection[str] = ()) -> None:
+    """Compare the weights in a folder with the fingerprints in its configuration, where it has them, and see them finite.
 
     Args:
-        folder: of a checkpoint, or None.
-        subfolder: inside of it.
+        folder: with a config.json.
+        variant: of the files with the weights.
         untrained: parts that are known not to be those that were saved.
 
     Raises:
-        ValueError: a part whose weights are not those that were saved together with the others.
+        ValueError: a part whose weights are not those that were saved together with the others, or a tensor with NaN or
+            infinity in it.
     """
-    compare_fingerprints(folder, *saved_and_found(folder, subfolder), untrained)
+    if not weights_file(folder, variant).exists():  # of another format, which somebody has asked for
+        return
+    tensors, file = read_tensors(folder, variant), named(weights_file(folder, variant))
+    if saved := read_object(folder / CONFIG).get("fingerprints"):
+        found = fingerprint_parts(tensors)
+        parts = {*saved, *found} - set(untrained)
+        if changed := sorted(part for part in parts if saved.get(part) != found.get(part)):
+            raise CheckpointError(
+                f"The weights of {', '.join(changed)} in {file} are not those that were saved with this configuration: the "
+                "file was damaged, or a part was exchanged for another. A projector and a language model "
+                "work with the encoder that they were trained with; restore the file, or train the projector again and save "
+                "the model with save_pretrained."
+            )
+    expect_finite(tensors, file)
 
 
-def saved_and_found(folder: Any, subfolder: str, variant: str | None = None) -> tuple[dict[str, str], dict[str, str]]:
-    """The fingerprints in a local folder's configuration and those of its weights; none where it has none."""
-    if folder is None or not (Path(folder) / subfolder / "config.json").is_file():
-        return {}, {}
-    folder = Path(folder) / subfolder
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    saved = values.get("fingerprints") or {}
-    if saved and values.get("checksums") == checksums(folder, variant):
-        return saved, saved  # the files are as they were written, byte by byte
-    return saved, fingerprint_folder(folder, variant) if saved else {}
+def expect_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse weights with NaN or infinity in them, which turn every answer into nothing.
 
+    Args:
+        tensors: by name.
+        where: they are, as the message quotes it.
 
-def compare_fingerprints(
-    folder: Any, saved: Mapping[str, str], found: Mapping[str, str], untrained: Collection[str]
-) -> None:
-    """As `verify_fingerprints`, of those that `saved_and_found` has."""
-    parts = {*saved, *found} - set(untrained)
-    changed = sorted(part for part in parts if saved.get(part) != found.get(part))
-    if changed:
-        raise ValueError(
-            f"In {str(folder)!r} the weights of {', '.join(changed)} are not those that were saved with this "
-            "configuration: the file was damaged, or a part was exchanged for another. A projector and a language model "
-            "work with the encoder that they were trained with; restore the file, or train the projector again and save "
-            "the model with save_pretrained."
+    Raises:
+        CheckpointError: such tensors, by name.
+    """
+    names = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise CheckpointError(
+            f"The weights {', '.join(names[:5])}{more} in {where} hold NaN or infinity: the training went astray, or the "
+            "file is damaged; take a checkpoint from before."
         )
 
 
-# --- Checksums --------------------------------------------------------------------------------------------------------
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.dtype.is_floating_point:
+        return True
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()
+    # a sum is quick, and finite where all of its terms are, unless they are huge
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())
 
 
-def checksums(folder: Path, variant: str | None = None) -> dict[str, str]:
-    """CRC-32 of each file with weights, by its name; a third of the work of fingerprints, and any damage changes it."""
-    found = {}
-    for file in safetensors_files(folder, variant):
-        with open(file, "rb") as opened:
-            data, value = memoryview(mmap(opened.fileno(), 0, access=ACCESS_READ)), 0
-        for start in range(0, len(data), _Digests.AT_ONCE):
-            value = zlib.crc32(data[start : start + _Digests.AT_ONCE], value)
-        found[file.name] = f"{value:08x}"
-    return found
+def renew_fingerprints(folder: Path) -> dict[str, str]:
+    """Write the fingerprints of a folder's weights as they are now into its config.json, if it is that of omni's model.
 
+    Returns:
+        Those that it had of the parts that are others now.
 
-def note_checksums(folder: Path, variant: str | None = None) -> dict[str, str]:
-    """Write the checksums of a folder's weights into its config.json."""
-    path, found = folder / "config.json", checksums(folder, variant)
-    values = {**json.loads(path.read_text(encoding="utf-8")), "checksums": found}
-    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return found
+    Raises:
+        CheckpointError: weights that cannot be read, or with NaN or infinity in them.
+    """
+    if not (folder / CONFIG).is_file():
+        return {}
+    values = read_object(folder / CONFIG)
+    if not str(values.get("model_type")).startswith("omni"):
+        return {}
+    try:
+        tensors = read_tensors(folder)
+    except OSError as error:
+        raise CheckpointError(f"The weights in {named(folder)} cannot be read ({error}).") from error
+    expect_finite(tensors, named(weights_file(folder, None)))
+    saved, found = values.get("fingerprints") or {}, fingerprint_parts(tensors)
+    if saved != found:
+        text = json.dumps({**values, "fingerprints": found}, indent=2, sort_keys=True) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+    return {part: mark for part, mark in saved.items() if found.get(part) != mark}

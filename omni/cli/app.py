@@ -1,17 +1,29 @@
-"""The command `omni`: a subcommand reads its arguments, calls one function of the library and prints what it returns.
+"""The command `omni`. A subcommand reads its arguments, calls one function of the library and prints what it returns.
 
-Whatever is heavy is imported inside of a command, so that `omni --help` and shell completion answer at once. What goes
-wrong because of what somebody passed is one sentence on stderr and exit status 2; it is converted where it can happen,
-so that a bug of ours still shows its traceback. What the system refuses, such as room on a disk, is converted here.
+Heavy modules are imported inside of the commands, so that `omni --help` and shell completion answer at once. A mistake of
+the user becomes one sentence on stderr and exit status 2. Each command names the errors that are the user's, so a bug in
+omni still shows its traceback. Errors of the operating system, such as a full disk, become a sentence here.
 """
 
 import os
 import sys
 
-from omni.cli import asking, benching, embedding, evaluating, exchange, looking, serving, training
+from omni.cli import asking, benching, checkpoint, embedding, evaluating, exchange, looking, serving, training
 from omni.cli.commands import app
 
-__all__ = ["app", "asking", "benching", "embedding", "evaluating", "exchange", "looking", "main", "serving", "training"]
+__all__ = [
+    "app",
+    "asking",
+    "benching",
+    "checkpoint",
+    "embedding",
+    "evaluating",
+    "exchange",
+    "looking",
+    "main",
+    "serving",
+    "training",
+]
 
 
 def main() -> None:
@@ -21,7 +33,7 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # whoever read has gone, as `head` does
+    except BrokenPipeError:  # the reader of the output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

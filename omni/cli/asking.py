@@ -1,4 +1,4 @@
-"""Ask about items, and see where a model looks for its answer."""
+"""The commands that ask about pictures and show where a model looks: ask, attend."""
 
 import json
 import os
@@ -28,24 +28,37 @@ def ask(
     pictures: Annotated[
         list[str] | None, typer.Argument(metavar="PICTURE", help="JPEG, PNG, WebP, GIF, BMP or TIFF files.")
     ] = None,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about them, in quotes.")] = "",
+    question: Annotated[
+        str,
+        typer.Argument(
+            metavar="QUESTION", help="The question, in quotes. By default the one that the model was trained on."
+        ),
+    ] = "",
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model.", show_default=SHIPPED)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 192,
     as_json: AsJson = False,
 ) -> None:
     """Ask about one or more pictures: omni ask photo.jpg "what color is the circle?"."""
-    from omni.vision.pictures import PictureError, read_picture
+    from omni.registry import ItemError, open_item
 
-    if not pictures:
-        refuse(f"Expected picture files and after them a question in quotes, found only {question!r}.")
-    if _names_a_picture(question):
-        refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
-    with user_errors(PictureError):
-        opened = [read_picture(path) for path in pictures]
     folder = checkpoint or shipped_checkpoint()
+    from omni.checkpoints.folder import CheckpointError, expect_answers, prompt_of
+
+    if _names_a_picture(question):
+        with user_errors(CheckpointError):
+            trained = prompt_of(folder)
+        if trained is not None:
+            pictures, question = [*(pictures or []), question], trained
+        elif pictures:
+            refuse(f"Expected a question in quotes after the pictures, found the file {question!r}; add the question.")
+    if not pictures:
+        refuse(f"Expected picture files and then a question in quotes, found only {question!r}; name a picture.")
+    with user_errors(CheckpointError):  # before anything that takes seconds
+        expect_answers(folder)
+    with user_errors(ItemError):
+        opened = [open_item("image")(path) for path in pictures]
     start = time.perf_counter()
     with status("starting"):
-        from omni.checkpoints.strict import CheckpointError
         from omni.loading.checkpoint import load
         from omni.session import QuestionError, answer, check_question
 
@@ -64,46 +77,49 @@ def ask(
     if not result.complete:
         typer.echo(f"The answer was cut after {max_new_tokens} tokens; raise --max-new-tokens for the rest.", err=True)
     elif not result.answer:
-        typer.echo("The model ended its answer before the first word.", err=True)
+        typer.echo("The model's answer is empty.", err=True)
 
 
 @app.command()
 def attend(
     pictures: Annotated[
-        list[str] | None, typer.Argument(metavar="PICTURE", help="A picture; with a question several may be given.")
+        list[str] | None, typer.Argument(metavar="PICTURE", help="A picture file; with a question, one or more.")
     ] = None,
     question: Annotated[
         str | None,
-        typer.Argument(metavar="QUESTION", help="Show where the Thinker looks for the words of its answer."),
+        typer.Argument(metavar="QUESTION", help="Show where the Thinker looks for each word of its answer."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The maps over the pictures, as .png.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the drawn maps, .png.")] = None,
     checkpoint: Annotated[
         Path | None,
         typer.Option(help="Folder of a fused model, or of an encoder.", show_default=f"{SHIPPED}, {SHIPPED_ENCODER}"),
     ] = None,
-    layer: Annotated[int | None, typer.Option(min=1, help="Of the encoder.", show_default="the last")] = None,
+    layer: Annotated[int | None, typer.Option(min=1, help="Layer of the encoder.", show_default="the last")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 192,
     as_json: AsJson = False,
 ) -> None:
-    """See where an encoder looks, or with a question the Thinker: omni attend photo.jpg --output map.png."""
-    from omni.vision.pictures import PictureError, read_picture
+    """Show where an encoder looks, or with a question, the Thinker: omni attend photo.jpg --output map.png."""
+    from omni.registry import ItemError, open_item
 
     if question is None:
-        refuse("Expected a picture file, and after it a question in quotes if there is one; found nothing.")
+        refuse("Expected a picture file, and after it a question in quotes if you have one; found nothing.")
     if not pictures:
         pictures, question = [question], None
     elif _names_a_picture(question):
-        refuse(f"Expected a question after several pictures, found the file {question!r}; ask, or pass one picture.")
+        refuse(
+            f"Expected a question in quotes after several pictures, found the file {question!r}; add the question, or pass "
+            "one picture."
+        )
     if question is not None and layer is not None:
-        refuse("--layer is one of the encoder, and a question is about the Thinker; leave one of them out.")
+        refuse("--layer names a layer of the encoder, and a question shows the Thinker; leave one of them out.")
     if output is None and not as_json:
-        refuse("Nothing would be left of it; name a picture to write with --output map.png, or add --json.")
+        refuse("Expected a file for the maps, found none; add --output map.png, or --json for the numbers.")
     if output is not None and output.suffix.lower() != ".png":
-        refuse(f"The maps are written as PNG, so the file's name should end with .png, found {str(output)!r}.")
+        refuse(f"Expected a file name that ends with .png, found {str(output)!r}; maps are written as PNG.")
     if output is not None and not output.absolute().parent.is_dir():
-        refuse(f"{str(output)!r} cannot be written, as its folder does not exist; make it first.")
-    with user_errors(PictureError):
-        opened = [read_picture(path) for path in pictures]
+        refuse(f"{str(output)!r} cannot be written, because its folder does not exist; make it first.")
+    with user_errors(ItemError):
+        opened = [open_item("image")(path) for path in pictures]
     folder = checkpoint or shipped_checkpoint(SHIPPED_ENCODER if question is None else SHIPPED)
     with status("starting"):
         from omni.checkpoints.strict import CheckpointError
@@ -116,7 +132,7 @@ def attend(
     about: dict[str, Any] = {"pictures": pictures, "checkpoint": str(folder)}
     with user_errors(CheckpointError, QuestionError, attention.AttentionError), status("looking"):
         if question is None:
-            model_type_of(folder)  # or there is none
+            model_type_of(folder)  # refuses a folder without a checkpoint
             encoder = load_encoder(folder)
             looks = attention.encoder_attention(encoder, opened[0], layer)
             drawn = panels.draw_encoder(looks, encoder, opened[0])
@@ -136,7 +152,7 @@ def attend(
 
 
 def _names_a_picture(question: str) -> bool:
-    """Whether a file stands where a question should."""
+    """Whether the question is the name of a file."""
     return os.path.isfile(question) or bool(
         re.fullmatch(r"\S+\.(jpe?g|jfif|png|webp|gif|bmp|tiff?)", question, re.IGNORECASE)
     )

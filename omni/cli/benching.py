@@ -1,4 +1,4 @@
-"""Measure omni beside its peers, or its fast paths beside the reference."""
+"""The command that measures speed, bench: omni beside its peers, or its fast paths beside the reference."""
 
 import json
 import subprocess
@@ -15,27 +15,28 @@ from omni.cli.console import SHIPPED, AsJson, quiet_transformers, refuse, shippe
 
 @app.command()
 def bench(
-    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="Of `python -m benchmarks`.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Speed and error of each fast path, no peers.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="Whose fast paths.", show_default=SHIPPED)] = None,
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB]...", help="As in `python -m benchmarks`.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Speed and error of each fast path; no peers.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model.", show_default=SHIPPED)] = None,
     pictures: Annotated[
-        int | None, typer.Option(min=1, help="How many are embedded and asked about.", show_default="32")
+        int | None, typer.Option(min=1, help="Pictures to embed and to ask about.", show_default="32")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure omni beside its peers, or its fast paths beside the reference: omni bench --verify."""
     if not verify:
         if checkpoint is not None or pictures is not None or as_json:
-            refuse("--checkpoint, --pictures and --json belong to --verify; add it, or leave them out.")
+            refuse("--checkpoint, --pictures and --json need --verify; add it, or leave them out.")
         root = Path(omni.__file__).parents[1]
         if not (root / "benchmarks" / "__main__.py").is_file():
             refuse(
-                "Peers are measured in a clone of omni's repository, which this is not; `omni bench --verify` works here."
+                "Peers can only be measured in a clone of omni's repository, and this is none; `omni bench --verify` works "
+                "here."
             )
         done = subprocess.run([sys.executable, "-m", "benchmarks", *(jobs or [])], cwd=root, check=False)
         raise typer.Exit(done.returncode)
     if jobs:
-        refuse(f"--verify has no jobs, found {', '.join(jobs)}; leave them out, or leave --verify out.")
+        refuse(f"--verify takes no jobs, found {', '.join(jobs)}; leave them out, or leave --verify out.")
     folder = checkpoint or shipped_checkpoint()
     with status("starting"):
         from omni.checkpoints.strict import CheckpointError

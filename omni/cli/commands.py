@@ -1,4 +1,4 @@
-"""The application that every group of commands adds itself to."""
+"""The typer application. Each group of commands adds itself to it."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ import omni
 app = typer.Typer(
     help="Ask about pictures, embed them, look into models, and train them.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,  # a bug is reported best with the plain traceback that everybody knows
+    pretty_exceptions_enable=False,  # a plain traceback is the best report of a bug
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

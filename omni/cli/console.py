@@ -1,4 +1,4 @@
-"""What all commands share: errors in one sentence, progress, tables, and the checkpoints that come with omni."""
+"""Output that all commands share: errors in one sentence, progress, tables, files; and the shipped checkpoints."""
 
 import sys
 import time
@@ -19,11 +19,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, f
 
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Inside, exceptions of these kinds are the user's mistakes: told in a sentence, exit status 2, no traceback."""
+    """Turn exceptions of these kinds, which are mistakes of the user, into one sentence and exit status 2."""
     try:
         yield
     except kinds as error:
-        # a worker of a DataLoader hands on the class of an error, and its traceback as the message
+        # an error from a worker of a DataLoader has the worker's traceback as its message; the sentence is its end
         refuse(str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].rstrip())
 
 
@@ -34,7 +34,7 @@ def refuse(sentence: str) -> NoReturn:
 
 
 def quiet_transformers() -> None:
-    """No progress bars and advice of transformers around an answer."""
+    """Silence the progress bars and warnings of transformers."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -42,7 +42,7 @@ def quiet_transformers() -> None:
 
 
 def show(renderable: Any) -> None:
-    """Print a table: on a terminal as wide as that is, into a file as wide as it needs."""
+    """Print a table, as wide as the terminal, or 120 columns wide into a file."""
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 120).print(renderable)
@@ -50,7 +50,7 @@ def show(renderable: Any) -> None:
 
 @contextmanager
 def status(what: str) -> Iterator[Callable[[str], None]]:
-    """While something takes long whose length nobody knows: a moving line on stderr, on a terminal, and how to change it."""
+    """Show a spinner with a text on stderr, if that is a terminal. Yields a function that changes the text."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -60,7 +60,7 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars on stderr, on a terminal; one for each step, by its name."""
+    """Show progress bars on stderr, if that is a terminal: one for each step, by its name."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
@@ -76,7 +76,7 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def file_progress() -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, on a terminal: how many files, how fast, and how long it will take."""
+    """Show a progress bar on stderr, if that is a terminal: number of files, files per second, remaining time."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -96,7 +96,7 @@ def file_progress() -> Iterator[Callable[[int, int], None]]:
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file and say so."""
+    """Write a file, and say on stderr that it was written or replaced."""
     existed = path.exists()
     with user_errors(OSError):
         write(path)
@@ -104,7 +104,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def shipped_checkpoint(name: str = SHIPPED) -> Path:
-    """A checkpoint that comes with omni: in this folder, or in the repository that omni was installed from."""
+    """The folder of a shipped checkpoint: in the current folder, or in the repository that omni is installed from."""
     for root in (Path(), Path(omni.__file__).parent.parent):
         if (root / name).is_dir():
             return root / name

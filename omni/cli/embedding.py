@@ -1,4 +1,4 @@
-"""Many pictures become a table of vectors."""
+"""The command that turns many pictures into a table of vectors: embed."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,43 +21,47 @@ from omni.cli.console import (
 def embed(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PICTURES", help="Folder, pattern in quotes, or manifest; several may be given."),
+        typer.Argument(metavar="PICTURES", help="Folders, patterns in quotes, or manifests."),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="One file if it ends with .parquet, else a folder of them.")
+        Path | None, typer.Option("--output", "-o", help="A new file *.parquet, or a new folder of such files.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of an encoder.", show_default=SHIPPED_ENCODER)] = None,
     what: Annotated[
-        Literal["cls", "grid", "projected"], typer.Option(help="One vector, all patches, or what a Thinker gets.")
+        Literal["cls", "grid", "projected"], typer.Option(help="One vector, all patches, or the Thinker's tokens.")
     ] = "cls",
-    precision: Annotated[Literal["float32", "bfloat16", "auto"], typer.Option(help="Of the arithmetic.")] = "float32",
+    precision: Annotated[
+        Literal["float32", "bfloat16", "auto"], typer.Option(help="Arithmetic of the encoder.")
+    ] = "float32",
     decode: Annotated[
-        Literal["exact", "scaled"], typer.Option(help="scaled: JPEG files at 1/2, 1/4 or 1/8; faster, not the same.")
+        Literal["exact", "scaled"], typer.Option(help="scaled: JPEG files at 1/2, 1/4 or 1/8; faster, less exact.")
     ] = "exact",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that a core encodes together.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that a core encodes at once.")] = 32,
     shard_rows: Annotated[
-        int | None, typer.Option(min=1, help="Rows of each file of a folder.", show_default="about 10000, or 128 MiB")
+        int | None, typer.Option(min=1, help="Rows in each file of a folder.", show_default="about 10000, or 128 MiB")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
-    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a cluster of Ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of the cluster.", show_default="this machine alone")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an earlier run that was stopped.")] = False,
+    engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Address of the cluster.", show_default="this machine alone")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Embed many pictures into a Parquet table: omni embed photos --output out.parquet."""
     if not sources or output is None:
-        refuse("Expected pictures and where to write, such as `omni embed photos --output out.parquet`.")
+        refuse("Expected pictures and an output, such as `omni embed photos --output out.parquet`.")
     if address is not None and engine != "ray":
-        refuse("--address is that of a Ray cluster; add --engine ray, or leave it out.")
+        refuse("--address names a Ray cluster; add --engine ray, or leave it out.")
     folder = checkpoint or shipped_checkpoint(SHIPPED_ENCODER)
-    from omni import embedding as encoding
+    from omni import embedding
     from omni.checkpoints.strict import CheckpointError
     from omni.data.sources import ManifestError
 
     quiet_transformers()
-    of_encoding = (encoding.SourceError, encoding.EngineError, encoding.TableError, encoding.RayError)
+    own_errors = (embedding.SourceError, embedding.EngineError, embedding.TableError, embedding.RayError)
     try:
-        with user_errors(*of_encoding, ManifestError, CheckpointError), file_progress() as progress:
-            report = encoding.embed(
+        with user_errors(*own_errors, ManifestError, CheckpointError), file_progress() as progress:
+            done = embedding.embed(
                 sources,
                 folder,
                 output,
@@ -72,14 +76,14 @@ def embed(
                 progress=progress,
             )
     except KeyboardInterrupt:
-        typer.echo("Stopped. The same command with --resume goes on from here.", err=True)
+        typer.echo("Stopped. Run the same command with --resume to continue.", err=True)
         raise typer.Exit(130) from None
-    if report.unreadable:
+    if done.unreadable:
         typer.echo(
-            f"{report.unreadable:,} of {report.rows:,} files have no embedding; the column `error` says why.", err=True
+            f"{done.unreadable:,} of {done.rows:,} files have no embedding; the column `error` says why.", err=True
         )
     if as_json:
-        typer.echo(report.model_dump_json(indent=2))
+        typer.echo(done.model_dump_json(indent=2))
     else:
-        rate = f"{report.files_per_second:,} files/s" if report.computed else "all of them from before"
-        typer.echo(f"{report.rows:,} rows in {report.output}, {rate}")
+        rate = f"{done.files_per_second:,} files/s" if done.computed else "all from an earlier run"
+        typer.echo(f"{done.rows:,} rows in {done.output}, {rate}")

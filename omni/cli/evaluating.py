@@ -1,4 +1,4 @@
-"""Measure how well a checkpoint answers, or what an encoder sees."""
+"""The command that evaluates a checkpoint: evaluate."""
 
 import json
 from collections.abc import Callable
@@ -22,39 +22,41 @@ def evaluate(
     first: Annotated[int | None, typer.Option(min=0, help="Number of the first scene.", show_default="0")] = None,
     split: Annotated[
         Literal["test", "pairs"] | None,
-        typer.Option(help="Scenes; pairs: never-trained shape and colour.", show_default="test"),
+        typer.Option(help="pairs: pairs of shape and colour never trained on.", show_default="test"),
     ] = None,
     wordings: Annotated[
-        Literal["seen", "held_out"] | None, typer.Option(help="Those of training, or others.", show_default="seen")
+        Literal["seen", "held_out"] | None, typer.Option(help="Wordings of training, or others.", show_default="seen")
     ] = None,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="Ask only this kind; may be repeated.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Ask what this manifest asks, instead of scenes.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Ask the questions of this manifest, not scenes.")] = None,
     root: Annotated[
-        Path | None, typer.Option(help="Where paths in it start.", show_default="beside the manifest")
+        Path | None, typer.Option(help="Folder that its paths start from.", show_default="the manifest's")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question of rows with an answer alone.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only an answer.")] = None,
     fit_pictures: Annotated[
-        int | None, typer.Option(min=1, help="Encoders: scenes to learn from.", show_default="1500")
+        int | None, typer.Option(min=1, help="Encoders: scenes to fit on.", show_default="1500")
     ] = None,
     sight: Annotated[bool, typer.Option("--sight", help="Ask again with the picture blank, swapped, noise.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Questions at once.", show_default="64")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer.", show_default="192")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="192")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result, as JSON.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Write every question and answer, as JSONL.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write pictures and answers, mistakes first, as .html.")] = None,
-    sheet_pictures: Annotated[int, typer.Option(min=1, help="Most pictures on the sheet.")] = 60,
+    sheet_pictures: Annotated[int, typer.Option(min=1, help="Examples on the sheet, at most.")] = 60,
     card: Annotated[Path | None, typer.Option(help="Put the scores into this model card (README.md).")] = None,
-    verify: Annotated[Path | None, typer.Option(help="Measure a written result again and compare.")] = None,
+    verify: Annotated[Path | None, typer.Option(help="Measure a written result again, and compare.")] = None,
     folder: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Same as CHECKPOINT.", show_default="with --verify as it was")
+        Path | None, typer.Option("--checkpoint", help="Same as CHECKPOINT.", show_default="with --verify the result's")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Exact match of answers, with 95 % intervals and the best constant answer; or what an encoder sees."""
+    """Score the answers of a fused model, with 95 % intervals and the best constant answer; or probe an encoder."""
     from omni import evaluation
     from omni.checkpoints.strict import CheckpointError
     from omni.data.sources import ManifestError
-    from omni.vision.pictures import PictureError
+    from omni.registry import ItemError
     from omni.worlds import WorldError
 
     if checkpoint is not None and folder is not None:
@@ -76,32 +78,32 @@ def evaluate(
     }
     given = {name: value for name, value in options.items() if value is not None}
     if verify is not None and given:
-        refuse("--verify asks what the result says; leave out what else is to be asked.")
+        refuse("--verify asks as the result says; leave out the options that say what to ask.")
     targets = [path.absolute() for path in (output, answers, sheet, card) if path is not None]
     for path in targets:
         if not path.parent.is_dir():
-            refuse(f"{str(path)!r} cannot be written, as its folder does not exist; make it first.")
+            refuse(f"{str(path)!r} cannot be written, because its folder does not exist; make it first.")
         if path.is_dir():
-            refuse(f"{str(path)!r} is a folder, expected the name of a file; name one in it.")
+            refuse(f"Expected the name of a file, but {str(path)!r} is a folder; name a file in it.")
         if targets.count(path) > 1:
-            refuse(f"{str(path)!r} would be written twice, and the first lost; give each its own name.")
+            refuse(f"{str(path)!r} would be written twice; give each output its own name.")
     if sheet is not None and sheet.suffix != ".html":
-        refuse(f"The sheet is one HTML file, so its name should end with .html, found {str(sheet)!r}.")
+        refuse(f"Expected a file name that ends with .html, found {str(sheet)!r}; the sheet is one HTML file.")
     quiet_transformers()
-    mistakes = (CheckpointError, evaluation.EvaluationError, ManifestError, PictureError, WorldError)
-    with user_errors(*mistakes), steps() as progress:
+    own_errors = (CheckpointError, evaluation.EvaluationError, ManifestError, ItemError, WorldError)
+    with user_errors(*own_errors), steps() as progress:
         if card is not None:
             evaluation.read_card(card)
         if verify is not None:
-            verification = evaluation.verify(evaluation.Result.read(verify), folder, progress)
-            outcome = verification.outcome
+            comparison = evaluation.measure_again(evaluation.Result.read(verify), folder, progress)
+            outcome = comparison.outcome
         elif folder is not None:
-            verification = None
+            comparison = None
             outcome = evaluation.evaluate(folder, evaluation.choose_settings(folder, **given), progress)
         else:
             refuse("Expected the folder of a checkpoint, or --verify with a result; found neither.")
     if outcome is None:
-        typer.echo("Nothing could be measured, so nothing is written.", err=True)
+        typer.echo("The checkpoint cannot be loaded, so nothing is measured or written.", err=True)
     else:
         finished = outcome
         writers: list[tuple[Path | None, Callable[[Path], None]]] = [
@@ -113,21 +115,21 @@ def evaluate(
         for target, write in writers:
             if target is not None:
                 write_file(target, write)
-    if verification is not None:
-        _report(verification, as_json)
+    if comparison is not None:
+        _print_comparison(comparison, as_json)
     elif outcome is not None:
         if as_json:
             typer.echo(outcome.result.model_dump_json(indent=2))
         else:
             show(evaluation.render(outcome.result))
         if outcome.result.sight is not None and not outcome.result.sight.passed:
-            typer.echo("The sight test failed: without the picture the answers are as good as with it.", err=True)
+            typer.echo("The sight test failed: the answers are as good without the picture as with it.", err=True)
             raise typer.Exit(1)
 
 
-def _report(verification: Any, as_json: bool) -> None:
-    """What came out otherwise than in an earlier result; exit status 1 if anything did."""
-    differences, elsewhere = verification.differences, verification.elsewhere
+def _print_comparison(comparison: Any, as_json: bool) -> None:
+    """Print the differences from an earlier result. The exit status is 1 if there is one."""
+    differences, elsewhere = comparison.differences, comparison.elsewhere
     if as_json:
         found = {"differences": differences, "elsewhere": elsewhere}
         document = {name: [each.model_dump() for each in listed] for name, listed in found.items()}
@@ -135,6 +137,6 @@ def _report(verification: Any, as_json: bool) -> None:
     else:
         typer.echo("\n".join(map(str, differences)) or "Measured again, all hashes and scores are the same")
         for each in elsewhere:
-            typer.echo(f"Not as then, and perhaps why: {each}", err=True)
+            typer.echo(f"This differs too, and may be the cause: {each}", err=True)
     if differences:
         raise typer.Exit(1)

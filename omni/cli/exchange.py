@@ -1,4 +1,4 @@
-"""Models come in and go out: compose, convert, export."""
+"""The commands by which models come in and go out: compose, convert, export."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ def compose(
     image: Annotated[Path | None, typer.Option(help="Folder of an encoder: CLIP, SigLIP, DINOv2, ViT, ...")] = None,
     thinker: Annotated[Path | None, typer.Option(help="Folder of any causal language model.")] = None,
     projector: Annotated[
-        Literal["linear", "mlp", "unshuffle_mlp"], typer.Option(help="From the one to the other.")
+        Literal["linear", "mlp", "unshuffle_mlp"], typer.Option(help="Kind of the new projector.")
     ] = "unshuffle_mlp",
     factor: Annotated[
-        int | None, typer.Option(min=1, help="unshuffle_mlp: patches a side.", show_default="2, 3 or 1, what fits")
+        int | None, typer.Option(min=1, help="unshuffle_mlp: patches a side.", show_default="2, 3 or 1, as it fits")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Join an encoder and a language model that you have: omni compose --image clip --thinker qwen mine."""
+    """Compose a model of an encoder and a language model that you have: omni compose --image clip --thinker qwen mine."""
     if output is None or image is None or thinker is None:
         refuse("Expected two folders and a new one, such as `omni compose --image clip --thinker qwen mine`.")
     with status("starting"):
@@ -41,7 +41,7 @@ def compose(
     else:
         typer.echo("\n".join([*composed.notes, f"Wrote {output}"]))
         typer.echo(
-            "The projector is untrained, so nobody can ask about pictures yet; train it first: omni train "
+            "The projector is untrained, so the model refuses questions about pictures; train it first: omni train "
             f"configs/train_projector.json --set model.checkpoint={output} --set model.image=null"
         )
 
@@ -51,24 +51,24 @@ def convert(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE", help="Files of micro-Omni or folders of such; with --to a checkpoint's folder."
+            metavar="SOURCE", help="micro-Omni's files, or folders of them; with --to micro-omni, a checkpoint."
         ),
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not be there yet.")],
-    to: Annotated[Literal["omni", "micro-omni"], typer.Option(help="Which way.")] = "omni",
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the result.")],
+    to: Annotated[Literal["omni", "micro-omni"], typer.Option(help="Direction.")] = "omni",
     as_json: AsJson = False,
 ) -> None:
-    """Convert micro-Omni's checkpoints to omni's and back: omni convert vision.pt encoder."""
+    """Convert checkpoints of micro-Omni to omni's, or back: omni convert vision.pt encoder."""
     if to == "micro-omni" and len(sources) > 1:
-        refuse(f"One checkpoint at a time goes to micro-Omni, found {len(sources)}: {', '.join(map(str, sources))}.")
+        refuse(f"Expected one checkpoint for --to micro-omni, found {len(sources)}: {', '.join(map(str, sources))}.")
     with status("starting"):
         from omni.checkpoints.strict import CheckpointError
-        from omni.exchange import micro_omni as conversion
+        from omni.exchange import micro_omni
 
     quiet_transformers()
-    with user_errors(conversion.ConversionError, CheckpointError), status("converting"):
+    with user_errors(micro_omni.ConversionError, CheckpointError), status("converting"):
         back = to == "micro-omni"
-        done = conversion.to_micro_omni(sources[0], output) if back else conversion.convert(sources, output)
+        done = micro_omni.to_micro_omni(sources[0], output) if back else micro_omni.convert(sources, output)
     for note in done.notes:
         typer.echo(f"Note: {note}.", err=True)
     if as_json:
@@ -85,11 +85,11 @@ def convert(
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model or of an encoder.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to be made.")],
-    form: Annotated[Literal["onnx"], typer.Option("--format", help="onnx: for onnxruntime, without torch.")] = "onnx",
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the graphs.")],
+    form: Annotated[Literal["onnx"], typer.Option("--format", help="onnx: runs in onnxruntime.")] = "onnx",
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as graphs that run without torch, compared with it: omni export checkpoints/omni_tiny exported."""
+    """Write a model as graphs that run without torch: omni export checkpoints/omni_tiny exported."""
     from omni.checkpoints.strict import CheckpointError
     from omni.exchange import onnx as exporting
 

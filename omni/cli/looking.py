@@ -1,4 +1,4 @@
-"""Look into an encoder, and list what is registered."""
+"""The commands that look inside: inspect an encoder, and list the registered modalities."""
 
 import json
 import re
@@ -19,27 +19,25 @@ def inspect(
         str | None, typer.Option(help="Pixels: a side, or HEIGHTxWIDTH.", show_default="its own")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
-    depth: Annotated[
-        int | None, typer.Option(min=0, help="How deep to look into the parts.", show_default="all")
-    ] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="Levels of parts to show.", show_default="all")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Walk through a vision encoder: shape, parameters, FLOPs and memory of every layer."""
+    """List the layers of a vision encoder, with the shape, parameters, FLOPs and memory of each."""
     from omni.looking.layers import inspect_encoder, render
 
     with user_errors(ValueError):
-        report = inspect_encoder(encoder, _sides(image_size) if image_size else None, batch)
+        found = inspect_encoder(encoder, _sides(image_size) if image_size else None, batch)
     if depth is not None:
-        report = report.model_copy(update={"rows": tuple(row for row in report.rows if row.depth <= depth)})
+        found = found.model_copy(update={"rows": tuple(row for row in found.rows if row.depth <= depth)})
     if as_json:
-        typer.echo(report.model_dump_json(indent=2))
+        typer.echo(found.model_dump_json(indent=2))
     else:
-        show(render(report))
+        show(render(found))
 
 
 @app.command()
 def modalities(as_json: AsJson = False) -> None:
-    """List the registered modalities and where each comes from."""
+    """List the registered modalities, and the package that each comes from."""
     with user_errors(ValueError):
         origins = omni.modalities()
     if as_json:
@@ -53,5 +51,5 @@ def _sides(text: str) -> tuple[int, int]:
     """Height and width from "224" or "320x160"."""
     sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if sides is None:
-        raise ValueError(f"An image size looks like 224 or 320x160 (height x width), found {text!r}.")
+        raise ValueError(f"Expected an image size such as 224 or 320x160 (height x width), found {text!r}.")
     return int(sides[1]), int(sides[2] or sides[1])

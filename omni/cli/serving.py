@@ -17,11 +17,18 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")] = "localhost",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, ...; auto: an accelerator if there is one.")] = "auto",
+    name: Annotated[
+        str | None,
+        typer.Option("--served-model-name", help="What clients call the model.", show_default="the folder's name"),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None, typer.Option(help="A further name by which clients call this machine; repeatable.")
+    ] = None,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Fetch pictures from this machine and private networks too.")
     ] = False,
 ) -> None:
-    """Serve a checkpoint to OpenAI clients, by `transformers serve`: omni serve checkpoints/omni_tiny."""
+    """Serve a checkpoint to OpenAI clients: omni serve checkpoints/omni_tiny."""
     folder = checkpoint or shipped_checkpoint()
     quiet_transformers()
     try:
@@ -35,7 +42,7 @@ def serve(
         typer.echo(f"Serving {str(folder)!r} at http://{host}:{port}/v1", err=True)
 
     with user_errors(ServingError, CheckpointError):
-        start(folder, host, port, device, allow_private, ready)
+        start(folder, host, port, device, allow_private, ready, name, allowed_host or ())
 
 
 @app.command("app")

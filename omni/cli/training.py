@@ -1,5 +1,6 @@
-"""Check data, and train."""
+"""The commands that train and check data: train, check-data."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,45 +18,53 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a value: --set optimizer.lr=0.001")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of an earlier run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint of an earlier run.")
+    ] = False,
 ) -> None:
-    """Train what a recipe describes."""
+    """Train a model as a recipe describes it."""
     from omni.training.recipe import Recipe, RecipeError
 
     with user_errors(RecipeError):
         read = Recipe.read(recipe, overrides)
+    from transformers.utils import logging
+
     from omni.data.conversations import ExampleError
     from omni.data.sources import ManifestError
+    from omni.registry import ItemError
+    from omni.training.checkpoints import CheckpointDamageError, DiskFullError, DivergenceError
     from omni.training.run import last_checkpoint, run
-    from omni.training.trainer import CheckpointDamageError, DiskFullError
-    from omni.vision.pictures import PictureError
 
+    if not sys.stderr.isatty():  # bars would fill a log
+        logging.disable_progress_bar()
     if resume and last_checkpoint(read) is None:
         typer.echo(f"Nothing to resume in {read.output}, so this is a new run.", err=True)
-    mistakes = (FileExistsError, RecipeError, CheckpointDamageError, DiskFullError)
-    with user_errors(*mistakes, ManifestError, PictureError, ExampleError):
+    own_errors = (FileExistsError, RecipeError, CheckpointDamageError, DivergenceError, DiskFullError)
+    with user_errors(*own_errors, ManifestError, ItemError, ExampleError):
         typer.echo(run(read, resume=resume))
 
 
 @app.command("check-data")
 def check_data(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of pictures, or a .jsonl, .json or .csv file.")],
-    test: Annotated[Path | None, typer.Option(help="Held-out data, which must not show the same pictures.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model: count the tokens too.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out data, which must not share pictures.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model: count tokens, too.")] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Longest row, in tokens.", show_default="as in training")
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="Where paths start.", show_default="beside the file")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question of rows with an answer alone.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that paths start from.", show_default="that of the file")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only an answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read all of a data set and report what is wrong with it; the exit status is 1 if anything is."""
+    """Read a whole data set and list its problems. The exit status is 1 if there is one."""
     from omni.data.checking import check, first_of_each, render
     from omni.data.manifests import PROMPT, Manifest
     from omni.data.sources import ManifestError
 
     if max_length is not None and checkpoint is None:
-        refuse("--max-length counts tokens, for which --checkpoint has to name the folder of a model.")
+        refuse("--max-length counts tokens, which needs a model; add --checkpoint with its folder.")
     with user_errors(ManifestError):
         manifests = {"train": Manifest.read(path, root, PROMPT if prompt is None else prompt)}
         if test is not None:

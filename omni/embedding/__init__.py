@@ -2,8 +2,8 @@
 
 from omni.loading.encoder import Encoder, load_encoder
 
-from .embed import Report, embed
 from .engine import Engine, EngineError
+from .job import Report, embed
 from .ray_engine import RayError
 from .sources import SourceError, find_pictures
 from .table import TableError, describe

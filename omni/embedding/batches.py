@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from omni.loading.encoder import Encoder
-from omni.vision.pictures import read_pixels
 
 from .engine import Engine, Precision, What
 from .table import record_batch
@@ -38,23 +37,26 @@ def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordB
     at_least = side(engine.encoder) if task.decode == "scaled" else None
     sizes: list[tuple[int, int] | None] = []
     errors: list[str | None] = []
+    notes: list[str | None] = []
     prepared = []
     for path in paths:
         try:
-            picture, size = read_pixels(path, at_least)
+            picture, size, note = engine.read(path, at_least)
             prepared.append(engine.prepare(picture))
         except ValueError as error:  # also of an image processor that does not take every picture
             sizes.append(None)
             errors.append(str(error))
+            notes.append(None)
         else:
             sizes.append(size)
             errors.append(None)
+            notes.append(note)
     embeddings = np.zeros((len(paths), *engine.shape), np.float32)
     if prepared:
         embeddings[[error is None for error in errors]] = engine(np.stack(prepared))
     for row in np.flatnonzero(~np.isfinite(embeddings).all(axis=(1, 2))).tolist():
         errors[row] = f"The encoder's tokens of {paths[row]!r} are not finite, expected numbers; check its weights."
-    return record_batch(paths, sizes, errors, embeddings[:, 0] if task.what == "cls" else embeddings)
+    return record_batch(paths, sizes, errors, notes, embeddings[:, 0] if task.what == "cls" else embeddings)
 
 
 def side(encoder: Encoder) -> int:

@@ -4,14 +4,13 @@
     rows = engine(np.stack([engine.prepare(picture) for picture in pictures]))  # float32[B, 1, D]
     print(engine.path, engine.error)
 
-Where the encoder brings a packed form (`Modality.pack`), pictures stay bytes until the first product; any other encoder
-runs as it is. Where the processor is no faster in bfloat16, arithmetic stays float32. The first thing an engine does is to
-encode a few pictures both ways and compare: a fast way that is further off than rounding explains is not taken.
+Where the encoder has a packed form (`Modality.pack`), that is taken; any other runs as it is. Where the processor is no
+faster in bfloat16, arithmetic stays float32. The first thing an engine does is to encode a few pictures both ways and
+compare: a fast way that is further off than rounding explains is not taken.
 """
 
-import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -20,11 +19,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from omni import scenes
-from omni.fast.resizing import resize
 from omni.loading.encoder import Encoder
-from omni.registry import get_modality
-from omni.vision.pictures import Pixels
+from omni.registry import Packed, get_modality, open_item
 
 What = Literal["cls", "grid", "projected"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -49,7 +45,7 @@ class Engine:
         dtype: in what it is computed where "bfloat16" is allowed, by default in what is faster.
 
     Attributes:
-        path: "compiled", "packed" or "as it is".
+        path: how it computes: "as it is", or what the packed form calls itself.
         precision: "float32" or "bfloat16".
         dtype: in what it is computed, "float32" or "bfloat16".
         error: the largest |difference| / |token| to the encoder in float32, one picture at a time, over the probe pictures.
@@ -90,75 +86,70 @@ class Engine:
         self.shape: tuple[int, int] = (reference.shape[1], reference.shape[2])
         if dtype is None:
             dtype = "bfloat16" if precision != "float32" and bfloat16_pays() else "float32"
-        tried = ["bfloat16", "float32"] if dtype == "bfloat16" else ["float32"]
+        tried: list[Precision] = ["bfloat16", "float32"] if dtype == "bfloat16" else ["float32"]
         precisions = tried if precision == "auto" else [precision]
-        packings = [_packing(encoder), None] if _packing(encoder) else [None]
-        for self.precision, pack in itertools.product(precisions, packings):
+        for self.precision in precisions:
             self.dtype: DType = dtype if self.precision == "bfloat16" else "float32"
-            self.path, self._run = self._make(getattr(torch, self.dtype), pack)
-            found = torch.from_numpy(self(np.stack([self.prepare(picture) for picture in probes])))
-            self.error = ((found - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item()
-            if self.error <= TOLERANCE[self.precision] or (self.precision, pack) == ("float32", None):
-                return  # the last is the encoder itself
+            for packed in self._forms():
+                self._packed, self.path = packed, packed.path if packed else "as it is"
+                found = torch.from_numpy(self(np.stack([self.prepare(picture) for picture in probes])))
+                self.error = ((found - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item()
+                if self.error <= TOLERANCE[self.precision] or (self.precision, packed) == ("float32", None):
+                    return  # the last is the encoder itself
         raise EngineError(
             f"In {self.precision} this encoder's tokens are off by {self.error:.2g} of their length, more than the "
             f"{TOLERANCE[self.precision]:g} that rounding explains; use float32."
         )
 
-    def prepare(self, picture: Pixels) -> NDArray[Any]:
-        """One picture of any size -> uint8[H, W, 3], or float32[3, H, W] for an encoder that is not packed.
+    def _forms(self) -> Iterator[Packed | None]:
+        """The packed form of the encoder, if it has one; then None, for the encoder itself."""
+        pack = get_modality("image").pack
+        if pack and (packed := pack(self.encoder.model, self.encoder.image_processor, getattr(torch, self.dtype))):
+            yield packed
+        yield None
+
+    def read(self, path: str, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
+        """A picture for `prepare`, the (width, height) that it has in full, and what its decoder notes.
+
+        Raises:
+            ItemError: a file that cannot be read.
+        """
+        if self._packed is not None:
+            return self._packed.read(path, at_least)
+        picture = open_item("image")(path, at_least)
+        return picture, picture.info.get("full_size", picture.size), picture.info.get("note")
+
+    def prepare(self, picture: Any) -> NDArray[Any]:
+        """One picture of any size, as `read` gives it or as an image of PIL, as what `__call__` takes a batch of.
 
         Raises:
             EngineError: an image processor that does not scale pictures, and one of another size than it takes.
         """
-        if self.path == "as it is":
-            image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture[..., :3])
-            pixels = self.encoder.prepare([image])[0]
-            if pixels.shape != self._pixels:
-                raise EngineError(
-                    f"The encoder takes pictures of one size, expected {_size(self._pixels)} pixels, found "
-                    f"{_size(pixels.shape)}; scale them first, as its image processor does not."
-                )
-            return pixels.float().numpy()
-        processor = self.encoder.image_processor
-        return resize(picture, processor.size["width"], processor.size["height"], processor.resample)
+        if self._packed is not None:
+            prepared: NDArray[Any] = self._packed.prepare(picture)
+            return prepared
+        pixels = self.encoder.prepare([picture])[0]
+        if pixels.shape != self._pixels:
+            raise EngineError(
+                f"The encoder takes pictures of one size, expected {_size(self._pixels)} pixels, found "
+                f"{_size(pixels.shape)}; scale them first, as its image processor does not."
+            )
+        return pixels.float().cpu().numpy()
 
     def __call__(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
-        """B pictures as `prepare` makes them -> float32[B, n, D]."""
-        return self._run(torch.from_numpy(prepared)).float().numpy()
-
-    def _make(
-        self, dtype: torch.dtype, pack: Callable[..., Any] | None
-    ) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
-        encoder, what = self.encoder, self.what
-        if pack is None:
-            return "as it is", lambda pixel_values: _autocast(encoder, pixel_values, dtype)[what]
-        scale, shift = _scale_and_shift(encoder.image_processor)
-        packed = pack(encoder.model, dtype, scale=scale, shift=shift)
-        frame = torch.empty(1, 3, encoder.side, encoder.side, device="meta")
-        path = "compiled" if getattr(packed, "is_compiled", False) else "packed"
-        return path, lambda pictures: encoder.name(packed(pictures, cls_only=what == "cls"), frame)[what]
+        """B pictures as `prepare` makes them, one array -> float32[B, n, D]."""
+        pictures = torch.from_numpy(prepared)
+        if self._packed is not None:
+            frame = torch.empty(1, *self._pixels, device="meta")
+            tokens = self.encoder.name(self._packed(pictures, cls_only=self.what == "cls"), frame)
+        else:
+            tokens = _autocast(self.encoder, pictures, getattr(torch, self.dtype))
+        return tokens[self.what].float().numpy()
 
 
 def _size(shape: torch.Size) -> str:
     """Width and height of float[3, H, W]."""
     return f"{shape[-1]} x {shape[-2]}"
-
-
-def _packing(encoder: Encoder) -> Callable[..., Any] | None:
-    """The packed form of this encoder, if it is on a CPU and its pictures are made as the modality has it."""
-    modality, processor = get_modality("image"), encoder.image_processor
-    own = type(encoder.model) is modality.model_class and type(processor) is modality.preprocessor_class
-    return modality.pack if own and processor.do_resize and encoder.model.device.type == "cpu" else None
-
-
-def _scale_and_shift(processor: Any) -> tuple[list[float], list[float]]:
-    """`pixel_values = pixel * scale + shift` for each channel, as an image processor's settings have it."""
-    rescale = processor.rescale_factor if processor.do_rescale else 1.0
-    if not processor.do_normalize:
-        return [rescale] * 3, [0.0] * 3
-    scale = [rescale / std for std in processor.image_std]
-    return scale, [-mean / std for mean, std in zip(processor.image_mean, processor.image_std, strict=True)]
 
 
 def _autocast(encoder: Encoder, pixel_values: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -172,7 +163,7 @@ def bfloat16_pays() -> bool:
     """Whether this processor multiplies matrices faster in bfloat16 than in float32; some that know both do not."""
 
     def seconds(dtype: torch.dtype) -> float:
-        matrix, times = torch.ones(384, 384, dtype=dtype), []
+        matrix, times = torch.ones(384, 384, dtype=dtype, device="cpu"), []
         for _ in range(5):
             start = time.perf_counter()
             torch.mm(matrix, matrix)
@@ -183,11 +174,12 @@ def bfloat16_pays() -> bool:
 
 
 def _probes(encoder: Encoder) -> list[Image.Image]:
-    """A few pictures of every kind: scenes, to be scaled if that is done, and noise, which no encoder was trained on."""
-    side = encoder.side
+    """A few pictures that no encoder was trained on: noise and gradients of several sizes, if pictures are scaled."""
+    side, random = encoder.side, np.random.default_rng(0)
     sizes = [(side, side), (3 * side, 2 * side), (side, 2 * side)]
     if not getattr(encoder.image_processor, "do_resize", False):
         sizes = [(side, side)] * 3
-    drawn = [scenes.render(scenes.sample_scene(seed, "test")).resize(size) for seed, size in enumerate(sizes)]
-    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    return [*drawn, Image.fromarray(noise)]
+    noise = [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes]
+    across, down = np.meshgrid(np.linspace(0, 255, side), np.linspace(255, 0, side))
+    gradient = np.stack([across, down, (across + down) / 2], axis=-1).astype(np.uint8)
+    return [Image.fromarray(each) for each in (*noise, gradient)]

@@ -7,6 +7,7 @@
 | width     | int32                             | of the whole picture, upright; null if it cannot be read               |
 | height    | int32                             |                                                                        |
 | error     | string                            | why there is no embedding, in a sentence; null if there is one         |
+| note      | string                            | what the decoder disliked in a file that lost nothing; null if nothing |
 | embedding | fixed_size_list<float>[D]         | its CLS token; null if there is an error                               |
 |           | fixed_size_list<..[D]>[n]         | or its n tokens of a grid, or those that a Thinker gets                |
 
@@ -60,7 +61,14 @@ def schema(shape: tuple[int, ...]) -> "pa.Schema":
     for size in reversed(shape):
         embedding = pa.list_(embedding, size)
     return pa.schema(
-        {"path": pa.string(), "width": pa.int32(), "height": pa.int32(), "error": pa.string(), "embedding": embedding}
+        {
+            "path": pa.string(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "error": pa.string(),
+            "note": pa.string(),
+            "embedding": embedding,
+        }
     )
 
 
@@ -68,9 +76,10 @@ def record_batch(
     paths: Sequence[str],
     sizes: Sequence[tuple[int, int] | None],
     errors: Sequence[str | None],
+    notes: Sequence[str | None],
     embeddings: Any,
 ) -> "pa.RecordBatch":
-    """Rows from a path, a (width, height) or None, an error or None, and one of float32[B, *shape] each."""
+    """Rows from a path, a (width, height) or None, an error or None, a note or None, and one of float32[B, *shape] each."""
     import pyarrow as pa
 
     shape = embeddings.shape[1:]
@@ -84,6 +93,7 @@ def record_batch(
             pa.array([size[0] if size else None for size in sizes], pa.int32()),
             pa.array([size[1] if size else None for size in sizes], pa.int32()),
             pa.array([_text(error) if error else None for error in errors], pa.string()),
+            pa.array([_text(note) if note else None for note in notes], pa.string()),
             values,
         ],
         schema=schema(shape),

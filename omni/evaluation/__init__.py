@@ -1,16 +1,17 @@
-"""Evaluation that can be trusted: exact match by kind of question, with its uncertainty and with what guessing gets.
+"""Evaluation: exact match by kind of question, with its uncertainty and with the score of guessing.
 
-Questions are asked the way a user asks: one prompt, its pictures, greedy generation, and the answer compared to the last
-character. Beside every accuracy stand the number of questions, the 95 % interval, and the score of the best constant
-answer. The sight test asks the same questions with the picture blanked, exchanged or turned to noise: a model that uses
-the picture falls to about what a constant answer gets. Encoders are measured without words, see `encoder`.
+Questions are asked as a user asks them: one prompt, its pictures, greedy generation. An answer is right if it equals the
+expected one, character by character. Beside every accuracy stand the number of questions, the 95 % interval, and the score
+of the best constant answer. The sight test asks the same questions with the picture blank, swapped or turned to noise; a
+model that uses the picture then scores about as well as a constant answer. An encoder is measured without a language model
+(`probing`).
 
     outcome = evaluate("checkpoints/omni_tiny", choose_settings("checkpoints/omni_tiny", pictures=100, sight=True))
     rich.print(render(outcome.result))
-    verify(outcome.result).differences                  # hashes and scores that are not as they were
+    measure_again(outcome.result).differences           # hashes and scores that have changed
 """
 
-from .measuring import Outcome, Verification, choose_settings, evaluate, verify
+from .measuring import Comparison, Outcome, choose_settings, evaluate, measure_again
 from .result import EncoderSettings, Hashes, ManifestSettings, Result, write_answers
 from .scores import Asked, EvaluationError, Score, SightTest
 from .sheet import write_sheet
@@ -18,6 +19,7 @@ from .tables import read_card, render, update_card
 
 __all__ = [
     "Asked",
+    "Comparison",
     "EncoderSettings",
     "EvaluationError",
     "Hashes",
@@ -26,13 +28,12 @@ __all__ = [
     "Result",
     "Score",
     "SightTest",
-    "Verification",
     "choose_settings",
     "evaluate",
+    "measure_again",
     "read_card",
     "render",
     "update_card",
-    "verify",
     "write_answers",
     "write_sheet",
 ]

@@ -1,7 +1,7 @@
-"""Asking: every question the way a user asks it, greedy answers, and what is shown in the place of the pictures.
+"""Ask a model every question as a user asks it, with the pictures or with others in their place, and keep its answers.
 
-What is asked about comes as a `Questionnaire`: a sequence of `Item`s, each some pictures with the questions about them.
-The rows of a manifest are one (`omni.evaluation.manifest`), what a world draws is another (`omni.worlds`).
+A `Questionnaire` is a sequence of `Example`s; each has pictures and the questions about them. The rows of a manifest make
+one (`omni.evaluation.manifest`). A world makes another (`omni.worlds`).
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from .scores import Asked, EvaluationError, Parts, Sight
 Pictures = tuple[Image.Image, ...]
 
 WINDOW, WINDOW_PIXELS = 16, 50_000_000
-"""Questions are sorted by the length of their answers among so many batches, or as many as show so many pixels."""
+"""Questions are sorted by the length of their answers within a window: so many batches, or so many pixels of pictures."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Query:
 
     Attributes:
         kind: questions of one kind are scored together.
-        conversation: what is said up to the question, with blocks `{"type": "image"}` where pictures belong.
-        expected: the answer, without spaces around.
+        conversation: the messages up to the question, with blocks `{"type": "image"}` for the pictures.
+        expected: the right answer, without spaces around it.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Query:
         return " ".join(block["text"] for block in blocks if block["type"] == "text").strip()
 
     def show(self, pictures: Sequence[Image.Image]) -> list[Message]:
-        """The conversation with pictures in their blocks; those of a later turn are not needed yet."""
+        """The conversation with the pictures in its blocks. Pictures of later turns are left over."""
         waiting = iter(pictures)
         return [
             message
@@ -65,8 +65,8 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Item:
-    """Some pictures, where they come from, and the questions about them."""
+class Example:
+    """Pictures, their source, and the questions about them."""
 
     source: str
     pictures: Pictures
@@ -74,26 +74,26 @@ class Item:
 
 
 class Questionnaire(Protocol):
-    """What is asked: items, made when asked for."""
+    """The examples of one evaluation. Each is made when it is asked for."""
 
     @property
     def parts(self) -> Parts | None:
-        """Which answers are scored part by part as well, if any."""
+        """The kind of answers that are also scored part by part, if there is one."""
 
     def __len__(self) -> int:
-        """How many items there are."""
+        """The number of examples."""
 
-    def __getitem__(self, index: int) -> Item:
-        """One of them, the same every time."""
+    def __getitem__(self, index: int) -> Example:
+        """One example; the same every time."""
 
     def swapped(self, index: int) -> Pictures:
-        """As many pictures, of another item."""
+        """As many pictures, from another example."""
 
     def why_not_swapped(self) -> str | None:
-        """Why some item has no other one to swap pictures with, if so."""
+        """Why an example has no other one to swap pictures with; None if each has one."""
 
     def data_hash(self, progress: Callable[[int], None] = lambda done: None) -> str:
-        """sha256 of the pictures and the expected answers; raises where one of them cannot be read."""
+        """sha256 of all pictures and expected answers. Raises if one of them cannot be read."""
 
 
 def ask_all(
@@ -108,33 +108,33 @@ def ask_all(
 ) -> list[Asked]:
     """Ask every question.
 
-    A batch takes as many steps as its longest answer has tokens. So questions whose expected answers are about as long
-    are asked together, which changes no answer: none depends on what else is in its batch.
+    A batch takes as many steps as its longest answer has tokens. So questions with expected answers of similar length are
+    asked together. That changes no answer, because an answer does not depend on the rest of its batch.
 
     Args:
-        model, processor: as `omni.loading.checkpoint.load` returns them.
-        questionnaire: what is asked.
-        sight: "real" shows the pictures; "blank" grey ones, "swapped" those of another item, "noise" random pixels.
-        batch_size: questions at once.
-        max_new_tokens: where an answer is stopped that does not end by itself.
-        progress: called with the number of items done, or about as many, after each batch.
+        model, processor: see `omni.loading.checkpoint.load`.
+        questionnaire: the examples.
+        sight: the pictures to show: "real" ones, "blank" grey ones, "swapped" ones of another example, "noise".
+        batch_size: number of questions in a batch.
+        max_new_tokens: number of tokens after which an answer is stopped.
+        progress: called after each batch with the approximate number of examples done.
 
     Returns:
         The answers, in the order of the questions.
 
     Raises:
-        EvaluationError: a question that the model cannot read, or one without room for its answer.
+        EvaluationError: the model cannot read a question, or there is no room for its answer.
     """
-    asked: dict[int, Asked] = {}  # by the number of the question
+    asked: dict[int, Asked] = {}  # by number of the question
     waiting: list[_Waiting] = []
     for index in range(len(questionnaire)):
-        item = questionnaire[index]
-        pictures = shown(questionnaire, index, item, sight)
-        share = sum(picture.width * picture.height for picture in pictures) / max(len(item.queries), 1)
+        example = questionnaire[index]
+        pictures = shown(questionnaire, index, example, sight)
+        share = sum(picture.width * picture.height for picture in pictures) / max(len(example.queries), 1)
         first = len(asked) + len(waiting)
         waiting += [
-            _Waiting(number, index, item.source, query, query.show(pictures), share)
-            for number, query in enumerate(item.queries, start=first)
+            _Waiting(number, index, example.source, query, query.show(pictures), share)
+            for number, query in enumerate(example.queries, start=first)
         ]
         whole = len(waiting) // batch_size
         if index == len(questionnaire) - 1:
@@ -145,7 +145,7 @@ def ask_all(
             continue
         for answers in _ask_window(model, processor, waiting[:due], batch_size, max_new_tokens):
             asked |= answers
-            progress((index + 1) * len(asked) // (first + len(item.queries)))
+            progress((index + 1) * len(asked) // (first + len(example.queries)))
         del waiting[:due]
     return [asked[number] for number in range(len(asked))]
 
@@ -153,17 +153,17 @@ def ask_all(
 @dataclass(frozen=True)
 class _Waiting:
     number: int  # of the question
-    item: int
+    example: int
     source: str
     query: Query
     conversation: list[Message]
-    pixels: float  # its share of its item's pictures
+    pixels: float  # the pixels of the example, divided among its questions
 
 
 def _ask_window(
     model: Any, processor: Any, window: Sequence[_Waiting], batch_size: int, max_new_tokens: int
 ) -> Iterator[dict[int, Asked]]:
-    """Of each batch the answers by the number of their question."""
+    """For each batch, its answers by number of the question."""
     ordered = sorted(window, key=lambda each: len(each.query.expected))
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]
@@ -176,21 +176,21 @@ def _ask_window(
         answers: dict[int, Asked] = {}
         for each, reply in zip(batch, replies, strict=True):
             q, source = each.query, each.source
-            found = Asked(q.kind, q.text, q.expected, reply.answer, source, each.item, reply.complete, reply.prompt)
+            found = Asked(q.kind, q.text, q.expected, reply.answer, source, each.example, reply.complete, reply.prompt)
             answers[each.number] = found
         yield answers
 
 
-def shown(questionnaire: Questionnaire, index: int, item: Item, sight: Sight) -> Pictures:
-    """The pictures of an item, or others of the same sizes in their place; see `ask_all`."""
+def shown(questionnaire: Questionnaire, index: int, example: Example, sight: Sight) -> Pictures:
+    """The pictures of an example, or others in their place; see `ask_all`."""
     if sight == "real":
-        return item.pictures
+        return example.pictures
     if sight == "swapped":
         return questionnaire.swapped(index)
     if sight == "blank":
-        return tuple(Image.new("RGB", picture.size, (128, 128, 128)) for picture in item.pictures)
+        return tuple(Image.new("RGB", picture.size, (128, 128, 128)) for picture in example.pictures)
     random = np.random.default_rng(index)
-    sizes = [(picture.height, picture.width, 3) for picture in item.pictures]
+    sizes = [(picture.height, picture.width, 3) for picture in example.pictures]
     return tuple(Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)) for size in sizes)
 
 
@@ -203,10 +203,10 @@ class _Reply:
 
 @torch.inference_mode()
 def _generate(model: Any, processor: Any, conversations: Sequence[list[Message]], max_new_tokens: int) -> list[_Reply]:
-    """Greedy answers to chats that end with a question, as one batch."""
+    """Greedy answers to a batch of chats that end with a question."""
     try:
         inputs = write_prompts(processor, conversations).to(model.device)
-    except (TemplateError, ValueError) as error:  # roles that the chat template does not know, and the like
+    except (TemplateError, ValueError) as error:  # such as a role that the chat template does not know
         raise EvaluationError(str(error)) from error
     rows, mask = inputs["input_ids"].tolist(), inputs["attention_mask"].tolist()
     prompts = [[token for token, seen in zip(*row, strict=True) if seen] for row in zip(rows, mask, strict=True)]

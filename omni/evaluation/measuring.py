@@ -1,4 +1,4 @@
-"""One evaluation from a folder to a result, and the same once more to compare: `evaluate` and `verify`."""
+"""Evaluate a checkpoint folder (`evaluate`), or evaluate it once more and compare the results (`measure_again`)."""
 
 import platform
 import time
@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from omni.checkpoints.strict import CheckpointError
 from omni.fusion.configuration_omni import OmniConfig
-from omni.loading.checkpoint import base_of, load, model_type_of
+from omni.loading.checkpoint import base_of, load, model_type_of, prompt_of
 from omni.loading.encoder import load_encoder
 from omni.worlds import find_world
 
 from .asking import ask_all
-from .encoder import Progress, evaluate_encoder
+from .probing import Progress, evaluate_encoder
 from .result import (
     Asking,
     Difference,
@@ -43,36 +43,37 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result with what it was counted from.
+    """A result, with the answers that it was counted from.
 
     Attributes:
-        asked: every question with its answer; those with the real pictures.
-        pictures: what a question was about, by its `Asked.item`.
-        items: how many of these there are.
+        result: the scores and hashes.
+        asked: every question with its answer to the real pictures.
+        pictures: returns the pictures of a question, given its `Asked.example`.
+        examples: number of examples.
     """
 
     result: Result
     asked: Sequence[Asked]
     pictures: Callable[[int], Sequence[Image.Image]]
-    items: int
+    examples: int
 
 
 def kind_of(checkpoint: str | Path) -> Literal["fused", "encoder"]:
-    """What the configuration in a folder describes, by its `model_type`; adapters are of the kind of their model.
+    """The kind of model in a folder, by the `model_type` of its configuration. Adapters have the kind of their base model.
 
     Raises:
-        CheckpointError: no folder, or no configuration in it.
+        CheckpointError: there is no folder, or no configuration in it.
     """
     return "fused" if model_type_of(base_of(Path(checkpoint))) == OmniConfig.model_type else "encoder"
 
 
 def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
-    """The settings that fit a checkpoint: of an encoder, of a manifest if `data` is given, else of the world that is drawn.
+    """The settings that fit a checkpoint: an encoder's; a manifest's if `data` is given; otherwise those of a world.
 
     Raises:
-        CheckpointError: no configuration in the folder.
-        EvaluationError: an option of another evaluation, or one out of range.
-        WorldError: the world that is drawn is not installed.
+        CheckpointError: there is no configuration in the folder.
+        EvaluationError: an option belongs to another evaluation, or is out of range.
+        WorldError: the world is not installed.
     """
     settings: type[Settings]
     if kind_of(checkpoint) == "encoder":
@@ -82,9 +83,11 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
     what = settings.model_fields["about"].default
     if strangers := sorted(set(options) - set(settings.model_fields)):
         raise EvaluationError(
-            f"{str(checkpoint)!r} is evaluated as {what!r}, for which there is no {', '.join(map(_option, strangers))}; "
-            f"there are {', '.join(_option(name) for name in settings.model_fields if name != 'about')}."
+            f"{str(checkpoint)!r} is evaluated as {what!r}, which does not take {', '.join(map(_option, strangers))}; it "
+            f"takes {', '.join(_option(name) for name in settings.model_fields if name != 'about')}."
         )
+    if settings is ManifestSettings and (trained := prompt_of(checkpoint)):
+        options.setdefault("prompt", trained)
     try:
         return settings(**options)
     except ValidationError as error:
@@ -94,7 +97,7 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
 
 
 def _option(name: str) -> str:
-    """As the command calls it."""
+    """The name of the command's option."""
     return "--kind" if name == "kinds" else f"--{name.replace('_', '-')}"
 
 
@@ -103,21 +106,21 @@ def evaluate(
     settings: Settings,
     progress: Progress = lambda label, done, total: None,
 ) -> Outcome:
-    """Measure a checkpoint.
+    """Evaluate a checkpoint.
 
     Args:
-        checkpoint: folder of a fused model, or with `EncoderSettings` of an encoder.
+        checkpoint: folder of a fused model; with `EncoderSettings`, folder of an encoder.
         settings: what to ask.
-        progress: called with what is being done, how much of it is done, and of how much.
+        progress: called with the name of a step, the number done, and the total number.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be loaded, or of another kind than the settings are for.
-        EvaluationError, ManifestError, PictureError, WorldError: something else that cannot be evaluated as asked.
+        CheckpointError: the checkpoint cannot be loaded, or it is of another kind than the settings.
+        EvaluationError, ManifestError, ItemError, WorldError: a question, a row, a picture or a world is at fault.
     """
     found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, EncoderSettings) else "fused"
     if found != wanted:
-        names = {"fused": "a fused model, which answers questions", "encoder": "an encoder, which answers none"}
-        raise CheckpointError(f"{str(checkpoint)!r} holds {names[found]}; what is asked needs {names[wanted]}.")
+        names = {"fused": "a fused model", "encoder": "an encoder"}
+        raise CheckpointError(f"{str(checkpoint)!r} holds {names[found]}; this evaluation needs {names[wanted]}.")
     start = time.perf_counter()
     if isinstance(settings, EncoderSettings):
         return _evaluate_encoder(checkpoint, settings, progress, start)
@@ -135,22 +138,20 @@ def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progres
         answers=hash_answers(found.asked),
     )
     result = _result(checkpoint, settings, encoder.model, hashes, found.scores, start, stopped=0, sight=None)
-    return Outcome(result, found.asked, lambda item: found.shown[item](), len(found.shown))
+    return Outcome(result, found.asked, lambda example: found.shown[example](), len(found.shown))
 
 
 def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress, start: float) -> Outcome:
     questions = settings.questionnaire()
-    # first, so that what cannot be read is told at once
+    # first, so that a file that cannot be read is refused at once
     data_hash = questions.data_hash(lambda done: progress("reading pictures", done, len(questions)))
     model, processor = load(checkpoint)
     if "image" not in processor.preprocessors:
         raise CheckpointError(
-            f"The fused model in {str(checkpoint)!r} takes no pictures, so it cannot be asked about any."
+            f"The fused model in {str(checkpoint)!r} takes no pictures, so it cannot be asked about any; name another one."
         )
     if settings.sight and not any(questions[index].pictures for index in range(len(questions))):
-        raise EvaluationError(
-            "Nothing that is asked about has a picture, so the sight test has none to take away; drop it."
-        )
+        raise EvaluationError("No question is about a picture, so the sight test has none to take away; leave it out.")
     left_out: dict[Sight, str] = {}
     if settings.sight and (reason := questions.why_not_swapped()):
         left_out["swapped"] = reason
@@ -170,7 +171,7 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
     hashes = Hashes(
         weights=hash_weights(checkpoint),
         data=data_hash,
-        prompts=hash_lines(item.prompt for item in asked),
+        prompts=hash_lines(each.prompt for each in asked),
         preprocessing=hash_preprocessing(processor),
         answers=hash_answers(asked),
     )
@@ -181,10 +182,10 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
         hashes,
         evaluations[0].scores,
         start,
-        stopped=sum(not item.complete for item in asked),
+        stopped=sum(not each.complete for each in asked),
         sight=sight_test(evaluations, left_out) if settings.sight else None,
     )
-    return Outcome(result, asked, lambda item: questions[item].pictures, len(questions))
+    return Outcome(result, asked, lambda example: questions[example].pictures, len(questions))
 
 
 def _result(
@@ -215,18 +216,18 @@ def _result(
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # the extra [eval], or omni itself in a folder that was never installed
+    except PackageNotFoundError:  # scikit-learn of the extra [eval], or omni itself where it is not installed
         return "not installed"
 
 
 @dataclass(frozen=True)
-class Verification:
-    """The same evaluation, done again.
+class Comparison:
+    """A result and the same evaluation done again.
 
     Attributes:
-        differences: what came out otherwise; none if everything is as it was.
-        elsewhere: versions and devices that are not those of then, which may be why.
-        outcome: of this time; None if the model cannot be loaded any more.
+        differences: hashes and scores that differ; empty if all are equal.
+        elsewhere: versions and devices that differ, which may be the cause.
+        outcome: the new outcome; None if the model's weights changed and cannot be loaded.
     """
 
     differences: list[Difference]
@@ -234,20 +235,21 @@ class Verification:
     outcome: Outcome | None
 
 
-def verify(
+def measure_again(
     expected: Result,
     checkpoint: str | Path | None = None,
     progress: Progress = lambda label, done, total: None,
-) -> Verification:
-    """Do an evaluation again, with the settings that its result names, and compare.
+) -> Comparison:
+    """Evaluate again with the settings of a result, and compare the two.
 
     Args:
-        expected: the result of then.
-        checkpoint: another folder than that of then.
-        progress: as in `evaluate`.
+        expected: the earlier result.
+        checkpoint: folder of the checkpoint. By default the one that the result names.
+        progress: see `evaluate`.
 
     Raises:
-        as `evaluate`; but weights that changed and cannot be loaded any more are a difference.
+        CheckpointError, EvaluationError, ManifestError, PictureError, WorldError: see `evaluate`. Weights that changed and
+            cannot be loaded are a difference instead.
     """
     folder = checkpoint or expected.checkpoint
     try:
@@ -257,7 +259,7 @@ def verify(
         if now == expected.hashes.weights or not (base_of(Path(folder)) / "config.json").is_file():
             raise
         weights = Difference(what="weights", then=expected.hashes.weights[:12], now=now[:12])
-        return Verification([weights, Difference(what="loading", then="worked", now=str(error))], [], None)
+        return Comparison([weights, Difference(what="loading", then="worked", now=str(error))], [], None)
     now_result = outcome.result
     then, now_ = ({"device": result.device, **result.versions} for result in (expected, now_result))
     elsewhere = [
@@ -265,4 +267,4 @@ def verify(
         for key in dict.fromkeys([*then, *now_])
         if then.get(key) != now_.get(key)
     ]
-    return Verification(expected.differences(now_result), elsewhere, outcome)
+    return Comparison(expected.differences(now_result), elsewhere, outcome)

@@ -1,4 +1,4 @@
-"""Labelled pictures that an encoder is asked about: what a world draws comes in the same form as the scanned digits here."""
+"""Sets of labelled pictures for an encoder. A world returns its pictures in this form; the scanned digits are made here."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ SEED = 0
 
 @dataclass(frozen=True)
 class PictureSet:
-    """A set of labelled pictures, drawn when asked for: some to fit on, then those that are asked about.
+    """A set of labelled pictures, each drawn when it is needed. Some are for fitting, the others are asked about.
 
     Attributes:
-        name: of the set, for messages.
-        draw: makes the picture at a place.
-        labels: for each task, the answer of every picture.
-        fit: places to learn from.
-        ask: places to ask about.
-        pixels: float[N, P], of pictures that came as numbers.
+        name: name of the set, for messages.
+        draw: draws the picture at a place.
+        labels: for each task, the label of every picture.
+        fit: places of the pictures to fit on.
+        ask: places of the pictures to ask about.
+        pixels: float[N, P], the original pixels, where the pictures come from an array.
     """
 
     name: str
@@ -39,13 +39,13 @@ class PictureSet:
 
 @dataclass(frozen=True)
 class DrawnTwice:
-    """Pictures, and to each another one that shows the same, drawn otherwise.
+    """Pairs of pictures that show the same objects, drawn differently.
 
     Attributes:
-        shows: what each shows; no two show the same.
-        sources: where each comes from, for messages.
-        draw: makes the picture at a place.
-        draw_again: makes the other one.
+        shows: what each pair shows. No two pairs show the same.
+        sources: where each pair comes from, for messages.
+        draw: draws the first picture of the pair at a place.
+        draw_again: draws the second one.
     """
 
     shows: Sequence[str]
@@ -55,17 +55,17 @@ class DrawnTwice:
 
 
 def wanted(settings: EncoderSettings, kind: str) -> bool:
-    """Whether this kind of question is to be asked."""
+    """Whether the settings ask for this kind of question."""
     return settings.kinds is None or kind in settings.kinds
 
 
 def digit_pictures(side: int) -> PictureSet:
-    """The 1,797 scanned digits of scikit-learn, enlarged; a stratified fifth of them is asked about."""
+    """The 1,797 scanned digits of scikit-learn, enlarged. A stratified fifth of them is asked about."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    scans = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), of 17 greys
+    scans = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), 17 shades of grey
     labels = [str(label) for label in digits.target]
     fit, ask = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=SEED)
 

@@ -1,7 +1,7 @@
-"""What an evaluation leaves behind: one JSON document with the scores, and with hashes of all that they rest on.
+"""The result of an evaluation: one JSON document with the scores, and with a hash of everything that they depend on.
 
-A score says something about these weights, shown these pictures, asked in these words. Each of them has a hash of its
-own, so that of two results that differ one can tell what changed; `Result.differences` does.
+A score depends on weights, pictures, prompts and preprocessing. Each has a hash of its own, so `Result.differences` can
+name the one that changed between two results.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FORMAT: Literal["omni evaluation 1"] = "omni evaluation 1"
 
 
 class Strict(BaseModel):
-    """Unknown keys raise: a document of another kind does not pass for one of ours."""
+    """Refuses unknown keys, so that another kind of document is not taken for one of these."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,9 +34,12 @@ class Strict(BaseModel):
 
 
 class Asking(Strict):
-    """What a fused model is asked. What the questions are about says a class of its own, by its field `about`.
+    """Settings of an evaluation of a fused model. Each subclass is about other examples, which its field `about` names.
 
-    With `sight`, the sight test too.
+    Attributes:
+        sight: run the sight test, too.
+        batch_size: number of questions in a batch.
+        max_new_tokens: number of tokens after which an answer is stopped.
     """
 
     sight: bool = False
@@ -45,16 +48,16 @@ class Asking(Strict):
 
     @abstractmethod
     def questionnaire(self) -> Questionnaire:
-        """The questions of these settings."""
+        """The examples that these settings describe."""
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What is asked about, for the heading of a table."""
+        """The examples in a few words, for the heading of a table."""
 
 
 class ManifestSettings(Asking):
-    """A fused model on the rows of somebody's manifest; see `ManifestQuestions`."""
+    """A fused model on the rows of a manifest; see `ManifestQuestions`."""
 
     about: Literal["manifest"] = "manifest"
     data: str
@@ -62,17 +65,17 @@ class ManifestSettings(Asking):
     prompt: str = PROMPT
 
     def questionnaire(self) -> ManifestQuestions:
-        """The questions of the manifest; raises `ManifestError` where it cannot be read."""
+        """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
         return ManifestQuestions(self.data, self.root, self.prompt)
 
     @property
     def title(self) -> str:
-        """For the heading of a table."""
+        """The examples in a few words, for the heading of a table."""
         return self.data
 
 
 class EncoderSettings(Strict):
-    """An encoder: `pictures` held-out pictures of each sort, and `fit_pictures` others to learn from; see `encoder`."""
+    """An encoder on `pictures` held-out pictures of each sort. `fit_pictures` others are fitted on; see `probing`."""
 
     about: Literal["encoder"] = "encoder"
     pictures: int = Field(default=500, ge=10)
@@ -83,13 +86,13 @@ class EncoderSettings(Strict):
 
     @property
     def title(self) -> str:
-        """For the heading of a table."""
+        """The examples in a few words, for the heading of a table."""
         return f"{self.pictures} held-out pictures of each sort"
 
 
 Settings = Asking | EncoderSettings
 OWN: dict[str, type[Settings]] = {"manifest": ManifestSettings, "encoder": EncoderSettings}
-"""Settings by what they are about; those of worlds come from there."""
+"""The settings of this module, by their `about`. A world brings its own."""
 
 
 def _read_settings(value: Any) -> Settings:
@@ -106,13 +109,13 @@ def _read_settings(value: Any) -> Settings:
 
 
 class Hashes(Strict):
-    """sha256 of what the scores rest on, and of what came out.
+    """sha256 of everything that the scores depend on, and of the answers.
 
     Attributes:
-        weights: the files of the model in the checkpoint folder: config.json, generation_config.json, *.safetensors; of
-            adapters theirs, and those of their model.
+        weights: the model's files in the checkpoint folder: config.json, generation_config.json, *.safetensors. For
+            adapters, their files and those of their base model.
         data: the pictures and the expected answers.
-        prompts: the tokens of every prompt; None if nothing was asked in words.
+        prompts: the tokens of every prompt; None for an encoder, which reads none.
         preprocessing: settings of the image processor, tokenizer and chat template.
         answers: every question with its answer, in order.
     """
@@ -125,7 +128,7 @@ class Hashes(Strict):
 
 
 class Difference(Strict):
-    """One thing that is not as it was."""
+    """One hash, score or version that differs between two results."""
 
     what: str
     then: str
@@ -136,12 +139,18 @@ class Difference(Strict):
 
 
 class Result(Strict):
-    """The scores of a checkpoint, and what is needed to measure the same again.
+    """The scores of a checkpoint, with all that is needed to measure them again.
 
     Attributes:
-        checkpoint: the folder, as it was given.
-        device: where and in which precision the model ran.
-        stopped: answers that did not end by themselves within `max_new_tokens`.
+        checkpoint: the folder, as the caller named it.
+        settings: what was asked.
+        date, seconds: when the evaluation ended, and how long it took.
+        versions: versions of Python and of the packages.
+        device: device and precision of the model.
+        hashes: sha256 of weights, data, prompts, preprocessing and answers.
+        stopped: number of answers that did not end within `max_new_tokens`.
+        scores: the scores by kind of question.
+        sight: the sight test, if it was asked for.
     """
 
     format: Literal["omni evaluation 1"] = FORMAT
@@ -161,8 +170,8 @@ class Result(Strict):
         """Read a document that `omni evaluate --output` wrote.
 
         Raises:
-            EvaluationError: no such file, no JSON, or JSON of another kind.
-            WorldError: it is about a world that is not installed.
+            EvaluationError: the file is missing, is no JSON, or is another kind of document.
+            WorldError: the document is about a world that is not installed.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -186,7 +195,7 @@ class Result(Strict):
             ) from error
 
     def write(self, path: str | Path) -> None:
-        """Write the document that `read` reads; replaces the file."""
+        """Write the document for `read`. An existing file is replaced."""
         Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def score(self, kind: str) -> Score:
@@ -194,7 +203,7 @@ class Result(Strict):
         return next(score for score in self.scores if score.kind == kind)
 
     def differences(self, now: "Result") -> list[Difference]:
-        """What differs in another result of the same settings: hashes first, then the scores by kind."""
+        """The differences of another result with the same settings: hashes first, then scores by kind."""
         found = [
             Difference(what=name, then=_short(getattr(self.hashes, name)), now=_short(getattr(now.hashes, name)))
             for name in Hashes.model_fields
@@ -210,7 +219,7 @@ class Result(Strict):
         return found
 
     def _all_scores(self) -> dict[str, Score]:
-        """Those of the sight test too, by what a reader calls them."""
+        """All scores, those of the sight test included, by a name for messages."""
         named = {f"score {s.kind!r}": s for s in self.scores}
         if self.sight is not None:
             named |= {f"score of all with {shown} pictures": s for shown, s in self.sight.overall.items()}
@@ -220,7 +229,7 @@ class Result(Strict):
 
 
 def _compare(then: dict[str, Score], now: dict[str, Score]) -> list[Difference]:
-    """Scores that are not the same to the last bit; told as they print, and in full where that shows nothing."""
+    """Scores that differ in any bit, as rounded text, or in full where the rounded texts are equal."""
     found = []
     for what in dict.fromkeys([*then, *now]):
         pair = then.get(what), now.get(what)
@@ -240,7 +249,7 @@ def _short(digest: str | None) -> str:
 
 
 def canonical(value: Any) -> str:
-    """The same text for the same values, whatever the order of keys."""
+    """JSON that is equal for equal values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
 
 
@@ -262,19 +271,19 @@ def hash_files(files: Iterable[Path]) -> str:
 
 
 def hash_weights(folder: str | Path) -> str:
-    """Of the files that make the model: those in a checkpoint folder, and before adapters those of their model."""
+    """sha256 of the model's files in a checkpoint folder; for adapters, of their base model's files and their own."""
     folders = dict.fromkeys([base_of(Path(folder)), Path(folder)])
     kinds = ("*.safetensors", "config.json", "generation_config.json", ADAPTERS)
     return hash_files(path for each in folders for path in sorted(path for kind in kinds for path in each.glob(kind)))
 
 
 def hash_preprocessing(processor: Any) -> str:
-    """Of the preprocessors' settings, the tokenizer and the chat template of a fused model's processor."""
-    values = {key: value for key, value in processor.to_dict().items() if key != "modalities"}  # that is the model's
+    """sha256 of the preprocessors' settings, the tokenizer and the chat template of a fused model's processor."""
+    values = {key: value for key, value in processor.to_dict().items() if key != "modalities"}  # these are the model's
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    if backend is not None:  # what the last batch asked for, and no property of the tokenizer
+    if backend is not None:  # the settings of the last batch, no property of the tokenizer
         vocabulary |= {"padding": None, "truncation": None}
     settings = {
         "class": type(tokenizer).__name__,
@@ -286,22 +295,22 @@ def hash_preprocessing(processor: Any) -> str:
 
 
 def hash_answers(asked: Iterable[Asked]) -> str:
-    """Of every question and its answer, in order."""
-    return hash_lines([item.question, item.answer] for item in asked)
+    """sha256 of every question with its answer, in order."""
+    return hash_lines([each.question, each.answer] for each in asked)
 
 
 def write_answers(path: str | Path, asked: Iterable[Asked]) -> None:
-    """Write every question with its expected and its given answer, one JSON object a line; replaces the file."""
+    """Write every question with its expected and its given answer, one JSON object a line. Replaces an existing file."""
     lines = (
         {
-            "source": item.source,
-            "kind": item.kind,
-            "question": item.question,
-            "expected": item.expected,
-            "answer": item.answer,
-            "right": item.right,
-            "complete": item.complete,
+            "source": each.source,
+            "kind": each.kind,
+            "question": each.question,
+            "expected": each.expected,
+            "answer": each.answer,
+            "right": each.right,
+            "complete": each.complete,
         }
-        for item in asked
+        for each in asked
     )
     Path(path).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Scores: exact match by kind of question, its uncertainty, and what guessing gets."""
+"""Scores: exact match by kind of question, its uncertainty, and the score of the best constant answer."""
 
 import math
 from collections import Counter
@@ -13,16 +13,17 @@ SIGHTS: tuple[Sight, ...] = ("real", "blank", "swapped", "noise")
 
 
 class EvaluationError(ValueError):
-    """Something that cannot be evaluated as asked; the message says what was found, and what to do."""
+    """The evaluation cannot be done as asked. The message says what was found, and what to do."""
 
 
 class Score(BaseModel):
     """Exact match on the questions of one kind.
 
     Attributes:
-        n: questions asked.
-        accuracy, low, high: share of right answers and its 95 % interval (Wilson score).
-        constant, constant_answer: what always giving the most frequent answer would score, and that answer.
+        kind: the kind of question.
+        n: number of questions.
+        accuracy, low, high: share of right answers, and its 95 % interval (Wilson score).
+        constant, constant_answer: the score of always giving the most frequent answer, and that answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,14 +39,16 @@ class Score(BaseModel):
 
 @dataclass(frozen=True)
 class Asked:
-    """One question, and what was answered.
+    """One question with its answer.
 
     Attributes:
-        expected, answer: right if they are equal, to the last character.
+        kind: the kind of question.
+        question: its words.
+        expected, answer: the expected and the given answer. The answer is right if they are equal.
         source: where the question comes from, such as "scene 7 of test".
-        item: the place of its pictures among all that is asked about.
-        complete: whether the model ended by itself, rather than being stopped.
-        prompt: sha256 of the tokens that the model read; empty if it read none.
+        example: index of the example that the question is about.
+        complete: whether the answer ended by itself, before it was stopped.
+        prompt: sha256 of the tokens that the model read; empty for an encoder.
     """
 
     kind: str
@@ -53,7 +56,7 @@ class Asked:
     expected: str
     answer: str
     source: str = ""
-    item: int = 0
+    example: int = 0
     complete: bool = True
     prompt: str = ""
 
@@ -64,24 +67,24 @@ class Asked:
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share of `right` among `n` (Wilson 1927), which holds near 0 and 1 too."""
+    """The 95 % interval of the share of `right` among `n` (Wilson 1927). It is also correct near 0 and 1."""
     if n == 0:
         return 0.0, 1.0
     share = right / n
     middle = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
-    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not leave the share itself outside
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding must not exclude the share
 
 
 @dataclass(frozen=True)
 class Parts:
-    """How the answers to one kind of question are scored part by part as well, in a row of its own.
+    """A second score for the answers to one kind of question, which counts their parts.
 
     Attributes:
         of: the kind of question, such as "caption".
-        kind: what the row is called, such as "caption_objects".
-        right: from an expected and a given answer, for each part of the expected one whether the given one has it.
+        kind: the kind of the second score, such as "caption_objects".
+        right: takes an expected and a given answer; tells for each part of the expected one if the given one has it.
     """
 
     of: str
@@ -94,12 +97,12 @@ def score(asked: Iterable[Asked], parts: Parts | None = None) -> list[Score]:
 
     Args:
         asked: questions with their answers.
-        parts: which answers are scored part by part as well.
+        parts: the kind of answers that are also scored part by part, if there is one.
     """
     by_kind: dict[str, list[tuple[str, str]]] = {}
-    for item in asked:
-        by_kind.setdefault(item.kind, []).append((item.expected, item.answer))
-        if parts and item.kind == parts.of and (found := parts.right(item.expected, item.answer)):
+    for one in asked:
+        by_kind.setdefault(one.kind, []).append((one.expected, one.answer))
+        if parts and one.kind == parts.of and (found := parts.right(one.expected, one.answer)):
             by_kind.setdefault(parts.kind, []).extend(("right", "right" if each else "wrong") for each in found)
     found_scores = []
     for kind, pairs in by_kind.items():
@@ -128,8 +131,9 @@ class Evaluation(BaseModel):
     """The scores of one pass over the questions.
 
     Attributes:
-        sight: what was shown in the place of the pictures.
-        parts: the row that counts parts of answers, if there is one; the answers are counted in another row.
+        sight: which pictures were shown.
+        scores: the scores by kind of question.
+        parts: the kind of score that counts parts of answers, if there is one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,7 +144,7 @@ class Evaluation(BaseModel):
 
     @classmethod
     def of(cls, asked: Iterable[Asked], sight: Sight = "real", parts: Parts | None = None) -> Self:
-        """Count answers; see `score`."""
+        """The scores of answers; see `score`."""
         return cls(sight=sight, scores=score(asked, parts), parts=parts.kind if parts else None)
 
     def score(self, kind: str) -> Score:
@@ -148,7 +152,7 @@ class Evaluation(BaseModel):
         return next(score for score in self.scores if score.kind == kind)
 
     def overall(self) -> Score:
-        """All questions as one kind; its constant answer may differ from kind to kind."""
+        """The score over all questions. Its "constant" takes the best constant answer of each kind."""
         counted = [score for score in self.scores if score.kind != self.parts]
         right, constant = (round(sum(s.n * getattr(s, name) for s in counted)) for name in ("accuracy", "constant"))
         return _score("overall", right, sum(s.n for s in counted), constant, "by kind")
@@ -158,14 +162,14 @@ class Evaluation(BaseModel):
 
 
 class SightTest(BaseModel):
-    """The same questions with other pictures: what a model that looks cannot answer any more.
+    """The scores of the same questions with other pictures, which a model that uses its pictures cannot answer.
 
     Attributes:
-        passed: over all questions, the real pictures beat every other kind beyond the intervals of both.
-        overall: the score over all questions, by what was shown; "constant" is that of the best constant answer of
-            each kind, taken together.
-        scores: by what was shown instead of the real pictures, then by kind of question.
-        left_out: what could not be shown, and why.
+        passed: whether the interval over all questions with the real pictures lies above each of the other intervals.
+        overall: the score over all questions, by the pictures shown. Its "constant" takes the best constant answer of
+            each kind.
+        scores: the scores by kind of question, by the pictures shown; without the real ones.
+        left_out: pictures that could not be shown, and why.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -177,13 +181,13 @@ class SightTest(BaseModel):
 
 
 def uses_the_picture(evaluations: Sequence[Evaluation]) -> bool:
-    """The verdict of the sight test on passes of which one is "real"."""
+    """The verdict of the sight test. One of the evaluations is with the "real" pictures."""
     by_sight = {evaluation.sight: evaluation.overall() for evaluation in evaluations}
     return all(by_sight["real"].low > found.high for sight, found in by_sight.items() if sight != "real")
 
 
 def sight_test(evaluations: Sequence[Evaluation], left_out: Mapping[Sight, str]) -> SightTest:
-    """The outcome of the passes over the same questions, of which one is "real"."""
+    """The sight test of evaluations on the same questions. One of them is with the "real" pictures."""
     return SightTest(
         passed=uses_the_picture(evaluations),
         overall={evaluation.sight: evaluation.overall() for evaluation in evaluations},

@@ -1,6 +1,6 @@
-"""A sheet of pictures to look at: one HTML file with questions, expected and given answers, mistakes first.
+"""A sheet to look through: one HTML file with pictures, questions, expected and given answers, the most mistakes first.
 
-It holds its pictures, needs no network and no script, and can be read on a phone and without colours.
+The file contains its pictures and needs no network and no script. It can be read on a phone, and without colours.
 """
 
 import base64
@@ -16,7 +16,7 @@ from .scores import Asked
 from .tables import remarks, tabulate, title
 
 LARGEST = 448
-"""Longer side of a picture on the sheet, in pixels."""
+"""Longest side of a picture on the sheet, in pixels."""
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --wrong: #b3261e; --right: #2e7d32; }
@@ -45,19 +45,19 @@ def write_sheet(path: str | Path, outcome: Outcome, limit: int = 60) -> None:
     """Write the sheet as one HTML file.
 
     Args:
-        path: of the file; an existing one is replaced.
-        outcome: what `evaluate` returned.
-        limit: the most items (pictures with their questions) to show. Those with the most mistakes come first.
+        path: path of the file. An existing file is replaced.
+        outcome: see `evaluate`.
+        limit: number of examples to show at most. Those with the most mistakes come first.
     """
-    by_item: dict[int, list[Asked]] = {}
+    by_example: dict[int, list[Asked]] = {}
     for asked in outcome.asked:
-        by_item.setdefault(asked.item, []).append(asked)
-    worst = sorted(by_item, key=lambda item: (-sum(not asked.right for asked in by_item[item]), item))
-    wrong = sum(not all(asked.right for asked in group) for group in by_item.values())
+        by_example.setdefault(asked.example, []).append(asked)
+    worst = sorted(by_example, key=lambda example: (-sum(not asked.right for asked in by_example[example]), example))
+    wrong = sum(not all(asked.right for asked in group) for group in by_example.values())
     shown = worst[:limit]
     header, *rows = tabulate(outcome.result)
     about = (
-        f"{len(shown):,} of {outcome.items:,} items are shown, those with the most mistakes first; "
+        f"{len(shown):,} of {outcome.examples:,} examples are shown, those with the most mistakes first; "
         f"{wrong:,} of all have mistakes. ✗ marks a wrong answer, ✓ a right one."
     )
     parts = [
@@ -72,7 +72,7 @@ def write_sheet(path: str | Path, outcome: Outcome, limit: int = 60) -> None:
         "</table></div>",
         *(f"<p>{escape(sentence)}</p>" for sentence in [*remarks(outcome.result), about]),
         "<main>",
-        *(_article(by_item[item], outcome.pictures(item)) for item in shown),
+        *(_article(by_example[example], outcome.pictures(example)) for example in shown),
         "</main></body></html>",
     ]
     Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
@@ -107,7 +107,7 @@ def _answer(asked: Asked) -> str:
 
 
 def _data(picture: Image.Image) -> str:
-    """A picture as an address that holds it; JPEG with whole colours, small enough to send around."""
+    """A picture as a data URI, in JPEG without chroma subsampling."""
     picture = picture.copy()
     picture.thumbnail((LARGEST, LARGEST))
     file = io.BytesIO()

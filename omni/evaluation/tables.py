@@ -1,4 +1,4 @@
-"""A result as rows and columns: for the terminal, and as a section of a model card."""
+"""A result as a table: for the terminal, and as a section of a model card."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,11 @@ from .result import EncoderSettings, Result
 from .scores import SIGHTS, EvaluationError, Score
 
 START, END = "<!-- omni evaluate -->", "<!-- end of omni evaluate -->"
-"""Between these a model card holds what `omni evaluate --card` wrote."""
+"""The marks around the section that `omni evaluate --card` writes into a model card."""
 
 
 def tabulate(result: Result) -> list[list[str]]:
-    """The scores as cells, the header first; what names something stands in the first column."""
+    """The scores as lines of cells, the header first. The first column holds names."""
     if isinstance(result.settings, EncoderSettings):
         return _by_output(result.scores)
     tested = [sight for sight in SIGHTS if result.sight and sight in result.sight.scores]
@@ -58,21 +58,21 @@ def _constant(found: Score) -> str:
 
 
 def title(result: Result) -> str:
-    """What was measured on what."""
+    """The checkpoint, and what it was asked."""
     return f"{result.checkpoint}: {result.settings.title}"
 
 
 def remarks(result: Result) -> list[str]:
-    """What a reader must know beside the table, in sentences."""
+    """Sentences that explain the table to its reader."""
     found = []
     if isinstance(result.settings, EncoderSettings):
         found.append(
-            "cls is the encoder's CLS vector and grid the mean of its grid, with 95 % intervals; what learns is fitted on "
-            "other pictures. same objects: the same scene drawn again is looked for among all others. digit: scans of 8 x 8 "
-            "pixels, beside random projections of their pixels to the same width, and the same encoder untrained."
+            "cls is the encoder's CLS vector, grid the mean of its grid; intervals are 95 %. Classifiers are fitted on "
+            "other pictures. same objects: find a scene by a second drawing of it. digit: scans of 8 x 8 pixels. "
+            "projection: random projections of their pixels to the same width. untrained: the encoder with random weights."
         )
     if result.stopped:
-        found.append(f"{result.stopped:,} answers did not end by themselves and were stopped.")
+        found.append(f"{result.stopped:,} answers were stopped before they ended.")
     if result.sight is not None:
         real = result.sight.overall["real"]
         others = [f"{_share(s)} with {shown} pictures" for shown, s in result.sight.overall.items() if shown != "real"]
@@ -80,9 +80,7 @@ def remarks(result: Result) -> list[str]:
             f"Sight test {'passed' if result.sight.passed else 'FAILED'}: over all {real.n:,} questions {_share(real)} "
             f"with the real pictures, {', '.join(others)}; {real.constant:.3f} by the best constant answer of each kind."
         )
-        found += [
-            f"The sight test went without {shown} pictures: {why}." for shown, why in result.sight.left_out.items()
-        ]
+        found += [f"The sight test left out {shown} pictures: {why}." for shown, why in result.sight.left_out.items()]
     return found
 
 
@@ -105,7 +103,7 @@ def render(result: Result) -> Table:
 
 
 def model_card_section(result: Result) -> str:
-    """The result as Markdown: what was measured, how to measure it again, the scores, the sight test."""
+    """The result as Markdown: what was measured, with which versions and hashes, the scores, the sight test."""
     header, *rows = tabulate(result)
     right = ["---", *["---:"] * (len(header) - 1)]
     versions = ", ".join(f"{name} {result.versions[name]}" for name in ("omni", "transformers", "torch"))
@@ -113,8 +111,8 @@ def model_card_section(result: Result) -> str:
         f"## Evaluation: {_escaped(title(result))}",
         "",
         f"Measured on {result.date[:10]} with {versions}, on {result.device}; sha256 of the weights "
-        f"`{result.hashes.weights[:12]}`, of the data `{result.hashes.data[:12]}`. Intervals are 95 % (Wilson); the best "
-        "constant answer is what always saying the same would score.",
+        f"`{result.hashes.weights[:12]}`, of the data `{result.hashes.data[:12]}`. Intervals are 95 % (Wilson). The best "
+        "constant answer is the score of always giving the same answer.",
         "",
         *("| " + " | ".join(map(_escaped, row)) + " |" for row in (header, right, *rows)),
     ]
@@ -124,15 +122,15 @@ def model_card_section(result: Result) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As it stands, in a cell of Markdown: nothing in it marks up, and no comment of ours ends early."""
+    """Text for a cell of Markdown. Nothing in it acts as markup, or ends the section."""
     return re.sub(r"([\\|<>`*_\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def update_card(path: str | Path, result: Result) -> None:
-    """Put the section of a result into a model card, in the place of an earlier one or at the end.
+    """Put the section of a result into a model card: in the place of an earlier section, or at the end.
 
     Raises:
-        EvaluationError: no such file, or one in which an earlier section does not begin and end once.
+        EvaluationError: the file cannot be read, or the marks of an earlier section do not stand in it once each, in order.
     """
     card = Path(path)
     text = read_card(card)
@@ -146,18 +144,18 @@ def update_card(path: str | Path, result: Result) -> None:
 
 
 def read_card(path: str | Path) -> str:
-    """The text of a model card into which a section can be put; raises as `update_card`."""
+    """The text of a model card that can take a section. Raises the errors of `update_card`."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise EvaluationError(
-            f"The model card {str(path)!r} cannot be read ({reason}); expected an existing README.md, write one first."
+            f"The model card {str(path)!r} cannot be read ({reason}); expected an existing README.md, so write one first."
         ) from error
     found = (text.count(START), text.count(END))
     if found not in ((0, 0), (1, 1)) or (found == (1, 1) and text.index(START) > text.index(END)):
         raise EvaluationError(
-            f"The model card {str(path)!r} should hold {START!r} and after it {END!r} once or not at all, found them "
-            f"{found[0]} and {found[1]} times or the other way round; remove what is left of the earlier section."
+            f"Expected {START!r} and then {END!r} in the model card {str(path)!r}, once each or not at all; found them "
+            f"{found[0]} and {found[1]} times, or in the other order; remove the rest of the earlier section."
         )
     return text

@@ -1,1 +1,1 @@
-"""What comes in and goes out: models that exist already, ONNX graphs, and the checkpoints of micro-Omni."""
+"""Models come in and go out: compose them, convert checkpoints of micro-Omni, export ONNX graphs."""

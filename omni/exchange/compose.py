@@ -1,14 +1,15 @@
-"""Compose: a fused model of an encoder and a causal language model that exist already, each in a folder of its own.
+"""Compose a fused model of an encoder and a causal language model, each from a folder of its own.
 
-    encoder (CLIP, SigLIP, DINOv2, ViT, ours; of a model of several parts the one that sees) ─▶ image_tower, as it is
-    any causal language model, with its tokenizer and chat template ─▶ language_model and lm_head, as they are
-    image_projector: new, so untrained
+    encoder (CLIP, SigLIP, DINOv2, ViT, omni's own)            ─▶ image_tower, unchanged
+    any causal language model, its tokenizer and chat template ─▶ language_model and lm_head, unchanged
+                                                                  image_projector: new and untrained
 
     composition = compose("clip-vit-base-patch16", "Qwen2.5-0.5B-Instruct")
     composition.save("mine")
 
-Both parts must fit as they are, or it is said why not: tensors that are missing or left over, an encoder of something
-else, a language model that looks ahead, a prompt that cannot hold a picture. Whatever had to be settled is a note.
+From a model of several parts, such as CLIP, the vision part is taken. Parts that do not fit are refused, with the reason:
+tensors are missing or left over, the encoder does not read pictures, the language model is not causal, or its prompts
+cannot hold a picture. Every choice that was made on the way is a note.
 """
 
 import math
@@ -29,7 +30,7 @@ from torch import nn
 from transformers import AddedToken, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from omni.checkpoints.fingerprints import verify_fingerprints
+from omni.checkpoints.fingerprints import verify_weights
 from omni.checkpoints.strict import CheckpointError
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
@@ -41,7 +42,7 @@ from omni.registry import get_modality
 from omni.session import make_prompts
 
 FACTORS = (2, 3)
-"""How many patches along each side a projector folds into one token, if it folds; the first that divides the grid."""
+"""Patches along each side that `unshuffle_mlp` folds into one token. The first of these that divides the grid is taken."""
 
 AS_TEXT = (
     "{%- set turned = namespace(messages=[]) -%}"
@@ -60,7 +61,7 @@ AS_TEXT = (
     "{%- endfor -%}"
     "{%- set messages = turned.messages %}"
 )
-"""Put before a chat template that reads text alone: blocks of text and pictures become text first."""
+"""Lines in front of a chat template that reads text alone. They turn blocks of text and pictures into text."""
 
 PLAIN = (
     "{%- for message in messages -%}"
@@ -70,7 +71,7 @@ PLAIN = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
 )
-"""The chat template of a language model that has none."""
+"""The chat template for a language model without one."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Composition:
     Attributes:
         model: the fused model; its `config.untrained` names the projector.
         processor: its processor.
-        notes: what was settled on the way, a sentence each.
+        notes: the choices that `compose` made, one sentence each.
     """
 
     model: OmniForConditionalGeneration
@@ -88,10 +89,10 @@ class Composition:
     notes: tuple[str, ...]
 
     def save(self, folder: str | Path) -> Path:
-        """Write the checkpoint, whole or not at all.
+        """Write the checkpoint. If writing fails, no folder of that name appears.
 
         Raises:
-            FileExistsError: something is there already.
+            FileExistsError: `folder` exists and is not an empty folder.
         """
         folder = expect_new(folder)
         unfinished = folder.with_name(f"{folder.name}.unfinished")
@@ -105,32 +106,32 @@ class Composition:
 
 
 def expect_new(folder: str | Path) -> Path:
-    """The folder, if a checkpoint can be written there without replacing anything.
+    """Check that a checkpoint can be written to a folder without replacing anything, and return the folder as a path.
 
     Raises:
-        FileExistsError: something is there already.
+        FileExistsError: `folder` exists and is not an empty folder.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{str(folder)!r} exists already; name a new folder, or remove it first.")
+        raise FileExistsError(f"Expected a new folder, but {str(folder)!r} exists already; name another, or remove it.")
     return folder
 
 
 def compose(
     image: str | Path, thinker: str | Path, projector: str = "unshuffle_mlp", factor: int | None = None
 ) -> Composition:
-    """Join an encoder of pictures and a causal language model by a new projector.
+    """Connect a vision encoder to a causal language model with a new projector.
 
     Args:
-        image: folder of the encoder with its preprocessor_config.json, or of a model that it is a part of.
+        image: folder of the encoder with its preprocessor_config.json, or of a model that contains the encoder.
         thinker: folder of the language model with its tokenizer.
         projector: one of `omni.projectors.PROJECTORS`.
-        factor: for `unshuffle_mlp`, patches along each side that become one token; by default 2, or 3 where 2 does not
-            divide the grid of patches, or else 1.
+        factor: for `unshuffle_mlp`, the patches along each side that become one token. By default 2; 3 where 2 does not
+            divide the grid of patches; 1 where neither does.
 
     Raises:
-        CheckpointError: a folder that is not what it should be, or two that do not fit together.
-        ValueError: an unknown projector, or a factor that does not fit it.
+        CheckpointError: a folder does not hold what it should, or the two do not fit together.
+        ValueError: the projector is unknown, or the factor does not fit it.
     """
     notes: list[str] = []
     picture = Image.new("RGB", (64, 48), "gray")
@@ -150,7 +151,7 @@ def compose(
     config = OmniConfig(
         modalities={"image": {**section, "projector": projector, "factor": factor}}, text_config=language_model.config
     )
-    config.num_tokens("image", grid_shape)  # a factor that does not divide the grid is an error of its own
+    config.num_tokens("image", grid_shape)  # raises its own error if the factor does not divide the grid
     with _reading(thinker, "The language model"):
         model = _join(config, encoder, language_model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -160,7 +161,7 @@ def compose(
     _try(model, processor, picture, f"The encoder in {str(image)!r} and the language model in {str(thinker)!r}")
     patches = " x ".join(map(str, grid_shape))
     notes.append(
-        f"image_projector is new: {projector}, factor {factor}; {patches} patches of a picture ({output}) become "
+        f"image_projector is new: {projector}, factor {factor}; it turns {patches} patches of a picture ({output}) into "
         f"{config.num_tokens('image', grid_shape)} tokens"
     )
     return Composition(model, processor, tuple(notes))
@@ -171,7 +172,7 @@ def compose(
 
 @contextmanager
 def _reading(folder: str | Path, what: str) -> Iterator[None]:
-    """Inside, whatever a stranger's model raises means that its folder cannot be used."""
+    """Turn any error that a model of another package raises inside into a `CheckpointError` that names its folder."""
     try:
         yield
     except CheckpointError:
@@ -183,7 +184,7 @@ def _reading(folder: str | Path, what: str) -> Iterator[None]:
 
 
 def _read_encoder(folder: Path, notes: list[str]) -> tuple[Any, Any]:
-    """The encoder of pictures in a folder, and what prepares pictures for it."""
+    """The vision encoder in a folder, and its image processor."""
     model_type = model_type_of(folder)
     with _reading(folder, "The encoder"):
         config = AutoConfig.from_pretrained(folder)
@@ -192,24 +193,24 @@ def _read_encoder(folder: Path, notes: list[str]) -> tuple[Any, Any]:
             cls = type(AutoModel.from_config(part))
         if cls.main_input_name != "pixel_values":
             raise CheckpointError(
-                f"{str(folder)!r} holds a model of type {model_type!r}, which reads {cls.main_input_name}; expected an "
-                "encoder of pictures, such as CLIP, SigLIP, DINOv2 or ViT."
+                f"{str(folder)!r} holds a model of type {model_type!r}, which reads {cls.main_input_name}; expected a "
+                "vision encoder, such as CLIP, SigLIP, DINOv2 or ViT."
             )
-        encoder, report = cls.from_pretrained(
+        encoder, info = cls.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        others = sorted(report["unexpected_keys"])
+        others = sorted(info["unexpected_keys"])
         alone = part is config and cls.__name__ in (config.architectures or [cls.__name__])
-        _expect_whole(folder, cls, report, others if alone else [])
-        verify_fingerprints(folder)
+        _expect_whole(folder, cls, info, others if alone else [])
+        verify_weights(folder)
         size = sum(parameter.numel() for parameter in encoder.parameters())
         note = f"image_tower is the {encoder.config.model_type} in {str(folder)!r}, {size:,} parameters"
         notes.append(note + (f"; its {len(others)} other tensors are left out" if others else ""))
         if (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file():
             return encoder.eval(), AutoImageProcessor.from_pretrained(folder)
         raise CheckpointError(
-            f"{str(folder)!r} has no preprocessor_config.json, so how its pictures are to be prepared is not known; save "
-            "the encoder's image processor into it."
+            f"{str(folder)!r} has no preprocessor_config.json, which says how pictures are prepared; save the encoder's "
+            "image processor into it."
         )
 
 
@@ -218,8 +219,8 @@ def _read_thinker(folder: Path, notes: list[str]) -> tuple[Any, Any]:
     model_type = model_type_of(folder)
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise CheckpointError(
-            f"{str(folder)!r} holds a model of type {model_type!r}, which is no causal language model; expected one, such "
-            "as Llama, Qwen3 or GPT-2."
+            f"{str(folder)!r} holds a model of type {model_type!r}, which is no causal language model; name the folder of "
+            "one, such as Llama, Qwen3 or GPT-2."
         )
     with _reading(folder, "The language model"):
         config = AutoConfig.from_pretrained(folder)
@@ -227,47 +228,47 @@ def _read_thinker(folder: Path, notes: list[str]) -> tuple[Any, Any]:
             raise CheckpointError(
                 f"{str(folder)!r} holds a {model_type!r}, a model of several parts; expected a language model alone."
             )
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        _expect_whole(folder, type(model), report, sorted(report["unexpected_keys"]))
+        _expect_whole(folder, type(model), info, sorted(info["unexpected_keys"]))
         if not _reads_forward_only(model):
             raise CheckpointError(
-                f"The {type(model).__name__} in {str(folder)!r} looks at words that come later; expected a causal language "
-                "model, which writes from left to right."
+                f"The {type(model).__name__} in {str(folder)!r} looks at later words; expected a causal language model, "
+                "which looks only at earlier ones."
             )
     with _reading(folder, "The tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
     rows, last = len(model.get_input_embeddings().weight), max(tokenizer.get_vocab().values())
     if last >= rows:
         raise CheckpointError(
-            f"In {str(folder)!r} the tokenizer has ids up to {last}, but the model only {rows} embeddings; they do not "
-            "belong together."
+            f"In {str(folder)!r} the tokenizer has ids up to {last}, but the model has only {rows} embeddings; save the "
+            "tokenizer of this model there."
         )
     if tokenizer.eos_token is None:
         raise CheckpointError(
-            f"The tokenizer in {str(folder)!r} has no end-of-text token, so an answer would never end; set eos_token."
+            f"The tokenizer in {str(folder)!r} has no end-of-text token, so an answer would never end; set its eos_token."
         )
     size = sum(parameter.numel() for parameter in model.parameters())
     notes.append(f"language_model is the {model_type} in {str(folder)!r}, {size:,} parameters")
     return model.eval(), tokenizer
 
 
-def _expect_whole(folder: Path, cls: type, report: Mapping[str, Any], left_over: list[str]) -> None:
-    """Refuse a model of which something would be random, or which its class does not know entirely."""
-    problems = [f"missing: {name}" for name in sorted(report["missing_keys"])]
+def _expect_whole(folder: Path, cls: type, info: Mapping[str, Any], left_over: list[str]) -> None:
+    """Refuse weights that lack a tensor of the class, or have one that the class does not know or that has another shape."""
+    problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
     problems += [f"unexpected: {name}" for name in left_over]
-    problems += [f"of another shape: {name}" for name, *_ in sorted(report["mismatched_keys"])]
+    problems += [f"of another shape: {name}" for name, *_ in sorted(info["mismatched_keys"])]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(
-            f"The weights in {str(folder)!r} are not those of a {cls.__name__}; {', '.join(problems[:5])}{more}. Name the "
-            "folder of such a model as it was saved."
+            f"The weights in {str(folder)!r} are not those of a {cls.__name__} ({', '.join(problems[:5])}{more}); name a "
+            "folder that save_pretrained of this class wrote."
         )
 
 
 def _reads_forward_only(model: Any) -> bool:
-    """Whether what the model says after a word does not depend on the words after it, told by the gradient."""
+    """Whether the logits after a word are independent of the later words. Their gradient tells."""
     ids = torch.arange(3)[None]
     with torch.enable_grad():
         embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
@@ -278,7 +279,7 @@ def _reads_forward_only(model: Any) -> bool:
 
 @torch.no_grad()
 def _look(encoder: Any, preprocessor: Any, picture: Image.Image) -> tuple[tuple[int, ...], str]:
-    """The grid of a picture's patches, and which named outputs the encoder has, such as "cls+grid"."""
+    """The shape of a picture's grid of patches, and the names of the encoder's outputs, such as "cls+grid"."""
     modality = get_modality("image")
     pixel_values = preprocessor([picture], return_tensors="pt")["pixel_values"]
     (shape,) = modality.grid_shapes(encoder.config, {"pixel_values": pixel_values})
@@ -287,15 +288,15 @@ def _look(encoder: Any, preprocessor: Any, picture: Image.Image) -> tuple[tuple[
     return tuple(shape), "+".join(name for name in ("cls", "grid") if name in tokens)
 
 
-# --- What has to be settled between them ------------------------------------------------------------------------------
+# --- Making the two fit -----------------------------------------------------------------------------------------------
 
 
 def _add_placeholder(tokenizer: Any, model: Any, notes: list[str]) -> int:
-    """The id of the placeholder of pictures, which the tokenizer gets if it has none; no other id moves."""
+    """The id of the pictures' placeholder. A tokenizer without one gets it; all other ids stay."""
     token = get_modality("image").token
     before = tokenizer.get_vocab()
     if tokenizer.encode(token, add_special_tokens=False) == [before.get(token)]:
-        notes.append(f"{token} is known to the tokenizer, id {before[token]}")
+        notes.append(f"the tokenizer has {token} already, id {before[token]}")
         return int(before[token])
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
     token_id = tokenizer.convert_tokens_to_ids(token)
@@ -304,22 +305,22 @@ def _add_placeholder(tokenizer: Any, model: Any, notes: list[str]) -> int:
     assert token_id not in before.values()
     rows = len(model.get_input_embeddings().weight)
     if token_id < rows:
-        notes.append(f"{token} is new to the tokenizer, id {token_id}, one of {rows:,} embeddings that was free")
+        notes.append(f"the tokenizer gets {token} as id {token_id}, which was free among {rows:,} embeddings")
     else:
         model.resize_token_embeddings(token_id + 1, mean_resizing=False)
-        notes.append(f"{token} is new to the tokenizer, id {token_id}; the embeddings grew from {rows:,} rows by it")
+        notes.append(f"the tokenizer gets {token} as id {token_id}; the {rows:,} embeddings grow to {token_id + 1:,}")
     return int(token_id)
 
 
 def _prepare_chats(tokenizer: Any, notes: list[str]) -> None:
-    """Make sure that chats can be written, with pictures in them, and that rows of them can be padded."""
+    """Make sure that the chat template takes pictures, and that the tokenizer can pad."""
     token = get_modality("image").token
     as_text = AS_TEXT.replace("PLACEHOLDER", token)
     if tokenizer.chat_template is None:
         begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         tokenizer.chat_template = as_text + ("{{- bos_token -}}" if begins else "") + PLAIN
         notes.append(
-            "there was no chat template; questions are now written as `User: ...`, answers as `Assistant: ...`"
+            "the tokenizer had no chat template; it writes questions as `User: ...` and answers as `Assistant: ...`"
         )
     elif _holds_pictures(tokenizer):
         notes.append("the chat template is kept")
@@ -327,51 +328,52 @@ def _prepare_chats(tokenizer: Any, notes: list[str]) -> None:
         tokenizer.chat_template = as_text + tokenizer.get_chat_template()
         if not _holds_pictures(tokenizer):
             raise CheckpointError(
-                f"The chat template of the tokenizer does not write a question as it is, nor {token} before it; correct it."
+                f"Expected a chat template that writes {token} and then the question, once each; the tokenizer's does not, "
+                "so correct it."
             )
-        notes.append(
-            f"the chat template takes text alone; pictures become {token} before it, what it writes is the same"
-        )
+        notes.append(f"the chat template takes text alone, so lines in front of it turn pictures into {token}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-        notes.append(f"the tokenizer had no token for padding, and now pads with {tokenizer.eos_token}")
+        notes.append(f"the tokenizer had no padding token; it pads with {tokenizer.eos_token}")
 
 
 def _holds_pictures(tokenizer: Any) -> bool:
-    """Whether the chat template writes a placeholder for a picture, and the question after it."""
+    """Whether the chat template writes a placeholder for a picture, and then the question."""
     question, token = "What is it?", get_modality("image").token
     try:
         written = tokenizer.apply_chat_template(ask(question), tokenize=False, add_generation_prompt=True)
-    except Exception:  # it is a program, and may do anything with what it was not written for
+    except Exception:  # a template is a program, and may raise anything on contents that it was not written for
         return False
     return bool(written.count(token) == written.count(question) == 1 and written.index(token) < written.index(question))
 
 
 def _agree_on_precision(encoder: nn.Module, language_model: nn.Module, notes: list[str]) -> None:
-    """One precision to load the checkpoint in, in which every number of both is what it was."""
+    """Where the parts differ in precision, have the checkpoint load in one that holds every number of both."""
     kinds = [{tensor.dtype for tensor in part.parameters()} for part in (encoder, language_model)]
     if len(set.union(*kinds)) > 1:
         widest = reduce(torch.promote_types, set.union(*kinds))
         encoder.to(widest)  # a saved configuration names the type of the first part
         notes.append(
-            f"the parts are of different precision; the checkpoint loads in {str(widest).removeprefix('torch.')}, where all "
-            "numbers are what they were, or in what dtype=... says"
+            f"the parts differ in precision; the checkpoint loads in {str(widest).removeprefix('torch.')}, which holds all "
+            "their numbers, unless dtype=... asks for another"
         )
 
 
 def _join(config: OmniConfig, encoder: nn.Module, language_model: Any) -> OmniForConditionalGeneration:
-    """The fused model around both parts, which are not copied."""
+    """The fused model around both parts. They are not copied."""
     with torch.device("meta"):
         model = OmniForConditionalGeneration(config)
     if type(model.model.language_model) is not type(language_model.base_model):
-        raise ValueError(f"{type(language_model).__name__} keeps its decoder where it is not looked for.")
+        raise ValueError(
+            f"a {type(language_model).__name__} keeps its decoder elsewhere than omni looks for it; choose another model"
+        )
     projector = model.model.image_projector.to_empty(device="cpu").to(next(encoder.parameters()).dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the same parts make the same checkpoint
         for module in projector.modules():
             model._init_weights(module)
     for part in (config.image_config, config.text_config):
-        part.name_or_path = ""  # a folder of this machine
+        part.name_or_path = ""  # it names a folder of this machine
     model.model.image_tower, model.model.language_model = encoder, language_model.base_model
     model.lm_head = language_model.get_output_embeddings()
     model.generation_config = language_model.generation_config
@@ -380,16 +382,16 @@ def _join(config: OmniConfig, encoder: nn.Module, language_model: Any) -> OmniFo
 
 
 def _try(model: OmniForConditionalGeneration, processor: OmniProcessor, picture: Image.Image, what: str) -> None:
-    """Ask something about a picture, so that what cannot work is said now."""
+    """Run the model once on a picture and a word, so that parts that do not work together are refused now."""
     try:
         inputs = make_prompts(processor, [("?", [picture])])
         limit, found = getattr(model.config.text_config, "max_position_embeddings", None), inputs["input_ids"].shape[1]
         if limit is not None and found >= limit:
             raise ValueError(
-                f"a picture and a word are {found} tokens, and the language model takes {limit}; choose a projector with "
-                "a larger factor"
+                f"a picture and a word are {found} tokens, but the language model takes at most {limit}; choose a larger "
+                "factor"
             )
         with torch.inference_mode():
             model(**inputs)
-    except Exception as error:  # of their own code, so anything
+    except Exception as error:  # the code of other packages may raise anything
         raise CheckpointError(f"{what} do not work together: {error}") from error

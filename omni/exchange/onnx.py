@@ -1,4 +1,4 @@
-"""A checkpoint as ONNX graphs, to run in onnxruntime without torch and transformers.
+"""Export a checkpoint as ONNX graphs, which run in onnxruntime without torch and transformers.
 
     image_encoder     pixel_values (I, 3, H, W)           -> cls (I, 1, D), grid (I, N, D)
     image_projector   cls and grid, as the model has it   -> tokens (I, n, T)
@@ -6,13 +6,14 @@
     thinker           inputs_embeds (B, L, T), attention_mask (B, P+L), past keys and values (B, h, P, d)
                                                           -> logits (B, L, V), keys and values (B, h, P+L, d)
 
-Shapes: I pictures, N patches, D width of the encoder, n tokens that a picture becomes, T width of the Thinker; B rows of L
-new tokens after P old ones, V vocabulary, h heads of width d. I, B, L and P are free, and P may be 0: one thinker reads the
-prompt and writes the answer. Putting the pictures' tokens in their places is one line of NumPy, see
-`examples/ask_without_torch.py`. Beside the graphs stand the processor's files and `omni.json`, which says how a picture
-becomes numbers and how a prompt looks. An encoder alone is exported as `image_encoder`.
+Shapes: I pictures, N patches, D width of the encoder, n tokens that a picture becomes, T width of the Thinker; B rows of
+the batch, L new tokens, P earlier ones, V tokens of the vocabulary, h heads of width d. I, B, L and P are free. P may be
+0, so that one graph reads the prompt and writes the answer. One line of NumPy puts the pictures' tokens in their places:
+see `examples/ask_without_torch.py`.
 
-The graphs are made by `transformers.exporters` and read back: what they compute is compared with the model.
+Beside the graphs stand the processor's files and `omni.json`, which says how a picture becomes numbers and how a prompt
+looks. An encoder alone becomes `image_encoder`. `transformers.exporters` makes the graphs. Before they are kept, they run
+in onnxruntime and are compared with the model.
 """
 
 import contextlib
@@ -37,18 +38,19 @@ from torch.export import Dim
 from transformers import DynamicCache
 
 from omni.fusion.configuration_omni import OmniConfig
-from omni.fusion.modeling_omni import CACHE, OmniForConditionalGeneration
+from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.fusion.signature import CACHE
 from omni.loading.checkpoint import base_of, load, model_type_of
 from omni.loading.encoder import Encoder, load_encoder
 from omni.registry import get_modality
 
 TOLERANCE = 1e-4
-"""Largest difference from the model that is accepted, as a share of the largest value where that is above 1."""
+"""Largest accepted difference between graph and model. It is relative to the largest value where that is above 1."""
 SETTINGS = "omni.json"
-"""The file that says how a picture becomes numbers, how a prompt looks and what ends an answer."""
+"""The file that says how a picture becomes numbers, how a prompt looks and which tokens end an answer."""
 QUESTION = "{question}"
-"""Stands in a prompt where the question goes."""
+"""Marks the place of the question in a prompt."""
 
 
 class ExportError(ValueError):
@@ -59,10 +61,10 @@ class Graph(BaseModel):
     """One graph of an export.
 
     Attributes:
-        file: its name in the folder.
-        inputs, outputs: their names and shapes; a dimension that is a string is free.
-        megabytes: with its weights.
-        difference: largest difference from the model; relative where its values are above 1.
+        file: name of the file in the folder.
+        inputs, outputs: their names and shapes. A free dimension is a string.
+        megabytes: size on disk, weights included.
+        difference: largest difference from the model, relative to its largest value where that is above 1.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,11 +87,11 @@ class Export(BaseModel):
 
 
 class _Part(nn.Module):
-    """A part of a model under the names that its graph shall have.
+    """A part of a model whose inputs and outputs have the names that the graph is to have.
 
     Args:
         module: holds the weights.
-        run: keyword arguments to a dictionary of tensors.
+        run: takes tensors by keyword and returns a dictionary of tensors.
     """
 
     def __init__(self, module: nn.Module, run: Callable[..., dict[str, Any]]) -> None:
@@ -97,38 +99,41 @@ class _Part(nn.Module):
         self.module, self.run = module, run
 
     def forward(self, **inputs: Any) -> dict[str, Any]:
-        """Named tensors to named tensors."""
+        """Compute named tensors from named tensors."""
         return self.run(**inputs)
 
 
 Axes = dict[int, str]
-"""The dimensions of a tensor that are free, and what they count."""
+"""The free dimensions of a tensor, and what each counts."""
 Traced = dict[str, tuple[nn.Module, dict[str, Any], dict[str, Axes | list[Axes]]]]
-"""Of each graph the module, inputs to trace it with, and their free dimensions; a cache has a list of them."""
+"""For each graph: its module, the inputs that it is traced with, and their free dimensions (a list of them for a cache)."""
 
 
 def export(checkpoint: str | Path, output: str | Path, tolerance: float = TOLERANCE) -> Export:
-    """Write a fused model or an encoder as ONNX graphs, in float32, and compare what they compute with the model.
+    """Write a fused model or an encoder as ONNX graphs in float32, and compare them with the model.
 
     Args:
         checkpoint: folder of a fused model, of adapters for one, or of a vision encoder (omni's or of transformers).
-        output: folder to be made.
-        tolerance: largest difference that is accepted, as a share of the largest value where that is above 1.
+        output: the new folder.
+        tolerance: largest accepted difference, relative to the largest value where that is above 1.
 
     Raises:
-        ExportError: packages that are missing, an output that is there already, a model that cannot be exported, or
-            graphs that differ from it; then no file is left.
-        CheckpointError: a checkpoint that cannot be loaded.
+        ExportError: a package is missing, the output exists, the model cannot be exported, or the graphs differ from it.
+            No file is left then.
+        CheckpointError: the checkpoint cannot be loaded.
     """
     output = Path(output)
     if output.exists():
-        raise ExportError(f"The output {str(output)!r} exists already; name a folder that can be made, or remove it.")
+        raise ExportError(f"Expected a new folder, but {str(output)!r} exists already; name another, or remove it.")
     _needs_packages()
     fused = model_type_of(base_of(Path(checkpoint))) == OmniConfig.model_type
     if fused:
         model, processor = load(checkpoint)
         if strangers := sorted({*model.config.modalities} - {"image"}):
-            raise ExportError(f"The model reads {', '.join(strangers)}; only models of pictures can be exported.")
+            raise ExportError(
+                f"Expected a model that reads pictures alone; this one also reads {', '.join(strangers)}, which cannot be "
+                "exported."
+            )
         model = model.float().eval()
         encoder = Encoder(model.model.image_tower, processor.preprocessors["image"], fused=model.model)
     else:
@@ -145,7 +150,7 @@ def export(checkpoint: str | Path, output: str | Path, tolerance: float = TOLERA
         settings = _pixels(encoder.image_processor) | (_prompt(model, processor) if fused else {})
         (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         differences = _compare(folder, encoder, model if fused else None)
-        if not all(difference <= tolerance for difference in differences.values()):  # also what is no number
+        if not all(difference <= tolerance for difference in differences.values()):  # false for NaN, too
             listed = ", ".join(f"{name} by {difference:.2g}" for name, difference in differences.items())
             raise ExportError(
                 f"The graphs differ from the model by more than {tolerance:g} ({listed}), so nothing is written; please "
@@ -161,7 +166,7 @@ def _needs_packages() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-        import transformers.exporters  # noqa: F401 - newer than the oldest transformers that omni takes
+        import transformers.exporters  # noqa: F401 - the oldest supported transformers lacks it
     except ImportError as error:
         raise ExportError(
             f"Exporting needs a package that is missing or too old ({error}): pip install 'omni-thinker[onnx]'."
@@ -200,7 +205,7 @@ def _fused(model: OmniForConditionalGeneration, encoder: Encoder) -> Traced:
     ids = torch.zeros(2, 3, dtype=torch.int64)
     with torch.no_grad():
         embeds = embed(ids)
-        # whole layers also where the model has sliding windows: its masks cut them, and every input has one form
+        # layers of full length also where the model has sliding windows: its masks cut them, and all inputs have one form
         cache = model(inputs_embeds=_embeds(model, 2, 5), **{CACHE: DynamicCache()})[CACHE]
     mask = torch.ones(2, 8, dtype=torch.int64)
     past: list[Axes] = [{0: "rows", 2: "past"} for layer in cache.layers for _ in (layer.keys, layer.values)]
@@ -224,7 +229,7 @@ def _fused(model: OmniForConditionalGeneration, encoder: Encoder) -> Traced:
 
 
 def _embeds(model: OmniForConditionalGeneration, rows: int, length: int) -> torch.Tensor:
-    """Embeddings of words, float[B, L, T]; placeholders are none."""
+    """Embeddings of random words, float[B, L, T]. Placeholders are left out."""
     placeholders = {section["token_id"] for section in model.config.modalities.values()}
     words = [i for i in range(model.config.text_config.vocab_size) if i not in placeholders]
     chosen = np.random.default_rng(rows + length).choice(words, (rows, length))
@@ -232,7 +237,7 @@ def _embeds(model: OmniForConditionalGeneration, rows: int, length: int) -> torc
 
 
 def _write(parts: Traced, model: Any, folder: Path) -> None:
-    """Trace and write every part, with a manifest that `transformers.exporters.ExportedModel` reads."""
+    """Trace every part and write its graph, in a folder that `transformers.exporters.ExportedModel` reads."""
     from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
 
     components = {}
@@ -242,11 +247,11 @@ def _write(parts: Traced, model: Any, folder: Path) -> None:
             try:
                 shapes = {key: _automatic(axes) for key, axes in free.items()}
                 made = exporter.export(module, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes))
-            except Exception as error:  # of whatever class: torch's and onnxscript's have no common one
+            except Exception as error:  # errors of torch and onnxscript share no other base class
                 reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
                 raise ExportError(
-                    f"The {name.replace('_', ' ')} cannot be written as an ONNX graph ({reason}); the architecture may be "
-                    "one that torch.export does not trace."
+                    f"The {name.replace('_', ' ')} cannot be written as an ONNX graph ({reason}); torch.export may not "
+                    "trace this architecture, so use another encoder or language model."
                 ) from error
             (components[name],) = made.components.values()
             _name_axes(made.program, free)
@@ -255,12 +260,12 @@ def _write(parts: Traced, model: Any, folder: Path) -> None:
 
 
 def _automatic(axes: Axes | list[Axes]) -> Any:
-    """As torch.export wants them; how they depend on each other it finds by itself."""
+    """The free dimensions in the form that torch.export takes. It finds by itself how they depend on each other."""
     return [_automatic(each) for each in axes] if isinstance(axes, list) else dict.fromkeys(axes, Dim.AUTO)
 
 
 def _name_axes(program: Any, free: Mapping[str, Axes | list[Axes]]) -> None:
-    """Call the free dimensions of a graph what they count, where torch.export calls them `s16`."""
+    """Name the free dimensions of a graph after what they count. torch.export names them `s16` and the like."""
     import onnx_ir
 
     graph, names = program.graph, dict[str, str]()
@@ -276,7 +281,7 @@ def _name_axes(program: Any, free: Mapping[str, Axes | list[Axes]]) -> None:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the exporters' progress on stdout, and without advice about versions and packages that nothing here uses."""
+    """Silence the exporters' progress on stdout, and their advice about packages that are not used here."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "transformers", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -290,11 +295,11 @@ def _quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-# --- What stands beside them ------------------------------------------------------------------------------------------
+# --- The settings beside the graphs -----------------------------------------------------------------------------------
 
 
 def _pixels(image_processor: Any) -> dict[str, Any]:
-    """How a picture becomes numbers: resized, times a scale, plus a shift; nothing if the processor does more than that."""
+    """How a picture becomes numbers: it is resized, multiplied by a scale, and a shift is added. Empty if there is more."""
     values = image_processor.to_dict()
     try:
         size, mean, std = values["size"], np.array(values["image_mean"]), np.array(values["image_std"])
@@ -316,13 +321,13 @@ def _pixels(image_processor: Any) -> dict[str, Any]:
 
 
 def _prompt(model: OmniForConditionalGeneration, processor: OmniProcessor) -> dict[str, Any]:
-    """How the prompt of one picture and a question looks, and what ends an answer."""
+    """How a prompt of one picture and a question looks, and which tokens end an answer."""
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     if not prompt.count(QUESTION) == prompt.count(processor.image_token) == 1:
         raise ExportError(
-            f"The chat template writes a picture and a question as {prompt!r}; expected each of them once."
+            f"The chat template writes a picture and a question as {prompt!r}; expected each of them once, so correct it."
         )
     ends = model.generation_config.eos_token_id
     return {
@@ -337,7 +342,7 @@ def _prompt(model: OmniForConditionalGeneration, processor: OmniProcessor) -> di
 
 
 def _compare(folder: Path, encoder: Encoder, model: OmniForConditionalGeneration | None) -> dict[str, float]:
-    """The largest difference of each graph, with other numbers of pictures, rows and tokens than it was traced with."""
+    """Each graph's largest difference from the model. Other numbers of pictures, rows and tokens are tried than traced."""
     found: dict[str, float] = {}
 
     def note(name: str, ours: Any, theirs: torch.Tensor) -> None:
@@ -368,7 +373,7 @@ def _compare(folder: Path, encoder: Encoder, model: OmniForConditionalGeneration
 def _compare_thinker(
     folder: Path, model: OmniForConditionalGeneration, note: Callable[[str, Any, torch.Tensor], None]
 ) -> None:
-    """Prompts of one row, and of two of which one is padded on the left; then token after token."""
+    """Compare prompts of one row, and of two rows where one is padded on the left; then token after token."""
     embed, think = _session(folder / "embedding.onnx"), _session(folder / "thinker.onnx")
     ids = torch.arange(min(8, model.config.text_config.vocab_size))[None]
     note("embedding", _run(embed, {"input_ids": ids.numpy()})["inputs_embeds"], model.get_input_embeddings()(ids))
@@ -388,7 +393,7 @@ def _compare_thinker(
 
 
 def _empty_past(session: Any, rows: int) -> dict[str, np.ndarray]:
-    """Keys and values of no tokens, float[B, h, 0, d] each, to begin with."""
+    """Keys and values of zero tokens, float[B, h, 0, d] each, to start with."""
     past = [each for each in session.get_inputs() if each.name.startswith(f"input.{CACHE}")]
     return {each.name: np.zeros((rows, int(each.shape[1]), 0, int(each.shape[3])), np.float32) for each in past}
 

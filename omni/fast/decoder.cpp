@@ -1,4 +1,4 @@
-// A few tokens through the layers of a Llama-like Thinker whose cache holds those before them; see decoding.py.
+// A few tokens through the layers of a Llama-like Thinker whose cache holds those before them; see decoder.py.
 //
 // Of a small language model most of such a step is spent between its products. Here nothing is between them but a wait of
 // the threads for each other. Weights are read where they are, row by row as torch has them.
@@ -87,8 +87,8 @@ int decoder_multiple() { return LANES; }
 // x: float[R, T], becomes the last hidden state. cosines, sines: float[R, d], sines of the first half with their sign turned.
 // seen: bool[B, L] or null for all. caches: for each layer keys and values, float[B, g, room, d]. work: float[R, 2 h d + 2 g d
 // + F], and for each thread float[R, T] and float[L], with room for a whole vector at the end.
-void decode(const Shape* shape, const float* const* weights, float* x, const float* cosines, const float* sines,
-            const uint8_t* seen, float* const* caches, const long* rooms, float* work, int threads) {
+void run_layers(const Shape* shape, const float* const* weights, float* x, const float* cosines, const float* sines,
+                const uint8_t* seen, float* const* caches, const long* rooms, float* work, int threads) {
     const Layer* layers = reinterpret_cast<const Layer*>(weights);  // one pointer after the other
     const float* norm = *reinterpret_cast<const float* const*>(layers + shape->layers);
     const Shape s = *shape;

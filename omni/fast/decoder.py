@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from omni.fast.compilation import compile_library
+from omni.fast.compilation import address, compile_library, fits, threads
 
 WIDTH = 1024
 """Of a Thinker at most; in wider ones a step is spent in its products, and others multiply better."""
@@ -59,8 +59,12 @@ class CompiledLayers:
                 places.append((parameters, "weight"))
                 if isinstance(module, nn.Linear):
                     places.append((parameters, "bias"))
-        self._places, self._layers, self._dimensions = places, len(layers), dimensions
-        self._shapes = [getattr(parameters.get(name), "shape", None) for parameters, name in places]
+        shapes = [*_shapes(dimensions) * len(layers), (dimensions.width,)]
+        may_lack = [
+            name == "bias" or not parameters for parameters, name in places
+        ]  # a bias, or a norm that is no module
+        self._weights = list(zip(places, shapes, may_lack, strict=True))
+        self._layers, self._dimensions = len(layers), dimensions
 
     @property
     def groups(self) -> int:
@@ -68,16 +72,17 @@ class CompiledLayers:
         return self._dimensions.groups
 
     def weights(self) -> Any:
-        """Where the weights are now, for `__call__`; None if not all are plain float32 in the shapes that they had."""
-        found = [parameters.get(name) for parameters, name in self._places]
-        for weight, shape in zip(found, self._shapes, strict=True):
-            if weight is None and shape is None:
-                continue
-            if weight is None or weight.shape != shape or weight.dtype is not torch.float32:
+        """Where the weights are now, for `__call__`; None if not all are plain float32 of the shapes that are expected."""
+        found: list[int | None] = []
+        for (parameters, name), shape, may_lack in self._weights:
+            weight = parameters.get(name)
+            if weight is None and may_lack:
+                found.append(None)
+            elif weight is not None and fits(weight, torch.float32, *shape):
+                found.append(weight.data_ptr())
+            else:
                 return None
-            if not (weight.is_cpu and weight.is_contiguous()):
-                return None
-        return (ctypes.c_void_p * len(found))(*(None if weight is None else weight.data_ptr() for weight in found))
+        return (ctypes.c_void_p * len(found))(*found)
 
     def __call__(
         self,
@@ -98,31 +103,66 @@ class CompiledLayers:
             cosines, sines: float32[B, n, d] of the rotary positions, sines of the first half with their sign turned.
             caches: keys and values of each layer, float32[B, g, room, d] with room for L tokens.
             held: tokens that are there already.
+
+        Raises:
+            BufferError: a tensor of another type, shape, order or device.
         """
-        (batch, tokens, _), size, threads = hidden.shape, self._dimensions, torch.get_num_threads()
-        rows, length = batch * tokens, held + tokens
+        size, running = self._dimensions, threads()
         *sizes, epsilon, head_epsilon, scaling = size
+        batch, tokens = hidden.shape[:2]
+        rows, length = batch * tokens, held + tokens
+        rooms = [keys.shape[2] for keys in caches[::2]]
+        if not 0 < rows <= TOKENS or min(rooms) < length or len(rooms) != self._layers:
+            raise BufferError(
+                f"Expected 1 to {TOKENS} tokens and room for {length} in each of {self._layers} layers, found {rows} tokens "
+                f"and room for {rooms}."
+            )
         shape = _Shape(batch, tokens, *sizes, self._layers, held, epsilon, head_epsilon, scaling)
-        rooms = (ctypes.c_long * self._layers)(*(tensor.shape[2] for tensor in caches[::2]))
-        held_at = (ctypes.c_void_p * len(caches))(*(tensor.data_ptr() for tensor in caches))
+        held_at = [
+            address(tensor, torch.float32, batch, size.groups, room, size.depth)
+            for tensor, room in zip(caches, (room for room in rooms for _ in "kv"), strict=True)
+        ]
         x = hidden.clone(memory_format=torch.contiguous_format)
         cosines, sines = cosines.contiguous(), sines.contiguous()
         visible = None if seen is None else seen.contiguous()
         projected = 2 * (size.heads + size.groups) * size.depth
-        work = torch.empty(rows * (projected + size.inner) + threads * (rows * size.width + length + 64))
+        work_size = rows * (projected + size.inner) + running * (rows * size.width + length + 64)
+        work = torch.empty(work_size, dtype=torch.float32, device="cpu")
         library = _library()
         assert library is not None
-        library.decode(
-            ctypes.byref(shape), weights, x.data_ptr(), cosines.data_ptr(), sines.data_ptr(),
-            None if visible is None else visible.data_ptr(), held_at, rooms, work.data_ptr(), threads,
-        )  # fmt: skip
+        library.run_layers(
+            ctypes.byref(shape),
+            weights,
+            address(x, torch.float32, batch, tokens, size.width),
+            address(cosines, torch.float32, batch, tokens, size.depth),
+            address(sines, torch.float32, batch, tokens, size.depth),
+            None if visible is None else address(visible, torch.bool, batch, length),
+            (ctypes.c_void_p * len(held_at))(*held_at),
+            (ctypes.c_long * self._layers)(*rooms),
+            address(work, torch.float32, work_size),
+            running,
+        )
         return x
+
+
+def _shapes(size: Dimensions) -> list[tuple[int, ...]]:
+    """Of a layer's weights, in the order of `decoder.cpp`."""
+    heads, groups = size.heads * size.depth, size.groups * size.depth
+    return [
+        (size.width,),
+        (heads, size.width), (heads,), (groups, size.width), (groups,), (groups, size.width), (groups,),
+        (size.depth,), (size.depth,),
+        (size.width, heads), (size.width,),
+        (size.width,),
+        (size.inner, size.width), (size.inner,), (size.inner, size.width), (size.inner,),
+        (size.width, size.inner), (size.width,),
+    ]  # fmt: skip
 
 
 def is_possible(dimensions: Dimensions) -> bool:
     """Whether layers of this shape can be compiled here."""
     library = _library()
-    if library is None or dimensions.width > WIDTH:
+    if library is None or dimensions.width > WIDTH or dimensions.heads % dimensions.groups:
         return False
     multiple = library.decoder_multiple()
     return all(size % multiple == 0 for size in (dimensions.width, dimensions.inner, dimensions.depth))
@@ -130,8 +170,8 @@ def is_possible(dimensions: Dimensions) -> bool:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = compile_library(Path(__file__).with_name("decoder.cpp"))
+    library = compile_library(Path(__file__).with_name("decoder.cpp"), "run_layers", "decoder_multiple")
     if library is not None:
-        library.decode.argtypes = [ctypes.c_void_p] * 9 + [ctypes.c_int]
-        library.decode.restype = None
+        library.run_layers.argtypes = [ctypes.c_void_p] * 9 + [ctypes.c_int]
+        library.run_layers.restype = None
     return library

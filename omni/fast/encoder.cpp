@@ -1,4 +1,4 @@
-// The encoder of modeling_vision.py on the vector units of a CPU; compiled.py builds, packs for and calls it.
+// The encoder of modeling_vision.py on the vector units of a CPU; encoder.py builds, packs for and calls it.
 //
 // A picture's tokens are cut into tiles of at most T::TILE tokens. All of a block but its attention concerns one token at a
 // time, so a tile goes from one attention to the next without leaving the caches next to the processor:
@@ -302,7 +302,7 @@ struct MatrixUnits<BFloat16> {
 
 // --- The encoder ------------------------------------------------------------------------------------------------------
 
-// The order of what compiled.py hands over.
+// The order of what encoder.py hands over.
 struct Shape {
     long tokens, width, inner, heads, layers;
     long side, patch, channels, height;  // of the grid, of a patch, and pixels of a picture

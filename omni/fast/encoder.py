@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from omni.fast.compilation import compile_library
+from omni.fast.compilation import address, compile_library, threads
 from omni.vision.configuration_vision import OmniVisionConfig
 
 
@@ -44,33 +44,69 @@ class CompiledEncoder:
             config.num_hidden_layers, config.grid_size, config.patch_size, config.num_channels, config.image_size,
             config.layer_norm_eps, config.rms_norm_eps,
         )  # fmt: skip
-        self._tensors = [_panels(tensor, dtype) for tensors in (shared, *layers) for tensor in tensors]
+        tensors = [tensor for some in (shared, *layers) for tensor in some]
+        self._tensors = [_panels(tensor, dtype, shape) for tensor, shape in zip(tensors, _shapes(config), strict=True)]
         self._weights = (ctypes.c_void_p * len(self._tensors))(*(tensor.data_ptr() for tensor in self._tensors))
         self._dtype = dtype
         self._kept = threading.local()
-        self._bytes_of_picture = self._call(None, False, 0, False, None, None)
+        self._bytes_of_picture = self._call(None, False, 0, False, None, None, 1)
 
     def __call__(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
-        """uint8[B, H, W, C] or float[B, C, H, W] -> float32[B, 1+N, D], or float32[B, 1, D] of CLS alone."""
-        raw, tokens = pictures.dtype == torch.uint8, 1 if cls_only else self._shape.tokens
+        """uint8[B, H, W, C] or float[B, C, H, W] -> float32[B, 1+N, D], or float32[B, 1, D] of CLS alone.
+
+        Raises:
+            BufferError: pictures of another shape or device.
+        """
+        shape, running, count = self._shape, threads(), len(pictures)
+        raw, tokens = pictures.dtype == torch.uint8, 1 if cls_only else shape.tokens
         pictures = (pictures if raw else pictures.float()).contiguous()
-        encoded = torch.empty(len(pictures), tokens, self._shape.width)
-        needed, work = self._bytes_of_picture * torch.get_num_threads(), getattr(self._kept, "work", None)
+        sides = (shape.height, shape.height)
+        given = (
+            address(pictures, torch.uint8, count, *sides, shape.channels)
+            if raw
+            else address(pictures, torch.float32, count, shape.channels, *sides)
+        )
+        encoded = torch.empty(count, tokens, shape.width, dtype=torch.float32, device="cpu")
+        needed, work = self._bytes_of_picture * running, getattr(self._kept, "work", None)
         if work is None or len(work) < needed:
             # Kept, since new pages may take longer than what is computed in them. Keys and values are multiplied in whole
             # panels: what no token writes has to be zero, and stays so.
-            work = self._kept.work = torch.zeros(needed, dtype=torch.uint8)
-        self._call(pictures.data_ptr(), raw, len(pictures), cls_only, work.data_ptr(), encoded.data_ptr())
+            work = self._kept.work = torch.zeros(needed, dtype=torch.uint8, device="cpu")
+        room = address(work, torch.uint8, len(work))
+        self._call(given, raw, count, cls_only, room, address(encoded, torch.float32, *encoded.shape), running)
         return encoded
 
     def _call(
-        self, pictures: int | None, raw: bool, count: int, cls_only: bool, work: int | None, out: int | None
+        self,
+        pictures: int | None,
+        raw: bool,
+        count: int,
+        cls_only: bool,
+        work: int | None,
+        out: int | None,
+        running: int,
     ) -> int:
         library = _library()
         assert library is not None
         function = library.encode_bfloat16 if self._dtype == torch.bfloat16 else library.encode_float32
-        shape, threads = ctypes.byref(self._shape), torch.get_num_threads()
-        return int(function(shape, self._weights, pictures, raw, count, cls_only, work, out, threads))
+        shape = ctypes.byref(self._shape)
+        return int(function(shape, self._weights, pictures, raw, count, cls_only, work, out, running))
+
+
+def _shapes(config: OmniVisionConfig) -> list[tuple[int, ...]]:
+    """Of all tensors, in the order of `encoder.cpp`."""
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    pixels = config.num_channels * config.patch_size**2
+    start = ((1 + config.num_patches) * width,)
+    shared = [
+        (width, pixels), start, (width, pixels), start, (width,),
+        (heads * width, width), (heads * width,), (width, heads * width), (width,),
+    ]  # fmt: skip
+    layer = [
+        (width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,),
+        (width,), (width,), (inner, width), (inner,), (width, inner), (width,),
+    ]  # fmt: skip
+    return [*shared, *layer * config.num_hidden_layers]
 
 
 def is_possible(config: OmniVisionConfig, dtype: torch.dtype) -> bool:
@@ -86,12 +122,16 @@ def is_possible(config: OmniVisionConfig, dtype: torch.dtype) -> bool:
     return all(width % panel == 0 for width in (config.hidden_size, config.head_dim, config.intermediate_size))
 
 
-def _panels(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _panels(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     """A matrix [O, K] as [O/PANEL, K, PANEL], of bfloat16 [O/PANEL, K/2, PANEL, 2], where K is filled to whole panels.
 
     A vector stays as it is, in float32.
+
+    Raises:
+        BufferError: it has another shape than this, or is elsewhere.
     """
-    tensor = tensor.detach().float()
+    tensor = tensor.detach().float().contiguous()
+    address(tensor, torch.float32, *shape)
     if tensor.ndim == 1:
         return tensor.clone(memory_format=torch.contiguous_format)
     library = _library()
@@ -104,10 +144,10 @@ def _panels(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = compile_library(Path(__file__).with_name("encoder.cpp"))
-    address, number, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+    library = compile_library(Path(__file__).with_name("encoder.cpp"), "encode_float32", "encoder_panel")
+    pointer, number, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
     for name in ("encode_float32", "encode_bfloat16"):
         if function := getattr(library, name, None):
-            function.argtypes = [address, address, address, number, count, number, address, address, number]
+            function.argtypes = [pointer, pointer, pointer, number, count, number, pointer, pointer, number]
             function.restype = ctypes.c_size_t
     return library

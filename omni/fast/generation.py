@@ -1,4 +1,4 @@
-"""Generation on a CPU, quicker than the modules' own way; `generate` alone uses what is here.
+"""Generation on a CPU, quicker than the modules' own way; `install.py` puts it where `generate` asks for it.
 
 Encoding and reading the prompt are products of many rows, in which oneDNN is up to twice as fast as what `nn.Linear`
 calls: `OneDnnProducts` hands them over, of whatever tower, projector or Thinker.
@@ -92,7 +92,10 @@ class QuickStep:
         )
         if isinstance(first.activation, ACTIVATIONS) and is_possible(dimensions):
             layers = [[part for part in layer if part is not layer.activation] for layer in self.layers]
-            self.compiled = CompiledLayers(layers, self.norm, dimensions)
+            compiled = CompiledLayers(layers, self.norm, dimensions)
+            self.compiled = (
+                compiled if compiled.weights() is not None else None
+            )  # not all layers need be like the first
         return self.compiled is not None
 
     def __call__(
@@ -108,7 +111,7 @@ class QuickStep:
         """
         (batch, new), dim, held = hidden.shape[:2], self.head_dim, cache.get_seq_length()
         if positions is None:
-            positions = torch.arange(held, held + new)[None]
+            positions = torch.arange(held, held + new, device=hidden.device)[None]
         cos, sin = self.rotary(hidden, positions)  # float[B, n, D]
         sin = torch.cat([-sin[..., : dim // 2], sin[..., dim // 2 :]], dim=-1)
         if batch * new <= TOKENS and (done := self._run_compiled(hidden, mask, cos, sin, cache)) is not None:
@@ -160,8 +163,8 @@ def _seen(mask: torch.Tensor | None, held: int, new: int) -> torch.Tensor | None
     mask = None if mask is None or mask.all() else mask[:, None, None].bool()
     if new == 1:
         return mask
-    own = torch.arange(held, held + new)[:, None]
-    places = torch.arange(held + new)[None]
+    places = torch.arange(held + new, device="cpu")[None]
+    own = places[:, held:].T
     # padding sees itself: of nothing at all there is no average
     return (places <= own)[None, None] if mask is None else (mask & (places <= own)) | (places == own)
 
@@ -216,7 +219,6 @@ class OneDnnProducts(TorchFunctionMode):
 def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
     return (
         HAS_ONEDNN
-        and not _OWN_WAY.get()
         and type(x) is torch.Tensor
         and type(weight) in (torch.Tensor, nn.Parameter)
         and x.dtype == weight.dtype == torch.float32
@@ -231,19 +233,8 @@ def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 # --- Where it is used -------------------------------------------------------------------------------------------------
 
-_OWN_WAY: ContextVar[bool] = ContextVar("own way", default=False)
 _CURRENT: ContextVar[QuickStep | None] = ContextVar("quick step", default=None)
 _KNOWN: WeakKeyDictionary[nn.Module, "_Known"] = WeakKeyDictionary()
-
-
-@contextmanager
-def own_way() -> Iterator[None]:
-    """Inside, nothing here is used: what `generate` is compared with."""
-    token = _OWN_WAY.set(True)
-    try:
-        yield
-    finally:
-        _OWN_WAY.reset(token)
 
 
 @contextmanager
@@ -254,7 +245,7 @@ def stepping(language_model: Any) -> Iterator[None]:
     weights, hooks, other kernels, sliding windows and other architectures keep the model's own way. So does a model whose
     numbers differ by more than `TOLERANCE`, which is tried once, on made-up rows.
     """
-    token = _CURRENT.set(None if _OWN_WAY.get() else _step_of(language_model))
+    token = _CURRENT.set(_step_of(language_model))
     try:
         yield
     finally:
@@ -334,7 +325,7 @@ def quick_step(
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or any(value is not None for key, value in options.items() if key not in ("use_cache", "return_dict"))
-        or type(cache) not in (DynamicCache, DecodingCache)
+        or type(cache) not in (DynamicCache, RoomyCache)
         or any(type(layer) not in (DynamicLayer, RoomyLayer) for layer in cache.layers)
     ):
         return None
@@ -371,11 +362,12 @@ def _is_changed(module: nn.Module) -> bool:
 @torch.no_grad()
 def _difference(step: QuickStep, language_model: Any) -> float:
     """Of the step from the model's own, relative to the largest number, for two rows of which one has padding."""
-    rows = torch.randn(2, 4, language_model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    generator, width = torch.Generator("cpu").manual_seed(0), language_model.config.hidden_size
+    rows = torch.randn(2, 4, width, generator=generator, dtype=torch.float32, device="cpu")
+    mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]], device="cpu")
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = language_model(inputs_embeds=rows, attention_mask=mask, position_ids=positions).last_hidden_state
-    cache = DecodingCache(language_model.config)
+    cache = RoomyCache(language_model.config)
     prompt = step(rows[:, :3], mask[:, :3], positions[:, :3], cache)
     found = torch.cat([prompt, step(rows[:, 3:], mask, positions[:, 3:], cache)], dim=1)
     return float((found - expected)[mask.bool()].abs().max() / expected.abs().max())
@@ -387,7 +379,7 @@ ROOM = 64
 """Tokens at least for which a layer of the cache makes room at once."""
 
 
-class DecodingCache(DynamicCache):
+class RoomyCache(DynamicCache):
     """A `DynamicCache` whose layers of full attention have room for tokens to come."""
 
     def __init__(self, config: Any) -> None:

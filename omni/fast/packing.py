@@ -1,31 +1,39 @@
-"""The encoder for inference on CPUs: the same arithmetic on weights that were prepared once, and on bytes.
+"""The encoder of pictures, packed for inference on CPUs: the same arithmetic on weights prepared once, and on bytes.
 
 What is different from `OmniVisionModel`, and why it is faster:
 
-* Pictures may stay uint8[B, H, W, C]: rescaling and normalising are folded into the patch embedding.
+* Pictures may stay uint8[B, H, W, C]: rescaling and normalising are folded into the patch embedding. They are scaled to the
+  encoder's size by `resizing.py`.
 * For CLS alone the last block computes one row, and by associativity its query goes through the keys' weights,
   q (W_k h) = (q W_k) h, and the weighted sum is taken before the values' weights: neither keys nor values are formed.
 * Where there is a C++ compiler, everything is one function of machine code, in which each thread takes a picture through all
-  layers within its own caches (`compiled.py`), on the processor's matrix units where it has some.
+  layers within its own caches (`encoder.py`), on the processor's matrix units where it has some.
 * Elsewhere weights lie as oneDNN's kernels read them; GELU and the residual sum are part of the product before them. In
   bfloat16 attention is two batched products, and the softmax between them one pass of powers of two (`_attend`).
 
 In float32 the result differs from the model's by rounding alone.
 """
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from numpy.typing import NDArray
 from torch import nn
 from transformers.activations import ACT2FN
 
 from omni.blocks import Block
+from omni.fast.jpeg import Pixels, ReadPixels, read_pixels
+from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel, OmniVisionOutput
 
 from .encoder import CompiledEncoder, is_possible
+from .resizing import resize
 
 CENTER = 128
 """Bytes are read as -128..127: all of these are exact in bfloat16, and around zero little is lost to rounding."""
@@ -37,38 +45,69 @@ FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "relu"
 """Activations that oneDNN computes along with a product, by their names in transformers and there."""
 
 
+def pack(model: Any, processor: Any, dtype: torch.dtype) -> "PackedVisionModel | None":
+    """The packed form of an encoder and its image processor; None where there is none.
+
+    There is one for an `OmniVisionModel` on a CPU that consists of what its configuration says (no adapters, hooks,
+    quantised or cut weights), with an `OmniImageProcessor` that scales pictures to its size and does no more to their shape.
+    """
+    if type(model) is not OmniVisionModel or type(processor) is not OmniImageProcessor or not _is_plain(model):
+        return None
+    side, size = model.config.image_size, processor.size or {}
+    square = processor.do_resize and (size.get("height"), size.get("width")) == (side, side)
+    if not square or processor.do_center_crop or processor.do_pad or model.config.num_channels != 3:
+        return None
+    return PackedVisionModel(model, processor, dtype)
+
+
+def _is_plain(model: OmniVisionModel) -> bool:
+    with torch.device("meta"):
+        expected = OmniVisionModel(copy.deepcopy(model.config))
+    if [*map(type, model.modules())] != [*map(type, expected.modules())]:
+        return False
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return False
+    return all(
+        parameter.shape == other.shape and parameter.is_cpu
+        for parameter, other in zip(model.parameters(), expected.parameters(), strict=True)
+    )
+
+
 class PackedVisionModel:
     """An `OmniVisionModel` in eval mode, to be called many times; what is done to the model later changes nothing here.
 
     Args:
         model: the encoder, on a CPU.
+        processor: makes its pictures.
         dtype: float32 or bfloat16, of weights and activations.
-        scale, shift: C numbers each, `pixel_values = pixel * scale + shift` for pixels of 0..255.
         at_once: pictures that go through all layers together where it is not compiled; more would not fit into the
             processor's cache.
 
     Attributes:
-        is_compiled: whether it is a function of machine code.
+        path: "compiled" for a function of machine code, else "packed".
     """
 
     def __init__(
         self,
         model: OmniVisionModel,
+        processor: OmniImageProcessor,
         dtype: torch.dtype = torch.float32,
         *,
-        scale: Sequence[float],
-        shift: Sequence[float],
         at_once: int = 16,
     ) -> None:
         _keep_memory()
         self.config, self.dtype, self.at_once = model.config, dtype, at_once
+        self._resample = processor.resample
         size, patches = self.config.image_size, self.config.num_patches
         self.shapes = {
             "pixels": (self.config.num_channels, size, size),
             "bytes": (size, size, self.config.num_channels),
         }
+        scale, shift = _scale_and_shift(processor, self.config.num_channels)
         kernel, bias = (parameter.detach() for parameter in model.embeddings.patch_embeddings.parameters())
-        factor, offset = (torch.tensor(list(values)).view(-1, 1, 1) for values in (scale, shift))
+        factor, offset = (
+            torch.tensor(values, dtype=torch.float32, device="cpu").view(-1, 1, 1) for values in (scale, shift)
+        )
         from_bytes = (kernel * factor).permute(0, 2, 3, 1)  # (D, P, P, C), the order of the bytes
         bias_of_bytes = bias + (kernel * (offset + CENTER * factor)).sum((1, 2, 3))
         pixels, raw = (kernel.flatten(1), bias), (from_bytes.flatten(1), bias_of_bytes)
@@ -76,8 +115,8 @@ class PackedVisionModel:
         cls = model.embeddings.cls_token.detach() + table[:, :1]
         layers: list[Block] = [*model.layers]
         self._compiled = None
-        self.is_compiled = is_possible(self.config, dtype)
-        if self.is_compiled:
+        self.path = "compiled" if is_possible(self.config, dtype) else "packed"
+        if self.path == "compiled":
             starts = [torch.cat([cls[0], table[0, 1:] + bias]).flatten() for _, bias in (pixels, raw)]
             _, to_scores, from_values = _attention_weights(layers[-1], math.log2(math.e))
             before = [pixels[0], starts[0], raw[0], starts[1], model.norm.weight, *to_scores, *from_values]
@@ -89,17 +128,32 @@ class PackedVisionModel:
         self.blocks = [_PackedBlock(layer, dtype, at_once * (1 + patches)) for layer in layers]
         self.norm = model.norm.weight.detach().to(torch.float32, copy=True)
 
+    def read(self, source: Any, at_least: int | None = None) -> ReadPixels:
+        """See `read_pixels`."""
+        return read_pixels(source, at_least)
+
+    def prepare(self, picture: Pixels) -> NDArray[np.uint8]:
+        """One picture of any size -> uint8[H, W, 3]."""
+        size = self.config.image_size
+        return resize(picture, size, size, self._resample)
+
     @torch.inference_mode()
     def __call__(self, pictures: torch.Tensor, cls_only: bool = False) -> OmniVisionOutput:
         """Encode pictures.
 
         Args:
-            pictures: uint8[B, H, W, C], or float[B, C, H, W] as the image processor makes them.
+            pictures: uint8[B, H, W, C] as `prepare` makes them, or float[B, C, H, W] as the image processor does.
             cls_only: the CLS token alone; `grid` is None.
 
         Raises:
-            ValueError: pictures of another size, or another number of channels.
+            ValueError: pictures of another size or type, another number of channels, or on another device.
         """
+        is_dense = pictures.is_cpu and pictures.layout is torch.strided
+        if not is_dense or not (pictures.dtype == torch.uint8 or pictures.is_floating_point()):
+            raise ValueError(
+                f"Expected a dense tensor of bytes or of floating point numbers on the CPU, found {pictures.dtype} on "
+                f"{pictures.device}, {pictures.layout}."
+            )
         if tuple(pictures.shape[1:]) != (
             expected := self.shapes["bytes" if pictures.dtype == torch.uint8 else "pixels"]
         ):
@@ -117,7 +171,7 @@ class PackedVisionModel:
 
     def _encode(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
         tokens = 1 if cls_only else 1 + self.config.num_patches
-        encoded = torch.empty(len(pictures), tokens, self.config.hidden_size)
+        encoded = torch.empty(len(pictures), tokens, self.config.hidden_size, dtype=torch.float32, device="cpu")
         for start in range(0, len(pictures), self.at_once):
             some = slice(start, start + self.at_once)
             hidden_states = self._embed(pictures[some])
@@ -137,7 +191,7 @@ class PackedVisionModel:
             split = pictures.reshape(batch, -1, side, patch, side, patch)
             patches, embed = split.permute(0, 2, 4, 1, 3, 5), self.embed_pixels
         rows = patches.contiguous().to(self.dtype).view(batch, side * side, -1)
-        embedded = torch.empty(batch, 1 + side * side, self.config.hidden_size, dtype=self.dtype)
+        embedded = torch.empty(batch, 1 + side * side, self.config.hidden_size, dtype=self.dtype, device="cpu")
         embedded[:, :1] = self.cls
         torch.add(embed(rows), self.positions, out=embedded[:, 1:])
         return embedded
@@ -176,6 +230,15 @@ class _PackedBlock:
 
     def _mlp(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.fc1(self.norm2(hidden_states)), hidden_states)
+
+
+def _scale_and_shift(processor: OmniImageProcessor, channels: int) -> tuple[list[float], list[float]]:
+    """`pixel_values = pixel * scale + shift` for each channel and pixels of 0..255, as the processor's settings have it."""
+    rescale = processor.rescale_factor if processor.do_rescale else 1.0
+    if not processor.do_normalize:
+        return [rescale] * channels, [0.0] * channels
+    mean, std = (np.broadcast_to(values, channels).tolist() for values in (processor.image_mean, processor.image_std))
+    return [rescale / s for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
 
 Affine = tuple[torch.Tensor, torch.Tensor]
@@ -242,7 +305,7 @@ def _keep_memory() -> None:
     Otherwise every layer gets new pages from the system, which zeroes them, and gives
     them back: about an eighth of the time.
     """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
 
 def _layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:

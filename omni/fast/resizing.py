@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from omni.fast.compilation import compile_library
-from omni.vision.pictures import Pixels
+from omni.fast.compilation import address, compile_library, fits
+from omni.fast.jpeg import Pixels
 
 BITS, HALF = 22, 11
 """Weights are integers, multiples of 2^-22."""
@@ -24,12 +24,16 @@ def resize(picture: Pixels, width: int, height: int, resample: int) -> NDArray[n
     """A picture of any size -> uint8[height, width, 3], equal to what `Image.resize` of Pillow makes of it."""
     if resample == Image.Resampling.BILINEAR and (library := _library()) is not None:
         pixels = _pixels(picture) if isinstance(picture, Image.Image) else picture
-        if (
-            pixels is not None and len(pixels) <= 100 * pixels.shape[1]
-        ):  # of higher ones Pillow scales the columns first
+        if pixels is not None and min(width, height) > 0 and _is_for_us(pixels):
             return _resize(library, pixels, width, height)
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture[..., :3])
     return np.asarray(image.resize((width, height), Image.Resampling(resample)))
+
+
+def _is_for_us(pixels: NDArray[np.uint8]) -> bool:
+    if pixels.ndim != 3 or not 0 < len(pixels) <= 100 * pixels.shape[1]:
+        return False  # of higher ones Pillow scales the columns first
+    return fits(pixels, np.uint8, *pixels.shape[:2], 4)
 
 
 def _resize(library: ctypes.CDLL, pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
@@ -37,12 +41,23 @@ def _resize(library: ctypes.CDLL, pixels: NDArray[np.uint8], width: int, height:
     rows, columns = pixels.shape[:2]
     firsts, across = _across(columns, width, library.resize_neighbours())
     first_rows, counts, down = _weights(rows, height, 1)
+    taps, taps_down = across.shape[2] * 2, down.shape[1]
     result = np.empty((height, width, 3), np.uint8)
     library.resize(
-        pixels.ctypes.data, rows, columns, result.ctypes.data, height, width,
-        firsts.ctypes.data, across.ctypes.data, across.shape[2] * 2,
-        first_rows.ctypes.data, counts.ctypes.data, down.ctypes.data, down.shape[1],
-    )  # fmt: skip
+        address(pixels, np.uint8, rows, columns, 4),
+        rows,
+        columns,
+        address(result, np.uint8, height, width, 3),
+        height,
+        width,
+        address(firsts, np.int32, width),
+        address(across, np.int16, width, 2, taps // 2, 4, 2),
+        taps,
+        address(first_rows, np.int32, height),
+        address(counts, np.int32, height),
+        address(down, np.int32, height, taps_down),
+        taps_down,
+    )
     return result
 
 
@@ -90,7 +105,7 @@ def _across(size: int, new: int, multiple: int) -> tuple[NDArray[np.int32], NDAr
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = compile_library(Path(__file__).with_name("resize.cpp"))
+    library = compile_library(Path(__file__).with_name("resize.cpp"), "resize", "resize_neighbours")
     if library is not None:
         address, count = ctypes.c_void_p, ctypes.c_long
         library.resize.argtypes = [address, count, count, address, count, count]

@@ -20,11 +20,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.embedding.engine import TOLERANCE, Engine, EngineError, What
-from omni.fast.generation import own_way
+from omni.fast.jpeg import read_pixels
+from omni.fusion.acceleration import Acceleration, using
 from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
 from omni.session import Answer, Session
-from omni.vision.pictures import read_picture, read_pixels
+from omni.vision.pictures import read_picture
 from omni.worlds import find_world
 
 WRITTEN = 48
@@ -144,18 +145,18 @@ def _decoding(encoder: Encoder, pictures: Sequence[Image.Image], rounds: int) ->
     files = [_jpeg(picture) for picture in pictures]
     engine = Engine(encoder, "cls" if "cls" in encoder.encode(encoder.prepare(pictures[:1])) else "grid")
 
-    def by_pillow() -> Any:
+    def as_pictures() -> Any:
         return engine(np.stack([engine.prepare(read_picture(file)) for file in files]))
 
     def embed(at_least: int | None = None) -> Any:
         return engine(np.stack([engine.prepare(read_pixels(file, at_least)[0]) for file in files]))
 
-    reference, whole, scaled = _speeds([by_pillow, embed, lambda: embed(encoder.side)], rounds, len(files))
-    expected = torch.from_numpy(by_pillow())
+    reference, whole, scaled = _speeds([as_pictures, embed, lambda: embed(encoder.side)], rounds, len(files))
+    expected = torch.from_numpy(as_pictures())
     common: dict[str, Any] = {"unit": "files", "reference_speed": reference, "of": "embeddings"}
     name = f"JPEG files of {PHOTO[0]}x{PHOTO[1]}"
     difference = _difference(torch.from_numpy(embed()), expected)
-    yield FastPath(**common, name=f"{name}, TurboJPEG", speed=whole, difference=difference, tolerance=0.0)
+    yield FastPath(**common, name=f"{name}, to pixels", speed=whole, difference=difference, tolerance=0.0)
     difference = _difference(torch.from_numpy(embed(encoder.side)), expected)
     scaled_name = f"{name}, scaled decoding (where asked for)"
     yield FastPath(**common, name=scaled_name, speed=scaled, difference=difference, tolerance=None)
@@ -196,7 +197,7 @@ def _answers(
     for picture, questions in zip(pictures, asked, strict=True):
         session = Session(model, processor, [picture])
         for number, question in enumerate(questions):
-            with own_way():
+            with using(Acceleration()):
                 own.ask(question, anew(picture))
             quick.ask(question, anew(picture))
             if number:  # the picture has been read

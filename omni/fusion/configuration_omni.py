@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from omni.checkpoints.strict import INHERITED_KEYS
@@ -70,7 +70,6 @@ class OmniConfig(PreTrainedConfig):
         tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
         untrained: parts of the model whose weights are random, for all that is known; `generate` refuses them.
         fingerprints: hashes of the weights of the parts as they were saved together.
-        checksums: of the files with the weights as they were written, by name.
 
     Raises:
         ValueError: an unknown key, modality, output or projector, a missing token_id; the message lists the known ones.
@@ -79,9 +78,6 @@ class OmniConfig(PreTrainedConfig):
     model_type = "omni"
     attribute_map: ClassVar[dict[str, str]] = {"vision_config": "image_config"}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "encoder_hidden_states"]
-    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
-        "text_config": SubConfigSpec(AutoConfig, model_type="qwen3")
-    }
     sub_configs = _SubConfigs()
 
     modalities: Any = None
@@ -89,7 +85,6 @@ class OmniConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     untrained: list[str] | None = None
     fingerprints: dict[str, str] | None = None
-    checksums: dict[str, str] | None = None
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -112,7 +107,7 @@ class OmniConfig(PreTrainedConfig):
         self.untrained = self.untrained or []
         tie = kwargs.pop("tie_word_embeddings", None)
         if unknown := sorted(set(kwargs) - INHERITED_KEYS):
-            known = ["checksums", "fingerprints", "modalities", "text_config", "tie_word_embeddings", "untrained"]
+            known = ["fingerprints", "modalities", "text_config", "tie_word_embeddings", "untrained"]
             known += [f"{name}_{what}" for name in self.modalities for what in ("config", "token_id")]
             raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for OmniConfig; known: {known}.")
         super().__post_init__(**kwargs)
@@ -157,6 +152,8 @@ class OmniConfig(PreTrainedConfig):
             changes = cls._take_flat(kwargs, sections)
             values["modalities"] = _merge(_merge(sections, kwargs.pop("modalities", None) or {}), changes)
         if isinstance(values.get("text_config"), Mapping) and isinstance(kwargs.get("text_config"), Mapping):
+            if "tie_word_embeddings" in kwargs["text_config"]:
+                values.pop("tie_word_embeddings", None)
             values["text_config"] = _override(values["text_config"], kwargs.pop("text_config"))
         return super().from_dict(values, **kwargs)
 
@@ -208,16 +205,19 @@ class OmniConfig(PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to disk; of the encoders only what differs from their defaults."""
+        """What is written to disk; of the parts only what differs from the defaults."""
         output = super().to_diff_dict()
+        output["tie_word_embeddings"] = self.tie_word_embeddings  # at the top, too, where other programs look for it
+        output["text_config"] = _without_its_folder(self.text_config.to_diff_dict())
         for name, section in self.modalities.items():
             output[f"{name}_config"] = _without_its_folder(section["encoder"].to_diff_dict())
         return output
 
 
 def _without_its_folder(values: dict[str, Any]) -> dict[str, Any]:
-    """An encoder's settings without what is of the folder that it was saved in alone."""
-    return {key: value for key, value in values.items() if key not in ("transformers_version", "auto_map", "checksums")}
+    """A part's settings without what is of the folder that it was saved in alone, its fingerprint among it."""
+    of_folder = ("transformers_version", "auto_map", "fingerprints")
+    return {key: value for key, value in values.items() if key not in of_folder}
 
 
 def _build(values: Mapping[str, Any], where: str, default: str) -> PreTrainedConfig:

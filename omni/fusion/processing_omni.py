@@ -10,6 +10,7 @@ tokenisation, is an error with both numbers.
 
 import copy
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,14 +25,19 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 from transformers.utils import is_torchvision_available
 
-from omni.checkpoints.strict import remote_code
+from omni.checkpoints.cards import remote_code
+from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.registry import Modality, get_modality
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
 
-# Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, newer transformers)
+# Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, transformers >= 5.23)
 _UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
+
+
+class ControlTokenInText(ValueError):
+    """A user's text that would act as a token of control; the message is one sentence."""
 
 
 class OmniProcessor(ProcessorMixin):
@@ -44,6 +50,7 @@ class OmniProcessor(ProcessorMixin):
         modalities: the `modalities` of the model's `OmniConfig` (or that configuration's dictionary); by default those of
             `OmniConfig()`. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
+        prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
 
     Raises:
         ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
@@ -56,9 +63,11 @@ class OmniProcessor(ProcessorMixin):
         preprocessors: Mapping[str, Any] | None = None,
         modalities: Mapping[str, Any] | None = None,
         chat_template: Any = None,
+        prompt: str | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("OmniProcessor needs a tokenizer.")
+        self.prompt = prompt
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
         sections = dict(modalities) if modalities is not None else {"image": {}}
@@ -173,7 +182,7 @@ class OmniProcessor(ProcessorMixin):
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
         """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
         if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in _items(modality, given)):
-            return list(make_flat_list_of_images(self.image_processor.fetch_images(given)))
+            return list(make_flat_list_of_images(self.image_processor.fetch_images(_opened(modality, given))))
         return list(_items(modality, given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -258,6 +267,23 @@ class OmniProcessor(ProcessorMixin):
                         "disable truncation or increase `max_length`."
                     )
 
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers.
+
+        Raises:
+            ControlTokenInText: `sanitize_control_tokens` is asked of a transformers before 5.23, which cannot read the
+                control tokens of a text as text, and a text has one.
+        """
+        if not _UNMARKED and kwargs.pop("sanitize_control_tokens", False):
+            special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+            control = {*special, *(modality.token for modality in self.bundles)}
+            if found := sorted(token for token in control if any(token in text for text in _strings(conversation))):
+                raise ControlTokenInText(
+                    f"The text has the control token {found[0]!r}, which transformers {transformers.__version__} cannot "
+                    "read as text; leave it out, or install transformers 5.23 or newer."
+                )
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
     # --- what tools ask -----------------------------------------------------------------------------------------------
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
@@ -311,6 +337,8 @@ class OmniProcessor(ProcessorMixin):
     def to_dict(self) -> dict[str, Any]:
         """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
+        if self.prompt is not None:
+            output["prompt"] = self.prompt
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
@@ -324,7 +352,7 @@ class OmniProcessor(ProcessorMixin):
         """Nothing, as for the models: see `StrictLoadingMixin`."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write processor_config.json, the tokenizer's files and the chat template."""
+        """Write processor_config.json, the tokenizer's files and the chat template, and seal them."""
         if push_to_hub:
             raise ValueError(
                 "Save into a folder first, then upload it, for example with huggingface_hub.upload_folder."
@@ -342,6 +370,7 @@ class OmniProcessor(ProcessorMixin):
                 values[_preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
         path = folder / "processor_config.json"
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        seal(folder, PROCESSOR)
         return [str(path)]
 
     @classmethod
@@ -354,11 +383,13 @@ class OmniProcessor(ProcessorMixin):
                 as in transformers.
 
         Raises:
-            ValueError: a modality whose plug-in is missing; a preprocessor of another class than the saved one; a token
-                plan that contradicts the model's configuration in the same folder.
+            ValueError: a file that is not as it was sealed; a modality whose plug-in is missing; a preprocessor of another
+                class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
+        verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
         left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
-        overrides = {key: kwargs.pop(key) for key in ("image_processor", "tokenizer", "chat_template") if key in kwargs}
+        own = ("image_processor", "tokenizer", "chat_template", "prompt")
+        overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
             raise ValueError(
@@ -373,7 +404,7 @@ class OmniProcessor(ProcessorMixin):
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
             "tokenizer", pretrained_model_name_or_path, **kwargs
         )
-        overrides.setdefault("chat_template", saved.get("chat_template"))
+        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt") if key not in overrides}
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor
@@ -418,6 +449,23 @@ def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
     if "path" in block and modality.open is not None:
         return [modality.open(block["path"])]
     return []
+
+
+def _opened(modality: Modality, given: Any) -> Any:
+    """Files and pictures of PIL as the modality reads them; arrays, addresses and base64 as they are."""
+    if not modality.is_item(given):
+        return [_opened(modality, each) for each in given]
+    stays = hasattr(given, "shape") or (isinstance(given, str) and not os.path.exists(given))
+    return given if stays or modality.open is None else modality.open(given)
+
+
+def _strings(chats: Any) -> Iterator[str]:
+    """All texts of a chat, or of several."""
+    if isinstance(chats, str):
+        yield chats
+    elif isinstance(chats, (list, tuple, Mapping)):
+        for part in chats.values() if isinstance(chats, Mapping) else chats:
+            yield from _strings(part)
 
 
 def _items(modality: Modality, given: Any) -> Iterator[Any]:

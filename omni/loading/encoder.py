@@ -17,6 +17,7 @@ from omni.checkpoints.strict import CheckpointError
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniModel
 from omni.fusion.processing_omni import OmniProcessor
+from omni.projectors import compute_dtype
 from omni.registry import get_modality
 
 Tokens = dict[str, torch.Tensor]
@@ -74,8 +75,8 @@ class Encoder:
         tokens: Tokens = get_modality("image").read(encoded, math.prod(shape))
         wanted = self.fused.config.modalities["image"]["output"].split("+") if self.fused else []
         if self.fused and tokens.keys() >= {*wanted}:
-            dtype = next(self.fused.image_projector.parameters()).dtype
-            handed = {name: tokens[name].to(dtype) for name in wanted}
+            dtype = compute_dtype(self.fused.image_projector)
+            handed = {name: tokens[name].to(dtype=dtype) for name in wanted}
             tokens = {**tokens, "projected": self.fused.image_projector(handed, shape)}
         return tokens
 

@@ -1,1 +1,1 @@
-"""What happens inside: an encoder layer by layer, and where encoder and Thinker look."""
+"""Look inside a model: an encoder layer by layer, and the attention of encoder and Thinker."""

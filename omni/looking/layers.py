@@ -1,20 +1,20 @@
-"""What an encoder does to a picture, layer by layer, read off the real module: `omni inspect`.
+"""The steps of an encoder, layer by layer, with shape, parameters, FLOPs and memory of each: `omni inspect`.
 
-    report = inspect_encoder("configs/vision_tiny.json", image_size=224, batch_size=1)
-    rich.print(render(report))
-    print(report.model_dump_json())
+    inspection = inspect_encoder("configs/vision_tiny.json", image_size=224, batch_size=1)
+    rich.print(render(inspection))
+    print(inspection.model_dump_json())
 
-The model is built from its configuration on the "meta" device, where tensors have shapes and no contents: no weights
+The model is built from its configuration on the "meta" device, where tensors have shapes and no contents. So no weights
 are read, nothing is computed, and a large tower takes no longer than a small one. One forward pass is watched: hooks
-tell the shapes, `torch.utils.flop_counter` the operations, and the modules themselves their parameters.
+tell the shapes, `torch.utils.flop_counter` tells the operations, and the modules tell their parameters.
 
 Conventions:
 
 * **FLOPs.** One multiply-add counts as two operations. Matrix products and convolutions are counted; norms, softmax,
   activations and sums are not.
-* **Memory** is that of activations in float32: the bytes of the output of each step. A view of an earlier output is
-  free, and so are dropout, which does nothing here, and the sums of residual branches. Scores are counted once, after
-  the softmax, as eager attention writes them; fused kernels (sdpa, flash) never store them.
+* **Memory** is the bytes of the output of each step, in float32. A view of an earlier output counts as nothing, and so do
+  dropout, which is off here, and the sums of residual branches. Scores count once, after the softmax, as eager attention
+  writes them; fused kernels (sdpa, flash) never store them.
 * **Depth.** The numbers of a row include those of the deeper rows right below it. Rows of depth 0 add up to the totals.
 """
 
@@ -39,24 +39,24 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from omni.registry import get_modality
 
 BYTES = 4
-"""Of a float32."""
+"""Bytes of a float32."""
 
 OURS = "omni_vision"
-"""Model type of the encoder of the seed document; a configuration without one is of this type."""
+"""Model type of omni's own encoder. A configuration without a model type is of this type."""
 
 Shape = tuple[int, ...]
 
 
-class Row(BaseModel):
-    """One step.
+class Step(BaseModel):
+    """One step of an encoder, a row of the table.
 
     Attributes:
-        name: what happens; shown indented by `depth`.
-        module: the module's full name in the model, or None for a step that is no module.
-        depth: 0 for the parts of the model, 1 for parts of these, and so on.
-        shape: of the output.
-        parameters: learned numbers.
-        flops: operations.
+        name: what happens. The table indents it by `depth`.
+        module: full name of the module in the model; None for a step that is no module.
+        depth: 0 for the parts of the model, 1 for their parts, and so on.
+        shape: shape of the output.
+        parameters: number of learned parameters.
+        flops: number of operations.
         activation_bytes: memory of the output.
     """
 
@@ -71,15 +71,23 @@ class Row(BaseModel):
     activation_bytes: int = 0
 
 
-class Report(BaseModel):
-    """The walk through one encoder for one batch of pictures. `image_size` is (height, width)."""
+class Inspection(BaseModel):
+    """The steps of one encoder for one batch of pictures, with the totals.
+
+    Attributes:
+        model: name of the model class.
+        image_size: height and width in pixels.
+        batch_size: number of pictures.
+        rows: the steps in order, each followed by its parts.
+        parameters, flops, activation_bytes: sums over the steps of depth 0.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     model: str
     image_size: tuple[int, int]
     batch_size: int
-    rows: tuple[Row, ...]
+    rows: tuple[Step, ...]
     parameters: int
     flops: int
     activation_bytes: int
@@ -87,19 +95,19 @@ class Report(BaseModel):
 
 def inspect_encoder(
     config_or_path: PreTrainedConfig | str | Path, image_size: int | Sequence[int] | None = None, batch_size: int = 1
-) -> Report:
-    """Walk through a vision encoder: ours in the steps of the seed document, any other by its modules.
+) -> Inspection:
+    """List the steps of a vision encoder: for omni's own the steps of the seed document, for any other its modules.
 
     Args:
-        config_or_path: a configuration, a checkpoint folder, or a JSON file with a configuration; without "model_type",
-            as in `configs/vision_tiny.json`, it is one of our encoder. A model with a `vision_config` (CLIP, LLaVA, a
-            fused omni model) is represented by that tower.
-        image_size: side, or height and width, in pixels; by default what the configuration says.
-        batch_size: pictures at once.
+        config_or_path: a configuration, a checkpoint folder, or a JSON file with a configuration. A configuration without
+            "model_type", such as `configs/vision_tiny.json`, is one of omni's own encoder. Of a model with a
+            `vision_config` (CLIP, LLaVA, a fused omni model), that tower is inspected.
+        image_size: side, or height and width, in pixels. By default the size in the configuration.
+        batch_size: number of pictures.
 
     Raises:
-        ValueError: no such file, no configuration in it, an unknown model type, a model that does not read pictures, or
-            a size that it refuses.
+        ValueError: the file is missing or holds no configuration, the model type is unknown, the model does not read
+            pictures, or it refuses the size.
     """
     config = config_or_path if isinstance(config_or_path, PreTrainedConfig) else _read_config(Path(config_or_path))
     config = getattr(config, "vision_config", None) or config
@@ -126,7 +134,7 @@ def inspect_encoder(
     rows = _walk(model, watch, flops)
     if config.model_type == OURS:
         rows = _as_in_the_seed(rows, model, output)
-    return Report(
+    return Inspection(
         model=type(model).__name__,
         image_size=(height, width),
         batch_size=batch_size,
@@ -137,21 +145,21 @@ def inspect_encoder(
     )
 
 
-def render(report: Report) -> Table:
-    """The report as a table for the terminal."""
-    height, width = report.image_size
-    pictures = f"{report.batch_size} picture{'s' * (report.batch_size > 1)}"
+def render(inspection: Inspection) -> Table:
+    """The steps as a table for the terminal."""
+    height, width = inspection.image_size
+    pictures = f"{inspection.batch_size} picture{'s' * (inspection.batch_size > 1)}"
     table = Table(
-        title=f"{report.model}: {pictures} of {height}x{width} pixels",
+        title=f"{inspection.model}: {pictures} of {height}x{width} pixels",
         caption="One multiply-add is two FLOPs. Memory: outputs in float32.",
         show_footer=True,
     )
     table.add_column("layer", "total", no_wrap=True)
     table.add_column("output", justify="right", no_wrap=True)
-    table.add_column("parameters", _count(report.parameters), justify="right", no_wrap=True)
-    table.add_column("FLOPs", _flops(report.flops), justify="right", no_wrap=True)
-    table.add_column("memory", _memory(report.activation_bytes), justify="right", no_wrap=True)
-    for row in report.rows:
+    table.add_column("parameters", _count(inspection.parameters), justify="right", no_wrap=True)
+    table.add_column("FLOPs", _flops(inspection.flops), justify="right", no_wrap=True)
+    table.add_column("memory", _memory(inspection.activation_bytes), justify="right", no_wrap=True)
+    for row in inspection.rows:
         table.add_row(
             "  " * row.depth + row.name,
             " x ".join(map(str, row.shape)),
@@ -175,7 +183,7 @@ def _memory(number: int) -> str:
     return f"{number / 1024:,.1f} KiB" if number else ""
 
 
-# --- From a configuration to a model without contents -----------------------------------------------------------------
+# --- From a configuration to a model on the meta device ---------------------------------------------------------------
 
 
 def _read_config(path: Path) -> PreTrainedConfig:
@@ -187,7 +195,7 @@ def _read_config(path: Path) -> PreTrainedConfig:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no configuration, but a {type(values).__name__}.")
+        raise ValueError(f"{path} holds no configuration, but a {type(values).__name__}; expected a JSON object.")
     model_type = values.pop("model_type", OURS)
     if model_type == OURS:
         get_modality("image")  # makes the type known to AutoConfig and AutoModel
@@ -201,18 +209,20 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type == OURS:
         get_modality("image")
     try:
-        # eager attention is the only kind in which scores can be seen; a copy, since from_config writes that down
+        # only eager attention shows its scores; a copy, because from_config writes the choice into the configuration
         model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
     except (ValueError, ImportError) as error:
         raise ValueError(f"No model of type {config.model_type!r} can be built: {error}") from error
     if model.main_input_name != "pixel_values":
-        raise ValueError(f"{type(model).__name__} reads {model.main_input_name!r}, and not pictures.")
+        raise ValueError(
+            f"{type(model).__name__} reads {model.main_input_name!r}, and not pictures; choose a vision encoder."
+        )
     return model.float().eval()
 
 
 def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
     if size is None:
-        raise ValueError(f"A configuration of type {config.model_type!r} names no image size; pass one.")
+        raise ValueError(f"A configuration of type {config.model_type!r} names no image size; pass one, such as 224.")
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"Height and width must be at least 1, found {height}x{width}.")
@@ -223,13 +233,13 @@ def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the steps of a forward pass that happens inside of its `with` block.
+    """Records the steps of a forward pass inside of its `with` block.
 
     Attributes:
-        steps: names of modules in the order in which they are entered; attention scores, which are no module, appear
-            where they are computed, as a part called "scores" of the module that computes them.
-        shapes: of the output of each step.
-        scores: the names of those that are no modules.
+        steps: names of modules in the order in which they are entered. Attention scores are no module; they appear where
+            they are computed, as a part called "scores" of the module that computes them.
+        shapes: shape of the output of each step.
+        scores: the names of the steps that are attention scores.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -281,15 +291,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _shape(output: Any) -> Shape:
-    """Of a tensor, or of the first one in a tuple or a transformers output."""
+    """The shape of a tensor, or of the first tensor in a tuple or in an output of transformers."""
     while output is not None and not isinstance(output, torch.Tensor):
         values = list(output.values()) if isinstance(output, Mapping) else output
         output = values[0] if isinstance(values, (list, tuple)) and values else None
     return () if output is None else tuple(output.shape)
 
 
-def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Row]:
-    """Rows of all steps but dropout and the like, each followed by the rows of what happens inside of it."""
+def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Step]:
+    """All steps but dropout and identities, each followed by its parts."""
     inside: dict[str, list[str]] = defaultdict(list)
     for step in watch.steps:
         parent = step.rpartition(".")[0]
@@ -297,23 +307,23 @@ def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Row]:
             parent = parent.rpartition(".")[0]
         inside[parent].append(step)
 
-    def rows_inside(parent: str, depth: int) -> list[Row]:
-        rows: list[Row] = []
+    def rows_inside(parent: str, depth: int) -> list[Step]:
+        rows: list[Step] = []
         for step in inside[parent]:
             name, shape = step.removeprefix(f"{parent}."), watch.shapes[step]
             size = BYTES * math.prod(shape)
-            if step in watch.scores:  # the products that no module inside of this one has made
+            if step in watch.scores:  # the products of the parent that belong to none of its modules
                 products = flops[parent] - sum(flops.get(other, 0) for other in inside[parent])
-                rows.append(Row(name=name, depth=depth, shape=shape, flops=products, activation_bytes=size))
+                rows.append(Step(name=name, depth=depth, shape=shape, flops=products, activation_bytes=size))
                 continue
             module, parts = model.get_submodule(step), rows_inside(step, depth + 1)
             if not parts and (isinstance(module, nn.Identity) or "Drop" in type(module).__name__):
                 continue
             memory = sum(part.activation_bytes for part in parts if part.depth == depth + 1)
-            if not parts or any(True for _ in module.parameters(recurse=False)):  # its output is not one of its parts'
+            if not parts or any(True for _ in module.parameters(recurse=False)):  # its output is no output of its parts
                 memory += size
             rows.append(
-                Row(
+                Step(
                     name=name,
                     module=step,
                     depth=depth,
@@ -329,8 +339,8 @@ def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Row]:
     return rows_inside("", 0)
 
 
-def _as_in_the_seed(rows: list[Row], model: Any, output: Any) -> list[Row]:
-    """The steps of our encoder by the names of the seed document, with those that are no modules."""
+def _as_in_the_seed(rows: list[Step], model: Any, output: Any) -> list[Step]:
+    """The steps of omni's own encoder as the seed document names them, with those that are no modules."""
     embeddings, patches, *others = rows
     batch, width, *grid = patches.shape
     size = BYTES * math.prod(embeddings.shape)
@@ -338,10 +348,10 @@ def _as_in_the_seed(rows: list[Row], model: Any, output: Any) -> list[Row]:
     blocks = {f"layers.{i}": f"block {i + 1}" for i in range(len(model.layers))}
     return [
         patches.model_copy(update={"name": "patch embedding", "depth": 0}),
-        Row(name="sequence", shape=(batch, math.prod(grid), width)),
-        Row(name="CLS in front", shape=embeddings.shape, parameters=cls_token, activation_bytes=size),
-        Row(name="plus positions", shape=embeddings.shape, parameters=positions, activation_bytes=size),
+        Step(name="sequence", shape=(batch, math.prod(grid), width)),
+        Step(name="CLS in front", shape=embeddings.shape, parameters=cls_token, activation_bytes=size),
+        Step(name="plus positions", shape=embeddings.shape, parameters=positions, activation_bytes=size),
         *(row.model_copy(update={"name": {**blocks, "norm": "RMSNorm"}.get(row.name, row.name)}) for row in others),
-        Row(name="cls", shape=tuple(output.cls.shape)),
-        Row(name="grid", shape=tuple(output.grid.shape)),
+        Step(name="cls", shape=tuple(output.cls.shape)),
+        Step(name="grid", shape=tuple(output.grid.shape)),
     ]

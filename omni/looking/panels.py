@@ -1,7 +1,7 @@
-"""Where a model looks, drawn: the weights of `attention` as colours over the pictures.
+"""Draw attention: the weights of `attention` as colours over the pictures.
 
 draw_encoder(encoder_attention(encoder, picture), encoder, picture)    a sheet of heads, their mean, and rollout
-draw_words(word_attention(...), processor, pictures)                   a sheet of words, a row for each picture
+draw_words(word_attention(...), processor, pictures)                   a sheet of words, one line for each picture
 overlay(picture, weights)                                              one map over one picture
 """
 
@@ -21,7 +21,7 @@ MAGMA = np.array(
     [(0, 0, 4), (20, 14, 54), (59, 15, 112), (100, 26, 128), (140, 41, 129), (183, 55, 121), (222, 73, 104),
      (247, 112, 92), (254, 159, 109), (254, 207, 146), (252, 253, 191)], dtype=np.float32
 )  # fmt: skip
-"""The colours of matplotlib's magma (van der Walt and Smith, CC0) in steps of a tenth: equal steps look equally large."""
+"""The colour map magma of matplotlib (van der Walt and Smith, CC0) in steps of a tenth. Equal steps look equally large."""
 
 PANEL = 224
 """Width of a panel in pixels."""
@@ -36,17 +36,17 @@ class _Panel:
 
 
 def overlay(picture: Image.Image, weights: Floats) -> Image.Image:
-    """Weights float[h, w] as colours over a picture that has turned grey: black is 0, the brightest the largest of them.
+    """Draw weights float[h, w] as colours over the picture in grey. Black is 0, the brightest colour the largest weight.
 
-    Each patch has one colour, as between patches nothing was measured.
+    Each patch has one colour, because there are no weights between patches.
     """
     share = weights / weights.max() if weights.any() else weights
     strength = Image.fromarray(share.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
     strengths = np.asarray(strength)[..., None]
-    # dark pictures and light ones become alike, so that colours look alike over them
+    # contrast is stretched, so that a colour looks the same over a dark and over a light picture
     full = ImageOps.autocontrast(picture.convert("L"), cutoff=1)
     grey = 0.7 * np.asarray(full, dtype=np.float32)[..., None]
-    opacity = 0.45 + 0.25 * strengths  # where little is, there is more of the picture
+    opacity = 0.45 + 0.25 * strengths  # small weights show more of the picture
     return Image.fromarray((opacity * _colours(strengths[..., 0]) + (1 - opacity) * grey).astype(np.uint8))
 
 
@@ -57,7 +57,7 @@ def _colours(strengths: Floats) -> Floats:
 
 
 def draw_encoder(attention: EncoderAttention, encoder: Encoder, picture: Image.Image) -> Image.Image:
-    """One row of panels: the picture, each head, their mean, and rollout."""
+    """One line of panels: the picture, each head, the mean of the heads, and rollout."""
     seen = as_seen(encoder.image_processor, picture)
     heads = [_Panel(seen, f"head {number}", weights) for number, weights in enumerate(attention.heads, 1)]
     combined = [_Panel(seen, "mean of heads", attention.mean), _Panel(seen, "rollout", attention.rollout)]
@@ -66,7 +66,7 @@ def draw_encoder(attention: EncoderAttention, encoder: Encoder, picture: Image.I
 
 
 def draw_words(attention: WordAttention, processor: OmniProcessor, pictures: Sequence[Image.Image]) -> Image.Image:
-    """A row of panels for each picture: itself, and where in it the Thinker looked for each word of the answer."""
+    """One line of panels for each picture: the picture, and its map for each word of the answer."""
     rows = []
     for number, (picture, maps) in enumerate(zip(pictures, attention.maps, strict=True), 1):
         seen = as_seen(processor.preprocessors["image"], picture)
@@ -77,19 +77,19 @@ def draw_words(attention: WordAttention, processor: OmniProcessor, pictures: Seq
 
 
 def as_seen(image_processor: Any, picture: Image.Image, width: int = PANEL) -> Image.Image:
-    """What the patches cover, `width` pixels wide: the picture, but some image processors cut edges off, or add some."""
+    """The part of a picture that the patches cover, `width` pixels wide. Some image processors crop or pad the picture."""
     if any(getattr(image_processor, name, False) for name in ("do_center_crop", "do_pad")):
         pixels = image_processor(picture, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
         picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8).transpose(1, 2, 0))
-    aspect = min(max(picture.height / picture.width, 0.25), 2)  # of strips more would be seen of nothing else
+    aspect = min(max(picture.height / picture.width, 0.25), 2)  # a strip must not fill the sheet
     return picture.resize((width, round(width * aspect)), Image.Resampling.LANCZOS)
 
 
 def _sheet(title: str, groups: Sequence[Sequence[_Panel]], columns: int = 6) -> Image.Image:
-    """Panels in rows of `columns`, each group from a new row on; below, what the colours mean."""
+    """Panels in lines of `columns`, each group from a new line on. Below stands the scale of the colours."""
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     rows = [group[start : start + columns] for group in groups for start in range(0, len(group), columns)]
-    heights = [row[0].picture.height for row in rows]  # all of a row are of one picture
+    heights = [row[0].picture.height for row in rows]  # the panels of a line show one picture
     width = GAP + max(2, *map(len, rows)) * (PANEL + GAP)
     lines = textwrap.wrap(title, (width - 2 * GAP) // 8)
     height = (len(lines) + 2) * LINE + 3 * GAP + sum(2 * LINE + GAP + each for each in heights)
@@ -116,7 +116,7 @@ def _sheet(title: str, groups: Sequence[Sequence[_Panel]], columns: int = 6) -> 
 
 
 def _shortened(text: str, font: Any) -> str:
-    """As much of a title as there is room for above a panel."""
+    """A title, cut to the width of a panel."""
     if font.getlength(text) <= PANEL:
         return text
     while font.getlength(f"{text}...") > PANEL:

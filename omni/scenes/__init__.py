@@ -1,8 +1,8 @@
-"""The little world that the shipped weights know: pictures of coloured shapes, with questions about them and their answers.
+"""The world that the shipped weights were trained on: pictures of coloured shapes, and questions with their answers.
 
 A `Scene` is a small frozen description: up to nine objects on a 3x3 grid, each with a shape, a colour, a size and a pattern,
-in front of a background. Everything else derives from it: the picture (`render`), which object covers which patch
-(`object_map`), questions with certain answers (`questions`), and a description (`caption`, read back by `parse_caption`).
+in front of a background. All else follows from it: the picture (`render`), the object on each patch (`object_map`),
+questions with certain answers (`questions`), and a sentence about it (`caption`, which `parse_caption` reads back).
 
     from omni import scenes
 
@@ -11,17 +11,17 @@ in front of a background. Everything else derives from it: the picture (`render`
     for question in scenes.questions(scene, rng_seed=0, n=8):
         print(question.kind, question.text, question.answer)
 
-Three rules make scores on these scenes mean something:
+Three rules give scores on these scenes a meaning:
 
-* **Deterministic.** The same seed and split give the same scene in every process. Splits draw from streams of their own, so
-  no seed of one ever shows what a seed of another does.
+* **Deterministic.** The same seed and split give the same scene in every process. Each split has its own random stream, so
+  a scene of one split does not occur in another.
 * **Held-out compositions.** Ten of the hundred (shape, colour) pairs, `HELD_OUT_PAIRS`, occur neither in pictures nor in
-  questions of the splits "train" and "test". Whatever the split "pairs" asks about an object is asked about one of these, so
-  a score on it tells composition from memory.
-* **No answer is likelier for being a guess.** See `omni.scenes.questions`.
+  questions of the splits "train" and "test". Questions about objects in the split "pairs" are about these pairs, so a score
+  on it tells composition from memory.
+* **Guessing does not pay.** See `omni.scenes.questions`.
 
-The framework works without this folder: recipes and evaluations that name scenes find them by `omni.worlds`. What is
-exported here needs NumPy and Pillow alone.
+The framework works without this folder. Recipes and evaluations find scenes by name (`omni.worlds`). The names exported
+here need only NumPy and Pillow.
 """
 
 from .captions import caption, parse_caption

@@ -1,4 +1,4 @@
-"""A scene in one sentence, and back."""
+"""Describe a scene in one sentence, and read such a sentence back."""
 
 import re
 
@@ -10,7 +10,8 @@ def caption(scene: Scene) -> str:
     """All objects in reading order: "a small solid red circle at the top left, a large dotted pink ring at the top"."""
     require_colors(scene)
     return ", ".join(
-        f"a {item.size} {item.pattern} {item.color} {item.shape} at the {PLACES[item.place]}" for item in scene.objects
+        f"a {thing.size} {thing.pattern} {thing.color} {thing.shape} at the {PLACES[thing.place]}"
+        for thing in scene.objects
     )
 
 
@@ -21,9 +22,9 @@ _WORD_IN_CAPTION = {
 
 
 def parse_caption(text: str) -> list[dict[str, str]]:
-    """The inverse of `caption`: one dict per object, with those of its attributes and place that the text names.
+    """The inverse of `caption`: one dictionary for each object, with the attributes and the place that the text names.
 
-    Made for scoring what a model says, so it never raises: a fragment that names nothing is left out.
+    It scores the captions of models, so it never raises. A fragment that names no attribute is left out.
     """
     objects = []
     for fragment in re.split(r",|\band\b|\.", text.lower()):
@@ -34,9 +35,9 @@ def parse_caption(text: str) -> list[dict[str, str]]:
 
 
 def require_colors(scene: Scene) -> None:
-    """Refuse a scene with objects that have no named colour, of which nothing can be said (ValueError)."""
-    if any(item.color == NEUTRAL for item in scene.objects):
+    """Refuse a scene with objects that have no named colour. Raises ValueError."""
+    if any(thing.color == NEUTRAL for thing in scene.objects):
         raise ValueError(
-            f"scene {scene.seed} of split {scene.split!r} has objects without a named colour, so there is nothing "
-            "to say about it; sample it with neutral=0 to ask questions"
+            f"scene {scene.seed} of split {scene.split!r} has objects without a named colour, which no question or caption "
+            "can name; sample it with neutral=0"
         )

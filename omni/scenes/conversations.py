@@ -1,4 +1,4 @@
-"""Scenes as training examples: conversations about them, or pictures with captions."""
+"""Scenes as training data: conversations about them, or pictures with captions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ from .wordings import KIND_WEIGHTS
 
 
 class SceneConversations:
-    """Scenes `first` to `first + count - 1` of a split, each with questions; made when asked for, always the same.
+    """The scenes `first` to `first + count - 1` of a split, each with questions. They are drawn on access, always the same.
 
     Args:
         split, count, first: which scenes.
-        questions: about each scene, at most.
+        questions: number of questions about each scene, at most.
         kinds: how often each kind of question is tried.
-        options: of `sample_scene`.
+        options: options of `sample_scene`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class SceneConversations:
 
 
 class SceneCaptions:
-    """The same scenes, each with what there is to see on it; see `SceneConversations` for the arguments."""
+    """The same scenes, each with its caption. See `SceneConversations` for the arguments."""
 
     def __init__(self, split: str, count: int, first: int = 0, **options: Any) -> None:
         self.split, self.count, self.first, self.options = split, count, first, options
@@ -60,7 +60,7 @@ class SceneCaptions:
         return render(self._scene(index)), self.caption(index)
 
     def caption(self, index: int) -> str:
-        """The caption alone; nothing is drawn for it."""
+        """The caption of a scene, without drawing it."""
         return caption(self._scene(index))
 
     def _scene(self, index: int) -> Scene:

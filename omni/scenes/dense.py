@@ -1,4 +1,4 @@
-"""Supervised pretraining of an encoder: every patch of a scene names what covers it."""
+"""Supervised pretraining of an encoder: it labels every patch of a scene with the object that covers it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 
 from omni.data.collate import IGNORED
 from omni.training.encoder import build_encoder
+from omni.training.pixels import AS_BYTES, Normalization
 from omni.training.recipe import EncoderSection, Recipe
-from omni.training.scaling import AS_BYTES, Scaling
 
 from . import glyphs
 from .drawing import render_with_map
@@ -38,28 +38,28 @@ SCENE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "character": CHARACTERS,
 }
 ATTRIBUTES = (*(f"patch_{name}" if name in SCENE_ATTRIBUTES else name for name in PATCH_ATTRIBUTES), *SCENE_ATTRIBUTES)
-NOTHING = len(SHAPES)  # the "shape" of a patch that nothing covers
+NOTHING = len(SHAPES)  # the "shape" of a patch without an object
 LOSS_WEIGHTS = {"shape": 4.0, "patch_character": 2.0, "character": 2.0}
-"""Shape is learnt last by far, and so are characters: what is easy shares the rest of the gradient."""
+"""Shapes and characters are the slowest to learn, so they get more of the gradient."""
 
 
 class DenseModel(nn.Module):
-    """An encoder with heads: every patch names the shape, colour, size, pattern and place of the object on it, or nothing.
+    """An encoder with classification heads, which training uses and `save` leaves out.
 
-    The CLS token names the kind and brightness of the background and the number of objects; where a picture shows a
-    character instead of a scene, which one it is. One linear layer reads all of it off the encoder's output and is thrown
-    away afterwards.
+    Each patch names the shape, colour, size, pattern and place of the object on it, or that there is none. The CLS token
+    names the kind and the brightness of the background and the number of objects. Where a picture shows a character
+    instead of a scene, patches and CLS name the character. The heads are linear.
 
-    Two things keep the loss from teaching what is not so. Every object weighs the same, however many patches it covers.
-    And no colour speaks against a shape that training never shows in it: logits are adjusted by the log-frequencies of
-    the training pairs (Menon et al. 2021, "Long-tail learning via logit adjustment"), which leaves the pairs that are
-    missing out of the softmax, where the plain loss would learn "cyan, so no hexagon".
+    Two rules keep the loss from teaching something false. First, every object has the same weight, however many patches
+    it covers. Second, a colour does not count against a shape that training never shows in it. For this, logits are
+    adjusted by the log-frequencies of the training pairs (Menon et al. 2021, "Long-tail learning via logit adjustment").
+    That takes the held-out pairs out of the softmax, where the plain loss would learn "cyan, so no hexagon".
     """
 
     def __init__(self, encoder: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
         super().__init__()
         self.encoder = encoder
-        self.scaling = Scaling(image_processor)
+        self.normalization = Normalization(image_processor)
         for name, table in zip(("shape_shift", "color_shift"), _pair_shifts(), strict=True):
             self.register_buffer(name, table, persistent=False)
         self.loss_weights = [LOSS_WEIGHTS.get(name, 1.0) for name in ATTRIBUTES]
@@ -79,10 +79,10 @@ class DenseModel(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Args: pixel_values uint8[B, 3, H, W], labels int64[B, 6, N], patch_weights float[B, N], scene_labels int64[B, 4].
 
-        Returns `loss` and `scores` float[B, 10, 2]: right answers and questions of each attribute in each picture.
+        Returns `loss`, and `scores` float[B, 10, 2]: for each picture and attribute, the right labels and all labels.
         """
-        encoded = self.encoder(self.scaling(pixel_values))
-        # by name, not by index: accelerate may have put a compiled module in the dictionary's place, which has none
+        encoded = self.encoder(self.normalization(pixel_values))
+        # by name, not by index: accelerate may replace the dictionary with a compiled module, which has no index
         patch, scene = self.heads.get_submodule("patch"), self.heads.get_submodule("scene")
         shape, color, *others = patch(encoded.grid).float().split(self.patch_sizes, dim=-1)
         scene_logits = scene(encoded.cls).float().split(self.scene_sizes, dim=-1)
@@ -107,7 +107,7 @@ class DenseModel(nn.Module):
 
 
 def _pair_shifts() -> tuple[torch.Tensor, torch.Tensor]:
-    """What to add to shape logits given the colour, float[11, 11], and to colour logits given the shape, float[11, 10].
+    """Shifts of the shape logits for each colour, float[11, 11], and of the colour logits for each shape, float[11, 10].
 
     The last row is for patches without a named colour, or without a shape.
     """
@@ -120,7 +120,7 @@ def _pair_shifts() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class DenseScenes(torch.utils.data.Dataset[dict[str, Any]]):
-    """Scene `i` and the labels of its patches, or a share of `characters` and their names, made when asked for."""
+    """Scenes with the labels of their patches; a share `characters` of the pictures are characters. Drawn on access."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ def patch_labels(scene: Scene, owner: np.ndarray) -> torch.Tensor:
     """Labels int64[6, N] from the index of the object on each patch, int64[14, 14] (-1: none)."""
     table = np.full(
         (len(PATCH_ATTRIBUTES), len(scene.objects) + 1), IGNORED
-    )  # the last column is for patches that nothing covers
+    )  # the last column is for patches without an object
     for i, thing in enumerate(scene.objects):
         for row, (name, values) in enumerate(PATCH_ATTRIBUTES.items()):
             value = PLACES[thing.place] if name == "place" else getattr(thing, name, None)
@@ -183,18 +183,18 @@ def patch_labels(scene: Scene, owner: np.ndarray) -> torch.Tensor:
 
 
 def patch_weights(owner: np.ndarray) -> torch.Tensor:
-    """Weights float[N] that sum to one over the patches of every object, and over those that nothing covers."""
+    """Weights float[N] that sum to one over the patches of each object, and over the patches without one."""
     _, which, patches = np.unique(owner, return_inverse=True, return_counts=True)
     return torch.from_numpy((1 / patches)[which.ravel()]).float()
 
 
 def scene_labels(scene: Scene) -> torch.Tensor:
-    """Labels int64[4]: background, dark, count, and no character."""
+    """Labels int64[4]: background, dark, count, and an ignored one for the character."""
     return torch.tensor([BACKGROUNDS.index(scene.background), int(scene.dark), len(scene.objects) - 1, IGNORED])
 
 
 class DensePretraining:
-    """Supervised pretraining of an encoder on scenes; keeps the encoder and throws the heads away."""
+    """The objective "dense": supervised pretraining of an encoder on scenes. It saves the encoder without the heads."""
 
     collate = None
 
@@ -211,16 +211,16 @@ class DensePretraining:
         return DenseScenes(data.split, data.count, self.processor, data.first, data.characters, **data.scene_options())
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """`scores` float[B, 10, 2] are small already."""
+        """`scores` float[B, 10, 2], unchanged, as they are small."""
         return logits
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Accuracy of each attribute that was asked for, over patches or pictures."""
+        """Accuracy of each attribute that has labels, over patches or pictures."""
         right, asked = np.asarray(prediction.predictions).sum(0).T
         return {name: float(r / n) for name, r, n in zip(ATTRIBUTES, right, asked, strict=True) if n}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The encoder and its image processor."""
+        """Save the encoder and its image processor."""
         assert isinstance(model, DenseModel)
         model.encoder.save_pretrained(folder)
         self.processor.save_pretrained(folder)

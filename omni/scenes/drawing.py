@@ -1,6 +1,6 @@
-"""The picture of a scene, and which object covers which of its patches.
+"""Draw a scene, and tell which object covers which patch.
 
-Shape legend: H = W = 224 pixels, h and w the sides of the region around one object, P = 14 patches of 16 pixels a side.
+Shapes: H = W = 224 pixels, h and w the sides of the region around one object, P = 14 patches of 16 pixels a side.
 """
 
 import functools
@@ -21,24 +21,24 @@ _OVERSAMPLING = 4
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture, RGB, 224x224."""
-    return _paint(scene, [_Mask.of(item) for item in scene.objects])
+    """The picture of a scene, RGB, 224x224."""
+    return _paint(scene, [_Mask.of(thing) for thing in scene.objects])
 
 
 def object_map(scene: Scene) -> NDArray[np.int64]:
-    """int64[P, P]: the index of the object that covers most of a patch, if it covers 15 % or more, else -1."""
-    return _assign_patches([_Mask.of(item) for item in scene.objects])
+    """The object on each patch, int64[P, P]: the index of the one that covers most of it, or -1 if it covers under 15 %."""
+    return _assign_patches([_Mask.of(thing) for thing in scene.objects])
 
 
 def render_with_map(scene: Scene) -> tuple[Image.Image, NDArray[np.int64]]:
-    """`render` and `object_map` for little more than the price of the first."""
-    masks = [_Mask.of(item) for item in scene.objects]
+    """The results of `render` and `object_map`, in little more time than `render` alone takes."""
+    masks = [_Mask.of(thing) for thing in scene.objects]
     return _paint(scene, masks), _assign_patches(masks)
 
 
 @dataclass(frozen=True, slots=True)
 class _Mask:
-    """How much of each pixel an object covers, in the region around it."""
+    """The share of each pixel that an object covers, in the region around the object."""
 
     left: int
     top: int
@@ -46,13 +46,13 @@ class _Mask:
     cover: Floats  # float32[h, w] in [0, 1]
 
     @classmethod
-    def of(cls, item: SceneObject) -> "_Mask":
-        turn = item.diameter / 2 * np.exp(1j * math.radians(item.angle))
-        polygons = [polygon * turn + complex(*item.center) for polygon in _polygons(item.shape, *item.form)]
+    def of(cls, thing: SceneObject) -> "_Mask":
+        turn = thing.diameter / 2 * np.exp(1j * math.radians(thing.angle))
+        polygons = [polygon * turn + complex(*thing.center) for polygon in _polygons(thing.shape, *thing.form)]
         points = polygons[0]
         left, right = max(0, int(points.real.min()) - 1), min(PICTURE, int(points.real.max()) + 2)
         top, bottom = max(0, int(points.imag.min()) - 1), min(PICTURE, int(points.imag.max()) + 2)
-        scale = _OVERSAMPLING if item.smooth else 1
+        scale = _OVERSAMPLING if thing.smooth else 1
         alpha = Image.new("L", ((right - left) * scale, (bottom - top) * scale))
         draw = ImageDraw.Draw(alpha)
         for polygon, fill in zip(polygons, (255, 0), strict=False):  # the second one is the hole of a ring
@@ -65,17 +65,17 @@ class _Mask:
 
 def _paint(scene: Scene, masks: list[_Mask]) -> Image.Image:
     canvas = _draw_backdrop(scene)  # (H, W, 3)
-    for item, mask in zip(scene.objects, masks, strict=True):
+    for thing, mask in zip(scene.objects, masks, strict=True):
         height, width = mask.cover.shape
         region = canvas[mask.top : mask.top + height, mask.left : mask.left + width]  # (h, w, 3)
-        paint = np.array(item.rgb, dtype=np.float32)
-        if item.texture is not None:
-            amount = _draw_texture(item.pattern, item.texture, height, width)
-            paint = paint + amount[..., None] * (np.array(item.texture.rgb, dtype=np.float32) - paint)
-        if item.outline is not None:
-            inside = mask.alpha.filter(ImageFilter.MinFilter(3 if item.size == "small" else 5))
+        paint = np.array(thing.rgb, dtype=np.float32)
+        if thing.texture is not None:
+            amount = _draw_texture(thing.pattern, thing.texture, height, width)
+            paint = paint + amount[..., None] * (np.array(thing.texture.rgb, dtype=np.float32) - paint)
+        if thing.outline is not None:
+            inside = mask.alpha.filter(ImageFilter.MinFilter(3 if thing.size == "small" else 5))
             edge = 1 - np.asarray(inside, dtype=np.float32)[..., None] / 255
-            paint = paint + edge * (np.array(item.outline, dtype=np.float32) - paint)
+            paint = paint + edge * (np.array(thing.outline, dtype=np.float32) - paint)
         region += mask.cover[..., None] * (paint - region)
     y, x = scene.noise_offset
     canvas += _noise_bank()[y : y + PICTURE, x : x + PICTURE] * np.float32(scene.sensor_noise)
@@ -102,7 +102,7 @@ def _draw_backdrop(scene: Scene) -> Floats:
     if scene.background == "checkered":
         rows, columns = ((np.arange(PICTURE) + shift) // backdrop.cell % 2 for shift in backdrop.offset)
         fields = np.stack([first, second])
-        lines = np.stack([fields[columns], fields[1 - columns]])  # (2, W, 3): the two kinds of line there are
+        lines = np.stack([fields[columns], fields[1 - columns]])  # (2, W, 3): lines are of two kinds
         checkers: Floats = lines[rows]
         return checkers
     canvas = np.empty((PICTURE, PICTURE, 3), dtype=np.float32)
@@ -119,12 +119,12 @@ def _draw_backdrop(scene: Scene) -> Floats:
 
 @functools.cache
 def _noise_bank() -> Floats:
-    """float32[BANK, BANK, 3] of normal noise: what a camera adds, and the grain of noisy backgrounds."""
+    """Normal noise, float32[BANK, BANK, 3], for the noise of a camera and the grain of noisy backgrounds."""
     return np.random.Generator(np.random.PCG64(0)).standard_normal((NOISE_BANK, NOISE_BANK, 3), dtype=np.float32)
 
 
 def _draw_texture(pattern: str, texture: Texture, height: int, width: int) -> Floats:
-    """float32[h, w]: how much of each pixel has the texture's colour; edges fade over about one pixel."""
+    """The share of each pixel that has the texture's colour, float32[h, w]. Edges fade over about one pixel."""
     step = np.exp(-1j * math.radians(texture.angle)) / texture.period
     x = np.arange(width, dtype=np.float32)
     y = np.arange(height, dtype=np.float32)[:, None]
@@ -154,7 +154,7 @@ def _assign_patches(masks: list[_Mask]) -> NDArray[np.int64]:
 
 
 def _patch_starts(start: int, length: int) -> tuple[list[int], int]:
-    """Where patches begin within a region that begins at `start`, and the number of the first of them."""
+    """Where patches begin inside of a region that begins at `start`, and the number of its first patch."""
     first = start // PATCH
     return [0, *range((first + 1) * PATCH - start, length, PATCH)], first
 
@@ -166,7 +166,7 @@ def _arc(start: float, stop: float, steps: int) -> Polygon:
 
 
 def _around(part: Polygon, times: int) -> Polygon:
-    """A boundary that is one part repeated on the way around the centre."""
+    """A boundary made of one part, repeated around the centre."""
     boundary: Polygon = np.concatenate([part * np.exp(2j * np.pi * turn / times) for turn in range(times)])
     return boundary
 
@@ -176,9 +176,9 @@ def _mirror(points: Polygon) -> Polygon:
 
 
 def _polygons(shape: str, u: float, v: float) -> tuple[Polygon, ...]:
-    """A shape within the unit circle or the box around it: its boundary, and for the ring also that of its hole.
+    """The boundary of a shape within the unit circle or the box around it; for a ring, that of its hole, too.
 
-    `u` and `v` in [0, 1) are the freedom that the name of a shape leaves.
+    `u` and `v`, in [0, 1), choose among the forms that a shape can have.
     """
     match shape:
         case "circle":
@@ -212,7 +212,7 @@ def _polygons(shape: str, u: float, v: float) -> tuple[Polygon, ...]:
             y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
             return ((16 * np.sin(t) ** 3 - 1j * (y + 2.5)) / 16,)
         case "moon":
-            bite, shift = 0.86 - 0.06 * u, 0.34 + 0.24 * u  # radius and centre of the disc that is taken away
+            bite, shift = 0.86 - 0.06 * u, 0.34 + 0.24 * u  # radius and centre of the disc that is cut out
             tip = (1 - bite**2 + shift**2) / (2 * shift)
             outer = math.degrees(math.acos(tip))
             inner = math.degrees(math.acos((tip - shift) / bite))

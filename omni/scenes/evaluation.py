@@ -1,4 +1,4 @@
-"""Questions about held-out scenes: one of every possible kind about each."""
+"""The questions of an evaluation on held-out scenes: one of every possible kind about each scene."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from omni.data.conversations import ask
-from omni.evaluation.asking import Item, Pictures, Query
+from omni.evaluation.asking import Example, Pictures, Query
 from omni.evaluation.result import Asking
 from omni.evaluation.scores import EvaluationError, Parts
 
@@ -21,7 +21,7 @@ from .wordings import WORDINGS, WordingSet
 
 
 def right_objects(expected: str, answer: str) -> list[bool]:
-    """For each object of the expected caption, whether the answer has one of its size, pattern, colour, shape and place."""
+    """For each object of the expected caption, whether the answer has it: size, pattern, colour, shape and place."""
     wanted, found = (
         Counter(tuple(sorted(named.items())) for named in parse_caption(text)) for text in (expected, answer)
     )
@@ -33,17 +33,17 @@ OBJECTS_OF_CAPTIONS = Parts(of="caption", kind="caption_objects", right=right_ob
 
 
 class SceneQuestions:
-    """Scene `first + i` of a split, with one question of every kind that it allows.
+    """The scenes from number `first` on, each with one question of every kind that it allows.
 
     Args:
-        split: "test" (never seen), or "pairs" (with held-out pairs of shape and colour).
-        pictures: how many scenes.
-        first: seed of the first one.
-        wordings: those of the training questions, or held-out ones.
-        kinds: the kinds of questions; all by default.
+        split: "test" (not in training), or "pairs" (held-out pairs of shape and colour).
+        pictures: number of scenes.
+        first: seed of the first scene.
+        wordings: the wordings of training, or held-out ones.
+        kinds: the kinds of questions. By default all.
 
     Raises:
-        EvaluationError: an unknown kind of question, or kinds that none of the scenes allows.
+        EvaluationError: a kind of question is unknown, or no scene allows any of the kinds.
     """
 
     parts = OBJECTS_OF_CAPTIONS
@@ -63,29 +63,29 @@ class SceneQuestions:
     def __len__(self) -> int:
         return self.pictures
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Example:
         scene = self._scene(index)
-        return Item(
+        return Example(
             source=f"scene {scene.seed} of {scene.split}",
             pictures=(render(scene),),
             queries=tuple(Query(q.kind, ask(q.text), q.answer) for q in self._questions(scene)),
         )
 
     def swapped(self, index: int) -> Pictures:
-        """A picture that is not among those asked about, unless there are a million of them."""
+        """The picture of a scene a million numbers further, so that no question is about it."""
         return (render(sample_scene(self.first + index + 1_000_003, self.split)),)
 
     def why_not_swapped(self) -> str | None:
-        """There are always other scenes."""
+        """None, because there are always other scenes."""
         return None
 
     def data_hash(self, progress: Callable[[int], None] = lambda done: None) -> str:
-        """Over the pixels of every picture, and the kinds and answers of its questions."""
+        """sha256 of the pixels of every picture, and of the kinds and answers of its questions."""
         digest = hashlib.sha256()
         for index in range(len(self)):
-            item = self[index]
-            digest.update(item.pictures[0].tobytes())
-            digest.update(json.dumps([[query.kind, query.expected] for query in item.queries]).encode())
+            example = self[index]
+            digest.update(example.pictures[0].tobytes())
+            digest.update(json.dumps([[query.kind, query.expected] for query in example.queries]).encode())
             progress(index + 1)
         return digest.hexdigest()
 
@@ -97,7 +97,7 @@ class SceneQuestions:
 
 
 class SceneSettings(Asking):
-    """A fused model on held-out scenes; see `SceneQuestions`. With `sight`, the sight test too."""
+    """A fused model on held-out scenes; see `SceneQuestions`."""
 
     about: Literal["scenes"] = "scenes"
     pictures: int = Field(default=500, ge=1)
@@ -107,10 +107,10 @@ class SceneSettings(Asking):
     kinds: tuple[str, ...] | None = None
 
     def questionnaire(self) -> SceneQuestions:
-        """The questions of these settings; raises `EvaluationError` where there are none."""
+        """The scenes and their questions. Raises `EvaluationError` if there is no question."""
         return SceneQuestions(self.split, self.pictures, self.first, self.wordings, self.kinds)
 
     @property
     def title(self) -> str:
-        """For the heading of a table."""
+        """The examples in a few words, for the heading of a table."""
         return f"{self.pictures} pictures of {self.split}, {self.wordings} wordings"

@@ -1,13 +1,13 @@
-"""Made-up characters, each as many hands would write it, to learn strokes from.
+"""Invented characters in many hands, which teach an encoder strokes.
 
-Scenes teach an encoder flat shapes of at most 64 pixels; handwriting, drawings and signs are made of strokes of any size. A
-character is one to three strokes through a few points, drawn from its number alone. Who writes it moves the points, slants
-and stretches the whole, chooses a pen and a paper, and may scan it at few pixels, so that only what makes the character
-this one stays the same (as in Lake et al. 2015, whose characters were collected; here they are made up).
+Scenes teach an encoder flat shapes of at most 64 pixels. Handwriting, drawings and signs are strokes of any size. A
+character is one to three strokes through a few points, which follow from its number. A hand moves the points, slants and
+stretches the character, chooses pen and paper, and may scan it at few pixels. So the strokes are all that the pictures of
+a character have in common (as in Lake et al. 2015, who collected characters; here they are invented).
 
-    picture = write(character=7, seed=0)    # and with seed=1 in another hand
+    picture = write(character=7, seed=0)    # seed=1 writes it in another hand
 
-Shape legend: H = W = 224 pixels.
+Shapes: H = W = 224 pixels.
 """
 
 import math
@@ -21,15 +21,15 @@ from .scene import stream
 from .vocabulary import PATCH, PICTURE
 
 CHARACTERS = 200
-"""How many there are. Some look alike, as characters do."""
+"""The number of characters. Some look alike, as real characters do."""
 
 Points = NDArray[np.float64]
 
-_STEPS = 10  # pieces of a curve between two of its points
+_STEPS = 10  # segments of a curve between two of its points
 
 
 def strokes(character: int) -> list[Points]:
-    """The points of each stroke, float[n, 2] in [-1, 1]: what all hands have in common."""
+    """The points of each stroke, float[n, 2] in [-1, 1]. All hands share them."""
     if not 0 <= character < CHARACTERS:
         raise ValueError(f"characters are numbered from 0 to {CHARACTERS - 1}, found {character}")
     rng = stream("character", character)
@@ -58,12 +58,12 @@ def _stroke(rng: random.Random) -> Points:
 
 
 def write(character: int, seed: int, split: str = "train") -> Image.Image:
-    """A character in one hand: the hand of this seed, which no seed of another split has. RGB, 224 x 224."""
+    """A character in the hand of this seed, RGB, 224 x 224. Each split has hands of its own."""
     return write_with_map(character, seed, split)[0]
 
 
 def write_with_map(character: int, seed: int, split: str = "train") -> tuple[Image.Image, NDArray[np.bool_]]:
-    """The picture, and bool[14, 14]: the patches that have ink."""
+    """The picture, and the patches that have ink, bool[14, 14]."""
     rng = stream("hand", split, character, seed)
     lines = [_curve(_moved(points, rng)) for points in strokes(character)]
     size = int(math.exp(rng.uniform(math.log(64), math.log(PICTURE))))
@@ -88,7 +88,7 @@ def _moved(points: Points, rng: random.Random) -> Points:
 
 
 def _curve(points: Points) -> Points:
-    """A smooth line through all points (Catmull and Rom 1974), float[m, 2]."""
+    """A smooth curve through all points (Catmull and Rom 1974), float[m, 2]."""
     if len(points) < 3:
         return points
     padded = np.concatenate([2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1]])
@@ -99,13 +99,13 @@ def _curve(points: Points) -> Points:
 
 
 def _ink(lines: list[Points], size: int, rng: random.Random) -> Image.Image:
-    """How much ink is on each pixel, mode L of size x size."""
+    """The ink on each pixel, mode L, size x size."""
     slant, turn = rng.uniform(-0.3, 0.3), math.radians(rng.uniform(-12, 12))
     shape = np.array([[rng.uniform(0.65, 1.0), slant], [0.0, rng.uniform(0.85, 1.0)]])
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     moved = [line @ (rotation @ shape).T for line in lines]
     low, high = (f(np.concatenate(moved), axis=0) for f in (np.min, np.max))
-    width = rng.uniform(0.07, 0.2)  # of the pen, where the character is 1 high
+    width = rng.uniform(0.07, 0.2)  # width of the pen, where the character is 1 high
     scale = (1 - width) * rng.uniform(0.8, 1.0) / max(*(high - low), 0.5)
     fine = max(3 * size, 64)
     canvas = Image.new("L", (fine, fine))
@@ -120,7 +120,7 @@ def _ink(lines: list[Points], size: int, rng: random.Random) -> Image.Image:
 
 
 def _colors(rng: random.Random) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Paper and pen, far enough apart to read; half of the time black and white, either way round."""
+    """Colours of paper and pen that differ enough to read. Half of the time they are black and white, or white and black."""
     if rng.random() < 0.5:
         dark, light = (rng.randint(0, 40),) * 3, (rng.randint(215, 255),) * 3
         return (dark, light) if rng.random() < 0.5 else (light, dark)

@@ -1,4 +1,4 @@
-"""Held-out scenes that an encoder is asked about, and the same objects drawn again."""
+"""The picture sets of scenes for evaluating an encoder: held-out scenes, and the same objects drawn again."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def picture_sets(settings: EncoderSettings) -> list[PictureSet]:
 
 
 def scene_pictures(settings: EncoderSettings, name: str, max_objects: int) -> PictureSet:
-    """Held-out scenes with their tasks; those of a single object are asked about that object."""
+    """Held-out scenes with their tasks. Scenes with a single object have the tasks of an object."""
     count = settings.fit_pictures + settings.pictures
     tasks = OBJECT_TASKS if max_objects == 1 else SCENE_TASKS
     drawn = [sample_scene(settings.first + place, "test", max_objects=max_objects) for place in range(count)]
@@ -51,33 +51,33 @@ def scene_pictures(settings: EncoderSettings, name: str, max_objects: int) -> Pi
 
 @cache
 def _palette() -> tuple[dict[Any, list[SceneObject]], dict[Any, list[SceneObject]]]:
-    """Objects of other held-out scenes: by shape, size and place, and by colour, pattern and size."""
+    """Objects of other held-out scenes: by (shape, size, place), and by (colour, pattern, size)."""
     forms: dict[Any, list[SceneObject]] = {}
     paints: dict[Any, list[SceneObject]] = {}
     for seed in range(3000):
-        for item in sample_scene(10_000_000 + seed, "test").objects:
-            forms.setdefault((item.shape, item.size, item.place), []).append(item)
-            paints.setdefault((item.color, item.pattern, item.size), []).append(item)
+        for thing in sample_scene(10_000_000 + seed, "test").objects:
+            forms.setdefault((thing.shape, thing.size, thing.place), []).append(thing)
+            paints.setdefault((thing.color, thing.pattern, thing.size), []).append(thing)
     return forms, paints
 
 
 def draw_again(scene: Scene) -> Scene:
-    """The same objects at the same places, and so the same caption, but nothing else the same.
+    """A scene with the same objects at the same places, and so the same caption, but with nothing else in common.
 
-    Backdrop, noise and edges are those of another scene; each object takes proportions, angle, diameter and position in
-    its cell from one object of another scene, and its shades, stripes and outline from a second one.
+    Backdrop, noise and edges come from another scene. Each object takes its proportions, angle, diameter and position in
+    its cell from an object of another scene, and its shades, stripes and outline from a third one.
     """
     forms, paints = _palette()
     random = Random(scene.seed)
     other = sample_scene(20_000_000 + scene.seed, scene.split)
     objects = []
-    for item in scene.objects:
-        form = random.choice(forms[item.shape, item.size, item.place])
-        known = paints[item.color, item.pattern, item.size]
+    for thing in scene.objects:
+        form = random.choice(forms[thing.shape, thing.size, thing.place])
+        known = paints[thing.color, thing.pattern, thing.size]
         paint = next(found for found in random.sample(known, len(known)) if _stands_out(found, other.backdrop))
         objects.append(
             replace(
-                item,
+                thing,
                 **{name: getattr(form, name) for name in ("center", "diameter", "angle", "form")},
                 **{name: getattr(paint, name) for name in ("rgb", "texture", "outline")},
                 smooth=other.objects[0].smooth,
@@ -86,16 +86,16 @@ def draw_again(scene: Scene) -> Scene:
     return replace(other, seed=scene.seed, objects=tuple(objects))
 
 
-def _stands_out(item: SceneObject, backdrop: Backdrop) -> bool:
-    """By an outline, or by the distance of colours from which on scenes do without one."""
+def _stands_out(thing: SceneObject, backdrop: Backdrop) -> bool:
+    """Whether an object is visible: it has an outline, or a colour far enough from the backdrop to need none."""
     distances = (
-        sum((a - b) ** 2 for a, b in zip(item.rgb, end, strict=True)) for end in (backdrop.first, backdrop.second)
+        sum((a - b) ** 2 for a, b in zip(thing.rgb, end, strict=True)) for end in (backdrop.first, backdrop.second)
     )
-    return item.outline is not None or min(distances) > 70**2
+    return thing.outline is not None or min(distances) > 70**2
 
 
 def different_scenes(count: int, first: int) -> list[Scene]:
-    """Held-out scenes no two of which show the same objects at the same places."""
+    """Held-out scenes. No two show the same objects at the same places."""
     found: dict[str, Scene] = {}
     seed = first
     while len(found) < count:
@@ -106,7 +106,7 @@ def different_scenes(count: int, first: int) -> list[Scene]:
 
 
 def drawn_twice(count: int, first: int) -> DrawnTwice:
-    """Different scenes from number `first` on, and the same objects drawn again."""
+    """Different scenes from number `first` on, each with a second drawing of its objects."""
     originals = different_scenes(count, first)
     copies = [draw_again(scene) for scene in originals]
     return DrawnTwice(

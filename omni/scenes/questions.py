@@ -1,7 +1,7 @@
-"""Questions about a scene with certain answers, as people would type them.
+"""Questions about a scene, as people would type them, with certain answers.
 
-No answer is likelier for being a guess. A yes/no question starts from its answer: that is drawn first, then a question that
-has it is looked for, and only where the other answer had been possible too.
+Guessing does not pay. For a yes/no question the answer is drawn first, and then a question that has this answer. It is
+asked only where the scene allows both answers.
 """
 
 import itertools
@@ -24,10 +24,14 @@ _PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shap
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question as somebody would type it, its kind (a key of `WORDINGS`), and the answer in bare lower-case words.
+    """A question about a scene.
 
-    `unseen` has, for each word of the answer, the word that no picture of the split "train" could have had there: what is
-    cyan is never a hexagon. It is empty in other splits, and "" where there is no such word.
+    Attributes:
+        kind: a key of `WORDINGS`.
+        text: the question, as a person would type it.
+        answer: the answer in lower-case words.
+        unseen: for each word of the answer, the word that no picture of the split "train" can have in its place, or "".
+            For the colour of a hexagon it is "cyan". Empty in other splits.
     """
 
     kind: str
@@ -44,10 +48,10 @@ def questions(
     wordings: WordingSet = "seen",
     weights: Mapping[str, float] = KIND_WEIGHTS,
 ) -> list[Question]:
-    """`n` different questions about a scene, their kinds drawn by `weights`; without `n`, one of every possible kind.
+    """`n` different questions about a scene, with kinds drawn by `weights`. Without `n`, one of every possible kind.
 
-    Poor scenes have little to ask about: there may be fewer than `n`. The same seed with other wordings asks the same
-    things in other words, so that the two scores can be compared question by question.
+    A scene with few objects may have fewer than `n` questions. The same seed with other wordings asks the same in other
+    words, so that the two scores can be compared question by question.
     """
     require_colors(scene)
     unknown = sorted(set(weights) - set(WORDINGS))
@@ -69,13 +73,13 @@ def questions(
 
 
 _Draft = tuple[dict[str, str], str, *tuple[str, ...]]
-"""What fills the gaps of a wording, the answer, and `Question.unseen`."""
+"""The words for the gaps of a wording, the answer, and `Question.unseen`."""
 
 
 class _Asker:
-    """Thinks up questions about one scene. There is one method for each kind; it returns None if the scene has none.
+    """Makes questions about one scene, with one method for each kind. It returns None if the scene allows no such question.
 
-    In the split "pairs" all questions about objects are about those of a held-out pair.
+    In the split "pairs" all questions about objects are about objects of a held-out pair.
     """
 
     def __init__(self, scene: Scene, rng: random.Random, wordings: WordingSet) -> None:
@@ -83,14 +87,14 @@ class _Asker:
         self.rng = rng
         self.wordings = wordings
         self.about_pairs = scene.split == "pairs"
-        self.targets = [item for item in scene.objects if item.held_out or not self.about_pairs]
+        self.targets = [thing for thing in scene.objects if thing.held_out or not self.about_pairs]
         self.asked: set[tuple[str, ...]] = set()
         self.wanted: dict[str, bool] = {}  # the answer that a yes/no kind is to have next
         self.unique = _unique_descriptions(scene)
 
     def ask(self, kind: str) -> Question | None:
-        # The answer comes first; a scene without such a question gets none. Yes and no take turns: a scene may have only
-        # one question with "yes" and many with "no".
+        # The answer comes first; a scene without a question that has it gets none. Yes and no take turns, because a scene
+        # may have one question with "yes" and many with "no".
         wanted = self.wanted.setdefault(kind, self.rng.random() < 0.5)
         for _ in range(5):
             draft = _ASK[kind](self, wanted)
@@ -108,18 +112,18 @@ class _Asker:
 
     # How objects are named ------------------------------------------------------------------------------------------
 
-    def name(self, item: SceneObject, *hidden: str) -> str | None:
-        """A description that fits only this object and says nothing of what is hidden (attributes, or "place")."""
-        allowed = [names for names in self.unique[item.place] if names.isdisjoint(hidden)]
+    def name(self, thing: SceneObject, *hidden: str) -> str | None:
+        """A description that fits only this object, without the hidden attributes or the hidden "place"."""
+        allowed = [names for names in self.unique[thing.place] if names.isdisjoint(hidden)]
         if "place" not in hidden and (not allowed or self.rng.random() < 0.25):
-            place = PLACES[item.place]
+            place = PLACES[thing.place]
             inner = 0.5 if place == "center" else 0.2 if " " in place else 0.0  # nobody says "in the left"
             return f"the object {'in' if self.rng.random() < inner else 'at'} the {place}"
         if not allowed:
             return None
-        if self.rng.random() < 0.85:  # nobody says more than is needed, most of the time
+        if self.rng.random() < 0.85:  # most of the time, people say no more than is needed
             allowed = [names for names in allowed if not any(other < names for other in allowed)]
-        return "the " + _noun_phrase({name: getattr(item, name) for name in self.rng.choice(allowed)})
+        return "the " + _noun_phrase({name: getattr(thing, name) for name in self.rng.choice(allowed)})
 
     def name_two(self, one: SceneObject, other: SceneObject, *hidden: str) -> dict[str, str] | None:
         it, that = self.name(one, *hidden), self.name(other, *hidden)
@@ -138,15 +142,15 @@ class _Asker:
     # Attributes and places ------------------------------------------------------------------------------------------
 
     def attribute(self, name: str) -> _Draft | None:
-        item = self.rng.choice(self.targets)
-        it = self.name(item, name)
-        return ({"it": it}, getattr(item, name), _never_shown(item, name)) if it else None
+        thing = self.rng.choice(self.targets)
+        it = self.name(thing, name)
+        return ({"it": it}, getattr(thing, name), _never_shown(thing, name)) if it else None
 
     def where(self) -> _Draft | None:
-        for item in self.rng.sample(self.targets, len(self.targets)):
-            it = self.name(item, "place")
+        for thing in self.rng.sample(self.targets, len(self.targets)):
+            it = self.name(thing, "place")
             if it:
-                return {"it": it}, PLACES[item.place]
+                return {"it": it}, PLACES[thing.place]
         return None
 
     # Counts and existence -------------------------------------------------------------------------------------------
@@ -157,16 +161,16 @@ class _Asker:
             return ({"kind": _noun_phrase(absent, plural=True)}, "zero") if absent else None
         found: dict[int, list[dict[str, str]]] = {}
         for names in [("color", "shape")] if self.about_pairs else _KINDS_TO_COUNT:
-            tally = Counter(tuple(getattr(item, name) for name in names) for item in self.scene.objects)
-            for values in dict.fromkeys(tuple(getattr(item, name) for name in names) for item in self.targets):
+            tally = Counter(tuple(getattr(thing, name) for name in names) for thing in self.scene.objects)
+            for values in dict.fromkeys(tuple(getattr(thing, name) for name in names) for thing in self.targets):
                 found.setdefault(tally[values], []).append(dict(zip(names, values, strict=True)))
-        count = self.rng.choice(sorted(found))  # first the answer: else nearly everything would be "one"
+        count = self.rng.choice(sorted(found))  # the answer first, or nearly every answer would be "one"
         return {"kind": _noun_phrase(self.rng.choice(found[count]), plural=True)}, NUMBERS[count]
 
     def exists(self, wanted: bool) -> _Draft | None:
         names = self.some_attributes()
-        item = self.rng.choice(self.targets)
-        kind = {name: getattr(item, name) for name in names} if wanted else self.absent(names)
+        thing = self.rng.choice(self.targets)
+        kind = {name: getattr(thing, name) for name in names} if wanted else self.absent(names)
         if kind is None:
             return None
         phrase = _noun_phrase(kind)
@@ -179,7 +183,7 @@ class _Asker:
         return self.rng.choices(list(_KINDS_TO_FIND), list(_KINDS_TO_FIND.values()))[0]
 
     def absent(self, names: tuple[str, ...]) -> dict[str, str] | None:
-        """A kind of object that is not there. Half of them are hard: one word away from an object that is."""
+        """A kind of object that the scene does not have. Half of them differ in one word from an object that it has."""
         hard = len(names) > 1 and self.rng.random() < 0.5
         for _ in range(40):
             kind = {name: self.rng.choice(ATTRIBUTES[name]) for name in names}
@@ -189,24 +193,24 @@ class _Asker:
                 near, kept = self.rng.choice(self.scene.objects), self.rng.choice(names)
                 kind[kept] = getattr(near, kept)
             forbidden = not self.about_pairs and (kind.get("shape"), kind.get("color")) in HELD_OUT_PAIRS
-            if not forbidden and not any(_matches(item, kind) for item in self.scene.objects):
+            if not forbidden and not any(_matches(thing, kind) for thing in self.scene.objects):
                 return kind
         return None
 
     # Two objects ----------------------------------------------------------------------------------------------------
 
     def relation(self) -> _Draft | None:
-        """What is next to it in its row or column, with no other object between the two."""
+        """Ask which object is next to another in its row or column, with no object between the two."""
         found = [
-            (side, item, neighbour)
-            for item in self.scene.objects
+            (side, thing, neighbour)
+            for thing in self.scene.objects
             for side in _SIDES
-            if (neighbour := _neighbour(self.scene, item, side)) in self.targets and neighbour is not None
+            if (neighbour := _neighbour(self.scene, thing, side)) in self.targets and neighbour is not None
         ]
         if not found:
             return None
-        side, item, neighbour = self.rng.choice(found)
-        it = self.name(item)
+        side, thing, neighbour = self.rng.choice(found)
+        it = self.name(thing)
         assert it is not None  # every object can be named by its place
         unseen = (_never_shown(neighbour, name) for name in ("color", "shape"))
         return {"side": self.side(side), "it": it}, f"{neighbour.color} {neighbour.shape}", *unseen
@@ -244,24 +248,26 @@ class _Asker:
         return gaps, "yes" if wanted else "no"
 
     def both(self, wanted: bool) -> _Draft | None:
-        """What two objects have: the two lookups of "same", each of which pays on its own; "same" is not learnt without."""
+        """Ask for an attribute of two objects. It teaches the two lookups that "same" needs; without it, "same" is not
+        learnt.
+        """
         found = self.two_with(wanted)
         if found is None:
             return None
         one, other, gaps = found
-        first, second = (getattr(item, gaps["attribute"]) for item in (one, other))
-        before, after = (_never_shown(item, gaps["attribute"]) for item in (one, other))
+        first, second = (getattr(thing, gaps["attribute"]) for thing in (one, other))
+        before, after = (_never_shown(thing, gaps["attribute"]) for thing in (one, other))
         if wanted:
             return gaps, f"both {_PLURALS.get(first, first)}", before, _PLURALS.get(after, after)
         return gaps, f"{first} and {second}", before, "", after
 
     def two_with(self, equal: bool) -> tuple[SceneObject, SceneObject, dict[str, str]] | None:
-        """Two objects that share an attribute or do not, of those that some pair shares and some other pair does not."""
+        """Two objects that share an attribute, or do not. The scene has pairs of both sorts."""
         attribute = self.rng.choice(list(ATTRIBUTES))
         answers: dict[bool, list[tuple[SceneObject, SceneObject]]] = {True: [], False: []}
         for one, other in self.pairs_of_objects():
             answers[getattr(one, attribute) == getattr(other, attribute)].append((one, other))
-        if not (answers[True] and answers[False]):  # else "no" would abound
+        if not (answers[True] and answers[False]):  # or "no" would be far more frequent
             return None
         one, other = answers[equal][0]
         names = self.name_two(one, other, attribute)
@@ -289,50 +295,52 @@ _ASK: dict[str, Callable[[_Asker, bool], _Draft | None]] = {
 }
 
 
-def _never_shown(item: SceneObject, attribute: str) -> str:
-    """The value that no object of training has which is otherwise like this one; "" for other than shape and color."""
-    return NEVER_SHOWN[{"shape": item.color, "color": item.shape}[attribute]] if attribute in ("shape", "color") else ""
+def _never_shown(thing: SceneObject, attribute: str) -> str:
+    """For colour and shape, the value that training never shows together with the other of the two; otherwise ""."""
+    return (
+        NEVER_SHOWN[{"shape": thing.color, "color": thing.shape}[attribute]] if attribute in ("shape", "color") else ""
+    )
 
 
 def _never_shown_in_caption(scene: Scene) -> Iterator[str]:
-    """For each word of `caption`."""
-    for item in scene.objects:
-        yield from ("", "", "", _never_shown(item, "color"), _never_shown(item, "shape"), "", "")
-        yield from [""] * len(PLACES[item.place].split())
+    """The same for each word of `caption`."""
+    for thing in scene.objects:
+        yield from ("", "", "", _never_shown(thing, "color"), _never_shown(thing, "shape"), "", "")
+        yield from [""] * len(PLACES[thing.place].split())
 
 
 def _noun_phrase(attributes: Mapping[str, str], *, plural: bool = False) -> str:
-    """Such as "large striped star" or "red objects": words as ordered in ATTRIBUTES, "object" for want of a shape."""
+    """A phrase such as "large striped star" or "red objects". Words are in the order of ATTRIBUTES."""
     noun = attributes.get("shape", "object")
     adjectives = [attributes[name] for name in ATTRIBUTES if name in attributes and name != "shape"]
     return " ".join([*adjectives, _PLURALS[noun] if plural else noun])
 
 
-def _matches(item: SceneObject, kind: Mapping[str, str]) -> bool:
-    return all(getattr(item, name) == value for name, value in kind.items())
+def _matches(thing: SceneObject, kind: Mapping[str, str]) -> bool:
+    return all(getattr(thing, name) == value for name, value in kind.items())
 
 
 _SUBSETS = [frozenset(names) for k in range(len(ATTRIBUTES) + 1) for names in itertools.combinations(ATTRIBUTES, k)]
 
 
 def _unique_descriptions(scene: Scene) -> dict[int, list[frozenset[str]]]:
-    """For each object (by its place) the sets of attributes that no other object has as well."""
-    unique: dict[int, list[frozenset[str]]] = {item.place: [] for item in scene.objects}
+    """For each object, by its place: the sets of attributes that tell it from all other objects."""
+    unique: dict[int, list[frozenset[str]]] = {thing.place: [] for thing in scene.objects}
     for names in _SUBSETS:
-        values = [tuple(getattr(item, name) for name in names) for item in scene.objects]
+        values = [tuple(getattr(thing, name) for name in names) for thing in scene.objects]
         tally = Counter(values)
-        for item, value in zip(scene.objects, values, strict=True):
+        for thing, value in zip(scene.objects, values, strict=True):
             if tally[value] == 1:
-                unique[item.place].append(names)
+                unique[thing.place].append(names)
     return unique
 
 
-def _neighbour(scene: Scene, item: SceneObject, side: str) -> SceneObject | None:
-    """The nearest object on one side of `item` in the same row (left, right) or column (above, below)."""
+def _neighbour(scene: Scene, thing: SceneObject, side: str) -> SceneObject | None:
+    """The nearest object on one side of `thing` in the same row (left, right) or column (above, below)."""
     by_cell = {(other.row, other.column): other for other in scene.objects}
     down, along = _SIDES[side]
     for steps in (1, 2):
-        found = by_cell.get((item.row + steps * down, item.column + steps * along))
+        found = by_cell.get((thing.row + steps * down, thing.column + steps * along))
         if found is not None:
             return found
     return None

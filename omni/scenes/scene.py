@@ -1,9 +1,8 @@
-"""What a scene is, and how one is drawn at random: which objects, where, and in front of what.
+"""The description of a scene, and how one is sampled: which objects, where, and in front of what.
 
-A `Scene` says all that there is to know of a picture; `omni.scenes.drawing` makes the picture of it.
-
-What the vocabulary leaves open (how pointed is a star, how wide a stripe, which of many reds) is drawn at random for every
-object, so that a model trained here has a chance on pictures drawn by somebody else's code.
+A `Scene` holds everything about a picture; `omni.scenes.drawing` draws it. Whatever the vocabulary leaves open (how pointed
+a star is, how wide a stripe, which of many reds) is sampled for every object, so that a model trained on scenes can cope
+with pictures that other code draws.
 """
 
 import hashlib
@@ -32,12 +31,12 @@ DARK_LEVELS = (20.0, 85.0)
 LIGHT_LEVELS = (165.0, 240.0)
 
 NOISE_BANK = 320
-"""Side of the noise bank in pixels. Pictures cut their noise out of it: new noise would cost more than all the rest."""
+"""Side of the noise bank in pixels. Pictures cut their noise out of it, because new noise would take most of the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Texture:
-    """The second colour of a striped or dotted object and how it repeats (lengths in pixels)."""
+    """The second colour of a striped or dotted object, and how it repeats. Lengths are in pixels."""
 
     rgb: Rgb
     angle: float  # degrees
@@ -49,7 +48,7 @@ class Texture:
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object: first what questions ask about, then what only the renderer needs."""
+    """One object. Questions are about the first five fields; the others are for drawing it."""
 
     shape: str
     color: str
@@ -83,14 +82,14 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Backdrop:
-    """How the background is drawn; which of the numbers matter depends on its kind."""
+    """How the background is drawn. Each kind of background uses some of the numbers."""
 
     first: Rgb
     second: Rgb  # the other end of a gradient, the other field of a checkerboard
     angle: float  # degrees, direction of a gradient
-    middle: tuple[float, float] | None  # x, y in pixels, from where a gradient goes all ways alike
+    middle: tuple[float, float] | None  # x, y in pixels, the centre of a radial gradient
     cell: int  # side of a checkerboard's field in pixels
-    offset: tuple[int, int]  # of the checkerboard, and of the grain within the noise bank
+    offset: tuple[int, int]  # of the checkerboard; or where the grain is cut from the noise bank
     grain: float  # standard deviation of a noisy background
     grain_size: int  # side of one grain in pixels
     grey_grain: bool
@@ -98,7 +97,7 @@ class Backdrop:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that there is to know about a picture. Objects are in reading order."""
+    """Everything about a picture. Objects are in reading order."""
 
     seed: int
     split: str
@@ -107,18 +106,24 @@ class Scene:
     dark: bool
     objects: tuple[SceneObject, ...]
     backdrop: Backdrop
-    sensor_noise: float  # standard deviation, over everything
+    sensor_noise: float  # standard deviation, on the whole picture
     noise_offset: tuple[int, int]
 
 
 def sample_scene(
     seed: int, split: str = "train", *, min_objects: int = 1, max_objects: int = 6, neutral: float = 0.0
 ) -> Scene:
-    """Draw the scene number `seed` of a split.
+    """Sample scene number `seed` of a split.
 
-    `neutral` is the probability that an object is grey or brown. Such objects come in every shape with no pair held
-    out, which teaches an encoder that shape does not depend on colour; they have no colour to ask about, so
-    `questions` and `caption` refuse scenes that hold one.
+    Args:
+        seed: number of the scene.
+        split: "train", "test" or "pairs".
+        min_objects, max_objects: number of objects.
+        neutral: probability that an object is grey or brown. Such objects have every shape, which teaches an encoder that
+            shape does not depend on colour. Their colour has no name, so `questions` and `caption` refuse their scenes.
+
+    Raises:
+        ValueError: the split is unknown, or the numbers of objects are out of range.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
@@ -132,7 +137,7 @@ def sample_scene(
     # A white object in front of white (or black in front of black) needs an outline; most scenes avoid the situation.
     extreme = any(color == ("black" if dark else "white") for _, color in pairs)
     backdrop = _sample_backdrop(rng, background, dark=dark, moderate=extreme and rng.random() < 0.7)
-    # Whoever draws a picture usually draws all of its objects in one manner.
+    # In most pictures all objects are drawn in one style.
     smooth = rng.random() < 0.8
     outlined = rng.random() < 0.3
     objects = tuple(
@@ -153,13 +158,13 @@ def sample_scene(
 
 
 def stream(*names: object) -> random.Random:
-    """A random stream of its own for every sequence of names, the same in every process."""
+    """The random stream of a sequence of names. It is the same in every process."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return random.Random(int.from_bytes(digest[:16], "big"))
 
 
 def _sample_pairs(rng: random.Random, count: int, split: str, neutral: float) -> list[tuple[str, str]]:
-    """(shape, colour) of each object. Objects often repeat a word of an earlier one, else nothing could be compared."""
+    """(shape, colour) of each object. Objects often repeat a word of an earlier one, so that there is more to compare."""
     held_out = {index for index in range(count) if rng.random() < 0.4} or {rng.randrange(count)}
     pairs: list[tuple[str, str]] = []
     for index in range(count):
@@ -184,7 +189,7 @@ def _sample_object(
     pattern = rng.choice(PATTERNS)
     diameter = rng.uniform(*DIAMETERS[size])
     angle = rng.uniform(-15, 15) if rng.random() < 0.75 else 0.0
-    # How far the object reaches from its centre once rotated: corners of a box reach further than points on a circle.
+    # How far the rotated object reaches from its centre. Corners of a box reach further than points on a circle.
     turn = math.radians(abs(angle))
     reach = diameter / 2 * (math.cos(turn) + math.sin(turn) if shape in ("square", "triangle") else 1.08) + 1.5
     slack = max(0.0, CELL / 2 - reach)
@@ -226,9 +231,9 @@ def _sample_rgb(rng: random.Random, color: str) -> Rgb:
 def _sample_texture(
     rng: random.Random, pattern: str, rgb: Rgb, diameter: float, angle: float, backdrop: Backdrop
 ) -> Texture:
-    """Stripes or dots that are clearly there and yet leave no doubt which of the two colours is the object's."""
-    # Black and white have no hue to tell the object's colour from the other one: there the other is seldom its
-    # opposite, and always the smaller part.
+    """Stripes or dots that are clearly visible, and leave no doubt which of the two colours is the object's."""
+    # Black and white have no hue that tells the object's colour from the second one. So the second one is seldom the
+    # opposite, and it always covers the smaller part.
     hueless = max(rgb) - min(rgb) < 30
     limit = 170 if hueless and rng.random() < 0.75 else 255
     while True:
@@ -263,7 +268,7 @@ def _sample_texture(
 
 
 def _sample_backdrop(rng: random.Random, kind: str, *, dark: bool, moderate: bool) -> Backdrop:
-    """`moderate` keeps away from black or white, so that an object of this colour stays visible."""
+    """`moderate` avoids black and white, so that an object of such a colour stays visible."""
     low, high = DARK_LEVELS if dark else LIGHT_LEVELS
     if moderate:
         low, high = (low + 30, high) if dark else (low, high - 45)
@@ -284,7 +289,7 @@ def _sample_backdrop(rng: random.Random, kind: str, *, dark: bool, moderate: boo
     )
     if span and rng.random() < 0.3:  # from one colour to another, perhaps of the same lightness
         first, second = _two_colors(rng, low, high)
-    # Many a checkerboard begins at the corner and has fields of a round size: such as the patches of an encoder.
+    # Many checkerboards begin at the corner, and have fields of a round size, such as that of an encoder's patches.
     cell = rng.choice((8, 14, 16, 28, 32, 56)) if rng.random() < 0.5 else rng.randint(7, 56)
     offset = rng.randrange(NOISE_BANK - PICTURE), rng.randrange(NOISE_BANK - PICTURE)
     return Backdrop(
@@ -301,14 +306,14 @@ def _sample_backdrop(rng: random.Random, kind: str, *, dark: bool, moderate: boo
 
 
 def _sample_middle(rng: random.Random) -> tuple[float, float]:
-    """That of the picture, as often as not."""
+    """The centre of a radial gradient. Half of the time it is that of the picture."""
     if rng.random() < 0.5:
         return PICTURE / 2, PICTURE / 2
     return rng.uniform(0, PICTURE), rng.uniform(0, PICTURE)
 
 
 def _two_colors(rng: random.Random, low: float, high: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Two colours with channels of these levels that can be told apart."""
+    """Two colours with channels between these levels, far enough apart to tell them from each other."""
     while True:
         first, second = (tuple(round(rng.uniform(low, high)) for _ in range(3)) for _ in range(2))
         if math.dist(first, second) > 32:

@@ -1,4 +1,4 @@
-"""The words of the scenes, and what they mean in pixels and colours."""
+"""The words of the scenes, and their meaning in pixels and colours."""
 
 Rgb = tuple[int, int, int]
 
@@ -11,7 +11,7 @@ BACKGROUNDS = ("plain", "gradient", "noisy", "checkered")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLITS = ("train", "test", "pairs")
 NEUTRAL = "neutral"
-"""The colour of objects that teach shapes only: greys and browns, which no question ever names."""
+"""The colour of objects that teach only shapes: greys and browns, which no question names."""
 
 HELD_OUT_PAIRS = frozenset(
     {
@@ -27,13 +27,13 @@ HELD_OUT_PAIRS = frozenset(
         ("moon", "black"),
     }
 )
-"""Each shape once and each colour once, so that no word of the vocabulary is missing from training."""
+"""Each shape once, and each colour once, so that training has every word of the vocabulary."""
 
 NEVER_SHOWN = {word: other for pair in HELD_OUT_PAIRS for word, other in (pair, pair[::-1])}
-"""For each colour the shape that training never shows in it, and for each shape the colour."""
+"""For each colour, the shape that training never shows in it; for each shape, the colour."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {"size": SIZES, "pattern": PATTERNS, "color": COLORS, "shape": SHAPES}
-"""What can be said of an object, in the order in which English says it."""
+"""The attributes of an object, in the order of an English noun phrase."""
 
 PICTURE = 224
 PATCH = 16
@@ -53,4 +53,4 @@ ANCHORS: dict[str, tuple[Rgb, ...]] = {
     "black": ((0, 0, 0), (20, 20, 20), (10, 12, 18), (28, 26, 26)),
     NEUTRAL: ((90, 90, 90), (128, 128, 128), (170, 170, 170), (121, 85, 61), (150, 111, 80), (205, 180, 145)),
 }
-"""Values that people use for each name. A sampled colour lies between two of them, a little brighter or darker."""
+"""Common RGB values for each name. A sampled colour lies between two of them, a little brighter or darker."""

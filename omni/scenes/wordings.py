@@ -1,4 +1,4 @@
-"""How each kind of question is asked: sentences of training, and others that only evaluation uses."""
+"""The sentences that ask each kind of question: those of training, and those that only evaluation uses."""
 
 import random
 from dataclasses import dataclass
@@ -237,7 +237,7 @@ WORDINGS: dict[str, Wordings] = {
         ("tell me what is in the picture", "describe all objects in the picture"),
     ),
 }
-"""Held-out wordings are new sentences of words that training knows: nobody can know a word never met."""
+"""The wordings of each kind. Held-out wordings are new sentences of words that training uses."""
 
 KIND_WEIGHTS: dict[str, float] = {
     "shape": 2.0,
@@ -257,7 +257,7 @@ KIND_WEIGHTS: dict[str, float] = {
     "dark": 0.3,
     "caption": 0.5,
 }
-"""How often each kind is tried. Kinds that were slow to learn get more; not every scene allows every kind."""
+"""How often each kind is tried. Kinds that are slow to learn get more. A scene may not allow every kind."""
 
 YES_NO_KINDS = ("exists", "position", "bigger", "same")
 
@@ -265,7 +265,7 @@ _COMMANDS = ("name", "count", "describe", "tell", "give", "say")
 
 
 def vary(text: str, rng: random.Random) -> str:
-    """The same question as different people would type it."""
+    """Vary spelling, punctuation and capitals, as different people would type the question."""
     if rng.random() < 0.3:
         text = text.replace("color", "colour")
     if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""All of this package that training and evaluation use, as the one bundle that `omni.worlds` finds."""
+"""The scenes as a `World`, the bundle that `omni.worlds` finds."""
 
 from omni.worlds import World
 

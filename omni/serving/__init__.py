@@ -1,6 +1,11 @@
-"""Serving: `transformers serve` with a checkpoint of omni, for clients that nobody has reason to trust.
+"""Serving: a fused model for programs that speak OpenAI's interface, and for clients that nobody has reason to trust.
 
-server.py     starts the server of transformers and holds requests to what a fused model can answer
-requests.py   what a request may ask for, and its pictures
-remote.py     pictures from addresses on the public internet, and from no others
+requests.py    what a request may ask for: every field, and its bounds
+remote.py      pictures from addresses on the public internet, and from no others
+worker.py      one request after another through the model, until it is answered or its client is gone
+writing.py     an answer while it is written
+replies.py     what was written, in the forms that clients expect
+connections.py who may speak to the server, and for how long it may keep silent
+server.py      routes, and the order of it all
+vllm.py        how vLLM finds omni's models
 """

@@ -5,22 +5,59 @@ for a moment later does not matter. Redirects are followed one by one, each unde
 have no address here at all.
 """
 
+import asyncio
 import ipaddress
 import socket
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpcore2
 
-MAX_BYTES = 50_000_000
+MAX_BYTES = 20_000_000
 MAX_REDIRECTS = 5
 MAX_SECONDS = 20.0
 """For everything together."""
 
-_EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")))
-"""IPv6 addresses that stand for an IPv4 one, which may be anything: NAT64, 6to4, Teredo."""
+_UNICAST = tuple(map(ipaddress.ip_network, ("0.0.0.0/0", "2000::/3")))
+"""Where addresses of the public internet are, if `_SPECIAL` does not take them out. All other IPv6 is something else: this
+machine, private and link-local networks, multicast, and forms that stand for an IPv4 address (::/96, NAT64)."""
+
+_SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "0.0.0.0/8",  # this network
+            "10.0.0.0/8",  # private
+            "100.64.0.0/10",  # between a provider and its customers; also metadata of a cloud
+            "127.0.0.0/8",  # this machine
+            "168.63.129.16/32",  # services of a cloud for its own machines
+            "169.254.0.0/16",  # link-local, with the metadata of most clouds
+            "172.16.0.0/12",  # private
+            "192.0.0.0/24",  # protocols; also metadata of a cloud
+            "192.0.2.0/24",  # documentation
+            "192.31.196.0/24",  # AS112: whichever is near
+            "192.52.193.0/24",  # AMT: whichever is near
+            "192.88.99.0/24",  # 6to4 relays
+            "192.168.0.0/16",  # private
+            "192.175.48.0/24",  # AS112
+            "198.18.0.0/15",  # measurements
+            "198.51.100.0/24",  # documentation
+            "203.0.113.0/24",  # documentation
+            "224.0.0.0/3",  # multicast, reserved, broadcast
+            "2001::/23",  # protocols, with Teredo, which stands for an IPv4 address
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4, which stands for an IPv4 address
+            "2620:4f:8000::/48",  # AS112
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+"""The registries of special addresses, as a list of its own: what Python thinks of them changes from version to version."""
+
+_LOOKUPS = ThreadPoolExecutor(16, "lookup")
+"""Names that take long to look up keep nothing else waiting."""
 
 
 class RemoteError(ValueError):
@@ -30,35 +67,39 @@ class RemoteError(ValueError):
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the public internet: not of this machine, a private network, a cloud's metadata."""
     ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
-        elif any(ip in network for network in _EMBEDDING):
-            return False
-    return ip.is_global and not ip.is_multicast
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return any(ip in network for network in _UNICAST) and not any(ip in network for network in _SPECIAL)
 
 
-class _Network(httpcore2.SyncBackend):
+class _Network(httpcore2.AnyIOBackend):
     """Connections to allowed addresses alone."""
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._allowed = allowed
 
-    def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore2.NetworkStream:
-        """Look the name up, judge, connect to the address that was judged."""
+    async def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
+        """Look the name up, judge, connect to an address that was judged."""
+        look_up = asyncio.get_running_loop().run_in_executor
         try:
-            found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+            found = await look_up(_LOOKUPS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
-            raise RemoteError(f"The name {host!r} is not known ({error}); correct the address.") from error
-        if not all(map(self._allowed, found)):
+            raise RemoteError(f"The name {host[:100]!r} is not known ({error}); correct the address.") from error
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if not all(map(self._allowed, addresses)):
             raise RemoteError(
-                f"The address {host!r} is this machine or in a private network, where pictures are not fetched from; send "
-                "the picture itself, as a data URI."
+                f"The address {host[:100]!r} is this machine or in a private network, where pictures are not fetched from; "
+                "send the picture itself, as a data URI."
             )
-        return super().connect_tcp(found[0], port, *args, **kwargs)
+        for address in addresses[:-1]:
+            try:
+                return await super().connect_tcp(address, port, *args, **kwargs)
+            except httpcore2.NetworkError:  # there may be no way to addresses of its kind
+                continue
+        return await super().connect_tcp(addresses[-1], port, *args, **kwargs)
 
 
-def fetch(url: str, allowed: Callable[[str], bool] = is_public, max_bytes: int = MAX_BYTES) -> bytes:
+async def fetch(url: str, allowed: Callable[[str], bool] = is_public, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes behind an http or https address.
 
     Args:
@@ -69,20 +110,28 @@ def fetch(url: str, allowed: Callable[[str], bool] = is_public, max_bytes: int =
     Raises:
         RemoteError: another kind of address, one that is not allowed, or nothing usable there.
     """
-    until = time.monotonic() + MAX_SECONDS
-    with httpcore2.ConnectionPool(network_backend=_Network(allowed)) as pool:
+    try:
+        async with asyncio.timeout(MAX_SECONDS):
+            return await _follow(url, allowed, max_bytes)
+    except TimeoutError as error:
+        raise RemoteError(f"{url[:100]!r} takes longer than {MAX_SECONDS:.0f} seconds; try again.") from error
+
+
+async def _follow(url: str, allowed: Callable[[str], bool], max_bytes: int) -> bytes:
+    """What is at an address, or where it redirects to."""
+    async with httpcore2.AsyncConnectionPool(network_backend=_Network(allowed)) as pool:
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 parts = urlsplit(url)
-                usable = parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii()
+                usable = (
+                    parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+                )
             except ValueError:
                 usable = False
             if not usable:
                 raise RemoteError(f"Expected an http or https address, found {url[:100]!r}; or send a data URI.")
-            left = max(until - time.monotonic(), 0.1)
-            timeout = dict.fromkeys(("connect", "read", "write", "pool"), left)
             try:
-                with pool.stream("GET", url, extensions={"timeout": timeout}) as response:
+                async with pool.stream("GET", url) as response:
                     headers = {name.lower(): value for name, value in response.headers}
                     if response.status in (301, 302, 303, 307, 308) and b"location" in headers:
                         url = urljoin(url, headers[b"location"].decode("latin-1"))
@@ -90,14 +139,12 @@ def fetch(url: str, allowed: Callable[[str], bool] = is_public, max_bytes: int =
                     if response.status != 200:
                         raise RemoteError(f"{url[:100]!r} answers with status {response.status}, expected 200.")
                     received = bytearray()
-                    for chunk in response.iter_stream():
+                    async for chunk in response.aiter_stream():
                         received += chunk
                         if len(received) > max_bytes:
                             raise RemoteError(
                                 f"{url[:100]!r} has more than {max_bytes:,} bytes; send a smaller picture."
                             )
-                        if time.monotonic() > until:
-                            raise RemoteError(f"{url[:100]!r} took longer than {MAX_SECONDS:.0f} seconds; try again.")
                     return bytes(received)
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, UnicodeError) as error:
                 why = str(error) or type(error).__name__

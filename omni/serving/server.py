@@ -1,34 +1,47 @@
-"""The server of transformers, `transformers serve`, with one fused model and with requests checked before it sees them."""
+"""The server: connections, routes, and refusals in the form in which OpenAI's clients look for the sentence.
+
+    bytes -> requests.py -> pictures from elsewhere, remote.py -> worker.py -> replies.py -> bytes
+
+Nothing that takes long is done in between, so nobody waits for the bytes of another.
+"""
 
 import asyncio
 import json
-import logging
 import socket
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
-from transformers.cli.serve import Serve
-from transformers.utils.import_utils import is_serve_available
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as Http
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.responses import Response as Bytes
+from starlette.routing import Route
 
 from omni.loading.checkpoint import load
 
-from .remote import is_public
-from .requests import RequestError, prepare
+from .connections import Connection, Doorkeeper, refused
+from .remote import MAX_BYTES, MAX_SECONDS, RemoteError, fetch, is_public
+from .replies import REPLIES, Reply, failure
+from .requests import Chat, Completion, Conversation, Loading, Request, RequestError, Response, parse
+from .worker import FAILED, Worker
+from .writing import End, Job, Piece
 
-KEPT = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/load_model", "/health")
-"""Of the server's routes those that a fused model has an answer for; /load_model is what `transformers chat` begins with."""
-
-WRONG = (ValueError, TypeError, LookupError, TemplateError)
-"""What transformers raises for a request that it cannot follow, such as a role that the chat template has no place for."""
-
-
-MAX_BODY = 100 * 2**20
+MAX_BODY = 50 * 2**20
 """Bytes of a request at most."""
+LARGE = 2**20
+"""Bytes of a request from which on it waits for its turn to be read, so that few of them are in memory."""
+TURNS = 4
+"""Large requests at once, and as many that fetch pictures."""
+BODY_SECONDS = 60
+"""For a client to send a request, from when its turn has come."""
+MAX_CONNECTIONS = 512
 
 
 class ServingError(ValueError):
@@ -42,6 +55,8 @@ def serve(
     device: str = "auto",
     allow_private: bool = False,
     ready: Callable[[], None] = lambda: None,
+    name: str | None = None,
+    allowed_hosts: Sequence[str] = (),
 ) -> None:
     """Serve a checkpoint with OpenAI's interface until the process is interrupted.
 
@@ -51,13 +66,15 @@ def serve(
         device: "cpu", "cuda:0" and the like; "auto" takes an accelerator if there is one.
         allow_private: fetch pictures from addresses of this machine and of private networks, too.
         ready: called once, when requests will be answered.
+        name: what clients call the model, beside the folder as it is given here; by default the folder's name.
+        allowed_hosts: names by which clients may call the server, beside `host`, the machine's own and IP addresses.
 
     Raises:
-        ServingError: packages that are missing, an address at which nobody can listen, or an unknown device.
+        ServingError: an address at which nobody can listen, or a device on which the model cannot answer.
         CheckpointError: a checkpoint that cannot answer.
     """
-    if not is_serve_available():
-        raise ServingError("Serving needs packages that are not installed: pip install 'omni-thinker[serve]'.")
+    if not host:
+        raise ServingError("Expected a --host to listen at, found an empty one; 0.0.0.0 is every network.")
     if device == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = str(accelerator or "cpu")
@@ -66,11 +83,29 @@ def serve(
         model, processor = load(checkpoint)
         try:
             model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ServingError(f"The model cannot be put on device {device!r} ({error}); try --device cpu.") from error
+            worker = Worker(model, processor)
+            worker.try_out()
+        except Exception as error:  # of devices nearly everything is raised
+            raise ServingError(f"The model cannot answer on device {device!r} ({error}); try --device cpu.") from error
+        stack.callback(worker.close)
+        names = [name or Path(checkpoint).resolve().name, str(checkpoint)]
+        app = build(
+            worker, names, {host, socket.gethostname(), *allowed_hosts}, is_public if not allow_private else _any
+        )
+        config = uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=5,
+        )
         ready()
-        allowed = (lambda address: True) if allow_private else is_public
-        _Server(str(checkpoint), model, processor, allowed, listening)
+        uvicorn.Server(config).run(listening)
+
+
+def _any(address: str) -> bool:
+    return True
 
 
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
@@ -79,140 +114,191 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in {(family, address) for family, *_, address in found}:
             yield socket.create_server(address, family=family)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ServingError(
             f"No server can listen at {host}:{port} ({error}); choose another --port or --host."
         ) from error
 
 
-class _Server(Serve):
-    """`Serve` that is given its model, and starts only when its handlers are guarded."""
+# --- The application --------------------------------------------------------------------------------------------------
+
+
+def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callable[[str], bool]) -> Starlette:
+    """The application of a worker.
+
+    Args:
+        worker: the model.
+        names: what clients may call the model; answers call it by the first.
+        hosts: names by which clients may call the server, beside `localhost`.
+        allowed: whether pictures may be fetched from an IP address.
+    """
+    listed = {"id": names[0], "object": "model", "created": 0, "owned_by": "omni"}
+
+    def only(name: str | None) -> None:
+        if name is not None and name not in names:
+            raise HTTPException(404, f"Expected the model {names[0]!r}, found {name!r}; this server has no other.")
+
+    async def models(http: Http) -> Bytes:
+        return JSONResponse({"object": "list", "data": [listed]})
+
+    async def model(http: Http) -> Bytes:
+        only(http.path_params["name"])
+        return JSONResponse(listed)
+
+    async def health(http: Http) -> Bytes:
+        return JSONResponse({"status": "ok"})
+
+    async def load_model(http: Http) -> Bytes:
+        """What `transformers chat` begins with."""
+        only(parse(Loading, await _read(http, LARGE)).model)
+        return Bytes(f"data: {json.dumps({'status': 'ready', 'cached': True})}\n\n", media_type="text/event-stream")
+
+    def answers(kind: type[Request]) -> "_Answers":
+        return _Answers(kind, worker, names[0], only, allowed, turns)
+
+    turns = _Turns()
+    return Starlette(
+        routes=[
+            Route("/v1/chat/completions", answers(Chat), methods=["POST"]),
+            Route("/v1/completions", answers(Completion), methods=["POST"]),
+            Route("/v1/responses", answers(Response), methods=["POST"]),
+            Route("/v1/models", models),
+            Route("/v1/models/{name:path}", model),
+            Route("/health", health),
+            Route("/load_model", load_model, methods=["POST"]),
+        ],
+        middleware=[Middleware(Doorkeeper, hosts={"localhost", *hosts})],
+        exception_handlers={
+            RequestError: refused,
+            HTTPException: refused,
+            ClientDisconnect: _left_early,
+            Exception: _failed,
+        },
+    )
+
+
+class _Turns:
+    """Who may hold much in memory: few at a time, the others wait."""
+
+    def __init__(self) -> None:
+        self.large, self.fetching = asyncio.Semaphore(TURNS), asyncio.Semaphore(TURNS)
+
+
+class _Answers:
+    """The route of one interface, as an application of its own: what it holds is held until the answer was sent."""
 
     def __init__(
-        self, name: str, model: Any, processor: Any, allowed: Callable[[str], bool], listening: list[socket.socket]
+        self,
+        kind: type[Request],
+        worker: Worker,
+        name: str,
+        only: Callable[[str | None], None],
+        allowed: Callable[[str], bool],
+        turns: _Turns,
     ) -> None:
-        self._name, self._model, self._processor, self._allowed = name, model, processor, allowed
-        self._listening = listening
-        as_text = json.dumps({"sanitize_control_tokens": True})  # "<image>" in a question is text, as for `omni ask`
-        super().__init__(log_level="error", chat_template_kwargs=as_text, non_blocking=True)
+        self._kind, self._worker, self._name = kind, worker, name
+        self._only, self._allowed, self._turns = only, allowed, turns
 
-    def start_server(self) -> None:
-        """What the base class does last."""
-        from fastapi.exceptions import RequestValidationError
-        from starlette.exceptions import HTTPException
-        from transformers.cli.serving.model_manager import TimedModel
-
-        manager, app = self._model_manager, self.server.config.app
-        keep_within_reach(self._model, self._processor)
-        key = manager.process_model_name(self._name)
-        manager.force_model, manager.model_timeout = self._name, -1
-        manager.loaded_models[key] = TimedModel(self._model, -1, self._processor)
-        manager.process_model_name = lambda name: self._only(name, key)
-        listed = {"id": self._name, "object": "model", "created": 0, "owned_by": "omni"}
-        manager.get_gen_models = lambda: [listed]  # not what lies in a cache
-        for handler in (self._chat_handler, self._completion_handler, self._response_handler):
-            handler.handle_request = self._guarded(handler.handle_request)
-        app.router.routes[:] = [route for route in app.router.routes if route.path in KEPT]
-        app.add_middleware(_body_limit())
-        app.add_exception_handler(HTTPException, _refused)
-        app.add_exception_handler(RequestValidationError, _no_json)
-        self.server.run(self._listening)
-
-    def _only(self, name: str, key: str) -> str:
-        """The model's key, for its name alone: a client must not make the server load other folders."""
-        from fastapi import HTTPException
-
-        if name not in (self._name, key):
-            raise HTTPException(400, f"Expected the model {self._name!r}, found {name!r}; this server has no other.")
-        return key
-
-    def _guarded(self, handle: Callable[..., Any]) -> Callable[..., Any]:
-        """A handler that sees checked requests, and whose complaints about one are the client's."""
-        from fastapi import HTTPException
-
-        async def handle_request(body: dict[str, Any], request_id: str) -> Any:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        http = Http(scope, receive)
+        length = http.headers.get("content-length", "")
+        async with AsyncExitStack() as held:
+            if not length.isdigit() or int(length) > LARGE:
+                await held.enter_async_context(self._turns.large)
+            request = await asyncio.to_thread(parse, self._kind, await _read(http))
+            answering = asyncio.create_task(self._respond(request, held))
+            leaving = asyncio.create_task(_left(http))
             try:
-                await asyncio.to_thread(prepare, body, self._allowed)
-                return await handle(body, request_id)
-            except WRONG as error:
-                if not isinstance(error, RequestError):  # may be a bug of ours as well
-                    logging.getLogger("uvicorn.error").warning("Request refused: %s", error, exc_info=True)
-                raise HTTPException(400, f"{error}" or type(error).__name__) from error
+                await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():
+                    return
+            finally:
+                leaving.cancel()
+                answering.cancel()
+            await answering.result()(scope, receive, send)
 
-        return handle_request
+    async def _respond(self, request: Request, held: AsyncExitStack) -> Bytes:
+        """The whole answer, or the beginning of a stream; whatever is wrong with a request is known until then."""
+        self._only(request.model)
+        await self._fetch(request, held)
+        job, reply = self._worker.take(request), REPLIES[self._kind](self._name, request)
+        answer = job.answer()
+        try:
+            if not request.stream:
+                return JSONResponse(await reply.whole(answer))
+            first = await anext(answer)
+        except BaseException:
+            job.wanted = False
+            raise
+        return StreamingResponse(_events(job, reply, _chain(first, answer)), media_type="text/event-stream")
 
-
-def keep_within_reach(model: Any, processor: Any) -> None:
-    """Hold prompts and answers to the number of tokens that the Thinker was made for.
-
-    A prompt that leaves no room is a `RequestError`; an answer ends at the last position.
-    """
-    limit = getattr(model.config.text_config, "max_position_embeddings", None) or sys.maxsize
-    apply, generate = processor.apply_chat_template, model.generate
-
-    def room(inputs: Mapping[str, Any]) -> int:
-        length = inputs["input_ids"].shape[1]
-        if length >= limit:
-            raise RequestError(
-                f"The prompt and its pictures are {length} tokens, which leaves no room for an answer in the {limit} that "
-                "the model takes; send fewer pictures or a shorter text."
-            )
-        return int(limit - length)
-
-    def apply_chat_template(*args: Any, **kwargs: Any) -> Any:
-        inputs = apply(*args, **kwargs)
-        room(inputs)  # now: an answer that streams has begun when it is generated
-        return inputs
-
-    def generate_within(**kwargs: Any) -> Any:
-        config = kwargs["generation_config"]
-        config.max_new_tokens = min(config.max_new_tokens or limit, room(kwargs))
-        # the server passes the processor, of which words to stop at cannot be made
-        return generate(**{**kwargs, "tokenizer": processor.tokenizer})
-
-    processor.apply_chat_template, model.generate = apply_chat_template, generate_within
-
-
-def _body_limit() -> type:
-    """Starlette's limit of requests' bodies; where the header says how long one is, refused with a sentence."""
-    from starlette.datastructures import Headers
-    from starlette.exceptions import HTTPException
-    from starlette.middleware.body_limit import RequestBodyLimitMiddleware
-
-    class BodyLimit(RequestBodyLimitMiddleware):
-        def __init__(self, app: Any) -> None:
-            super().__init__(app, max_body_size=MAX_BODY)
-
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            length = Headers(scope=scope).get("content-length", "") if scope["type"] == "http" else ""
-            if length.isdigit() and int(length) > MAX_BODY:
-                while (await receive()).get("more_body"):  # a client that is still sending would not read the answer
-                    pass
-                found = (
-                    f"Expected a request of at most {MAX_BODY:,} bytes, found {int(length):,}; send smaller pictures."
-                )
-                await _refused(None, HTTPException(413, found))(scope, receive, send)
-            else:
-                await super().__call__(scope, receive, send)
-
-    return BodyLimit
+    async def _fetch(self, request: Request, held: AsyncExitStack) -> None:
+        """Get the pictures that are elsewhere."""
+        pictures = request.pictures() if isinstance(request, Conversation) else ()
+        remote = [(where, part, part.remote) for where, part in pictures if part.remote]
+        if not remote:
+            return
+        await held.enter_async_context(self._turns.fetching)
+        left, until = MAX_BYTES, asyncio.get_running_loop().time() + MAX_SECONDS
+        for where, part, address in remote:
+            try:
+                async with asyncio.timeout_at(until):
+                    data = await fetch(address, self._allowed, left)
+            except TimeoutError as error:
+                late = f"The pictures as far as {where} take longer than {MAX_SECONDS:.0f} seconds; send them as data URIs."
+                raise RequestError(late) from error
+            except RemoteError as error:
+                raise RequestError(f"The picture in {where} cannot be used: {error}") from error
+            left -= len(data)
+            part.fetched(data)
 
 
-def _refused(request: Any, error: Any) -> Any:
-    """A refusal in the form in which OpenAI's clients look for the sentence."""
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse({"error": _described(str(error.detail))}, status_code=error.status_code)
-
-
-def _no_json(request: Any, error: Any) -> Any:
-    """A body that is no JSON object."""
-    from fastapi.responses import JSONResponse
-
-    why = "; ".join(str(found.get("msg")) for found in error.errors())
-    sentence = f"Expected a JSON object as the body of the request ({why})."
-    return JSONResponse({"error": _described(sentence)}, status_code=422)
+async def _events(job: Job, reply: Reply, answer: AsyncIterator[Piece | End]) -> AsyncIterator[str]:
+    """The events of a stream that has begun."""
+    try:
+        async for event in reply.stream(answer):
+            yield event
+    except RequestError as error:
+        yield failure(str(error))
+    finally:
+        job.wanted = False
 
 
-def _described(sentence: str) -> dict[str, str]:
-    return {"message": sentence, "type": "invalid_request_error"}
+async def _chain(first: Piece | End, rest: AsyncIterator[Piece | End]) -> AsyncIterator[Piece | End]:
+    yield first
+    async for each in rest:
+        yield each
+
+
+async def _left(http: Http) -> None:
+    """Wait until the client is gone."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(http: Http, most: int = MAX_BODY) -> bytes:
+    """The body of a request."""
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in http.stream():
+                size += len(chunk)
+                if size <= most:  # the rest is read and dropped: a client that is still sending would read no answer
+                    body += chunk
+    except TimeoutError as error:
+        raise HTTPException(
+            408, f"Expected the whole request within {BODY_SECONDS} seconds; send it faster."
+        ) from error
+    if size > most:
+        expected = f"Expected a request of at most {most:,} bytes, found {size:,}; send smaller pictures."
+        raise HTTPException(413, expected)
+    return bytes(body)
+
+
+def _left_early(http: Any, error: Any) -> Bytes:
+    return Bytes(status_code=499)  # which nobody reads
+
+
+def _failed(http: Any, error: Any) -> Bytes:
+    return refused(http, HTTPException(500, FAILED))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,17 +20,18 @@ from omni.data.manifests import Manifest, ManifestConversations
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading.checkpoint import BASE, expect_model
+from omni.loading.checkpoint import expect_model
 from omni.loading.encoder import Encoder
 from omni.registry import get_modality
+from omni.training.adapters import note_base
 from omni.training.cache import TokenCache
+from omni.training.parts import keep_precision
+from omni.training.pixels import AS_BYTES, take_bytes
 from omni.training.recipe import Drawn, Files, OmniSection, Recipe, said_by_recipe
-from omni.training.scaling import AS_BYTES, scale_before
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
-from omni.vision.pictures import read_picture
 
-NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "checksums", "fingerprints"}
+NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
 """What two encoders may have different and still compute the same from the same weights."""
 
 MOST_ROWS = 20_000
@@ -46,11 +48,12 @@ class AnswerTraining:
         options = {}
         if isinstance(self.processor.preprocessors.get("image"), get_modality("image").preprocessor_class):
             options["image"] = AS_BYTES
-            scale_before(self.model.model, self.processor.image_processor)
+            take_bytes(self.model.model, self.processor.image_processor)
         self._collate = ConversationCollator(self.processor, max_positions=positions, options=options)
         self._unseen = UnseenTokens(self.processor.tokenizer)
         self.model.loss_function = loss_without_unseen
         self.train, self.evaluate = self._examples(recipe.train), self._examples(recipe.evaluate)
+        self.processor.prompt = _question(self.train)
 
     def _examples(self, data: Drawn | Files | None) -> Any:
         if not (isinstance(data, Files) and data.cache):
@@ -94,12 +97,21 @@ class AnswerTraining:
         config: Any = model.config
         vars(config).pop("use_cache", None)  # `Trainer` has set it, for itself
         model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
-        if hasattr(model, "peft_config") and config.fingerprints:
-            (folder / BASE).write_text(json.dumps(config.fingerprints, indent=2), encoding="utf-8")
+        note_base(model, folder)
         self.processor.save_pretrained(folder)
 
 
-def conversations(data: Drawn | Files | None, open_picture: Callable[[Path], Any] = read_picture) -> Any:
+def _question(examples: Any, looked_at: int = 1000) -> str | None:
+    """What more than half of the first rows of a user's own data ask first; what a world asks is many things."""
+    if not isinstance(examples, ManifestConversations):
+        return None
+    rows = examples.manifest[:looked_at]
+    asked = ["".join(block.get("text", "") for block in row.conversation[0]["content"]).strip() for row in rows]
+    question, count = Counter(asked).most_common(1)[0]
+    return question if 2 * count > len(rows) else None
+
+
+def conversations(data: Drawn | Files | None, open_picture: Callable[[Path], Any] | None = None) -> Any:
     """Examples by number: those that a world draws, or a user's own, whose items `open_picture` makes of paths."""
     if data is None:
         return None
@@ -141,6 +153,8 @@ def build_omni(
         with said_by_recipe("model.checkpoint", checkpoint):
             expect_model(checkpoint, OmniConfig.model_type)
             model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
+            if "dtype" not in (config or {}):
+                keep_precision(model, checkpoint)
             processor = OmniProcessor.from_pretrained(checkpoint)
         changes = dict(image or {})
         if "encoder" in changes:
@@ -217,6 +231,9 @@ def _with_new_projector(
     with said_by_recipe("model.image", changes):
         new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
     kept = {name: tensor for name, tensor in old.state_dict().items() if "image_projector" not in name}
+    for name, parameter in new.named_parameters():
+        if name in kept:
+            parameter.data = parameter.data.to(kept[name].dtype)
     new.load_state_dict(new.state_dict() | kept)
     new.set_attn_implementation(old.config._attn_implementation)
     preprocessors, template = processor.preprocessors, processor.chat_template

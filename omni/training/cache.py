@@ -23,7 +23,7 @@ from safetensors.numpy import load, save
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.fusion.encoded_item import EncodedItem
 from omni.loading.encoder import Encoder
-from omni.vision.pictures import PictureError, read_picture
+from omni.registry import ItemError, open_item
 
 FORMAT = "omni token cache 1"
 SHAPE = "grid_shape"
@@ -65,7 +65,7 @@ class TokenCache:
         """What the encoder says of a picture file; its tokens are NumPy arrays, float32.
 
         Raises:
-            PictureError: the file cannot be read; nothing is kept of it.
+            ItemError: the file cannot be read; nothing is kept of it.
         """
         content = _content(Path(path))
         entry = self._entry(content) if content is not None else None
@@ -75,8 +75,8 @@ class TokenCache:
             return item
         self.misses += 1
         try:  # the same bytes that were hashed: the file may be another one by now
-            picture = read_picture(path if content is None else content)
-        except PictureError as error:
+            picture = open_item("image")(path if content is None else content)
+        except ItemError as error:
             if content is None:
                 raise
             raise type(error)(f"{str(path)!r}: {error}") from error

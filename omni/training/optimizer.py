@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from omni.training.parts import names_begin
 from omni.training.recipe import Optimizer, RecipeError
 
 
@@ -95,7 +96,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups = [{**group, "algorithm": "muon"} for group in matrices]
         groups += [{**group, "algorithm": "adamw"} for group in others]
         self._parts: dict[str, torch.optim.Optimizer] = {}
-        super().__init__(groups, {})
+        super().__init__(groups, {"lr": max(group["lr"] for group in groups)})
         muon = self._groups("muon")
         self._parts = {
             "muon": Muon(muon, torch.bfloat16 if bf16 else torch.float32),
@@ -128,29 +129,6 @@ def is_hidden_matrix(module: nn.Module, name: str) -> bool:
     return isinstance(module, nn.Linear) and name == "weight"
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Stop training the parameters whose names a pattern matches (`re.search`).
-
-    Raises:
-        RecipeError: a pattern that matches no parameter, or patterns that leave nothing to train.
-    """
-    unused = set(patterns)
-    for name, parameter in model.named_parameters():
-        matching = {pattern for pattern in patterns if re.search(pattern, name)}
-        unused -= matching
-        if matching:
-            parameter.requires_grad_(False)
-    if unused:
-        raise RecipeError(f"Patterns of `freeze` that match no parameter: {sorted(unused)}; {_names(model)}.")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RecipeError(f"The patterns of `freeze`, {sorted(patterns)}, leave nothing to train.")
-
-
-def _names(model: nn.Module) -> str:
-    tops = dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in model.named_parameters())
-    return f"the names begin with {', '.join(tops)}"
-
-
 def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) -> torch.optim.Optimizer:
     """Groups of parameters by learning rate and decay; vectors (norms, biases) never decay. `bf16` is that of `MuonAdamW`.
 
@@ -171,7 +149,9 @@ def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) ->
             matrix = settings.name == "muon" and is_hidden_matrix(module, name) and id(parameter) not in heads
             groups.setdefault((matrix, scale, parameter.ndim > 1), []).append(parameter)
     if unused:
-        raise RecipeError(f"Patterns of lr_scale that match no trainable parameter: {sorted(unused)}; {_names(model)}.")
+        raise RecipeError(
+            f"Patterns of lr_scale that match no trainable parameter: {sorted(unused)}; {names_begin(model)}."
+        )
 
     def made(matrix: bool) -> list[dict[str, Any]]:
         return [
@@ -180,7 +160,11 @@ def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) ->
             if is_matrix == matrix
         ]
 
-    return MuonAdamW(made(True), made(False), bf16) if settings.name == "muon" else torch.optim.AdamW(made(False))
+    return (
+        MuonAdamW(made(True), made(False), bf16)
+        if settings.name == "muon"
+        else torch.optim.AdamW(made(False), lr=settings.lr)
+    )
 
 
 def _output_heads(model: nn.Module) -> list[nn.Parameter]:

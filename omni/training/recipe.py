@@ -1,6 +1,7 @@
 """A recipe: one JSON file that says what is trained, from what, on what, how, and what to expect of it."""
 
 import json
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
@@ -37,14 +38,14 @@ def said_by_recipe(key: str, value: Any) -> Iterator[None]:
     """Inside, the value that a recipe has at `key` is made use of; what goes wrong is a `RecipeError` that names both."""
     try:
         yield
-    except (ValueError, OSError, TypeError, SafetensorError, StrictDataclassError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         raise RecipeError(f"Correct `{key}` of the recipe, as {value!r} cannot be used: {error}") from error
 
 
 class Strict(BaseModel):
-    """Unknown keys raise: a typo never becomes a default."""
+    """Unknown keys raise: a typo never becomes a default. Numbers are finite, as JSON's are."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -130,9 +131,9 @@ class Optimizer(Strict):
     """Muon on matrices and AdamW on the rest, or AdamW on all; learning rates by parameter-name pattern."""
 
     name: Literal["muon", "adamw"] = "muon"
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=1e30)  # beyond, torch cannot multiply by it
     weight_decay: float = Field(default=0.0, ge=0)
-    lr_scale: dict[Pattern, Annotated[float, Field(ge=0)]] = {}
+    lr_scale: dict[Pattern, Annotated[float, Field(ge=0, le=1e6)]] = {}
 
 
 class Lora(Strict):
@@ -206,12 +207,13 @@ class Recipe(Strict):
     """Everything that `omni train` needs.
 
     Attributes:
+        about: for whoever reads it; nothing depends on it.
         freeze: patterns of parameter names that stay as they are.
         arguments: of transformers' `TrainingArguments`; `bf16` may also be "auto", which is true where it is faster.
         output: the folder of the finished checkpoint; the run's own files are in its subfolder "run".
     """
 
-    about: About
+    about: About | None = None
     objective: Literal["dense", "contrastive", "answers"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
@@ -220,7 +222,7 @@ class Recipe(Strict):
     freeze: list[Pattern] = []
     lora: Lora | None = None
     arguments: dict[str, Any]
-    output: str
+    output: str = Field(min_length=1)
 
     @classmethod
     def read(cls, path: str | Path, overrides: list[str] | None = None) -> "Recipe":
@@ -253,6 +255,12 @@ class Recipe(Strict):
             except json.JSONDecodeError:
                 place[last] = text
         try:
+            json.dumps(recipe, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RecipeError(
+                f"The recipe {str(path)!r} holds text that is not valid Unicode: {error.reason}."
+            ) from error
+        try:
             return cls.model_validate(recipe)
         except ValidationError as error:
             for cause in (found.get("ctx", {}).get("error") for found in error.errors()):
@@ -279,6 +287,9 @@ class Recipe(Strict):
             raise ValueError(
                 "`cache` is for the objective 'answers': others train the encoder, whose tokens it would keep"
             )
+        for name in _FOR_ANSWERS:
+            if self.objective != "answers" and self.arguments.get(name):
+                raise ValueError(f"`arguments.{name}` is for the objective 'answers', whose language model it is about")
         if self.lora and (self.objective != "answers" or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
         if self.lora and isinstance(self.model, OmniSection) and (self.model.checkpoint is None or self.model.image):
@@ -311,11 +322,21 @@ class Recipe(Strict):
                 TypeAdapter(types[name]).validate_python(value, strict=True)
             except ValidationError as error:
                 raise ValueError(f"`{name}` cannot be {value!r}: {error.errors()[0]['msg']}") from error
-        for name in _AT_LEAST_ONE & set(arguments):
-            if arguments[name] < 1 and (name, arguments[name]) != ("max_steps", -1):
-                raise ValueError(f"`{name}` should be at least 1, found {arguments[name]}")
-        if arguments.get("num_train_epochs", 1) <= 0:
-            raise ValueError(f"`num_train_epochs` should be more than 0, found {arguments['num_train_epochs']}")
+        for name, value in arguments.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or (name, value) == ("max_steps", -1):
+                continue
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` should be a finite number, found {value}")
+            if value < (least := 1 if name in _AT_LEAST_ONE else 0):
+                raise ValueError(f"`{name}` should be at least {least}, found {value}")
+            if value > (most := _AT_MOST.get(name, 2**63 - 1)):
+                raise ValueError(f"`{name}` should be at most {most}, found {value}")
+        if arguments.get("num_train_epochs", 1) == 0:
+            raise ValueError("`num_train_epochs` should be more than 0, found 0")
+        if arguments.get("label_smoothing_factor"):
+            raise ValueError(
+                "`label_smoothing_factor` has no meaning here, as each objective has its own loss; drop it"
+            )
         if arguments.get("save_only_model"):
             raise ValueError("`save_only_model` leaves out what a run is resumed from, so that it would begin anew")
         return arguments
@@ -326,4 +347,7 @@ _AT_LEAST_ONE = {
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
+    "save_total_limit",
 }
+_AT_MOST = {"seed": 2**32 - 1, "data_seed": 2**32 - 1, "dataloader_num_workers": 1024}
+_FOR_ANSWERS = ("neftune_noise_alpha", "activation_checkpointing", "gradient_checkpointing")

@@ -1,6 +1,9 @@
 """Runs a recipe with `transformers.Trainer`, and so under accelerate, torchrun, DDP or FSDP without a line of ours."""
 
+import hashlib
 import json
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,27 +13,26 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import TrainerState, TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from omni.checkpoints.fingerprints import part_of
 from omni.embedding.engine import bfloat16_pays
+from omni.files import write_whole
+from omni.fusion import acceleration
 from omni.registry import get_modality
+from omni.training.adapters import add_adapters, note_base
+from omni.training.checkpoints import Checkpoints, DivergenceError, non_finite, read_state, room, save_whole
 from omni.training.curves import draw_curves
 from omni.training.objectives import make_objective
-from omni.training.optimizer import freeze, make_optimizer
-from omni.training.recipe import Lora, Recipe, RecipeError
-from omni.training.trainer import (
-    OmniTrainer,
-    expect_inputs,
-    gather,
-    read_state,
-    rest_frozen_parts,
-    save_whole,
-    write_whole,
-)
+from omni.training.optimizer import make_optimizer
+from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32
+from omni.training.recipe import Recipe, RecipeError
+from omni.training.trainer import OmniTrainer, expect_inputs, gather
 
 T = TypeVar("T")
+
+OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt")
+"""Files of a checkpoint that decide what a run that begins with it becomes."""
 
 
 def run(recipe: Recipe, resume: bool = False) -> Path:
@@ -42,32 +44,47 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
 
     Raises:
         FileExistsError: the output folder holds a finished checkpoint, or a run and `resume` is not set.
-        RecipeError: a run to be resumed was of another recipe or of other data, a pattern matches nothing, a model cannot be
-            made, or transformers does not take the arguments.
+        RecipeError: a run to be resumed was of another recipe, of other data or of another model to begin with, a pattern
+            matches nothing, a model cannot be made, or transformers does not take the arguments.
         CheckpointDamageError: a run to be resumed has lost files or parts of them.
+        DivergenceError: a loss, a gradient or a weight is no longer finite.
         DiskFullError: there is no room for a checkpoint.
-        ManifestError, PictureError: data that cannot be read.
+        ManifestError, ItemError: data that cannot be read.
         ExampleError: data that cannot be learnt from.
     """
     output = Path(recipe.output)
-    state, last = output / "run", last_checkpoint(recipe)
+    folder, last = output / "run", last_checkpoint(recipe)
     if last and not resume:
-        raise FileExistsError(f"{state} holds an earlier run up to {last.name}; resume it, or remove the folder.")
-    if not last and any((output / name).exists() for name in ("config.json", "adapter_config.json")):
+        raise FileExistsError(f"{folder} holds an earlier run up to {last.name}; resume it, or remove the folder.")
+    if not last and any(os.path.exists(output / name) for name in ("config.json", "adapter_config.json")):
         raise FileExistsError(
             f"{output} holds a finished checkpoint already; name another output, or remove the folder."
         )
-    recipe = settle(recipe, _read_recipe(state) if last else None)
+    recipe = settle(recipe, _read_recipe(folder) if last else None)
+    written = recipe.model_dump_json(indent=2)
+    recipe = recipe.model_copy(deep=True)  # libraries get parts of it, and may change what they get
     with _transformers_takes_the_arguments():
-        arguments = TrainingArguments(output_dir=str(state), **_arguments(recipe))
+        settings = {**_arguments(recipe), "save_total_limit": None}  # `Checkpoints` deletes them
+        arguments = TrainingArguments(output_dir=str(folder / "trainer"), **settings)
+        _try_schedule(arguments)
     set_seed(arguments.seed)
     objective = make_objective(recipe)
-    data = {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
+    data: dict[str, str | None] = {"model": _model_digest(recipe.model)}
+    data |= {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
+    earlier = TrainerState()
     if last:
-        _expect_same_data(data, state)
+        _expect_same_data(data, folder)
+        earlier = read_state(last)
+        _note_processes(last, arguments)
     model = prepare(objective.model, recipe)
+    if name := non_finite(model.state_dict()):
+        raise RecipeError(f"`model` of the recipe cannot be used: {name} holds numbers that are not finite.")
+    learning = Learning(**earlier.stateful_callbacks.get("Learning", {}).get("args", {}))
+    keep = recipe.arguments.get("save_total_limit")
+    precision = torch.bfloat16 if arguments.bf16 else torch.float32
+    acceleration.current().prepare_training(model, arguments.device, precision)
     with _transformers_takes_the_arguments():
-        state.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         trainer = OmniTrainer(
             model=model,
             args=arguments,
@@ -77,6 +94,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
             compute_metrics=objective.metrics,
             preprocess_logits_for_metrics=objective.reduce_logits,
             processing_class=objective.processor,
+            callbacks=[FrozenParts(model), learning, Checkpoints(folder, keep, note_base)],
+            folder=folder,
             make_optimizer=partial(make_optimizer, settings=recipe.optimizer, bf16=bool(recipe.arguments.get("bf16"))),
         )
         trainer.get_train_dataloader()
@@ -84,22 +103,24 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
     if not trainer.is_fsdp_enabled:
         trainer.create_optimizer()  # now: what a recipe says wrongly shall not be said after something was written
     if trainer.is_world_process_zero():
-        write_whole(state / "recipe.json", recipe.model_dump_json(indent=2))
-        write_whole(state / "data.json", json.dumps(data, indent=2))
-    earlier = read_state(last) if last else TrainerState()
+        _write(folder / "recipe.json", written)
+        _write(folder / "data.json", json.dumps(data, indent=2))
     if last and earlier.global_step >= earlier.max_steps:  # `train` would go on until the end of the epoch
         trainer._load_from_checkpoint(str(last))
         trainer.state = earlier
+        learning.apply(model)
     else:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_fsdp_enabled:
         gather(trainer.accelerator.unwrap_model(trainer.model), keep=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
         finished = trainer.accelerator.unwrap_model(trainer.model)
-        save_whole(lambda folder: objective.save(finished, folder), output)
+        if name := non_finite(finished.state_dict()):
+            raise DivergenceError(folder, f"{name} holds numbers that are not finite")
+        save_whole(lambda unfinished: objective.save(finished, unfinished), output)
         history = trainer.state.log_history
-        write_whole(state / "history.json", json.dumps(history, indent=1))
-        draw_curves(history, state / "curves.png")
+        _write(folder / "history.json", json.dumps(history, indent=1))
+        draw_curves(history, folder / "curves.png")
     if trainer.accelerator.num_processes > 1:  # who leaves early would pull its connections from under the others
         trainer.accelerator.wait_for_everyone()
         torch.distributed.destroy_process_group()
@@ -108,8 +129,8 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
 
 def last_checkpoint(recipe: Recipe) -> Path | None:
     """Of the run in the output folder of this recipe, from which it can be resumed; None if there is none."""
-    state = Path(recipe.output) / "run"
-    last = get_last_checkpoint(str(state)) if state.is_dir() else None
+    folder = Path(recipe.output) / "run"
+    last = get_last_checkpoint(str(folder)) if os.path.isdir(folder) else None
     return Path(last) if last else None
 
 
@@ -121,19 +142,61 @@ def _transformers_takes_the_arguments() -> Iterator[None]:
         raise RecipeError(f"Correct `arguments` or `output` of the recipe, which cannot be used: {error}") from error
 
 
+def _try_schedule(arguments: TrainingArguments) -> None:
+    """Make a schedule of learning rates; `Trainer` makes its own when everything else is done."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
+    name, settings = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs
+    get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=settings)
+
+
+def _write(path: Path, text: str) -> None:
+    with room(path.parent):
+        write_whole(path, lambda file: file.write(text.encode()))
+
+
 def _rows_digest(examples: Any) -> str | None:
     """Of a user's own data; of pictures that are drawn the recipe says all that there is to know."""
     manifest = getattr(examples, "manifest", None)
     return manifest.rows_digest() if manifest else None
 
 
-def _expect_same_data(data: dict[str, str | None], state: Path) -> None:
-    """The rest of a run on other rows would be of neither data set; pictures are not looked at."""
-    before = _read(state / "data.json", json.loads)
+def _model_digest(section: Any) -> str:
+    """Of the files that a model is made from, as the recipe names them."""
+    image = getattr(section, "image", None) or {}
+    folders = [getattr(section, "checkpoint", None), getattr(section, "encoder", None), image.get("encoder")]
+    files = [
+        path
+        for folder in folders
+        if folder is not None
+        for path in sorted(Path(folder).iterdir())
+        if path.suffix in OF_A_MODEL and path.is_file()
+    ]
+    if thinker := getattr(section, "thinker", None):
+        files.append(Path(thinker))
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _expect_same_data(data: dict[str, str | None], folder: Path) -> None:
+    """The rest of a run on other rows, or of another model, would be of neither; pictures are not looked at."""
+    before = _read(folder / "data.json", json.loads)
     if changed := sorted(name for name, digest in data.items() if digest != before.get(name)):
+        names = " and ".join(f"`{name}`" for name in changed)
         raise RecipeError(
-            f"The rows of {' and '.join(changed)} are not those that the run in {state} began with; bring them back, or "
-            "give this recipe another output."
+            f"What {names} of the recipe name has changed since the run in {folder} began; bring it back, or give this "
+            "recipe another output."
+        )
+
+
+def _note_processes(last: Path, arguments: TrainingArguments) -> None:
+    processes = len(list(last.glob("rng_state*.pth")))
+    if processes != arguments.world_size and arguments.process_index == 0:
+        warnings.warn(
+            f"The run had {processes} processes and has {arguments.world_size} now, so its batches are other ones.",
+            stacklevel=3,
         )
 
 
@@ -162,33 +225,8 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
             '`cache` keeps what the encoder says of a picture, so the encoder may not learn; add "image_tower" to `freeze`, '
             "or drop `cache`."
         )
-    rest_frozen_parts(model)
-    config: Any = getattr(model, "config", None)
-    if untrained := getattr(config, "untrained", None):  # what learns from now on is no longer at random
-        learning = {part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-        config.untrained = [part for part in untrained if part not in learning]
+    learn_in_float32(model)
     return model
-
-
-def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
-    """The model with low-rank adapters of peft, which alone are trained."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise RecipeError("`lora` in a recipe needs peft: pip install 'omni-thinker[train]'.") from error
-    config = LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
-        modules_to_save=settings.modules_to_save or None,
-        # else an embedding that is trained would leave the head, which is the same tensor, where it was
-        ensure_weight_tying=bool(getattr(model.config, "tie_word_embeddings", False)),
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:  # a pattern that matches no module
-        raise RecipeError(f"`lora` of the recipe does not fit the model: {error}") from error
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:
@@ -197,8 +235,8 @@ def _arguments(recipe: Recipe) -> dict[str, Any]:
     return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 
 
-def _read_recipe(state: Path) -> Recipe:
-    return _read(state / "recipe.json", lambda text: Recipe.model_validate_json(text))
+def _read_recipe(folder: Path) -> Recipe:
+    return _read(folder / "recipe.json", lambda text: Recipe.model_validate_json(text))
 
 
 def _read(path: Path, parse: Callable[[str], T]) -> T:
@@ -225,10 +263,10 @@ def settle(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:
         before = earlier.model_dump(exclude={"about"})
         changed = sorted(key for key, value in recipe.model_dump(exclude={"about"}).items() if value != before[key])
         if changed:
-            state = Path(recipe.output) / "run"
+            folder = Path(recipe.output) / "run"
             raise RecipeError(
-                f"The run in {state} began with other settings of {', '.join(changed)}; resume it with the recipe in "
-                f"{state / 'recipe.json'}, or give this one another output."
+                f"The run in {folder} began with other settings of {', '.join(changed)}; resume it with the recipe in "
+                f"{folder / 'recipe.json'}, or give this one another output."
             )
     return recipe
 

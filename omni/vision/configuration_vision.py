@@ -30,7 +30,6 @@ class OmniVisionConfig(StrictConfig):
         rms_norm_eps: epsilon of the final RMSNorm.
         initializer_range: standard deviation of the initial weights of linear and convolution layers.
         fingerprints: hash of the weights as they were saved.
-        checksums: of the files with the weights as they were written, by name.
 
     Raises:
         ValueError: a size that does not divide, a key that does not exist, or the same number given under both of its
@@ -65,7 +64,6 @@ class OmniVisionConfig(StrictConfig):
     rms_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     fingerprints: dict[str, str] | None = None
-    checksums: dict[str, str] | None = None
 
     @property
     def grid_size(self) -> int:

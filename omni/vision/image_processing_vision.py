@@ -1,23 +1,34 @@
 """Pictures to tensors: RGB, squashed to the encoder's square (aspect not kept), bilinear with antialiasing, scaled.
 
-PIL and numpy only; torchvision is not needed.
+PIL and numpy only; torchvision is not needed. Files and pictures of PIL become RGB by `read_picture`, whichever way they
+come.
 """
 
+import base64
+import binascii
+import os
 from collections.abc import Collection
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
+from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, ImageInput, PILImageResampling
 
-from omni.checkpoints.strict import remote_code
+from omni.checkpoints.preprocessor import SealedPreprocessorMixin
+from omni.vision.formats import plugin_of
+from omni.vision.pictures import MAX_BYTES, PictureError, read_picture
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 """What transformers writes into the file of an image processor beside its settings."""
 
+SECONDS = 60
+"""How long an address may say nothing."""
 
-class OmniImageProcessor(PilBackend):
+
+class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
     """Makes `pixel_values` float[B, 3, H, W] from pictures of any size: `(pixel / 255 - mean) / std`.
 
     The seed's system feeds plain [0, 1] values: `OmniImageProcessor(do_normalize=False)`.
@@ -45,18 +56,43 @@ class OmniImageProcessor(PilBackend):
         """Make `pixel_values` float[B, 3, H, W].
 
         Args:
-            images: a picture or several, as PIL images or as arrays with values from 0 to 255.
+            images: a picture or several: PIL images, arrays with values from 0 to 255, or what `fetch_images` takes.
             settings: other ones than the processor's own; `return_tensors` is "pt" or "np".
 
         Raises:
+            PictureError: a picture that cannot be read.
             ValueError: an array of values from 0 to 1, which `do_rescale` would divide by 255 a second time.
             TypeError: a setting that there is not.
         """
         self._refuse_unknown(settings.keys())
         return super().__call__(images, *args, **settings)
 
+    def fetch_images(self, images: Any) -> Any:
+        """Read files: a path, the bytes of a file, an http address, a data URI or base64; or a list of these.
+
+        Raises:
+            PictureError: a picture that cannot be read.
+        """
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(each) for each in images]
+        if isinstance(images, str | bytes | os.PathLike):
+            return read_picture(_source(images) if isinstance(images, str) else images)
+        return super().fetch_images(images)
+
+    def convert_to_rgb(self, image: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        """uint8[H, W, 3] of a picture of PIL; arrays as transformers has them."""
+        if isinstance(image, Image.Image):
+            return np.asarray(read_picture(image))
+        converted: np.ndarray = super().convert_to_rgb(image, *args, **kwargs)
+        return converted
+
     def process_image(self, image: ImageInput, *args: Any, **settings: Any) -> np.ndarray:
-        """One picture as an array [C, H, W] of its own values."""
+        """One picture as an array [C, H, W] of its own values; white where it is transparent."""
+        if settings.get("do_convert_rgb") and isinstance(image, Image.Image) and image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, "white"), image
+            )  # transformers does from 5.21 on
         array = super().process_image(image, *args, **settings)
         if settings.get("do_rescale") and array.dtype.kind in "bf" and array.any() and not array.max() > 1:
             raise ValueError(
@@ -72,18 +108,26 @@ class OmniImageProcessor(PilBackend):
         resized: np.ndarray = super().resize(image, size, *args, **kwargs)
         return resized
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Write preprocessor_config.json, and what `trust_remote_code=True` needs."""
-        self.auto_map = remote_code(save_directory, self.found_as)
-        return super().save_pretrained(save_directory, *args, **kwargs)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
-
     def _refuse_unknown(self, settings: Collection[str]) -> None:
         known = self.valid_kwargs.__annotations__.keys()
         if unknown := sorted(set(settings) - known):
             raise TypeError(
                 f"{type(self).__name__} knows no {', '.join(map(repr, unknown))}; its settings are {', '.join(known)}."
             )
+
+
+def _source(text: str) -> str | bytes:
+    """The file that a string names or holds."""
+    if text.startswith(("http://", "https://")):
+        try:
+            with urlopen(text, timeout=SECONDS) as answer:
+                return bytes(answer.read(MAX_BYTES + 1))
+        except (OSError, ValueError) as error:
+            raise PictureError(f"{text!r} gives no file ({error}), expected a picture; check the address.") from error
+    if text.startswith("data:"):
+        return base64.b64decode(text.partition(",")[2])
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return text
+    return text if plugin_of(content) is None or os.path.exists(text) else content

@@ -5,7 +5,7 @@ pixel decoded, no file left open, no metadata that a later tool could apply a se
 
     picture = read_picture("photo.jpg")
 
-`read_pixels` is for many files: the same pixels, without making a picture of PIL out of them where that takes longer.
+`picture_size` says beforehand how large it will be, from the header alone.
 
 What the many kinds of picture become:
 
@@ -19,59 +19,34 @@ What the many kinds of picture become:
 |                                 | own minimum to maximum, scaled to 0..255                                         |
 | EXIF orientation                | applied                                                                          |
 | animation, several pages        | the first                                                                        |
+| colour profile, gamma           | left aside                                                                       |
 
-A file that lost pixels is refused, never filled up. Formats differ in what they can tell: a cut is noticed in all of
-them, a changed byte always in PNG (checksums), elsewhere only where the data stop making sense.
+A file that lost pixels is refused, never filled up (`omni.vision.formats`). Formats differ in what they can tell: a cut is
+noticed in all of them, a changed byte always in PNG (checksums), elsewhere only where the data stop making sense.
 """
 
 import os
 import re
 import stat
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
-from io import BytesIO
-from typing import BinaryIO, NamedTuple
+import struct
+from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageChops,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import ExifTags, Image, ImageChops, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from omni.registry import ItemError
+from omni.vision import formats
 
-MAX_PIXELS = 50_000_000
-"""Width times height, judged by the header alone: a few kilobytes can claim to be a picture that fills the memory."""
+MAX_PIXELS = formats.MAX_PIXELS
+"""Width times height."""
+
+MAX_BYTES = 10 * MAX_PIXELS
+"""Of a file. Without compression, with 16 bits of four colours, the largest picture has 8 for each pixel."""
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
 
-Pixels = Image.Image | NDArray[np.uint8]
-"""An RGB picture of PIL; or uint8[H, W, 4], red, green, blue and a byte of no account."""
-
 EXPECTED = "a JPEG, PNG, WebP, GIF, BMP or TIFF picture"
-
-# Plug-ins are called by name rather than through `Image.open`: that one tries forty formats, some of which start other
-# programs, and issues Pillow's own warning about large pictures before anybody can look at the size.
-_FORMATS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), JpegImagePlugin.JpegImageFile),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImagePlugin.PngImageFile),
-    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), WebPImagePlugin.WebPImageFile),
-    (re.compile(rb"GIF8[79]a"), GifImagePlugin.GifImageFile),
-    (re.compile(rb"BM"), BmpImagePlugin.BmpImageFile),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImagePlugin.TiffImageFile),
-)
 
 _CONVERT = "convert it to PNG or JPEG"
 _STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
@@ -98,8 +73,6 @@ _UPRIGHT = {
 }
 """EXIF orientation to the step that undoes it."""
 
-_WARNINGS = threading.Lock()
-
 
 class PictureError(ItemError):
     """A picture that cannot be read. The message is one sentence: which, what was expected and found, what to do."""
@@ -118,7 +91,7 @@ class TruncatedPictureError(PictureError):
 
 
 class LargePictureError(PictureError):
-    """More than `MAX_PIXELS`."""
+    """More than `MAX_PIXELS` or `MAX_BYTES`."""
 
     kind = "too large"
 
@@ -128,64 +101,65 @@ def read_picture(source: Source, at_least: int | None = None) -> Image.Image:
 
     Args:
         source: A path, the bytes of a picture file, or a PIL image. An image of PIL is treated like the file that it
-            came from, so that reading a path and reading `Image.open(path)` give the same pixels; it stays as it is.
+            came from, so that reading a path and reading `Image.open(path)` give the same pixels; it stays as it is. One
+            that PIL has decoded already is taken as whole.
         at_least: Decode a JPEG file at 1/2, 1/4 or 1/8 of its size, the smallest of which both sides still have so many
-            pixels. That is faster than decoding all of it and scaling down, and not the same to the last bit. The picture
-            then says in `info["full_size"]` what (width, height) it would have had. Other formats are read whole.
+            pixels. That is faster than decoding all of it and scaling down, and not the same to the last bit. Other
+            formats are read whole.
+
+    Returns:
+        The picture. Its `info` may hold "full_size", the (width, height) of what was decoded smaller, and "note", what a
+        decoder disliked in a file of which no pixel is missing.
 
     Raises:
         PictureError: The file is missing, unreadable, no picture, cut off, damaged or larger than `MAX_PIXELS`.
     """
-    with _opened(source, at_least) as opened:
-        return _decode(opened)
+    return decode(open_picture(source, at_least))
 
 
-def read_pixels(source: Source, at_least: int | None = None) -> tuple[Pixels, tuple[int, int]]:
-    """What `read_picture` reads, and the (width, height) that it has in full; most JPEG files sooner.
-
-    Pillow takes the rows of a picture through further memory one by one. TurboJPEG is the same decoder, so gives the same
-    pixels, without that. Whatever it objects to is left to Pillow, and everything where Pillow has another decoder.
+def picture_size(source: Source) -> tuple[int, int]:
+    """Width and height of what `read_picture` would make of it, by the header alone.
 
     Raises:
-        PictureError: as `read_picture`.
+        PictureError: as `read_picture`, but for pixels, which are not read.
     """
-    with _opened(source, at_least) as opened:
-        pixels = _decode_jpeg(opened)
-        if pixels is None:
-            picture = _decode(opened)
-            return picture, picture.info.get("full_size", picture.size)
-        orientation = _orientation(opened.image)
-        return _upright(pixels, orientation), _turned(opened.full_size or opened.image.size, orientation)
+    return open_picture(source).full_size
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """A picture of which the header was read, and nothing decoded."""
 
     image: Image.Image
     name: str
-    file: BinaryIO | None = None
-    """Where the image comes from, unless it is an image of somebody else."""
-    full_size: tuple[int, int] | None = None
-    """Width and height of what will be decoded to a smaller one."""
+    full_size: tuple[int, int]
+    """Width and height when it is upright and not decoded smaller."""
+    is_own: bool
+    """Whether nobody else has this image."""
 
 
-@contextmanager
-def _opened(source: Source, at_least: int | None) -> Iterator[_Opened]:
+def open_picture(source: Source, at_least: int | None = None) -> Opened:
+    """Read the header of a picture, as `read_picture` does; for what decodes it otherwise than `decode`."""
+    name = _name(source)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         # Some libraries set this for the whole process. The missing part of a picture would then be grey.
         raise PictureError(
-            f"{_name(source)} is not read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, expected it to be False "
+            f"{name} is not read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, expected it to be False "
             "because cut-off pictures would pass for whole ones; set it back to False after whatever set it to True."
         )
-    name = _name(source)
     if isinstance(source, Image.Image):
-        yield _Opened(source, name)
-        return
-    try:
-        with _open(source, name) as file:
-            yield _read_header(file, name, at_least)
-    except OSError as error:
-        raise PictureError(f"{name} cannot be read: the system says '{error.strerror}'; check the disk.") from error
+        data = _file_of(source)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+    else:
+        data = _read(os.fsdecode(source), name)
+    image = source if isinstance(source, Image.Image) and data is None else _header(data or b"", name)
+    _check_size(image, name)
+    full_size = image.size
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):  # of those Pillow says the size when they are upright
+        full_size = turned(full_size, orientation(image))
+    if at_least is not None and isinstance(image, formats.Jpeg):
+        image.draft(None, (at_least, at_least))
+    return Opened(image, name, full_size, is_own=image is not source)
 
 
 def _name(source: Source) -> str:
@@ -202,15 +176,16 @@ def _name(source: Source) -> str:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def _open(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name: str) -> BinaryIO:
-    """Open an ordinary file; anything else is told apart first, as opening a pipe would wait for ever."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        return BytesIO(source)
-    path = os.fsdecode(source)
+def _read(path: str, name: str) -> bytes:
+    """The content of an ordinary file; anything else is told apart first, as opening a pipe would wait for ever."""
     try:
         kind = os.stat(path).st_mode
         if stat.S_ISREG(kind):
-            return open(path, "rb")
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{size:,}")
+                return file.read(size)  # and no further: what the system makes up in /proc has size 0 and may never end
     except (FileNotFoundError, NotADirectoryError) as error:
         if re.match(r"[a-z]+://", path):
             raise PictureError(f"{name} is an address, expected a file; download the picture first.") from error
@@ -219,93 +194,71 @@ def _open(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name:
     except PermissionError as error:
         problem = "may not be read by this user, expected a readable file; change its permissions"
         raise PictureError(f"{name} {problem}.") from error
-    except (OSError, ValueError) as error:  # too long, a null byte in it, a circle of links
+    except PictureError:
+        raise
+    except (OSError, ValueError) as error:  # too long, a null byte in it, a circle of links; or the disk
         raise PictureError(f"{name} cannot be opened ({error}), expected {EXPECTED}; check the path.") from error
     if stat.S_ISDIR(kind):
         raise PictureError(f"{name} is a folder, expected {EXPECTED}; pass one of the files in it.")
     raise PictureError(f"{name} is a pipe or a device, expected an ordinary file; save the picture first.")
 
 
-def _read_header(file: BinaryIO, name: str, at_least: int | None) -> _Opened:
-    start = file.read(64)
-    if not start:
+def _file_of(image: Image.Image) -> bytes | None:
+    """The file of an image that PIL has opened and not decoded yet, so that it is decoded strictly."""
+    if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.decoderconfig or image.tell() != 0:
+        return None
+    file = image.fp
+    if file is None or file.closed or not file.seekable():
+        return None
+    position = file.tell()
+    file.seek(0)
+    data = file.read(MAX_BYTES)
+    file.seek(position)
+    return data if formats.plugin_of(data) is not None else None
+
+
+def _header(data: bytes, name: str) -> ImageFile.ImageFile:
+    if not data:
         raise PictureError(f"{name} is empty, expected {EXPECTED}; get the file again.")
-    plugin = next((plugin for magic, plugin in _FORMATS if magic.match(start)), None)
+    if len(data) > MAX_BYTES:
+        raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{len(data):,}")
+    plugin = formats.plugin_of(data)
     if plugin is None:
         what, remedy = next(
-            ((what, remedy) for magic, what, remedy in _STRANGERS if magic.match(start)),
-            (f"data that begin with {start[:8]!r}", "check that it is the right file"),
+            ((what, remedy) for magic, what, remedy in _STRANGERS if magic.match(data)),
+            (f"data that begin with {data[:8]!r}", "check that it is the right file"),
         )
         raise PictureError(f"{name} is not a picture that can be read, expected {EXPECTED}, found {what}; {remedy}.")
     try:
-        image = _header(plugin, file)
+        return formats.open_file(data, plugin)
     except MemoryError:
         raise
-    except Exception as error:
+    except Exception as error:  # decoders of damaged data raise nearly everything
         raise _refusal(error, name, str(plugin.format)) from error
-    _check_size(image, name)
-    try:
-        _check_whole(image, file)
-    except Exception as error:
-        raise _refusal(error, name, str(plugin.format)) from error
-    full_size = image.size
-    if at_least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
-        image.draft(None, (at_least, at_least))
-    return _Opened(image, name, file, None if image.size == full_size else full_size)
-
-
-def _header(plugin: type[ImageFile.ImageFile], file: BinaryIO) -> ImageFile.ImageFile:
-    """Read the size, and nothing of the pixels."""
-    file.seek(0)
-    if plugin not in (GifImagePlugin.GifImageFile, TiffImagePlugin.TiffImageFile):
-        return plugin(file)
-    # Two plug-ins warn where an error is due: about the first frame of a GIF that reaches far beyond its canvas, and
-    # about a TIFF's table of tags that ends early, going on with what is left (without its orientation, say). Filters
-    # of warnings belong to the process, hence the lock.
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("error", r"Truncated|Corrupt|Possibly corrupt|Tag ", UserWarning)
-        return plugin(file)
 
 
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _too_large(name, f"{width} x {height} = {width * height:,}")
+        raise _too_large(name, f"{MAX_PIXELS:,} pixels", f"{width} x {height} = {width * height:,}")
     if width * height == 0:
         raise PictureError(
             f"{name} has no pixels, expected at least 1 x 1, found {width} x {height}; check the program that made it."
         )
 
 
-def _check_whole(image: ImageFile.ImageFile, file: BinaryIO) -> None:
-    """Notice what Pillow's decoders pass over."""
-    if isinstance(image, PngImagePlugin.PngImageFile):
-        # Decoding skips the checksums of the pixel data; verifying reads them, and uses the image up.
-        file.seek(0)
-        PngImagePlugin.PngImageFile(file).verify()
-    elif isinstance(image, BmpImagePlugin.BmpImageFile) and image.info.get("compression") in (1, 2):
-        # Run lengths that end early are filled up with colour 0, so compare with the sizes that the header names.
-        file.seek(0)
-        header = file.read(54)
-        whole, start, data = (int.from_bytes(header[at : at + 4], "little") for at in (2, 10, 34))
-        if file.seek(0, os.SEEK_END) < (start + data if data else whole):
-            raise OSError("image file is truncated")
-    file.seek(0)
-
-
-def _too_large(name: str, found: str) -> PictureError:
-    return LargePictureError(
-        f"{name} is too large, expected at most {MAX_PIXELS:,} pixels, found {found}; scale it down first."
-    )
+def _too_large(name: str, most: str, found: str) -> PictureError:
+    return LargePictureError(f"{name} is too large, expected at most {most}, found {found}; scale it down first.")
 
 
 def _refusal(error: Exception, name: str, kind: str) -> PictureError:
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return _too_large(name, "many more")
+    if isinstance(error, formats.TooLarge | Image.DecompressionBombError | Image.DecompressionBombWarning):
+        found = str(error) if isinstance(error, formats.TooLarge) else "many more"
+        return _too_large(name, f"{MAX_PIXELS:,} pixels", found)
     reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
     start = f"{name} cannot be decoded, expected a whole {kind}, found"
-    if "truncated" in reason.lower():
+    ended = isinstance(error.__cause__, IndexError | EOFError | struct.error)  # as Pillow takes them
+    if ended or re.search(r"truncated|premature end|too short|not enough", reason, re.IGNORECASE):
         return TruncatedPictureError(f"{start} data that end too early ({reason}); get the file again.")
     return PictureError(f"{start} damaged or unusual data ({reason}); get the file again or convert it to PNG.")
 
@@ -313,113 +266,67 @@ def _refusal(error: Exception, name: str, kind: str) -> PictureError:
 # --- Pixels -----------------------------------------------------------------------------------------------------------
 
 
-def _decode(opened: _Opened) -> Image.Image:
-    image, name, file, full_size = opened
-    _check_size(image, name)
+def decode(opened: Opened) -> Image.Image:
+    """The rest of `read_picture`."""
+    image, name, full_size, is_own = opened
     try:
         key = _transparent_value(image)
         image.load()
         # the same pixels where that is enough and the image is our own: a copy takes a quarter of the time of decoding
-        as_it_is = file is not None and image.mode == "RGB" and key is None
+        as_it_is = is_own and image.mode == "RGB" and key is None
         picture = image._new(image.im) if as_it_is else _to_rgb(image, key)
     except MemoryError:
         raise
-    except Exception as error:  # decoders of damaged data raise nearly everything
+    except Exception as error:
         raise _refusal(error, name, image.format or "picture") from error
-    orientation = _orientation(image)
-    if orientation in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[orientation])
+    if (step := orientation(image)) in _UPRIGHT:
+        picture = picture.transpose(_UPRIGHT[step])
     # Whoever applies the orientation to what they are given would turn the picture a second time.
-    picture.info = {}
-    if full_size is not None:
-        picture.info["full_size"] = _turned(full_size, orientation)
+    picture.info = {"note": image.info["note"]} if is_own and "note" in image.info else {}
+    if picture.size != full_size:
+        picture.info["full_size"] = full_size
     return picture
-
-
-def _decode_jpeg(opened: _Opened) -> NDArray[np.uint8] | None:
-    """uint8[H, W, 4] of a whole JPEG file in colours, as it is stored; None of everything else."""
-    image, file = opened.image, opened.file
-    if file is None or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != "RGB":
-        return None
-    if not _decodes_as_pillow():
-        return None
-    file.seek(0)
-    return _turbo(file.read(), image.size)
-
-
-def _turbo(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-    """A JPEG file decoded to a (width, height) that it has in whole eighths of its own; None if anything is amiss."""
-    from simplejpeg import decode_jpeg
-
-    width, height = size
-    try:  # to the smallest size that is no less
-        pixels: NDArray[np.uint8] = decode_jpeg(data, "RGBX", min_width=width, min_height=height)
-    except ValueError:
-        return None
-    return pixels if pixels.shape == (height, width, 4) else None
-
-
-@cache
-def _decodes_as_pillow() -> bool:
-    """Whether TurboJPEG makes the same pixels as Pillow here, whole and scaled; some are built with another decoder."""
-    file = BytesIO()
-    noise = np.random.default_rng(0).integers(0, 256, (51, 67, 3), np.uint8)
-    Image.fromarray(noise).save(file, "JPEG", quality=75)
-    for part in (1, 2, 4, 8):
-        file.seek(0)
-        image = JpegImagePlugin.JpegImageFile(file)
-        image.draft(None, (image.width // part, image.height // part))
-        pixels = _turbo(file.getvalue(), image.size)
-        if pixels is None or not np.array_equal(pixels[..., :3], np.asarray(image)):
-            return False
-    return True
-
-
-def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    return size[::-1] if orientation in (5, 6, 7, 8) else size
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """`_UPRIGHT` for uint8[H, W, 4]."""
-    if orientation not in _UPRIGHT:
-        return pixels
-    whole = pixels.view(np.uint32)
-    if orientation in (5, 6, 7, 8):
-        whole = whole.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        whole = whole[::-1]
-    if orientation in (2, 3, 6, 7):
-        whole = whole[:, ::-1]
-    return np.ascontiguousarray(whole).view(np.uint8)
 
 
 def _to_rgb(image: Image.Image, key: int | tuple[int, ...] | None) -> Image.Image:
     """`key` is the value of the pixels that are transparent, if there is one."""
     if key is not None:
-        opaque = image.copy()
-        del opaque.info["transparency"]
-        picture = _to_rgb(opaque, None)
-        hidden = np.asarray(image.convert("L") if image.mode == "1" else image) == np.array(key)
-        picture.paste((255, 255, 255), mask=Image.fromarray(hidden.all(axis=-1) if hidden.ndim == 3 else hidden))
+        picture = _opaque(image)
+        picture.paste((255, 255, 255), mask=_equal(image, key))
         return picture
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _scaled(image).convert("RGB")
-    if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every JPEG in CMYK for one of Adobe's
     if image.mode == "La":
         image = image.convert("LA")  # the one kind of alpha that converting to RGBA would drop
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+        return _opaque(image)
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     picture = Image.new("RGB", image.size, "white")
     picture.paste(image, mask=image)
     return picture
 
 
+def _opaque(image: Image.Image) -> Image.Image:
+    """RGB of the same colours, whatever is said to be transparent."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scaled(image).convert("RGB")
+    if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
+        image = ImageChops.invert(image)  # Pillow takes every JPEG in CMYK for one of Adobe's
+    return image.convert("RGB")
+
+
+def _equal(image: Image.Image, key: int | tuple[int, ...]) -> Image.Image:
+    """A mask of the pixels that have one value."""
+    if image.mode.startswith("I"):
+        return Image.fromarray(np.asarray(image) == key)
+    image = image.convert("L") if image.mode == "1" else image
+    keys = key if isinstance(key, tuple) else (key,)
+    bands = zip(image.split(), keys, strict=True)
+    return reduce(ImageChops.multiply, (band.point([255 * (v == k) for v in range(256)]) for band, k in bands))
+
+
 def _transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
     """The one grey or colour that a picture without an alpha channel declares transparent, in units of its pixels.
 
-    Must be called before the pixels are loaded: how they were packed is forgotten then. Pillow widens grey of 2 and 4
+    Must be called before the pixels are loaded: how they were packed is forgotten then. Pillow widens grey of 1, 2 and 4
     bits to 8 and cuts colours of 16 bits down to 8, but leaves the transparent value as it was in the file.
     """
     key = image.info.get("transparency")
@@ -430,7 +337,7 @@ def _transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
     if packing == "RGB;16B" and isinstance(key, tuple):
         return tuple(value >> 8 for value in key)
     if isinstance(key, int):
-        return key * {"L;2": 85, "L;4": 17}.get(str(packing), 1)
+        return key * {"1": 255, "L;2": 85, "L;4": 17}.get(str(packing), 1)
     return key
 
 
@@ -444,19 +351,30 @@ def _scaled(image: Image.Image) -> Image.Image:
         raise ValueError("some of its values are infinite or not a number")
     usual = [0xFF, 0xFFFF] if image.mode == "I" else [1, 0xFF, 0xFFFF]
     low, high = next(((0.0, float(top)) for top in usual if low >= 0 and high <= top), (low, high))
-    pixels = values.astype(np.float64)  # from here on in place: a picture at the limit takes 400 MB
-    pixels -= low
-    pixels *= 255 / (high - low) if high > low else 0.0  # one value everywhere, outside of the usual ranges: black
-    return Image.fromarray(np.rint(pixels, out=pixels).astype(np.uint8))
+    scale = 255 / (high - low) if high > low else 0.0  # one value everywhere, outside of the usual ranges: black
+    pixels = np.empty(values.shape, np.uint8)
+    for rows in range(0, len(values), 256):  # a part at a time: a picture at the limit would take 400 MB more
+        part = slice(rows, rows + 256)
+        pixels[part] = np.rint((values[part].astype(np.float64) - low) * scale)
+    return Image.fromarray(pixels)
 
 
 _EIGHT_BITS = np.rint(np.arange(0x10000) / 257).astype(np.uint8)
 """For each 16-bit value the nearest of 8 bits."""
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """As EXIF or XMP has it: 1 is upright, others are the keys of `_UPRIGHT`."""
     try:
+        about = bytes(image.info.get("exif", b"")).removeprefix(b"Exif\0\0")
+        if sum(formats.tag_sizes(about).values()) > len(about):
+            return 1
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken note about the camera is no reason to refuse pixels that are whole
         return 1
     return value if isinstance(value, int) else 1
+
+
+def turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Width and height of a picture when it is upright."""
+    return size[::-1] if orientation in (5, 6, 7, 8) else size

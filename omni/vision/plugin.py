@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omni.fast.packing import PackedVisionModel
 from omni.registry import Modality
 from omni.vision.pictures import read_picture
 
@@ -50,5 +49,4 @@ image = Modality(
     media_types=("image/*",),
     noun="picture",
     show=lambda picture: picture,
-    pack=PackedVisionModel,
 )

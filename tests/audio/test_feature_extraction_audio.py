@@ -12,6 +12,7 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.sounds import Sound, read_sound
+from omni.checkpoints.folder import CheckpointError
 
 from .conftest import chirp, file_of
 
@@ -186,5 +187,8 @@ def test_saved_and_found_again(options: dict[str, Any], tmp_path: Path) -> None:
         OmniFeatureExtractor.from_pretrained(tmp_path, hop_lenght=80)
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hop_lenght": 80}))
+    with pytest.raises(CheckpointError, match="preprocessor_config.json is damaged or changed"):
+        AutoFeatureExtractor.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_seal.json").unlink()
     with pytest.raises(TypeError, match="knows no 'hop_lenght'"):
         AutoFeatureExtractor.from_pretrained(tmp_path)

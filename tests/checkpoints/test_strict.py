@@ -1,9 +1,11 @@
 """Strict loading: whatever is done to a checkpoint, it loads whole and unchanged or says what is wrong with it."""
 
+import copy
 import json
-import os
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText
+from transformers import AutoModel, AutoModelForImageTextToText, PreTrainedModel
+from transformers.initialization import TORCH_INIT_FUNCTIONS, no_tie_weights
 
 from omni import OmniForConditionalGeneration, OmniModel, OmniVisionConfig, OmniVisionModel
-from omni.checkpoints import strict as loading
-from omni.checkpoints.fingerprints import read_tensors
+from omni.checkpoints.fingerprints import expect_finite, read_tensors
+from omni.checkpoints.folder import CheckpointError
 
 Tensors = dict[str, torch.Tensor]
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -34,6 +37,7 @@ def without_fingerprints(folder: Path) -> None:
     """As an older or foreign checkpoint: what is wrong must be found by names and shapes alone."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "fingerprints": None}))
+    (folder / "seal.json").unlink()
 
 
 # --- Every tensor -----------------------------------------------------------------------------------------------------
@@ -49,7 +53,7 @@ def test_every_single_tensor_is_needed_as_it_is(name: str, saved: dict[str, Path
 
     def refused(changed: Tensors, *said: str) -> None:
         save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="does not fit") as error:
+        with pytest.raises(ValueError, match="do not fit") as error:
             CLASSES[name].from_pretrained(tmp_path)
         for words in said:
             assert words in str(error.value), (words, str(error.value))
@@ -139,10 +143,40 @@ def test_a_damaged_file_is_never_loaded(name: str, saved: dict[str, Path], tmp_p
     cls.from_pretrained(folder)
 
 
-def test_numbers_that_are_none(saved: dict[str, Path], tmp_path: Path) -> None:
-    change(saved["fused-file"], tmp_path, lambda tensors: tensors["lm_head.weight"][0].fill_(float("nan")))
-    with pytest.raises(ValueError, match="weights of lm_head are not those"):
-        OmniForConditionalGeneration.from_pretrained(tmp_path)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_none(number: float, saved: dict[str, Path], tmp_path: Path) -> None:
+    """With fingerprints, without them, and with those of these very numbers."""
+
+    def refused(said: str) -> None:
+        for cls in (OmniForConditionalGeneration, OmniVisionModel):
+            with pytest.raises(CheckpointError, match=said):
+                cls.from_pretrained(tmp_path)
+
+    change(saved["fused-file"], tmp_path, lambda tensors: tensors["model.image_tower.norm.weight"][5].fill_(number))
+    refused("weights of image_tower in .* are not those")
+    without_fingerprints(tmp_path)
+    refused(r"model.image_tower.norm.weight in '.*model.safetensors' hold NaN or infinity")
+    model = OmniForConditionalGeneration.from_pretrained(saved["fused-file"])
+    model.model.image_tower.norm.weight.data[5] = number
+    model.save_pretrained(tmp_path)
+    refused("model.image_tower.norm.weight in .* hold NaN or infinity")
+
+
+def test_numbers_that_are_large_are_numbers() -> None:
+    tensors = {
+        "float32": torch.full((9,), torch.finfo(torch.float32).max),
+        "half": torch.full((9,), 60000.0).half(),
+        "bfloat16": torch.full((9,), 1e38).bfloat16(),
+        "float8": torch.full((9,), 400.0).to(torch.float8_e4m3fn),
+        "int": torch.full((9,), 2**31),
+        "empty": torch.empty(0),
+    }
+    expect_finite(tensors, "here")
+    for name in ("float32", "half", "bfloat16", "float8"):
+        broken = tensors[name].float().clone()
+        broken[3] = torch.nan
+        with pytest.raises(CheckpointError, match=f"The weights {name} in here hold NaN or infinity"):
+            expect_finite({**tensors, name: broken.to(tensors[name].dtype)}, "here")
 
 
 def test_a_stranger_among_those_that_were_trained_together(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -156,7 +190,9 @@ def test_a_stranger_among_those_that_were_trained_together(saved: dict[str, Path
 
     change(saved["fused-file"], tmp_path, exchange)
     for cls in (OmniForConditionalGeneration, OmniModel, OmniVisionModel):
-        with pytest.raises(ValueError, match=r"weights of image_tower are not those .* train the projector again"):
+        with pytest.raises(
+            ValueError, match=r"weights of image_tower in .* are not those .* train the projector again"
+        ):
             cls.from_pretrained(tmp_path)
 
 
@@ -176,7 +212,7 @@ def test_no_weights_no_config_no_folder(saved: dict[str, Path], tmp_path: Path) 
     with pytest.raises(OSError, match="model.safetensors"):
         OmniForConditionalGeneration.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{ not json")
-    with pytest.raises(OSError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json' is damaged"):
         OmniForConditionalGeneration.from_pretrained(tmp_path)
 
 
@@ -203,15 +239,25 @@ def test_what_is_missing_on_purpose_counts_as_untrained(saved: dict[str, Path], 
         OmniForConditionalGeneration.from_pretrained(folder, allow_missing=["lm_head"])
     model = OmniForConditionalGeneration.from_pretrained(folder, allow_missing=[r"image_projector\."])
     assert model.config.untrained == ["image_projector"]
-    ids = torch.tensor([[7, 8]])
-    with pytest.raises(ValueError, match=r"untrained, .*\['image_projector'\].* allow_untrained=True"):
-        model.generate(ids, max_new_tokens=2)
-    assert model.generate(ids, max_new_tokens=2, allow_untrained=True).shape[0] == 1
+    ids = torch.tensor([[7, *[3] * 5, 8]])
+    pixels = torch.zeros(1, 3, 16, 16)
+    for items in (
+        {"pixel_values": pixels},
+        {"mm_encoder_outputs": {"image": model.model.encode_items("image", pixel_values=pixels)}},
+    ):
+        with pytest.raises(ValueError, match=r"untrained, .*\['image_projector'\].* allow_untrained=True"):
+            model.generate(ids, max_new_tokens=2, **items)
+        assert model.generate(ids, max_new_tokens=2, allow_untrained=True, **items).shape[0] == 1
+    assert model.generate(ids[:, :1], max_new_tokens=2).shape[0] == 1  # of a text the projector sees nothing
+    model.config.untrained = ["image_tower", "language_model"]
+    with pytest.raises(ValueError, match=r"untrained, .*: \['language_model'\]"):
+        model.generate(ids[:, :1], max_new_tokens=2)
+    model.config.untrained = ["image_projector"]
     model.save_pretrained(again)
     loaded = OmniForConditionalGeneration.from_pretrained(again)
     assert loaded.config.untrained == ["image_projector"]
     with pytest.raises(ValueError, match="untrained"):
-        loaded.generate(ids, max_new_tokens=2)
+        loaded.generate(ids, max_new_tokens=2, pixel_values=pixels)
 
 
 def test_missing_on_purpose_with_fingerprints(saved: dict[str, Path], tmp_path: Path) -> None:
@@ -259,12 +305,35 @@ def test_tied_or_not(make_model: Callable[..., Any], thinker: str, tied: bool, t
 def test_a_tie_that_the_file_does_not_have(make_model: Callable[..., Any], tmp_path: Path) -> None:
     make_model(text={"tie_word_embeddings": False}).save_pretrained(tmp_path / "untied")
     with pytest.raises(
-        ValueError, match=r"tied: lm_head\.weight should be model\.language_model\.embed_tokens\.weight"
+        CheckpointError,
+        match=r"tied: lm_head\.weight should be model\.language_model\.embed_tokens\.weight, .* set tie_word_embeddings to "
+        r"false in config\.json, at the top and in text_config",
     ):
         OmniForConditionalGeneration.from_pretrained(tmp_path / "untied", tie_word_embeddings=True)
     make_model(text={"tie_word_embeddings": True}).save_pretrained(tmp_path / "tied")
     with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
         OmniForConditionalGeneration.from_pretrained(tmp_path / "tied", tie_word_embeddings=False)
+
+
+def test_a_head_that_has_left_its_embedding_is_saved_as_its_own(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    """As peft leaves it that trained the embedding alone, and merged it."""
+    model = make_model(text={"tie_word_embeddings": True})
+    model.save_pretrained(tmp_path / "tied")
+    model.set_input_embeddings(copy.deepcopy(model.get_input_embeddings()))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] += 1
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path / "apart")
+    config = json.loads((tmp_path / "apart/config.json").read_text())
+    assert config["text_config"].get("tie_word_embeddings", False) is False
+    assert config.get("tie_word_embeddings", False) is False
+    for loaded in (
+        OmniForConditionalGeneration.from_pretrained(tmp_path / "apart"),
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "apart"),
+    ):
+        assert loaded.lm_head.weight.equal(model.lm_head.weight)
+        assert loaded.get_input_embeddings().weight.equal(model.get_input_embeddings().weight)
+    assert "lm_head" in config["fingerprints"]
 
 
 def test_the_base_model_saved_alone(fused: Any, tmp_path: Path) -> None:
@@ -333,26 +402,65 @@ def test_an_encoder_that_the_fused_model_has_not(make_model: Callable[..., Any],
 
 
 def test_a_fused_model_out_of_an_encoder(saved: dict[str, Path]) -> None:
-    with pytest.raises(ValueError, match=r"Unknown key|does not fit"):
+    with pytest.raises(ValueError, match=r"Unknown key|do not fit"):
         OmniForConditionalGeneration.from_pretrained(saved["encoder-file"])
 
 
 # --- Threads ------------------------------------------------------------------------------------------------------------
 
 
-def test_transformers_threads_are_left_out_for_small_checkpoints_alone(
-    saved: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    switch, folder = "HF_DEACTIVATE_ASYNC_LOAD", saved["fused-shards"]
-    monkeypatch.delenv(switch, raising=False)
-    with pytest.raises(OSError, match="on the way"), loading._one_by_one(folder, ""):
-        assert os.environ[switch] == "1"
-        raise OSError("on the way")
-    assert switch not in os.environ
-    for large in (loading._one_by_one(folder, "", small=1000), loading._one_by_one("some/name", "")):
-        with large:
-            assert switch not in os.environ
-    monkeypatch.setenv(switch, "0")
-    with loading._one_by_one(folder, ""):
-        assert os.environ[switch] == "0"
-    assert os.environ[switch] == "0"
+def originals() -> list[Any]:
+    """What transformers replaces while it loads a model, in all threads."""
+    names = ("init_weights", "tie_weights")
+    return [*map(torch.nn.init.__dict__.get, TORCH_INIT_FUNCTIONS), *(getattr(PreTrainedModel, name) for name in names)]
+
+
+def test_models_are_loaded_in_several_threads(make_model: Callable[..., Any], encoder: Any, tmp_path: Path) -> None:
+    """Tied weights, another type, an encoder: all of transformers' patches would mix them up."""
+    fused, before, random = make_model(text={"tie_word_embeddings": True}), originals(), torch.get_rng_state()
+    fused.save_pretrained(tmp_path / "fused")
+    encoder.save_pretrained(tmp_path / "encoder")
+    ways: list[tuple[Any, Any, str, dict[str, Any]]] = [
+        (OmniForConditionalGeneration, fused, "fused", {}),
+        (OmniForConditionalGeneration, fused, "fused", {"dtype": torch.bfloat16}),
+        (OmniForConditionalGeneration, fused, "fused", {"dtype": torch.float32}),
+        (OmniVisionModel, encoder, "encoder", {}),
+    ]
+
+    def load(number: int) -> None:
+        cls, expected, folder, options = ways[number % len(ways)]
+        found = cls.from_pretrained(tmp_path / folder, **options)
+        for name, tensor in expected.state_dict().items():
+            assert found.state_dict()[name].equal(tensor.to(options.get("dtype", torch.float32))), name
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(load, range(40))) == [None] * 40
+    finally:
+        sys.setswitchinterval(interval)
+    assert originals() == before
+    assert torch.get_rng_state().equal(random), "loading draws no random numbers"
+
+
+def test_weights_that_another_thread_keeps_from_being_tied(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model(text={"tie_word_embeddings": True}).save_pretrained(tmp_path)
+    with no_tie_weights(), pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path)
+
+
+# --- Training and saving ------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_trained_and_saved_over_the_file_that_it_came_from(saved: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(saved["encoder-file"], tmp_path, dirs_exist_ok=True)
+    model = OmniVisionModel.from_pretrained(tmp_path)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 3, 16, 16)).cls.sum().backward()
+    optimizer.step()
+    assert OmniVisionModel.from_pretrained(tmp_path).norm.weight.equal(torch.ones(24)), "the file has changed with it"
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path)
+    for each in (model, OmniVisionModel.from_pretrained(tmp_path)):
+        assert all(tensor.equal(expected[name]) for name, tensor in each.state_dict().items())

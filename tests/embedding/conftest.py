@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from omni.registry import get_modality
 
 SIZE = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARE = {"height": 16, "width": 16}
@@ -44,6 +47,37 @@ def save_encoder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return save
+
+
+class Doubled:
+    """A packed form of any encoder: the encoder itself in float64."""
+
+    path = "doubled"
+
+    def __init__(self, model: Any, processor: Any, dtype: Any) -> None:
+        import copy
+
+        self.model, self.processor = copy.deepcopy(model).double(), processor
+
+    def prepare(self, picture: Any) -> np.ndarray:
+        picture = Image.fromarray(np.asarray(picture)[..., :3])
+        return self.processor(picture, return_tensors="np")["pixel_values"][0].astype(np.float64)
+
+    def __call__(self, prepared: Any, cls_only: bool = False) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self.model(pixel_values=prepared, cls_only=cls_only)
+
+
+@pytest.fixture
+def another_form() -> Callable[[pytest.MonkeyPatch], None]:
+    """`another_form(monkeypatch)`: as on a machine whose encoders are packed in a way that no other machine has."""
+
+    def change(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(vars(get_modality("image")), "pack", Doubled)
+
+    return change
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def test_one_line_tells_what_was_done(make_pictures: Make, tmp_path: Path, monke
     assert rate.endswith(" files/s")
     assert float(rate.split()[0]) > 0
     again = invoke("pictures", "-o", "out.parquet", "--resume", "--checkpoint", checkpoint)
-    assert (again.exit_code, again.stdout) == (0, "5 rows in out.parquet, all of them from before\n")
+    assert (again.exit_code, again.stdout) == (0, "5 rows in out.parquet, all from an earlier run\n")
     assert [row["path"][:9] for row in pq.read_table("out.parquet").to_pylist()] == ["pictures/"] * 5
 
 
@@ -78,8 +78,8 @@ def test_mistakes_are_one_sentence(
     encoder, output = ("--checkpoint", save_encoder()), ("--output", tmp_path / "out.parquet")
     pictures = make_pictures(2)
     (tmp_path / "empty").mkdir()
-    assert "Expected pictures and where to write, such as `omni embed photos" in refuse()
-    assert "Expected pictures and where to write" in refuse(pictures)
+    assert "Expected pictures and an output, such as `omni embed photos" in refuse()
+    assert "Expected pictures and an output" in refuse(pictures)
     assert "add --engine ray" in refuse(pictures, *output, *encoder, "--address", "auto")
     assert "empty' holds no picture" in refuse(tmp_path / "empty", *output, *encoder)
     assert "nowhere' does not exist" in refuse(tmp_path / "nowhere", *output, *encoder)
@@ -133,7 +133,7 @@ def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make,
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr == "Stopped. The same command with --resume goes on from here.\n"
+    assert stderr == "Stopped. Run the same command with --resume to continue.\n"
     done = invoke(*command[1:], "--resume", "--json")
     assert 0 < json.loads(done.stdout)["computed"] < 2500
     assert pq.read_metadata(output).num_rows == 2500

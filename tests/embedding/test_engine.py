@@ -1,5 +1,6 @@
 """Engines against the models that they stand for, one picture at a time, and what they refuse."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from omni import scenes
 from omni.checkpoints.strict import CheckpointError
 from omni.embedding.engine import Engine, EngineError
 from omni.loading.encoder import Encoder, load_encoder
+from omni.registry import get_modality
 
 SHIPPED = Path(__file__).resolve().parents[2] / "checkpoints"
 
@@ -49,14 +51,13 @@ def run(engine: Engine, pictures: list[Image.Image]) -> np.ndarray:
 
 @pytest.mark.parametrize("what", ["cls", "grid"])
 @pytest.mark.usefixtures("computes_in_bfloat16")
-def test_tokens_equal_those_of_auto_model_one_at_a_time(what: str, pictures: list[Image.Image], compiles: bool) -> None:
+def test_tokens_equal_those_of_auto_model_one_at_a_time(what: str, pictures: list[Image.Image]) -> None:
     model = AutoModel.from_pretrained(SHIPPED / "vision_tiny")
     prepare = AutoImageProcessor.from_pretrained(SHIPPED / "vision_tiny")
     with torch.no_grad():
         expected = [getattr(model(**prepare(picture, return_tensors="pt")), what)[0].numpy() for picture in pictures]
     engine = Engine(load_encoder(SHIPPED / "vision_tiny"), what)
     found = run(engine, pictures)
-    assert engine.path == ("compiled" if compiles else "packed")
     assert (engine.precision, found.dtype) == ("float32", np.float32)
     assert found.shape[1:] == engine.shape
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=5e-5)
@@ -64,6 +65,26 @@ def test_tokens_equal_those_of_auto_model_one_at_a_time(what: str, pictures: lis
     assert 1e-4 < half.error < 0.05
     lengths = np.linalg.norm(expected, axis=-1)
     assert (np.linalg.norm(run(half, pictures) - expected, axis=-1) / lengths).max() < 0.05
+
+
+def test_the_packed_form_of_a_modality_is_taken_unless_it_is_off(
+    pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch, another_form: Callable[..., None]
+) -> None:
+    encoder = load_encoder(SHIPPED / "vision_tiny")
+    another_form(monkeypatch)
+    for what in ("cls", "grid"):
+        engine = Engine(encoder, what)
+        found = run(engine, pictures)
+        assert (engine.path, engine.precision) == ("doubled", "float32")
+        np.testing.assert_allclose(found, encoder.encode(encoder.prepare(pictures))[what].numpy(), rtol=1e-4, atol=5e-5)
+    form = get_modality("image").pack
+    assert form is not None
+    monkeypatch.setattr(form, "prepare", lambda self, picture: np.ones((3, 224, 224)))  # the same for every picture
+    engine = Engine(encoder, "cls")
+    assert engine.path == "as it is"
+    assert engine.prepare(pictures[0]).dtype == np.float32
+    monkeypatch.setitem(vars(get_modality("image")), "pack", lambda model, processor, dtype: None)
+    assert Engine(encoder, "cls").path == "as it is"
 
 
 def test_projected_tokens_are_those_that_the_thinker_reads(pictures: list[Image.Image]) -> None:

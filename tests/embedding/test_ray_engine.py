@@ -80,10 +80,8 @@ def test_a_machine_that_computes_something_else_ends_the_job(
     make_pictures: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    compiles: bool,
+    another_form: Callable[..., None],
 ) -> None:
-    if not compiles:
-        pytest.skip("the machines would be like this one")
     encoder, pictures, output = ENCODER, make_pictures(10), tmp_path / "out.parquet"
     cluster.add_node(num_cpus=1, object_store_memory=300_000_000)
     cluster.wait_for_nodes()
@@ -91,11 +89,11 @@ def test_a_machine_that_computes_something_else_ends_the_job(
     def start() -> None:
         embed([pictures], encoder, output, precision="bfloat16", runner="ray", address=cluster.address, resume=True)
 
-    with monkeypatch.context() as patch:  # in this process alone, as if it were on a machine without a compiler
-        patch.setattr("omni.fast.packing.is_possible", lambda *settings: False)
+    with monkeypatch.context() as patch:  # in this process alone
+        another_form(patch)
         with pytest.raises(
             RayError,
-            match=r"The machine '.*' cannot compute what this one does: expected the encoder 'packed', found 'com",
+            match=r"The machine '.*' cannot compute what this one does: expected the encoder 'doubled', found '",
         ):
             start()
     assert not list(tmp_path.glob("out.parquet.parts/*.parquet"))

@@ -33,7 +33,11 @@ def data(part: Part, shape: tuple[int, ...], job: dict[str, Any]) -> bytes:
     sizes = [(number, 2 * number) if number % 7 else None for number in numbers]
     values = np.arange(part.start * 6, part.stop * 6, dtype=np.float32).reshape(-1, 2, 3)
     batch = record_batch(
-        [f"{number:04}" for number in numbers], sizes, errors, values if len(shape) > 1 else values[:, 0]
+        [f"{number:04}" for number in numbers],
+        sizes,
+        errors,
+        [None] * len(numbers),
+        values if len(shape) > 1 else values[:, 0],
     )
     return encode_part([batch.slice(0, 3), batch.slice(3)], job)
 
@@ -58,11 +62,18 @@ def test_a_table_is_what_was_put_into_it(what: str, tmp_path: Path) -> None:
         assert table.unreadable() == 8
     found = pq.read_table(path)
     assert found.num_rows == 50
-    assert [field.name for field in found.schema] == ["path", "width", "height", "error", "embedding"]
+    assert [field.name for field in found.schema] == ["path", "width", "height", "error", "note", "embedding"]
     inner = pa.list_(pa.float32(), 3)
     assert found.schema.field("embedding").type == (inner if what == "cls" else pa.list_(inner, 2))
     rows = found.to_pylist()
-    assert rows[0] == {"path": "0000", "width": None, "height": None, "error": "row 0 is bad", "embedding": None}
+    assert rows[0] == {
+        "path": "0000",
+        "width": None,
+        "height": None,
+        "error": "row 0 is bad",
+        "note": None,
+        "embedding": None,
+    }
     assert rows[8]["embedding"] == ([48, 49, 50] if what == "cls" else [[48, 49, 50], [51, 52, 53]])
     assert (rows[8]["path"], rows[8]["width"], rows[8]["height"], rows[8]["error"]) == ("0008", 8, 16, None)
     assert describe(path) == document(50, shard_rows=8)
@@ -321,7 +332,7 @@ def test_no_two_files_have_the_same_path() -> None:
     plain = ["a b.png", "täßt-图片.png", "line\nbreak.png", "udcff.png"]
     raw = [b"\xff.png", rb"\udcff.png", rb"\\udcff.png", b"\\\xff.png", rb"a\b", rb"a\\b", b"\\", b"\xff\\"]
     paths = [*plain, *map(os.fsdecode, raw)]
-    found = record_batch(paths, [None] * len(paths), [None] * len(paths), np.zeros((len(paths), 3), np.float32))["path"]
+    found = record_batch(paths, *[[None] * len(paths)] * 3, np.zeros((len(paths), 3), np.float32))["path"]
     assert found.to_pylist()[:4] == plain
     assert found.to_pylist()[4:6] == [r"\udcff.png", r"\\udcff.png"]
 

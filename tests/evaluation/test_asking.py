@@ -15,7 +15,7 @@ from PIL import Image
 from omni import scenes
 from omni.data.conversations import ask
 from omni.evaluation import EvaluationError, evaluate
-from omni.evaluation.asking import WINDOW_PIXELS, Item, Query, ask_all, shown
+from omni.evaluation.asking import WINDOW_PIXELS, Example, Query, ask_all, shown
 from omni.evaluation.manifest import ManifestQuestions
 from omni.evaluation.scores import SIGHTS, Evaluation, Sight, uses_the_picture
 from omni.scenes.evaluation import SceneQuestions, SceneSettings
@@ -31,17 +31,17 @@ class Recorded(SceneQuestions):
         super().__init__("test", 2, 0)
         self.side = side
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> Example:
         picture = Image.new("RGB", (self.side, 2 * self.side), (index, 0, 0))
         queries = tuple(Query("color", ask(question, images=1), "red") for question in ("one", "two"))
-        return Item(f"picture {index}", (picture,), queries)
+        return Example(f"picture {index}", (picture,), queries)
 
 
 def test_the_shipped_checkpoint_sees(shipped: Any) -> None:
     questions = SceneQuestions("test", 20, 500_000, kinds=KINDS)
     asked = ask_all(*shipped, questions)
     real, blank = Evaluation.of(asked), Evaluation.of(ask_all(*shipped, questions, "blank"), "blank")
-    assert {item.kind for item in asked} == set(KINDS)
+    assert {one.kind for one in asked} == set(KINDS)
     assert sum(s.accuracy for s in real.scores) / len(KINDS) > 0.7
     assert blank.score("shape").accuracy < 0.4
     assert blank.score("color").accuracy < 0.4
@@ -51,28 +51,29 @@ def test_the_shipped_checkpoint_sees(shipped: Any) -> None:
 
 def test_a_batch_is_answered_as_each_question_alone(shipped: Any) -> None:
     class Repeated(SceneQuestions):
-        def __getitem__(self, index: int) -> Item:
-            item = super().__getitem__(index)
-            (picture,), times = item.pictures, 1 + index % 2
-            query = item.queries[index]
+        def __getitem__(self, index: int) -> Example:
+            example = super().__getitem__(index)
+            (picture,), times = example.pictures, 1 + index % 2
+            query = example.queries[index]
             chat = ask(query.text, images=times)
-            return Item(item.source, (picture,) * times, (Query(query.kind, chat, query.expected),))
+            return Example(example.source, (picture,) * times, (Query(query.kind, chat, query.expected),))
 
     questions = Repeated("test", 6, 0)
     together = ask_all(*shipped, questions, batch_size=6)
     assert [asked.answer for asked in together] == [
-        answer(*shipped, item.pictures, item.queries[0].text).answer for item in map(questions.__getitem__, range(6))
+        answer(*shipped, example.pictures, example.queries[0].text).answer
+        for example in map(questions.__getitem__, range(6))
     ]
 
 
 def test_batches_lose_and_repeat_nothing(shipped: Any) -> None:
     done: list[int] = []
     by_size = [ask_all(*shipped, Recorded(), batch_size=size, progress=done.append) for size in (1, 3, 64)]
-    assert [(a.item, a.source, a.question) for a in by_size[0]] == [
-        (item, f"picture {item}", question) for item in (0, 1) for question in ("one", "two")
+    assert [(a.example, a.source, a.question) for a in by_size[0]] == [
+        (example, f"picture {example}", question) for example in (0, 1) for question in ("one", "two")
     ]
     assert by_size[0] == by_size[1] == by_size[2]
-    assert done == [0, 1, 1, 2, 1, 2, 2]  # of four questions those of each batch, in items
+    assert done == [0, 1, 1, 2, 1, 2, 2]  # of four questions those of each batch, in examples
     assert len({a.prompt for a in by_size[0]}) == 2  # of the two questions; the pictures are no part of it
 
 
@@ -104,16 +105,16 @@ def test_pictures_that_wait_for_their_batch_are_few(shipped: Any) -> None:
         def __len__(self) -> int:
             return 16
 
-        def __getitem__(self, index: int) -> Item:
+        def __getitem__(self, index: int) -> Example:
             nonlocal most
-            item = super().__getitem__(index)
-            kept.append(weakref.ref(item.pictures[0]))
+            example = super().__getitem__(index)
+            kept.append(weakref.ref(example.pictures[0]))
             gc.collect()
             most = max(most, sum(picture() is not None for picture in kept))
-            return Item(item.source, item.pictures, item.queries[:1])
+            return Example(example.source, example.pictures, example.queries[:1])
 
     asked = ask_all(*shipped, Large(side=2_000), batch_size=2, max_new_tokens=1)
-    assert [a.item for a in asked] == list(range(16))
+    assert [a.example for a in asked] == list(range(16))
     enough = -(-WINDOW_PIXELS // 8_000_000)
     assert enough <= most <= enough + 1
 
@@ -148,9 +149,9 @@ def test_an_answer_that_does_not_end_says_so(shipped: Any) -> None:
 
 def test_a_prompt_without_room_for_an_answer_is_named(shipped: Any) -> None:
     class Crowded(Recorded):
-        def __getitem__(self, index: int) -> Item:
-            item = super().__getitem__(index)
-            return Item(item.source, item.pictures * 50, (Query("color", ask("one", images=50), "red"),))
+        def __getitem__(self, index: int) -> Example:
+            example = super().__getitem__(index)
+            return Example(example.source, example.pictures * 50, (Query("color", ask("one", images=50), "red"),))
 
     with pytest.raises(EvaluationError, match=r"picture 0 to picture 1: a prompt of \d+ tokens leaves no room"):
         ask_all(*shipped, Crowded())
@@ -158,10 +159,10 @@ def test_a_prompt_without_room_for_an_answer_is_named(shipped: Any) -> None:
 
 def test_a_role_that_the_template_does_not_know_is_named(shipped: Any) -> None:
     class Strange(Recorded):
-        def __getitem__(self, index: int) -> Item:
-            item = super().__getitem__(index)
-            chat = [{"role": "system", "content": "be kind"}, *item.queries[0].conversation]
-            return Item(item.source, item.pictures, (Query("color", chat, "red"),))
+        def __getitem__(self, index: int) -> Example:
+            example = super().__getitem__(index)
+            chat = [{"role": "system", "content": "be kind"}, *example.queries[0].conversation]
+            return Example(example.source, example.pictures, (Query("color", chat, "red"),))
 
     with pytest.raises(EvaluationError, match="picture 0 to picture 1: Roles are user and assistant, found system"):
         ask_all(*shipped, Strange())
@@ -190,12 +191,13 @@ def test_every_turn_is_asked_with_the_true_turns_before_it(shipped: Any, make_ma
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     path = make_manifest([{"images": ["0.png", "1.png"], "messages": messages, "kind": "chat"}], pictures=2)
-    item = ManifestQuestions(path)[0]
-    assert [query.text for query in item.queries] == ["what color is the object", "and this one", "how many"]
-    assert [query.expected for query in item.queries] == ["blue", "red", "two"]  # without spaces around
-    assert [len(query.conversation) for query in item.queries] == [1, 3, 5]
+    example = ManifestQuestions(path)[0]
+    assert [query.text for query in example.queries] == ["what color is the object", "and this one", "how many"]
+    assert [query.expected for query in example.queries] == ["blue", "red", "two"]  # without spaces around
+    assert [len(query.conversation) for query in example.queries] == [1, 3, 5]
     prompts = [
-        shipped[1].apply_chat_template(query.show(item.pictures), add_generation_prompt=True) for query in item.queries
+        shipped[1].apply_chat_template(query.show(example.pictures), add_generation_prompt=True)
+        for query in example.queries
     ]
     assert [text.count("<image>") for text in prompts] == [1, 2, 2]
     assert all(longer.startswith(shorter) for shorter, longer in pairwise(prompts))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from omni.checkpoints.seal import reseal
 from omni.cli.app import app
 
 FEW = ("--pictures", 4, "--kind", "color", "--kind", "dark")
@@ -43,6 +44,7 @@ def test_measuring_again_ends_with_0_or_1(fused: Path, copy: Path, tmp_path: Pat
     document = json.loads(invoke("--verify", path, "--json").stdout)
     assert document == {"same": True, "differences": [], "elsewhere": []}
     (copy / "chat_template.jinja").write_text((copy / "chat_template.jinja").read_text().replace("<|user|>", "user: "))
+    reseal(copy)
     other = invoke(copy, "--verify", path, "--output", path)
     assert other.exit_code == 1
     assert {line.split(":")[0] for line in other.stdout.splitlines()} >= {"prompts", "preprocessing"}
@@ -69,16 +71,16 @@ def test_mistakes_are_told_before_anything_is_measured(fused: Path, vision: Path
     assert "are the same; give one of them" in refuse(fused, "--checkpoint", fused)
     assert "The checkpoint 'nowhere' does not exist" in refuse("nowhere")
     assert "The model card" in refuse(fused, "--card", tmp_path / "README.md")
-    assert "should end with .html, found 'sheet.png'" in refuse(fused, "--sheet", "sheet.png")
+    assert "ends with .html, found 'sheet.png'" in refuse(fused, "--sheet", "sheet.png")
     assert "its folder does not exist" in refuse(fused, "--output", tmp_path / "no" / "result.json")
-    assert "leave out what else" in refuse("--verify", path, "--pictures", 3)
+    assert "leave out the options" in refuse("--verify", path, "--pictures", 3)
     assert "result.json' cannot be read: No such file" in refuse("--verify", path)
     path.write_text("{}")
     assert "is not a result that `omni evaluate --output` wrote: checkpoint: Field required" in refuse("--verify", path)
-    assert "for which there is no --split" in refuse(vision, "--split", "pairs")
-    assert "for which there is no --fit-pictures" in refuse(fused, "--fit-pictures", 200)
-    assert "for which there is no --first" in refuse(fused, "--data", "nothing.jsonl", "--first", 0)
-    assert "leave out what else" in refuse("--verify", path, "--first", 0)
+    assert "which does not take --split" in refuse(vision, "--split", "pairs")
+    assert "which does not take --fit-pictures" in refuse(fused, "--fit-pictures", 200)
+    assert "which does not take --first" in refuse(fused, "--data", "nothing.jsonl", "--first", 0)
+    assert "leave out the options" in refuse("--verify", path, "--first", 0)
     assert "Unknown kinds of questions ['colour']" in refuse(fused, "--kind", "colour")
     assert "'nothing.jsonl' does not exist" in refuse(fused, "--data", "nothing.jsonl")
 

@@ -69,7 +69,7 @@ def outcome() -> Outcome:
 def invent(outcome: Outcome, *asked: Asked) -> Outcome:
     """The same with other questions and answers."""
     changed = outcome.result.model_copy(update={"scores": score(asked)})
-    return Outcome(changed, asked, outcome.pictures, outcome.items)
+    return Outcome(changed, asked, outcome.pictures, outcome.examples)
 
 
 def test_a_sheet_is_whole_and_holds_its_pictures(outcome: Outcome, tmp_path: Path) -> None:
@@ -102,14 +102,14 @@ def test_mistakes_come_first_and_are_marked_in_words(outcome: Outcome, tmp_path:
     assert places == sorted(places)
     assert "✗ wrong: blue (stopped) expected: red" in text
     assert "✗ wrong: nothing expected: ring" in text
-    assert "3 of 3 items are shown, those with the most mistakes first; 2 of all have mistakes" in text
+    assert "3 of 3 examples are shown, those with the most mistakes first; 2 of all have mistakes" in text
 
 
 def test_the_number_of_pictures_is_limited_and_said(outcome: Outcome, tmp_path: Path) -> None:
     write_sheet(tmp_path / "sheet.html", outcome, limit=2)
     reader = read(tmp_path / "sheet.html")
     assert len(reader.pictures) == 2
-    assert "2 of 3 items are shown" in " ".join(reader.texts)
+    assert "2 of 3 examples are shown" in " ".join(reader.texts)
 
 
 def test_words_of_others_are_text(outcome: Outcome, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_words_of_others_are_text(outcome: Outcome, tmp_path: Path) -> None:
 def test_large_pictures_are_scaled_down(outcome: Outcome, tmp_path: Path) -> None:
     large = Image.new("RGB", (2000, 1000), "red")
     asked = [Asked("color", "?", "red", "red")]
-    write_sheet(tmp_path / "sheet.html", Outcome(outcome.result, asked, lambda item: [large, large], 1))
+    write_sheet(tmp_path / "sheet.html", Outcome(outcome.result, asked, lambda example: [large, large], 1))
     assert [picture.size for picture in read(tmp_path / "sheet.html").pictures] == [(448, 224)] * 2
     assert large.size == (2000, 1000)
 

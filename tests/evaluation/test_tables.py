@@ -87,11 +87,11 @@ def test_the_terminal_shows_all_of_it(tested: Result) -> None:
     for part in (
         "a_checkpoint: 10 pictures of test",
         "0.596 - 0.982",
-        "3 answers did not end",
+        "3 answers were stopped before they ended",
         "Sight test passed: over all 20 questions 0.850",
     ):
         assert part in text
-    assert "The sight test went without swapped pictures: there is but one row." in text
+    assert "The sight test left out swapped pictures: there is but one row." in text
 
 
 def test_a_card_says_what_was_measured_and_stays_a_table(tested: Result) -> None:
@@ -137,7 +137,7 @@ def test_a_section_is_added_once_and_then_replaced(ending: str, tested: Result, 
 def test_what_is_left_of_a_section_is_refused(text: str, tested: Result, tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text(text)
-    with pytest.raises(EvaluationError, match="once or not at all, found them"):
+    with pytest.raises(EvaluationError, match="once each or not at all; found them"):
         update_card(card, tested)
     assert card.read_text() == text
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
+    AutoModelForCausalLM,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -48,7 +49,7 @@ from omni.loading.checkpoint import load
 from omni.session import answer
 from omni.training.recipe import Recipe
 from omni.training.run import run
-from omni.training.tokenizer import train_tokenizer
+from omni.training.tokenizer import CHAT_TEMPLATE, train_tokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 TURNS = (
@@ -83,6 +84,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save("dino", Dinov2Model(dino).half(), BitImageProcessorPil(size={"shortest_edge": 40}, crop_size=size))
     tokenizer = train_tokenizer(["what shape is it", "a red circle"] * 4, 300, placeholders={})
     tokenizer.pad_token = None
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("PLACEHOLDERS", '{"image": "<image>"}')  # it takes pictures
     bare, turns = copy.deepcopy(tokenizer), copy.deepcopy(tokenizer)
     bare.chat_template, turns.chat_template = None, TURNS
     ids = {"vocab_size": len(tokenizer), "eos_token_id": 1, "bos_token_id": None}
@@ -171,15 +173,20 @@ def test_no_id_and_no_row_moves_for_the_placeholder(composed: Any) -> None:
     assert after == {**before, "<image>": len(before)}
     rows, config = len(composition.model.get_input_embeddings().weight), composition.model.config
     assert rows == config.text_config.vocab_size == (320 if thinker.name == "llama" else len(before) + 1)
-    said = "free" if thinker.name == "llama" else "grew"
+    said = "free" if thinker.name == "llama" else "grow to"
     assert sum(said in note for note in composition.notes) == 1
     text = "what <shape> is a red circle"
     assert AutoTokenizer.from_pretrained(thinker)(text) == AutoTokenizer.from_pretrained(folder)(text)
 
 
 def test_the_projector_counts_as_untrained(composed: Any) -> None:
-    *_, folder, composition = composed
+    _, thinker, folder, composition = composed
     assert composition.model.config.untrained == ["image_projector"]
+    texts = torch.tensor([[7, 8, 9]])
+    placeholder = composition.processor.image_token_id  # an id that this random language model writes as any other
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [placeholder]}
+    expected = AutoModelForCausalLM.from_pretrained(thinker).generate(texts, **options)
+    assert composition.model.generate(texts, **options).equal(expected)  # which has nothing to do with it
     assert json.loads((folder / "config.json").read_text())["untrained"] == ["image_projector"]
     with pytest.raises(CheckpointError, match="image_projector is untrained"):
         load(folder)
@@ -288,7 +295,7 @@ def test_a_tokenizer_that_has_the_placeholder_keeps_its_id(parts: Path, tmp_path
     composition = compose(parts / "clip", folder)
     assert composition.processor.tokenizer.get_vocab() == tokenizer.get_vocab()
     assert composition.model.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
-    assert any("<image> is known" in note for note in composition.notes)
+    assert any("the tokenizer has <image> already" in note for note in composition.notes)
 
 
 # --- What cannot work -------------------------------------------------------------------------------------------------
@@ -347,9 +354,9 @@ def other_size(folder: Path) -> None:
 
 REFUSED: list[tuple[str, str, str, Callable[[Path], None] | None, str]] = [
     ("nowhere", "llama", "image", None, "does not exist; expected the folder"),
-    ("llama", "llama", "image", None, "of type 'llama', which reads input_ids; expected an encoder of pictures"),
+    ("llama", "llama", "image", None, "of type 'llama', which reads input_ids; expected a vision encoder"),
     ("clip", "clip", "thinker", None, "of type 'clip', which is no causal language model"),
-    ("clip", "bert", "thinker", None, "BertLMHeadModel .* looks at words that come later"),
+    ("clip", "bert", "thinker", None, "BertLMHeadModel .* looks at later words"),
     ("clip", "llama", "image", lambda f: without(f, "preprocessor_config.json"), "no preprocessor_config.json"),
     ("clip", "llama", "image", lambda f: without(f, "model.safetensors"), "cannot be used: .*model.safetensors"),
     (

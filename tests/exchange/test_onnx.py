@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 from omni.cli.app import app
 from omni.exchange.onnx import ExportError, export
-from omni.fusion.modeling_omni import CACHE
+from omni.fusion.signature import CACHE
 from omni.loading.checkpoint import load
 from omni.session import answer, make_prompts
 from omni.vision.pictures import read_picture

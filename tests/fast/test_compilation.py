@@ -1,14 +1,18 @@
-"""C++ beside a module, compiled by real compilers and by such as fail."""
+"""C++ beside a module, compiled by real compilers and by such as fail; and what it may be handed."""
 
 import ctypes
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from omni.fast.compilation import compile_library
+from omni.fast.compilation import address, compile_library, threads
 
 ADD = 'extern "C" int add(int a, int b) { return a + b; }\n'
 
@@ -48,11 +52,33 @@ def test_it_is_compiled_once_and_again_when_its_text_changes(
     assert len(kept(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("compiler", ["false", "no-such-compiler-anywhere", "true"])
+NO_COMPILERS = [
+    "false",
+    "no-such-compiler-anywhere",
+    "true",
+    "cat",
+    'c++ "',
+    "c++ 'x",
+    "",
+    " ",
+    "\\",
+    "-",
+    "/",
+    "c++ --no-such",
+]
+
+
+@pytest.mark.parametrize("compiler", NO_COMPILERS)
 def test_without_a_compiler_there_is_none(compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that fails, one that is not there, and one that says it worked and leaves nothing."""
+    """One that fails, one that is not there, one that says it worked and leaves nothing, and what is no command at all."""
     monkeypatch.setenv("CXX", compiler)
     assert compile_library(write(tmp_path, ADD)) is None
+
+
+def test_a_library_that_lacks_a_function_is_none(tmp_path: Path, compiles: bool) -> None:
+    path = write(tmp_path, ADD)
+    assert compile_library(path, "add", "subtract") is None
+    assert (compile_library(path, "add") is not None) == compiles
 
 
 def test_code_that_does_not_compile_or_a_cache_that_cannot_be_written_is_none(
@@ -118,13 +144,57 @@ def test_processors_that_have_less_encode_and_scale_alike(kind: str, compiles: b
     )
     tests = Path(__file__).parent
     chosen = [
-        f"{tests}/vision/test_packing.py::test_packed_equals_the_model[compiled-the seed's]",
+        f"{tests}/test_packing.py::test_packed_equals_the_model[compiled-the seed's]",
         *(
-            f"{tests}/vision/test_packing.py::test_bfloat16_is_as_near_as_the_model_in_bfloat16[compiled-{shape}-bytes]"
+            f"{tests}/test_packing.py::test_bfloat16_is_as_near_as_the_model_in_bfloat16[compiled-{shape}-bytes]"
             for shape in ("the seed's", "patches of 14")
         ),
-        *([f"{tests}/data/test_resizing.py"] if panel == 16 else []),
+        *([f"{tests}/test_resizing.py"] if panel == 16 else []),
     ]
     run = subprocess.run([sys.executable, "-c", code, *chosen], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
     assert " passed" in run.stdout
+
+
+# --- Buffers ----------------------------------------------------------------------------------------------------------
+
+PLAIN = torch.arange(6.0).view(2, 3)
+OTHERS: dict[str, Callable[[], Any]] = {
+    "another type": lambda: PLAIN.double(),
+    "another shape": lambda: PLAIN[:1],
+    "another order": lambda: torch.arange(6.0).view(3, 2).T,
+    "every second number": lambda: torch.arange(12.0).view(2, 6)[:, ::2],
+    "no memory": lambda: PLAIN.to("meta"),
+    "sparse": lambda: PLAIN.to_sparse(),
+    "a sign that is not turned yet": lambda: torch._neg_view(PLAIN),
+    "an array of another type": lambda: PLAIN.numpy().astype(np.float64),
+    "an array in another order": lambda: np.asfortranarray(PLAIN.numpy()),
+    "a row": lambda: np.zeros(6, np.float32),
+}
+
+
+def test_a_plain_buffer_has_an_address() -> None:
+    assert address(PLAIN, torch.float32, 2, 3) == PLAIN.data_ptr()
+    assert address(torch.nn.Parameter(PLAIN), torch.float32, 2, 3) == PLAIN.data_ptr()
+    assert address(PLAIN.numpy(), np.float32, 2, 3) == PLAIN.data_ptr()
+    assert address(PLAIN[1:, :2], torch.float32, 1, 2) == PLAIN.data_ptr() + 12
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_any_other_buffer_has_none(other: str) -> None:
+    buffer = OTHERS[other]()
+    dtype = np.float32 if isinstance(buffer, np.ndarray) else torch.float32
+    with pytest.raises(
+        BufferError, match=r"Expected .* of shape \(2, 3\) on cpu, one number after the other in memory; found"
+    ):
+        address(buffer, dtype, 2, 3)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_runs_machine_code_on_one_thread() -> None:
+    """The other threads are not there, and it would wait for them for ever."""
+    assert threads() == torch.get_num_threads()
+    child = os.fork()
+    if child == 0:
+        os._exit(threads())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1

@@ -15,8 +15,19 @@ from transformers import AutoConfig, AutoModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from omni import OmniForConditionalGeneration
-from omni.fast import generation as decoding
-from omni.fast.generation import DecodingCache, OneDnnProducts, QuickStep, RoomyLayer, own_way, quick_step, stepping
+from omni.fast import generation
+from omni.fast.decoder import CompiledLayers, Dimensions
+from omni.fast.generation import (
+    ACTIVATIONS,
+    OneDnnProducts,
+    QuickStep,
+    RoomyCache,
+    RoomyLayer,
+    _Layer,
+    quick_step,
+    stepping,
+)
+from omni.fusion.acceleration import Acceleration, using
 
 Make = Callable[..., OmniForConditionalGeneration]
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "vocab_size": 64, "rms_norm_eps": 1e-5}
@@ -65,7 +76,7 @@ def test_a_step_is_the_models_own(kind: str, rows: int, compiled: bool, compiles
         mask[row, : row % 5] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
-    cache = DecodingCache(model.config)
+    cache = RoomyCache(model.config)
     model(inputs_embeds=embeds[:, :4], attention_mask=mask[:, :4], position_ids=positions[:, :4], past_key_values=cache)
     with stepping(model):
         step = quick_step(model, cache, embeds, None, {})
@@ -76,11 +87,11 @@ def test_a_step_is_the_models_own(kind: str, rows: int, compiled: bool, compiles
             part, seen = embeds[:, start:stop], mask[:, :stop]
             found = step(part, seen, positions[:, start:stop], cache)
             close(found, expected[:, start:stop], mask[:, start:stop])
-        anew = DecodingCache(model.config)
+        anew = RoomyCache(model.config)
         close(step(embeds, mask, positions, anew), expected, mask)
         assert all(layer.keys.isfinite().all() for layer in anew.layers)  # of padding too: others would get NaN from it
         if rows == 1:
-            close(step(embeds, None, None, DecodingCache(model.config)), expected, mask)
+            close(step(embeds, None, None, RoomyCache(model.config)), expected, mask)
 
 
 @torch.no_grad()
@@ -92,7 +103,7 @@ def test_a_compiled_step_reads_the_weights_where_they_are(compiles: bool) -> Non
 
     def step() -> torch.Tensor:
         with stepping(model):
-            cache = DecodingCache(model.config)
+            cache = RoomyCache(model.config)
             known = quick_step(model, cache, embeds, None, {})
             assert known is not None
             assert known.compiled is not None
@@ -114,6 +125,64 @@ def test_a_compiled_step_reads_the_weights_where_they_are(compiles: bool) -> Non
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("part", ["mlp.up_proj", "self_attn.k_proj", "input_layernorm"])
+def test_layers_that_are_not_like_the_first_are_not_compiled(part: str) -> None:
+    """Whoever cuts layers may have cut some of them more: machine code has one shape for all."""
+    model = thinker("llama")
+    known = CompiledLayers(
+        [[part for part in _Layer.of(layer) if not isinstance(part, ACTIVATIONS)] for layer in model.layers],
+        model.norm,
+        Dimensions(32, 48, 2, 1, 16, 1e-5, 0.0, 0.25),
+    )
+    assert known.weights() is not None
+    weight = model.layers[1].get_submodule(part).weight
+    for other in (weight[: len(weight) // 2], weight.double(), weight.to("meta"), weight.repeat_interleave(2, 0)[::2]):
+        model.layers[1].get_submodule(part).weight = nn.Parameter(other.detach())
+        assert known.weights() is None
+    model.layers[1].get_submodule(part).weight = None
+    assert known.weights() is None
+
+
+@torch.no_grad()
+def test_a_compiled_step_refuses_what_is_not_as_it_says(compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model = thinker("llama")
+    with stepping(model):
+        step = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
+    assert step is not None
+    assert step.compiled is not None
+    hidden, angles = torch.randn(2, 3, 32), torch.randn(2, 3, 16)
+    caches, seen = [torch.zeros(2, 1, 9, 16) for _ in range(6)], torch.ones(2, 5, dtype=torch.bool)
+    plain: dict[str, Any] = {
+        "hidden": hidden,
+        "seen": seen,
+        "cosines": angles,
+        "sines": angles,
+        "caches": caches,
+        "held": 2,
+    }
+    assert step.compiled(step.compiled.weights(), **plain).isfinite().all()
+    for changes in (
+        {"hidden": hidden.double()},
+        {"hidden": hidden[..., :16]},
+        {"hidden": torch.randn(50, 3, 32)},
+        {"hidden": hidden[:0]},
+        {"cosines": angles[..., :8]},
+        {"sines": angles.bfloat16()},
+        {"seen": seen[:, :4]},
+        {"seen": seen.long()},
+        {"caches": caches[:4]},
+        {"caches": [*caches[:5], caches[5][:, :, :8]]},
+        {"caches": [each.transpose(2, 3).contiguous().transpose(2, 3) for each in caches]},
+        {"caches": [each[:, :, :4].contiguous() for each in caches]},
+        {"held": 7},
+    ):
+        with pytest.raises((BufferError, ValueError)):
+            step.compiled(step.compiled.weights(), **plain | changes)
+
+
+@torch.no_grad()
 def test_a_compiled_step_is_the_same_on_every_number_of_threads(compiles: bool) -> None:
     if not compiles:
         pytest.skip("there is no C++ compiler here")
@@ -124,7 +193,7 @@ def test_a_compiled_step_is_the_same_on_every_number_of_threads(compiles: bool) 
         torch.set_num_threads(threads)
         try:
             with stepping(model):
-                cache = DecodingCache(model.config)
+                cache = RoomyCache(model.config)
                 step = quick_step(model, cache, embeds, None, {})
                 assert step is not None
                 found.append(step(embeds, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache))
@@ -185,7 +254,7 @@ def test_what_is_not_known_goes_its_own_way(changed: str) -> None:
 
 def test_when_a_pass_is_not_one_step() -> None:
     model = thinker("llama")
-    cache = DecodingCache(model.config)
+    cache = RoomyCache(model.config)
     token = torch.randn(1, 1, 32)
     with torch.no_grad(), stepping(model):
         assert quick_step(model, cache, token, None, {}) is not None
@@ -212,7 +281,7 @@ def test_a_model_that_changes_after_it_was_known(change: Callable[[Any], Any]) -
     model = thinker("llama")
     for known in (True, False):
         with torch.no_grad(), stepping(model):
-            step = quick_step(model, DecodingCache(model.config), torch.randn(1, 1, 32), None, {})
+            step = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
         assert (step is not None) == known
         change(model)
 
@@ -221,11 +290,11 @@ def test_a_model_that_changes_after_it_was_known(change: Callable[[Any], Any]) -
 def test_a_part_that_was_replaced_is_the_one_that_is_used(part: str) -> None:
     model = thinker("qwen3")
     with torch.no_grad(), stepping(model):
-        step = quick_step(model, DecodingCache(model.config), torch.randn(1, 1, 32), None, {})
+        step = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
     parent, _, name = part.rpartition(".")
     setattr(model.get_submodule(parent), name, copy.deepcopy(model.get_submodule(part)))
     with torch.no_grad(), stepping(model):
-        new = quick_step(model, DecodingCache(model.config), torch.randn(1, 1, 32), None, {})
+        new = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
     assert step is not None
     assert new is not None
     assert new is not step
@@ -277,14 +346,14 @@ def test_generation_is_that_of_the_own_way(make_model: Make, steps: list[int], o
 
     quick = write()
     assert len(steps) >= 11
-    assert isinstance(quick.past_key_values, DecodingCache)
+    assert isinstance(quick.past_key_values, RoomyCache)
     for parameter in model.parameters():  # trained on in between
         parameter.data.mul_(1.1)
     steps.clear()
     again = write()
     assert steps
     steps.clear()
-    with own_way():
+    with using(Acceleration()):
         own = write()
     assert not steps
     assert torch.equal(own.sequences, again.sequences)
@@ -347,16 +416,16 @@ def test_gradients_through_a_layer_with_room() -> None:
 # --- oneDNN -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not decoding.HAS_ONEDNN, reason="this build of torch has no oneDNN")
+@pytest.mark.skipif(not generation.HAS_ONEDNN, reason="this build of torch has no oneDNN")
 def test_products_of_many_rows_are_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
     handed_over = []
-    product = decoding.product
+    product = generation.product
 
     def handed(x: torch.Tensor, *args: Any) -> torch.Tensor:
         handed_over.append(x.shape)
         return product(x, *args)
 
-    monkeypatch.setattr(decoding, "product", handed)
+    monkeypatch.setattr(generation, "product", handed)
     linear, bare = nn.Linear(40, 24), nn.Linear(40, 24, bias=False)
     many, few = torch.randn(5, 7, 40), torch.randn(3, 40)
     with OneDnnProducts():

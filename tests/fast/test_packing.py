@@ -28,7 +28,11 @@ def way(request: pytest.FixtureRequest, compiles: bool, monkeypatch: pytest.Monk
         yield request.param
 
 
-SCALE, SHIFT = [1 / 58.4, 1 / 57.1, 1 / 57.4], [-2.1, -2.0, -1.8]  # ImageNet's, another for every channel
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # ImageNet's, another for every channel
+
+
+def processor(channels: int = 3) -> OmniImageProcessor:
+    return OmniImageProcessor(image_mean=MEAN[:channels], image_std=STD[:channels])
 
 
 def make_model(**settings: Any) -> OmniVisionModel:
@@ -47,10 +51,10 @@ def make_bytes(model: OmniVisionModel, count: int) -> torch.Tensor:
     return torch.from_numpy(random.integers(0, 256, (count, side, side, channels), dtype=np.uint8))
 
 
-def normalise(pictures: torch.Tensor, scale: list[float] = SCALE, shift: list[float] = SHIFT) -> torch.Tensor:
+def normalise(pictures: torch.Tensor) -> torch.Tensor:
     """In float64, by the definition."""
-    values = pictures.double() * torch.tensor(scale).double() + torch.tensor(shift).double()
-    return values.permute(0, 3, 1, 2).float()
+    mean, std = (torch.tensor(values[: pictures.shape[-1]]).double() for values in (MEAN, STD))
+    return ((pictures.double() / 255 - mean) / std).permute(0, 3, 1, 2).float()
 
 
 SHAPES = {
@@ -75,14 +79,13 @@ SHAPES = {
 def test_packed_equals_the_model(settings: dict[str, Any], way: str) -> None:
     model = make_model(**settings)
     pictures, channels = make_bytes(model, 5), model.config.num_channels
-    scale, shift = SCALE[:channels], SHIFT[:channels]
-    pixel_values = normalise(pictures, scale, shift)
+    pixel_values = normalise(pictures)
     with torch.no_grad():
         expected = model(pixel_values)
-    packed = PackedVisionModel(model, scale=scale, shift=shift, at_once=2)  # 5 pictures: two calls and a rest
+    packed = PackedVisionModel(model, processor(channels), at_once=2)  # 5 pictures: two calls and a rest
     panel = 32 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 16  # two vectors
     whole_panels = all(size % panel == 0 for size in (model.config.hidden_size, model.config.head_dim))
-    assert packed.is_compiled == (way == "compiled" and whole_panels and model.config.hidden_act == "gelu")
+    assert (packed.path == "compiled") == (way == "compiled" and whole_panels and model.config.hidden_act == "gelu")
     for given in (pixel_values, pictures):
         found = packed(given)
         torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=3e-5)
@@ -99,7 +102,7 @@ def test_a_picture_has_the_same_tokens_in_every_batch_and_on_every_number_of_thr
         pytest.skip("there is no C++ compiler here")
     model, before = make_model(image_size=96), torch.get_num_threads()
     pictures = make_bytes(model, 7)
-    packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT)
+    packed = PackedVisionModel(model, processor())
     found = []
     for threads in (1, 2, 3, 4):  # each takes pictures of its own, and all share what is left: none, 1, 1, 3
         torch.set_num_threads(threads)
@@ -117,7 +120,7 @@ def test_a_picture_has_the_same_tokens_in_every_batch_and_on_every_number_of_thr
 def test_it_and_torch_do_not_disturb_each_other() -> None:
     """Both may use the processor's matrix units, each with settings of its own."""
     model = make_model(image_size=64)
-    packed = PackedVisionModel(model, torch.bfloat16, scale=SCALE, shift=SHIFT)
+    packed = PackedVisionModel(model, processor(), torch.bfloat16)
     pictures, linear = make_bytes(model, 3), torch.nn.Linear(96, 72).bfloat16()
     rows = torch.randn(50, 96).bfloat16()
     with torch.inference_mode():
@@ -136,7 +139,7 @@ def test_large_scores_and_values_that_are_no_numbers_stay_what_they_are(way: str
             layer.attention.qkv.weight[:256] *= 6
         pixel_values = normalise(make_bytes(model, 3))
         expected = model(pixel_values).last_hidden_state
-        packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT)
+        packed = PackedVisionModel(model, processor())
         torch.testing.assert_close(packed(pixel_values).last_hidden_state, expected, rtol=2e-3, atol=2e-3)
         torch.testing.assert_close(packed(pixel_values, cls_only=True).cls, expected[:, :1], rtol=2e-3, atol=2e-3)
         pixel_values[1, 0, 5, 5] = float("nan")
@@ -145,19 +148,18 @@ def test_large_scores_and_values_that_are_no_numbers_stay_what_they_are(way: str
         torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("given", [lambda pictures, *_: pictures, normalise], ids=["bytes", "pixels"])
+@pytest.mark.parametrize("given", [lambda pictures: pictures, normalise], ids=["bytes", "pixels"])
 @pytest.mark.parametrize("shape", ["the seed's", "three heads of 32, 26 tokens", "patches of 14", "grey, a wide MLP"])
 def test_bfloat16_is_as_near_as_the_model_in_bfloat16(shape: str, given: Callable[..., torch.Tensor], way: str) -> None:
     model = make_model(**SHAPES[shape])
     pictures, channels = make_bytes(model, 4), model.config.num_channels
-    scale, shift = SCALE[:channels], SHIFT[:channels]
-    pixel_values = normalise(pictures, scale, shift)
+    pixel_values = normalise(pictures)
     with torch.no_grad():
         expected = model(pixel_values).last_hidden_state
         half = make_model(**SHAPES[shape]).bfloat16()(pixel_values.bfloat16()).last_hidden_state.float()
-    packed = PackedVisionModel(model, torch.bfloat16, scale=scale, shift=shift, at_once=3)
+    packed = PackedVisionModel(model, processor(channels), torch.bfloat16, at_once=3)
     for cls_only in (False, True):
-        found = packed(given(pictures, scale, shift), cls_only).last_hidden_state
+        found = packed(given(pictures), cls_only).last_hidden_state
         assert found.dtype == torch.bfloat16
         rows = slice(0, 1 if cls_only else None)
         error, usual = (
@@ -200,22 +202,18 @@ def test_bytes_give_what_the_image_processor_gives() -> None:
     model = make_model(num_hidden_layers=2)
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 256, (side, 2 * side, 3), dtype=np.uint8)) for side in (80, 300)]
-    for processor in (OmniImageProcessor(), OmniImageProcessor(do_normalize=False)):
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-        scale = [1 / 255 / value for value in std]
-        shift = [-m / s for m, s in zip(mean, std, strict=True)]
-        packed = PackedVisionModel(model, scale=scale, shift=shift)
-        resized = [np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR)) for picture in pictures]
-        found = packed(torch.from_numpy(np.stack(resized)))
+    for makes in (OmniImageProcessor(), OmniImageProcessor(do_normalize=False), OmniImageProcessor(image_mean=0.3)):
+        packed = PackedVisionModel(model, makes)
+        found = packed(torch.from_numpy(np.stack([packed.prepare(picture) for picture in pictures])))
         with torch.no_grad():
-            expected = model(processor(pictures, return_tensors="pt")["pixel_values"])
+            expected = model(makes(pictures, return_tensors="pt")["pixel_values"])
         torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state, rtol=1e-4, atol=3e-5)
 
 
 def test_what_becomes_of_the_model_changes_nothing() -> None:
     model = make_model(image_size=32)
     pictures = make_bytes(model, 2)
-    packed = PackedVisionModel(model, scale=SCALE, shift=SHIFT)
+    packed = PackedVisionModel(model, processor())
     before = packed(pictures).last_hidden_state.clone(), packed(pictures, cls_only=True).cls.clone()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -224,9 +222,56 @@ def test_what_becomes_of_the_model_changes_nothing() -> None:
     assert torch.equal(packed(pictures, cls_only=True).cls, before[1])
 
 
+def test_pictures_in_any_order_of_memory_and_of_any_precision_are_read(way: str) -> None:
+    model = make_model(image_size=32)
+    packed, pictures = PackedVisionModel(model, processor()), make_bytes(model, 3)
+    expected, pixel_values = packed(pictures).last_hidden_state, normalise(pictures)
+    for given in (
+        pictures.permute(3, 0, 2, 1).contiguous().permute(1, 3, 2, 0),
+        pictures.repeat_interleave(2, dim=1)[:, ::2],
+        pixel_values.contiguous(memory_format=torch.channels_last),
+        pixel_values.double(),
+        torch._neg_view(-pixel_values),
+    ):
+        torch.testing.assert_close(packed(given).last_hidden_state, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_the_number_of_threads_may_change_between_two_calls(compiles: bool) -> None:
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model, before = make_model(image_size=32), torch.get_num_threads()
+    packed, pictures = PackedVisionModel(model, processor()), make_bytes(model, 9)
+    expected = packed(pictures).last_hidden_state
+    try:
+        for threads in (1, 6, 2, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(packed(pictures).last_hidden_state, expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pictures: pictures.to("meta"),
+        lambda pictures: pictures.to_sparse(),
+        lambda pictures: pictures.to(torch.int64),
+        lambda pictures: pictures.to(torch.int8),
+        lambda pictures: pictures.bool(),
+        lambda pictures: pictures.to(torch.complex64),
+    ],
+)
+def test_pictures_elsewhere_or_of_other_types_are_refused(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    model = make_model(image_size=32)
+    with pytest.raises(
+        ValueError, match="Expected a dense tensor of bytes or of floating point numbers on the CPU, found"
+    ):
+        PackedVisionModel(model, processor())(change(make_bytes(model, 2)))
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 32, 33, 3), (32, 32, 3)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    packed = PackedVisionModel(make_model(image_size=32), scale=SCALE, shift=SHIFT)
+    packed = PackedVisionModel(make_model(image_size=32), processor())
     with pytest.raises(ValueError, match=r"Expected torch.uint8 pictures of shape \(32, 32, 3\), found"):
         packed(torch.zeros(shape, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"shape \(3, 32, 32\)"):

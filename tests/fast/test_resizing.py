@@ -59,6 +59,22 @@ def test_a_picture_in_memory_of_somebody_else_is_scaled_too() -> None:
     np.testing.assert_array_equal(resize(shared, 40, 50, 2), resize(picture, 40, 50, 2))
 
 
+@pytest.mark.parametrize("axes", [(1, 0, 2), (2, 1, 0), (0, 2, 1)])
+def test_pixels_in_any_order_of_memory_are_scaled(axes: tuple[int, ...]) -> None:
+    picture = draw(90, 70, 1)
+    expected = np.asarray(picture.resize((40, 50), Image.Resampling.BILINEAR))
+    turned = np.ascontiguousarray(with_fourth_byte(picture).transpose(axes)).transpose(np.argsort(axes))
+    doubled = with_fourth_byte(picture).repeat(2, axis=1)[:, ::2]
+    for pixels in (turned, doubled, np.asarray(picture)):
+        np.testing.assert_array_equal(resize(pixels, 40, 50, Image.Resampling.BILINEAR), expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (-3, 5)])
+def test_a_size_that_is_none_is_refused(width: int, height: int) -> None:
+    with pytest.raises(ValueError, match="must be > 0"):
+        resize(with_fourth_byte(draw(9, 7, 1)), width, height, Image.Resampling.BILINEAR)
+
+
 @pytest.mark.parametrize("resample", [*Image.Resampling])
 def test_other_filters_are_pillows(resample: Image.Resampling) -> None:
     picture = draw(90, 70, 1)

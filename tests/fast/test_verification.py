@@ -87,7 +87,7 @@ def test_peers_are_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "found encoder; leave them out" in result.stderr
     result = CliRunner().invoke(app, ["bench", "--json"])
     assert result.exit_code == 2
-    assert "belong to --verify" in result.stderr
+    assert "need --verify" in result.stderr
 
 
 @torch.no_grad()

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
 from omni import OmniConfig, OmniForConditionalGeneration, OmniModel
 
+OLD = Version(transformers.__version__) < Version("5.23")
 IMAGE, PAD, TOKENS = 3, 0, 5  # the placeholder's id, the padding's, and how many tokens a picture becomes
 Make = Callable[..., OmniForConditionalGeneration]
 Row = list[int | torch.Tensor]  # ids of text, and pictures where they stand
@@ -163,6 +166,7 @@ def test_samples_see_their_own_pictures(make_model: Make) -> None:
     assert [answer[:5] for answer in greedy for _ in range(3)] == sampled
 
 
+@pytest.mark.skipif(OLD, reason="transformers cuts the prompts of items from 5.23 on")
 def test_a_prompt_in_chunks(make_model: Make) -> None:
     model, inputs = make_model(), batch([[9, picture(1), 8, picture(2)], [picture(3), 7]])
     assert answers(model, inputs, prefill_chunk_size=3) == answers(model, inputs)
@@ -274,6 +278,22 @@ def test_text_alone_gives_the_stock_models_logits(make_model: Make, thinker: str
     torch.testing.assert_close(found.loss, expected.loss, atol=1e-5, rtol=1e-5)
     shared = model.lm_head.weight is model.get_input_embeddings().weight
     assert shared == tied == model.config.tie_word_embeddings
+
+
+def test_logits_of_some_positions_alone(make_model: Make) -> None:
+    model, ids = make_model(), torch.randint(4, 64, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    mask[0, 3] = mask[1, 5:7] = True
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        for kept, some in [
+            (0, expected),
+            (2, expected[:, -2:]),
+            (torch.tensor([1, 4]), expected[:, [1, 4]]),
+            (torch.tensor([[1, 4], [0, 8]]), torch.stack([expected[0, [1, 4]], expected[1, [0, 8]]])),
+            (mask, expected[mask]),
+        ]:
+            torch.testing.assert_close(model(input_ids=ids, logits_to_keep=kept).logits, some)
 
 
 def test_a_head_that_does_more_is_refused_by_name(make_config: Callable[..., OmniConfig]) -> None:
@@ -442,14 +462,15 @@ def test_every_parameter_learns(make_model: Make, projector: str, output: str) -
 def test_activation_checkpointing_changes_nothing(make_model: Make) -> None:
     model = without_dropout(make_model())
     loss, gradients = loss_and_gradients(model)
+    kind = "gradient" if OLD else "activation"  # one thing under two names
     for reentrant in (True, False):
-        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": reentrant})
         again, same = loss_and_gradients(model)
         torch.testing.assert_close(again, loss)
         assert same.keys() == gradients.keys()
         for name in gradients:
             torch.testing.assert_close(same[name], gradients[name], msg=name)
-        model.activation_checkpointing_disable()
+        getattr(model, f"{kind}_checkpointing_disable")()
 
 
 def test_frozen_parts_stay_in_eval_mode(make_model: Make) -> None:

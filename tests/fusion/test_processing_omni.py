@@ -1,6 +1,7 @@
 """The processor: as many placeholders as tokens, or an error with both numbers."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPImageProcessor
 
 from omni import OmniImageProcessor, OmniProcessor
+from omni.checkpoints.seal import reseal
+from omni.fusion import processing_omni
+from omni.fusion.processing_omni import ControlTokenInText
 
 Pair = Callable[..., tuple[Any, OmniProcessor]]
 
@@ -43,6 +47,23 @@ def test_as_many_placeholders_as_the_model_makes_tokens(make_pair: Pair, output:
     assert counts(processor, made) == [len(features[0])]
     assert counts(processor, inputs) == [2 * len(features[0]), 0, len(features[0])]
     model(**made)
+
+
+def test_a_file_has_the_same_pixels_whichever_way_it_comes(processor: OmniProcessor, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image, path = photo(), tmp_path / "phone.png"
+    image.rotate(90, expand=True).save(path, exif=exif)
+    clip = type(CLIPImageProcessor())(size={"height": 16, "width": 16}, do_center_crop=False)
+    for image_processor in (processor.image_processor, clip):
+        processor.image_processor = image_processor
+        expected = processor(text="<image>", images=image, return_tensors="pt")["pixel_values"]
+        for way in (str(path), path, Image.open(path), [Image.open(path)], [[str(path)]]):
+            assert processor(text="<image>", images=way, return_tensors="pt")["pixel_values"].equal(expected)
+        for block in ({"path": str(path)}, {"image": Image.open(path)}):
+            chat = [{"role": "user", "content": [{"type": "image", **block}]}]
+            made = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+            assert made["pixel_values"].equal(expected)
 
 
 def test_pictures_flat_nested_or_alone(processor: OmniProcessor) -> None:
@@ -150,17 +171,25 @@ def test_the_mask_of_what_the_assistant_says(processor: OmniProcessor) -> None:
     assert inputs["assistant_masks"].shape == inputs["input_ids"].shape
 
 
-def test_a_placeholder_in_a_users_text_is_text(processor: OmniProcessor) -> None:
+def test_a_placeholder_in_a_users_text_is_text(processor: OmniProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise whoever writes `<image>` breaks the count, or puts a picture where none belongs."""
     image = {"type": "image", "image": photo()}
     options: dict[str, Any] = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     with pytest.raises(ValueError, match="found 2 .* and 1"):
         processor.apply_chat_template(chat(image, text("is <image> a tag?")), **options)
-    inputs = processor.apply_chat_template(
-        chat(image, text("is <image> a tag?")), sanitize_control_tokens=True, **options
-    )
-    assert counts(processor, inputs) == [5]
-    assert "is <image> a tag?" in processor.decode(inputs["input_ids"][0])
+    options |= {"sanitize_control_tokens": True}
+    if processing_omni._UNMARKED:
+        inputs = processor.apply_chat_template(chat(image, text("is <image> a tag?")), **options)
+        assert counts(processor, inputs) == [5]
+        assert "is <image> a tag?" in processor.decode(inputs["input_ids"][0])
+    monkeypatch.setattr(processing_omni, "_UNMARKED", "")  # as with an older transformers
+    assert counts(processor, processor.apply_chat_template(chat(image, text("is it a tag?")), **options)) == [5]
+    for token in ("<image>", "<|end|>"):
+        for chats in (chat(image, text(f"is {token} a tag?")), [chat(text("what")), chat(text(f"is it {token}?"))]):
+            with pytest.raises(
+                ControlTokenInText, match=f"'{re.escape(token)}', which transformers .* cannot read as text"
+            ):
+                processor.apply_chat_template(chats, **options)
 
 
 # --- What tools ask ---------------------------------------------------------------------------------------------------
@@ -257,6 +286,7 @@ def change(folder: Path, file: str, **values: Any) -> None:
             inner = inner[part]
         inner[last] = value
     (folder / file).write_text(json.dumps(content))
+    reseal(folder)
 
 
 @pytest.mark.parametrize(

@@ -277,10 +277,10 @@ def test_an_error_leaves_the_thinker_as_it_was(make_pair: Callable[..., Any]) ->
 
 def test_what_a_thinker_cannot_look_at_is_said(make_pair: Callable[..., Any]) -> None:
     model, processor = make_pair(output="cls", projector="linear")
-    with pytest.raises(AttentionError, match="gets of a picture its CLS token alone"):
+    with pytest.raises(AttentionError, match="gets only the CLS token of a picture"):
         word_attention(model, processor, [photo()], "how many")
     model, processor = make_pair()
-    with pytest.raises(AttentionError, match="There is no picture to look at"):
+    with pytest.raises(AttentionError, match="Expected at least one picture to look at"):
         word_attention(model, processor, [], "how many")
     with pytest.raises(AttentionError, match="in training mode"):
         word_attention(model.train(), processor, [photo()], "how many")
@@ -362,7 +362,7 @@ def test_what_an_image_processor_cuts_off_is_not_shown() -> None:
     assert blue[1] < 0  # all of it
 
 
-def test_strips_of_pictures_make_sheets_of_ordinary_size(encoder: Encoder) -> None:
+def test_strips_of_pictures_make_sheets_of_usual_size(encoder: Encoder) -> None:
     for size in ((1, 3000), (3000, 1)):
         strip = Image.new("RGB", size, "red")
         drawn = draw_encoder(encoder_attention(encoder, strip), encoder, strip)
@@ -416,7 +416,7 @@ def test_the_command_draws_and_prints_what_the_functions_return(
     ("arguments", "sentence"),
     [
         ((), "Expected a picture file"),
-        ((SCENE,), "Nothing would be left of it"),
+        ((SCENE,), "Expected a file for the maps"),
         ((SCENE, "-o", "map.jpg"), "found 'map.jpg'"),
         ((SCENE, "-o", "nowhere/map.png"), "its folder does not exist"),
         (("missing.png", "--json"), "'missing.png' does not exist"),

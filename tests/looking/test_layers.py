@@ -18,7 +18,7 @@ from transformers import (
     ViTConfig,
 )
 
-from omni.looking.layers import Report, Row, inspect_encoder, render
+from omni.looking.layers import Inspection, Step, inspect_encoder, render
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.modeling_vision import OmniVisionModel
 
@@ -29,21 +29,21 @@ SMALL = {
 }  # fmt: skip
 
 
-def by_name(report: Report) -> dict[str, Row]:
+def by_name(inspection: Inspection) -> dict[str, Step]:
     """Rows by the path of their names: "block 1/attention/qkv"."""
     found, path = {}, []
-    for row in report.rows:
+    for row in inspection.rows:
         path = [*path[: row.depth], row.name]
         found["/".join(path)] = row
-    assert len(found) == len(report.rows)
+    assert len(found) == len(inspection.rows)
     return found
 
 
-def assert_consistent(report: Report) -> None:
+def assert_consistent(inspection: Inspection) -> None:
     """Rows of depth 0 add up to the totals, and no part is larger than the whole."""
     for what in ("parameters", "flops", "activation_bytes"):
-        numbers = [(row.depth, getattr(row, what)) for row in report.rows]
-        assert sum(number for depth, number in numbers if depth == 0) == getattr(report, what)
+        numbers = [(row.depth, getattr(row, what)) for row in inspection.rows]
+        assert sum(number for depth, number in numbers if depth == 0) == getattr(inspection, what)
         wholes: list[int] = []  # what is left of each enclosing row
         for depth, number in numbers:
             wholes = wholes[:depth]
@@ -65,7 +65,7 @@ class TestSeed:
     @pytest.mark.parametrize("batch", [1, 3])
     @pytest.mark.parametrize(("height", "width"), [(224, 224), (448, 448), (160, 320)])
     def test_numbers(self, height, width, batch) -> None:
-        report = inspect_encoder(TINY, (height, width), batch)
+        inspection = inspect_encoder(TINY, (height, width), batch)
         rows, columns, d, ff, heads = height // 16, width // 16, 128, 512, 2
         n = rows * columns + 1
         linear = {"attention/qkv": (d, 3 * d), "attention/o_proj": (d, d), "mlp/fc1": (d, ff), "mlp/fc2": (ff, d)}
@@ -83,39 +83,45 @@ class TestSeed:
             "cls": ((batch, 1, d), 0, 0),
             "grid": ((batch, n - 1, d), 0, 0),
         }
-        found = by_name(report)
+        found = by_name(inspection)
         for name, (shape, parameters, flops) in expected.items():
             row = found.pop(name)
             assert (row.shape, row.parameters, row.flops) == (shape, parameters, flops), name
             view = name in ("sequence", "cls", "grid")
             assert row.activation_bytes == (0 if view else 4 * math.prod(shape)), name
         assert {name.split("/")[-1] for name in found} == {f"block {i}" for i in range(1, 5)} | {"attention", "mlp"}
-        assert report.flops == sum(flops for _, _, flops in expected.values())
-        assert report.parameters == 916_992 == sum(parameters for _, parameters, _ in expected.values())
-        assert report.activation_bytes == sum(row.activation_bytes for row in by_name(report).values() if not row.depth)
-        assert (report.model, report.image_size, report.batch_size) == ("OmniVisionModel", (height, width), batch)
-        assert_consistent(report)
+        assert inspection.flops == sum(flops for _, _, flops in expected.values())
+        assert inspection.parameters == 916_992 == sum(parameters for _, parameters, _ in expected.values())
+        assert inspection.activation_bytes == sum(
+            row.activation_bytes for row in by_name(inspection).values() if not row.depth
+        )
+        assert (inspection.model, inspection.image_size, inspection.batch_size) == (
+            "OmniVisionModel",
+            (height, width),
+            batch,
+        )
+        assert_consistent(inspection)
 
     def test_totals_of_one_picture(self) -> None:
-        report = inspect_encoder(TINY)
-        rows = by_name(report)
-        assert report.parameters == 916_992
+        inspection = inspect_encoder(TINY)
+        rows = by_name(inspection)
+        assert inspection.parameters == 916_992
         assert rows["block 1"].parameters == 198_272
-        assert report.flops == 427_870_208  # 0.428 GFLOP, a multiply-add being two
+        assert inspection.flops == 427_870_208  # 0.428 GFLOP, a multiply-add being two
         assert rows["patch embedding"].flops == 38_535_168
         assert rows["block 1"].flops == 97_333_760
         assert rows["block 1/attention/scores"].flops == 19_870_208
         assert rows["block 1/attention"].flops + rows["block 1/mlp"].flops == rows["block 1"].flops
-        assert report.activation_bytes == 7_696_672
+        assert inspection.activation_bytes == 7_696_672
 
     def test_parameters_are_those_of_the_model(self) -> None:
         config = OmniVisionConfig(img_size=32, patch=8, d_model=24, n_layers=3, n_heads=3, d_ff=40)
-        report = inspect_encoder(config)
+        inspection = inspect_encoder(config)
         modules = dict(OmniVisionModel(config).named_modules())
-        for row in report.rows:
+        for row in inspection.rows:
             if row.module is not None:
                 assert row.parameters == sum(p.numel() for p in modules[row.module].parameters()), row.module
-        assert report.parameters == OmniVisionModel(config).num_parameters()
+        assert inspection.parameters == OmniVisionModel(config).num_parameters()
 
 
 class TestSources:
@@ -139,20 +145,20 @@ class TestSources:
     )
     def test_other_towers(self, config_class: type[PreTrainedConfig], tmp_path) -> None:
         config = config_class(**SMALL)
-        report = inspect_encoder(config, batch_size=2)
-        assert_consistent(report)
-        assert report.parameters == AutoModel.from_config(config).num_parameters()
-        rows = by_name(report)
+        inspection = inspect_encoder(config, batch_size=2)
+        assert_consistent(inspection)
+        assert inspection.parameters == AutoModel.from_config(config).num_parameters()
+        rows = by_name(inspection)
         blocks = [name for name in rows if name.endswith(("layers.0", "layer.0"))]
         assert len(blocks) == 1
         (scores,) = (row for name, row in rows.items() if name.startswith(blocks[0]) and row.name == "scores")
         assert scores.shape[:2] == (2, 2)
         assert scores.flops == 2 * 2 * 2 * scores.shape[-1] ** 2 * 32
         config.save_pretrained(tmp_path)
-        assert inspect_encoder(tmp_path, batch_size=2) == report
+        assert inspect_encoder(tmp_path, batch_size=2) == inspection
         larger = inspect_encoder(config, image_size=64, batch_size=2)  # four times as many patches
-        assert larger.parameters == report.parameters
-        assert larger.flops > 4 * report.flops
+        assert larger.parameters == inspection.parameters
+        assert larger.flops > 4 * inspection.flops
 
     def test_tower_of_a_larger_model(self) -> None:
         config = CLIPConfig(vision_config=SMALL)
@@ -221,6 +227,6 @@ class TestRendering:
         assert "│   attention " in text
 
     def test_json(self) -> None:
-        report = inspect_encoder(TINY, batch_size=2)
-        assert Report.model_validate_json(report.model_dump_json()) == report
-        assert json.loads(report.model_dump_json())["parameters"] == 916_992
+        inspection = inspect_encoder(TINY, batch_size=2)
+        assert Inspection.model_validate_json(inspection.model_dump_json()) == inspection
+        assert json.loads(inspection.model_dump_json())["parameters"] == 916_992

@@ -63,5 +63,5 @@ def test_characters_are_for_the_objective_that_learns_them() -> None:
     Scenes(count=1, characters=0.5).check("dense")
     for objective in ("answers", "contrastive"):
         Scenes(count=1).check(objective)
-        with pytest.raises(ValueError, match="`characters` are for the objective 'dense': nothing is asked or said"):
+        with pytest.raises(ValueError, match="`characters` are for the objective 'dense'; no question or caption"):
             Scenes(count=1, characters=0.5).check(objective)

@@ -1,8 +1,16 @@
 """What the tests of training share: models that train in milliseconds."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
+from omni.training.answers import build_omni
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +32,30 @@ def tiny_thinker() -> dict[str, Any]:
         "intermediate_size": 64,
         "tie_word_embeddings": True,
     }
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]) -> Path:
+    """A folder with `encoder`, `thinker.json`, and `omni`, a fused model of both with nothing learnt."""
+    folder = tmp_path_factory.mktemp("small")
+    torch.manual_seed(0)
+    OmniVisionModel(OmniVisionConfig(**tiny_encoder)).save_pretrained(folder / "encoder")
+    OmniImageProcessor().save_pretrained(folder / "encoder")
+    (folder / "thinker.json").write_text(json.dumps(tiny_thinker))
+    image = {"encoder": str(folder / "encoder"), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
+    model, processor = build_omni(thinker=str(folder / "thinker.json"), vocab_size=400, image=image)
+    model.save_pretrained(folder / "omni")
+    processor.save_pretrained(folder / "omni")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen pictures in folders named by their answer."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(16):
+        folder = root / ("dark", "bright")[number % 2]
+        folder.mkdir(exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 60, (40, 30, 3))
+        Image.fromarray((noise + 150 * (number % 2)).astype(np.uint8)).save(folder / f"{number}.png")
+    return root

@@ -1,12 +1,14 @@
-"""Every shipped recipe, followed for two steps and an evaluation, on smaller batches than it names."""
+"""Every shipped recipe, followed for two steps and an evaluation, and interrupted and resumed, on smaller batches."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from safetensors.torch import load_file
 
 from omni.training.recipe import Recipe
 from omni.training.run import run
@@ -15,18 +17,6 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("train_*.json"))
 SHIPPED = {"runs/vision_scenes": "checkpoints/vision_tiny", "runs/omni_scenes": "checkpoints/omni_tiny"}
 """What a first stage makes, and what stands for it."""
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of two kinds, as many as a batch has."""
-    root = tmp_path_factory.mktemp("pictures")
-    for number in range(16):
-        folder = root / ("dark", "bright")[number % 2]
-        folder.mkdir(exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 60, (40, 30, 3))
-        Image.fromarray((noise + 150 * (number % 2)).astype(np.uint8)).save(folder / f"{number}.png")
-    return root
 
 
 @pytest.mark.slow
@@ -60,3 +50,37 @@ def test_a_shipped_recipe_can_be_followed(
     assert len(losses) == 2
     assert np.isfinite(losses).all()
     assert any("eval_loss" in entry for entry in history)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_shipped_recipe_that_is_interrupted_goes_on(path: Path, small: Path, pictures: Path, tmp_path: Path) -> None:
+    """With the same recipe: what libraries do to what they are given must not make it another one."""
+    settings = json.loads(path.read_text())
+    settings["arguments"] |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "eval_strategy": "no"}
+    settings["arguments"] |= {"per_device_train_batch_size": 2, "warmup_steps": 0, "report_to": "none"}
+    settings["arguments"] |= {"dataloader_num_workers": 0, "dataloader_prefetch_factor": None, "use_cpu": True}
+    if "lr_scheduler_kwargs" in settings["arguments"]:
+        settings["arguments"]["lr_scheduler_kwargs"]["num_decay_steps"] = 1
+    model = settings["model"]
+    model |= {key: str(small / name) for key, name in (("checkpoint", "omni"), ("encoder", "encoder")) if key in model}
+    if "encoder" in model.get("image", {}):
+        model["image"]["encoder"] = str(small / "encoder")
+    if "thinker" in model:
+        model |= {"thinker": str(small / "thinker.json"), "vocab_size": 400}
+    if "text" in model:
+        model["text"] |= {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+        model["config"] |= {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+    settings["train"] |= {"path": str(pictures)} if "path" in settings["train"] else {"count": 16}
+    recipe = Recipe.model_validate(settings | {"evaluate": None, "output": str(tmp_path)})
+    before = recipe.model_dump_json()
+    run(recipe)
+    assert recipe.model_dump_json() == before
+    (weights,) = tmp_path.glob("*.safetensors")
+    expected = load_file(weights)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-2")  # as if killed after the first step
+    for file in tmp_path.glob("*.*"):
+        file.unlink()
+    run(recipe, resume=True)
+    found = load_file(weights)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import omni
 from omni.embedding.engine import bfloat16_pays
-from omni.training.optimizer import Muon, MuonAdamW
+from omni.training.optimizer import Muon, MuonAdamW, make_optimizer
 from omni.training.recipe import Optimizer, Recipe, RecipeError
-from omni.training.run import make_optimizer, run, settle
+from omni.training.run import run, settle
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_dropout_prob": 0.0}
@@ -54,7 +54,9 @@ def test_every_shipped_recipe_is_valid() -> None:
     recipes = sorted(CONFIGS.glob("train_*.json"))
     assert recipes
     for path in recipes:
-        assert Recipe.read(path).about.makes
+        about = Recipe.read(path).about
+        assert about is not None
+        assert about.makes
 
 
 def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
@@ -88,6 +90,22 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         ('freeze=["("]', r"freeze.0: '\(' is no regular expression \(missing \)"),
         ('optimizer.lr_scale={"[": 0.1}', r"'\[' is no regular expression"),
         ('optimizer.lr_scale={"norm": -1}', "greater than or equal to 0"),
+        ("optimizer.lr=Infinity", "optimizer.lr: Input should be a finite number"),
+        ("optimizer.lr=1e39", "optimizer.lr: Input should be less than or equal to 10"),
+        ("arguments.seed=-1", "`seed` should be at least 0, found -1"),
+        ("arguments.seed=4294967296", "`seed` should be at most 4294967295"),
+        ("arguments.data_seed=18446744073709551616", "`data_seed` should be at most 4294967295"),
+        ("arguments.warmup_steps=NaN", "`warmup_steps` should be a finite number, found nan"),
+        ("arguments.logging_steps=-1", "`logging_steps` should be at least 0, found -1"),
+        ("arguments.save_total_limit=-1", "`save_total_limit` should be at least 1, found -1"),
+        ("arguments.dataloader_num_workers=100000000", "`dataloader_num_workers` should be at most 1024"),
+        ("arguments.label_smoothing_factor=0.1", "`label_smoothing_factor` has no meaning here"),
+        ('train={"count": 1, "min_objects": 4, "max_objects": 3}', "`min_objects` is 4, more than `max_objects`, 3"),
+        ('train={"count": 1, "kinds": {"nope": 1}}', "unknown 'nope' in `kinds`; there are shape"),
+        ('train={"count": 1, "kinds": {"shape": 0}}', "`kinds` has no kind with a weight above 0"),
+        ('train={"count": 100000000000000000000}', "less than or equal to"),
+        ('output=""', "output: String should have at least 1 character"),
+        ('output="\\ud800"', "holds text that is not valid Unicode"),
     ],
 )
 def test_values_are_checked_before_anything_is_done(override: str, message: str) -> None:
@@ -96,7 +114,14 @@ def test_values_are_checked_before_anything_is_done(override: str, message: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("lr_scheduler_type", "liner"), ("save_strategy", "sometimes"), ("dataloader_num_workers", -1)]
+    ("name", "value"),
+    [
+        ("lr_scheduler_type", "liner"),
+        ("lr_scheduler_type", "warmup_stable_decay"),
+        ("lr_scheduler_kwargs", {"unknown": 1}),
+        ("save_strategy", "sometimes"),
+        ("dataloader_prefetch_factor", 4),
+    ],
 )
 def test_what_transformers_refuses_is_told_as_a_mistake_of_the_recipe(name: str, value: Any, tmp_path: Path) -> None:
     changed = tiny("vision_tiny", tmp_path, model={"config": TINY_ENCODER}, arguments={**ARGUMENTS, name: value})
@@ -105,10 +130,11 @@ def test_what_transformers_refuses_is_told_as_a_mistake_of_the_recipe(name: str,
     assert not (tmp_path / "config.json").exists()
 
 
-def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "reason"), [("file/out", "Not a directory"), ("x" * 5000, "File name too long")])
+def test_an_output_that_cannot_be_is_refused(name: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match="Correct `arguments` or `output` of the recipe.*Not a directory"):
-        run(tiny("vision_tiny", tmp_path / "file" / "out", model={"config": TINY_ENCODER}))
+    with pytest.raises(RecipeError, match=f"Correct `arguments` or `output` of the recipe.*{reason}"):
+        run(tiny("vision_tiny", tmp_path / name, model={"config": TINY_ENCODER}))
 
 
 def test_encoder_recipe_writes_a_checkpoint_that_loads(encoder: Path) -> None:

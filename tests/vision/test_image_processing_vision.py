@@ -1,6 +1,13 @@
 """The image processor against the same steps written out with PIL and numpy."""
 
+import base64
+import io
 import json
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -8,6 +15,7 @@ import torch
 from PIL import Image
 
 from omni.vision.image_processing_vision import OmniImageProcessor
+from omni.vision.pictures import PictureError, read_picture
 
 
 def picture(width: int = 70, height: int = 50, seed: int = 0) -> Image.Image:
@@ -62,7 +70,7 @@ class TestArithmetic:
 
 
 class TestKindsOfPictures:
-    @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "YCbCr", "HSV", "F", "I"])
+    @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "1", "YCbCr", "HSV", "I"])
     def test_modes(self, mode) -> None:
         image = picture().convert(mode)
         torch.testing.assert_close(process(image), expected(image.convert("RGB")), rtol=0, atol=1e-6)
@@ -157,6 +165,86 @@ class TestKindsOfPictures:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"do_normalise": False}))
         with pytest.raises(TypeError, match="knows no 'do_normalise'"):
             OmniImageProcessor.from_pretrained(tmp_path)
+
+
+def scene() -> np.ndarray:
+    """uint8[60, 90, 3], in blocks that a JPEG file keeps."""
+    return np.asarray(picture(9, 6)).repeat(10, 0).repeat(10, 1)
+
+
+def phone() -> Image.Image:
+    """Held upright, stored on its side."""
+    return Image.fromarray(np.rot90(scene()))
+
+
+def cutout() -> Image.Image:
+    """Transparent on the left, where black lies beneath, as editors write it."""
+    alpha = np.full((60, 90), 255, np.uint8)
+    alpha[:, :45] = 0
+    return Image.fromarray(np.dstack([scene() * (alpha[..., None] > 0), alpha]).astype(np.uint8))
+
+
+def grey16() -> Image.Image:
+    return Image.fromarray(scene()[..., 0].astype(np.uint16) * 257)
+
+
+class TestEveryWay:
+    """A file has the same pixels whichever way it comes."""
+
+    @pytest.fixture(params=["phone.jpg", "cutout.png", "grey16.png"])
+    def path(self, request, tmp_path) -> Path:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        {"phone.jpg": phone, "cutout.png": cutout, "grey16.png": grey16}[request.param]().save(
+            tmp_path / request.param,
+            **({"exif": exif, "quality": 100, "subsampling": 0} if request.param == "phone.jpg" else {}),
+        )
+        return tmp_path / request.param
+
+    @pytest.fixture
+    def site(self, tmp_path) -> Iterator[str]:
+        class Quiet(SimpleHTTPRequestHandler):
+            def log_message(self, *args) -> None:
+                """Nothing on the terminal."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+            Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+
+    def test_all_are_read_picture(self, path, site) -> None:
+        found = read_picture(path)
+        upright = {"phone.jpg": scene(), "cutout.png": np.where(np.arange(90)[:, None] < 45, 255, scene())}
+        shown = upright.get(path.name, scene()[..., :1].repeat(3, 2))
+        assert np.abs(np.asarray(found).astype(int) - shown).max() <= 12
+        data = path.read_bytes()
+        encoded = base64.b64encode(data).decode()
+        ways = [
+            str(path), path, data, Image.open(path), Image.open(io.BytesIO(data)), encoded,
+            f"data:image/png;base64,{encoded}", f"{site}/{path.name}",
+        ]  # fmt: skip
+        loaded = Image.open(path)
+        loaded.load()
+        for way in [*ways, loaded, ways, [[str(path)], [Image.open(path)]]]:
+            for row in process(way, size=64):
+                assert torch.equal(row, process(found, size=64)[0]), way
+
+    def test_what_cannot_be_read_says_why_whichever_way_it_comes(self, tmp_path, site) -> None:
+        cut = tmp_path / "cut.png"
+        picture().save(cut)
+        cut.write_bytes(cut.read_bytes()[:400])
+        encoded = base64.b64encode(cut.read_bytes()).decode()
+        for way in (str(cut), cut, cut.read_bytes(), Image.open(cut), encoded, f"data:,{encoded}", f"{site}/cut.png"):
+            with pytest.raises(PictureError, match="data that end too early"):
+                process(way)
+        with pytest.raises(PictureError, match=r"nothing.png' gives no file \(HTTP Error 404.*check the address"):
+            process(f"{site}/nothing.png")
+        with pytest.raises(PictureError, match=r"'nowhere.png' does not exist"):
+            process("nowhere.png")
+
+    def test_pictures_of_one_colour_stay_so_where_that_is_asked_for(self) -> None:
+        grey = process(picture().convert("L"), do_convert_rgb=False, image_mean=[0.5], image_std=[0.5])
+        assert grey.shape == (1, 1, 224, 224)
 
 
 class TestSaving:

@@ -1,14 +1,14 @@
-"""What micro-Omni writes: which part stands under which name in which file. Reading runs nothing that a file brings.
+"""micro-Omni's files: which part stands under which name in which file. Reading a file never runs code from it.
 
     vision.pt     {"vit": encoder, "img_proj", "text_proj", "optimizer", ...}
     thinker.pt    {"model": Thinker, "optimizer", ...}
     omni.pt       {"thinker", "proj_a", "proj_v", "optimizer", ...}, without the encoders
-    *.safetensors everything, each part under its prefix: thinker. vision_encoder. proj_v. ...
-    config.json   settings of the parts, mixed with those of training
+    *.safetensors all parts, each under its prefix: thinker. vision_encoder. proj_v. ...
+    config.json   settings of the parts, mixed with settings of training
     tokenizer.model
 
-What a file is, its contents tell and not its name: older ones are called model.pt or vision_step_9000.pt, or hold bare
-tensors. Names of tensors may carry `_orig_mod`, which torch.compile puts there.
+The contents of a file, not its name, tell what it is: a file may be called model.pt or vision_step_9000.pt, and may hold
+tensors without a part around them. Names of tensors may contain `_orig_mod`, which torch.compile adds.
 """
 
 import json
@@ -45,33 +45,34 @@ PLACES = {
     "talker": ("talker.pt", "talker"),
     "ocr": ("ocr.pt", "model"),
 }
-"""Every part of micro-Omni by its prefix in a merged file, and where else it stands; `image_token` is ours."""
+"""Each part of micro-Omni, by its prefix in a merged file: the file and the key where it stands otherwise. `image_token`
+is omni's addition."""
 THINKER_ALONE = ("thinker.pt", "model")
 STATES = ("optimizer", "scheduler", "scaler", "ema", "monitor")
-"""Of training: of no use to a model, and left behind."""
+"""Entries that training leaves in the files. They are left behind."""
 MERGED = ("model.safetensors", "muomni.safetensors", "omni.safetensors")
 TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 UNSEEN = ("n_heads", "rope_theta", "normalize")
-"""Settings that change what a model says, and that its tensors cannot contradict: two configurations must agree on them."""
+"""Settings that change a model's output and do not show in its tensors. Two configurations must agree on them."""
 KEPT = "micro_omni.safetensors"
-"""Beside a converted checkpoint: what omni has no part for, and micro-Omni's configuration."""
+"""The file beside a converted checkpoint with the parts that omni does not have, and micro-Omni's configuration."""
 
 
 class ConversionError(ValueError):
-    """A file that cannot be converted; the message says which, why, and what to do."""
+    """A file or a checkpoint cannot be converted. The message says which, why, and what to do."""
 
 
 @dataclass
 class Source:
-    """What was found in micro-Omni's files.
+    """The contents of micro-Omni's files.
 
     Attributes:
-        parts: the tensors of each part, under their names without prefixes.
-        config: micro-Omni's configuration, with a section for each part that it speaks of.
+        parts: the tensors of each part, by name without prefix.
+        config: micro-Omni's configuration, with one section for each part.
         tokenizer: the SentencePiece model, if there is one.
-        files: what was read.
-        left: what of training stood beside the parts, and is left behind.
+        files: the files that were read.
+        left: names of entries that are left behind, such as "optimizer".
     """
 
     parts: dict[str, Tensors] = field(default_factory=dict)
@@ -81,15 +82,17 @@ class Source:
     left: list[str] = field(default_factory=list)
 
     def section(self, name: str) -> Config:
-        """What the configuration says of the "thinker" or the "vision" encoder."""
+        """The settings of the "thinker" or of the "vision" encoder."""
         section = self.config.get(name) or {}
         if not isinstance(section, Mapping):
-            raise ConversionError(f"The configuration says {section!r} of the {name}, expected its settings by name.")
+            raise ConversionError(
+                f"The configuration has {section!r} as the section {name!r}; expected an object of settings."
+            )
         return dict(section)
 
 
 def listed(names: Sequence[str], most: int = 30) -> str:
-    """Names in a sentence."""
+    """Names as a part of a sentence, at most `most` of them."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "nothing"
 
 
@@ -97,12 +100,14 @@ def listed(names: Sequence[str], most: int = 30) -> str:
 
 
 def read(sources: Sequence[str | os.PathLike[str]]) -> Source:
-    """Read files of micro-Omni, or folders of such.
+    """Read files of micro-Omni, or folders of them.
 
-    Beside a file that was named, its config.json and tokenizer.model are read too, and for a projector the encoder.
+    The config.json and the tokenizer.model beside a named file are read, too. So is vision.pt if there is a projector and
+    no encoder.
 
     Raises:
-        ConversionError: a file that is missing, damaged, not micro-Omni's, or holds more than tensors; a part in two files.
+        ConversionError: a file is missing, damaged, not micro-Omni's, or holds more than tensors; or two files hold the
+            same part.
     """
     source = Source()
     named = [Path(each) for each in sources]
@@ -125,13 +130,14 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> Source:
 
 
 def _of_folder(folder: Path) -> list[Path]:
-    """micro-Omni's files in a folder: of each kind the one without a number, else that of the last step."""
+    """micro-Omni's files in a folder: of each kind the file without a step number, or else the one of the last step."""
     stems = dict.fromkeys(file.removesuffix(".pt") for file, _ in [*PLACES.values(), THINKER_ALONE])
     weights = [file for stem in (*stems, "model") for file in _newest(folder, stem)]
     weights += [folder / name for name in MERGED if (folder / name).is_file()]
     if not weights:
         raise ConversionError(
-            f"The folder {str(folder)!r} holds no file of micro-Omni's ({', '.join(stems)} .pt, or {MERGED[0]}); name one."
+            f"The folder {str(folder)!r} holds no file of micro-Omni's ({', '.join(f'{stem}.pt' for stem in stems)} or "
+            f"{MERGED[0]}); name one."
         )
     return weights
 
@@ -149,7 +155,7 @@ def _read_file(path: Path, source: Source) -> None:
     if path.suffix == ".json":
         found = _read_config(path)
         if not found and path.name == CONFIG:
-            return  # of something else that lies there
+            return  # the config.json of something else
         _add_config(source, found, path)
     elif path.suffix == ".model":
         if source.tokenizer is not None:
@@ -165,7 +171,7 @@ def _read_file(path: Path, source: Source) -> None:
 
 
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """The tensors of a safetensors file, and what is written beside them."""
+    """The tensors and the metadata of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -190,34 +196,34 @@ def _read_pickled(path: Path, source: Source) -> None:
             parts |= _by_prefix(_without_marks(path, value), path)
         elif key in keys and is_part:
             parts[keys[key]] = _without_marks(path, value)
-        elif key in STATES or not _has_tensors(value):  # a step, an epoch, a loss
+        elif key in STATES or not _has_tensors(value):  # such as a step, an epoch or a loss
             source.left.append(str(key))
         else:
             strange.append(str(key))
     if strange:
         raise ConversionError(
-            f"{str(path)!r} holds what no part of micro-Omni is, and it has no place: {listed(strange)}."
+            f"{str(path)!r} holds entries that are no part of micro-Omni and have no place: {listed(strange)}."
         )
     return _add_parts(source, parts, path)
 
 
 def _load(path: Path) -> Any:
-    """A file of torch.save, of which nothing is run."""
+    """The contents of a file of torch.save. Files that would run code are refused."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the protocol of a pickle that is refused anyway
+            warnings.simplefilter("ignore")  # they are about the protocol of pickles that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"{asked[1]!r}" if asked else "more than tensors and numbers"
         raise ConversionError(
             f"{str(path)!r} asks for {what} when it is read, which can run code, so it is refused and nothing of it was "
-            "run; if you trust where it comes from, save its tensors alone and convert that."
+            "run; if you trust its source, save its tensors alone and convert those."
         ) from error
-    except Exception as error:  # whatever the reader of a damaged file stumbles over
+    except Exception as error:  # a damaged file may raise anything
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise ConversionError(
-            f"{str(path)!r} is no file of torch.save, or damaged ({reason}); get it again."
+            f"{str(path)!r} is no file of torch.save, or it is damaged ({reason}); get the file again."
         ) from error
 
 
@@ -230,7 +236,7 @@ def _has_tensors(value: Any) -> bool:
 
 
 def _without_marks(path: Path, tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Names without `_orig_mod`."""
+    """The tensors, with `_orig_mod` removed from their names."""
     plain: Tensors = {}
     for name, tensor in tensors.items():
         short = ".".join(word for word in name.split(".") if word != "_orig_mod")
@@ -243,7 +249,7 @@ def _without_marks(path: Path, tensors: Mapping[str, torch.Tensor]) -> Tensors:
 
 
 def _by_prefix(tensors: Tensors, path: Path) -> dict[str, Tensors]:
-    """The parts of a merged file; or the one part that bare tensors are, by what it has and no other."""
+    """The parts of a merged file. Tensors without a prefix are one part; a name that only this part has tells which."""
     if "tok_emb.weight" in tensors:
         return {"thinker": tensors}
     if {"cls", "pos"} & set(tensors):
@@ -258,7 +264,7 @@ def _by_prefix(tensors: Tensors, path: Path) -> dict[str, Tensors]:
             strange.append(name)
     if strange:
         raise ConversionError(
-            f"{str(path)!r} holds tensors that belong to no part of micro-Omni's ({', '.join(PLACES)}), and have no place: "
+            f"{str(path)!r} holds tensors that belong to no part of micro-Omni ({', '.join(PLACES)}) and have no place: "
             f"{listed(strange)}."
         )
     return parts
@@ -267,21 +273,21 @@ def _by_prefix(tensors: Tensors, path: Path) -> dict[str, Tensors]:
 def _add_parts(source: Source, parts: dict[str, Tensors], path: Path) -> None:
     for name in parts:
         if name in source.parts:
-            raise ConversionError(f"{str(path)!r} holds a {name}, and a file before it as well; name one of them.")
+            raise ConversionError(f"{str(path)!r} holds a {name}, and so does a file before it; name one of them.")
     source.parts |= parts
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """micro-Omni's configuration with a section for each part; empty if the file is something else."""
+    """micro-Omni's configuration with one section for each part. Empty if the file is something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{str(path)!r} is no JSON ({error}); correct it, or move it away.") from error
+        raise ConversionError(f"{str(path)!r} is no JSON ({error}); correct it, or move it elsewhere.") from error
     if not isinstance(values, dict) or values.get("model_type", "muomni") != "muomni":
         return {}
     sections = {name: values[name] for name in ("thinker", "vision") if isinstance(values.get(name), dict)}
     if sections:
-        if "thinker" in sections and "ctx_len" in values:  # beside the section in the configuration of fine-tuning
+        if "thinker" in sections and "ctx_len" in values:  # fine-tuning writes it beside the section
             sections["thinker"] = {"ctx_len": values["ctx_len"], **sections["thinker"]}
         return {**values, **sections}
     if "img_size" in values or "patch" in values:
@@ -292,7 +298,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _beside_tensors(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The configuration that `save_kept` writes beside tensors."""
+    """The configuration that `save_kept` writes into the metadata."""
     try:
         config = json.loads(metadata.get("config", "{}"))
     except ValueError as error:
@@ -309,7 +315,7 @@ def _add_config(source: Source, config: Mapping[str, Any], path: Path) -> None:
             if apart := [key for key in UNSEEN if key in before and before[key] != value.get(key, before[key])]:
                 raise ConversionError(
                     f"{str(path)!r} and a file before it do not agree on {', '.join(apart)} of {name!r}; name the one that "
-                    "belongs to these weights, and move the other away."
+                    "belongs to these weights, and move the other elsewhere."
                 )
             value = {**value, **before}
         if before is None or isinstance(before, dict):
@@ -320,9 +326,9 @@ def _add_config(source: Source, config: Mapping[str, Any], path: Path) -> None:
 
 
 def save_kept(path: Path, parts: Mapping[str, Tensors], config: Config) -> None:
-    """Write parts into one safetensors file, each under its prefix, with a configuration beside them."""
+    """Write parts into one safetensors file, each under its prefix, with the configuration as metadata."""
     tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
-    # tensors that share memory, as views of one do, are no matter of the file
+    # safetensors refuses tensors that share memory, so each is copied
     save_file(
         {name: tensor.contiguous().clone() for name, tensor in tensors.items()},
         path,
@@ -331,7 +337,7 @@ def save_kept(path: Path, parts: Mapping[str, Tensors], config: Config) -> None:
 
 
 def read_kept(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
-    """What `save_kept` wrote beside a checkpoint; nothing if it is not there."""
+    """Parts and configuration that `save_kept` wrote beside a checkpoint. Both are empty if there is no such file."""
     if not (folder / KEPT).is_file():
         return {}, {}
     tensors, metadata = read_safetensors(folder / KEPT)
@@ -342,7 +348,7 @@ def save_theirs(path: Path, parts: Mapping[str, Tensors], config: Config, tokeni
     """Write micro-Omni's files into a folder, or all parts into one .pt or .safetensors file.
 
     Raises:
-        ConversionError: a name ending with .pt for parts that stand in several files.
+        ConversionError: the name ends with .pt, but micro-Omni keeps these parts in several files.
     """
     places = dict(PLACES)
     if not {"proj_v", "proj_a"} & set(parts):
@@ -357,8 +363,8 @@ def save_theirs(path: Path, parts: Mapping[str, Tensors], config: Config, tokeni
         elif path.suffix == ".pt":
             if len(files) > 1:
                 raise ConversionError(
-                    f"micro-Omni has these parts in several files ({', '.join(files)}), so the output cannot be "
-                    f"{path.name!r}; name a folder, or a file ending with .safetensors."
+                    f"micro-Omni keeps these parts in several files ({', '.join(files)}), so they cannot go into "
+                    f"{path.name!r}; name a folder, or a file that ends with .safetensors."
                 )
             torch.save({**next(iter(files.values())), "config": config}, unfinished)
         else:
@@ -372,20 +378,18 @@ def save_theirs(path: Path, parts: Mapping[str, Tensors], config: Config, tokeni
 
 
 def expect_free(path: Path) -> None:
-    """Refuse to write over something.
+    """Check that nothing stands where the output goes.
 
     Raises:
-        ConversionError: there is a file or a filled folder already.
+        ConversionError: `path` is a file, or a folder that is not empty.
     """
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ConversionError(
-            f"The output {str(path)!r} is there already, and nothing is overwritten; name another one."
-        )
+        raise ConversionError(f"The output {str(path)!r} exists already, and nothing is overwritten; name another one.")
 
 
 @contextmanager
 def finished(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; what is there in the end gets its own name, and what fails leaves nothing."""
+    """A temporary name beside `path` to write to. At the end it is renamed to `path`; after an error it is removed."""
     expect_free(path)
     unfinished = path.absolute().with_name(f".{path.name}.writing")
     try:
@@ -394,7 +398,9 @@ def finished(path: Path) -> Iterator[Path]:
         yield unfinished
         os.replace(unfinished, path)
     except OSError as error:
-        raise ConversionError(f"{str(path)!r} cannot be written ({error.strerror or error}).") from error
+        raise ConversionError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}); make room for it, or name another place."
+        ) from error
     finally:
         _remove(unfinished)
 

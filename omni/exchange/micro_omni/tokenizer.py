@@ -1,7 +1,7 @@
-"""micro-Omni's tokenizer, SentencePiece BPE, as a fast tokenizer of transformers; no id moves.
+"""micro-Omni's tokenizer, SentencePiece BPE, as a fast tokenizer of transformers. Every piece keeps its id.
 
-A piece keeps its id; merges follow from the pieces, as SentencePiece joins the neighbours that make the piece with the
-lowest id. Beside what SentencePiece does, `<image>` can be added: it gets the first id after the last piece.
+The merges follow from the pieces: SentencePiece joins the two neighbours that form the piece with the lowest id. `<image>`
+can be added, and gets the first id after the last piece.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from omni.exchange.micro_omni.files import ConversionError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
-"""Kinds of pieces in SentencePiece's format."""
+"""The kinds of pieces in SentencePiece's format."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{%- if message['content'] is not string -%}"
@@ -30,29 +30,29 @@ CHAT_TEMPLATE = (
     "{%- else -%}{{- ('' if loop.first else ' ') + text -}}{%- endif -%}"
     "{%- endfor -%}"
 )
-"""micro-Omni's order: what is shown, `<s>`, then the words, and an answer after a space. It never learnt to end an answer;
-one that is trained here ends with `</s>`."""
+"""micro-Omni's order: the pictures, `<s>`, the words, a space, the answer. micro-Omni does not train the end of an answer.
+Training with omni does, with `</s>`."""
 
 
 def convert_tokenizer(path: Path, placeholder: str | None = None, length: int = 512) -> PreTrainedTokenizerFast:
-    """Read a SentencePiece model.
+    """Convert a SentencePiece model.
 
     Args:
         path: tokenizer.model.
-        placeholder: a token to add behind the last piece. The tokenizer then has the chat template and adds nothing by
-            itself, since what is shown stands before `<s>`; without it `<s>` is put in front of every text.
-        length: the longest sequence that the model takes.
+        placeholder: a token to add after the last piece. The tokenizer then gets the chat template, which writes `<s>`
+            after the pictures. Without a placeholder the tokenizer itself puts `<s>` in front of every text.
+        length: number of tokens that the model takes at most.
 
     Raises:
-        ConversionError: no SentencePiece BPE of micro-Omni's kind, or SentencePiece's format cannot be read here.
+        ConversionError: the file is no SentencePiece BPE of micro-Omni's kind, or the packages that read it are missing.
     """
     model = _read(path)
     pieces = [piece.piece for piece in model.pieces]
     kinds = [piece.type for piece in model.pieces]
     if model.trainer_spec.model_type != 2 or kinds[:3] != [UNKNOWN, CONTROL, CONTROL]:
         raise ConversionError(
-            f"{str(path)!r} is another kind of SentencePiece model than micro-Omni's: expected BPE with the unknown token, "
-            f"begin and end of text as ids 0, 1 and 2, found {pieces[:3]}."
+            f"{str(path)!r} is another kind of SentencePiece model than micro-Omni's; expected BPE with the unknown token, "
+            f"the begin and the end of a text as ids 0, 1 and 2, found {pieces[:3]}."
         )
     ids = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
@@ -72,7 +72,10 @@ def convert_tokenizer(path: Path, placeholder: str | None = None, length: int = 
             single=f"{pieces[1]} $A", pair=f"{pieces[1]} $A $B", special_tokens=[(pieces[1], 1)]
         )
     elif placeholder in ids:
-        raise ConversionError(f"{str(path)!r} has a piece {placeholder!r}, which is to stand for pictures; it cannot.")
+        raise ConversionError(
+            f"{str(path)!r} has a piece {placeholder!r}, which omni needs as the placeholder of pictures; convert a "
+            "tokenizer without that piece."
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=pieces[0],
@@ -93,20 +96,22 @@ def _read(path: Path) -> Any:
         from sentencepiece import sentencepiece_model_pb2
     except ImportError as error:
         raise ConversionError(
-            f"To read {str(path)!r}, sentencepiece and protobuf are needed: pip install 'omni-thinker[convert]'."
+            f"Reading {str(path)!r} needs sentencepiece and protobuf: pip install 'omni-thinker[convert]'."
         ) from error
     model = sentencepiece_model_pb2.ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
     except (DecodeError, OSError) as error:
-        raise ConversionError(f"{str(path)!r} is no SentencePiece model, or damaged ({error}).") from error
+        raise ConversionError(
+            f"{str(path)!r} is no SentencePiece model, or it is damaged ({error}); get the file again."
+        ) from error
     if not model.pieces:
-        raise ConversionError(f"{str(path)!r} is no SentencePiece model: it has no pieces.")
+        raise ConversionError(f"{str(path)!r} is no SentencePiece model: it has no pieces; get the file again.")
     return model
 
 
 def _merges(ids: dict[str, int], kinds: list[int]) -> list[tuple[str, str]]:
-    """Which neighbours join, the first ones first: those that make the piece with the lowest id."""
+    """The pairs of neighbours that join, in order of the id of the piece that they form."""
     merges = []
     for piece, i in ids.items():
         if kinds[i] == NORMAL:
@@ -116,7 +121,7 @@ def _merges(ids: dict[str, int], kinds: list[int]) -> list[tuple[str, str]]:
 
 
 def _normalizer(settings: Any) -> normalizers.Normalizer:
-    """What SentencePiece does to a text before it looks for pieces."""
+    """SentencePiece's changes to a text before it is cut into pieces."""
     steps: list[normalizers.Normalizer] = []
     if settings.precompiled_charsmap:
         steps.append(normalizers.Precompiled(settings.precompiled_charsmap))

@@ -1,10 +1,8 @@
-"""Which tensor is which in micro-Omni and in transformers, and the configurations that follow from the tensors.
+"""Which tensor of micro-Omni is which tensor in transformers, and the configurations that follow from the tensors.
 
-Letters: V tokens of the vocabulary, D width, F width of the MLP, P patch size, N patches of a picture.
-
-micro-Omni's encoder is omni's own (`OmniVisionModel`), its Thinker a Llama: pre-norm blocks with RMSNorm, rotary
-positions over two halves, grouped queries, a SwiGLU MLP, no biases. So every tensor keeps its values, and a table of
-names is all there is: one of theirs is one of ours, or several of ours one below the other (`attn.qkv`).
+micro-Omni's encoder is omni's own (`OmniVisionModel`). Its Thinker is a Llama: pre-norm blocks with RMSNorm, rotary
+positions over two halves, grouped queries, a SwiGLU MLP, no biases. So a table of names is enough, and no value changes:
+one of their tensors is one of ours, or several of ours stacked by rows (`attn.qkv`).
 """
 
 import math
@@ -18,11 +16,11 @@ from transformers import LlamaConfig
 from omni.exchange.micro_omni.files import Config, ConversionError, Tensors, listed
 
 Names = dict[str, tuple[str, ...]]
-"""One of their tensors -> those of ours that stand in it, one below the other."""
+"""The name of one of their tensors -> the names of our tensors that are stacked in it."""
 Shapes = Mapping[str, Sequence[int]]
 
 HEAD_WIDTH = 64
-"""Of every configuration that micro-Omni has; the tensors do not tell how many heads share their rows."""
+"""Width of a head in every configuration that micro-Omni ships. The tensors do not tell it."""
 
 VISION = {
     "cls": "embeddings.cls_token",
@@ -54,18 +52,18 @@ PROJECTOR: Names = {name: (f"linear.{name}",) for name in ("weight", "bias")}
 K = "blocks.0.attn.k.weight"
 
 OTHER_THINKERS = ("use_moe", "use_spiking", "use_ltc", "window_size", "rope_scaling", "rope_scaling_factor")
-"""Settings of micro-Omni's that make its Thinker something else than a Llama, unless they are off."""
+"""Settings of micro-Omni that, unless they are off, make its Thinker something else than a Llama."""
 NORM_EPS = 1e-5
-"""Of all its norms."""
+"""The epsilon of all of micro-Omni's norms."""
 
 
 def vision_names(layers: int) -> Names:
-    """Tensors of an encoder with so many blocks."""
+    """The names of an encoder with `layers` blocks."""
     return _names(VISION, VISION_BLOCK, "layers", layers)
 
 
 def thinker_names(layers: int, joined: bool) -> Names:
-    """Tensors of a Thinker with so many blocks; `joined`: queries, keys and values in one matrix, `attn.qkv`."""
+    """The names of a Thinker with `layers` blocks. `joined`: queries, keys and values are one matrix, `attn.qkv`."""
     block: dict[str, str | tuple[str, ...]] = dict(THINKER_BLOCK)
     block |= {"attn.qkv.weight": tuple(QUERY_KEY_VALUE.values())} if joined else QUERY_KEY_VALUE
     return _names(THINKER, block, "model.layers", layers)
@@ -84,16 +82,16 @@ def _names(whole: Mapping[str, str], block: Mapping[str, str | tuple[str, ...]],
 
 
 def to_ours(part: str, names: Names, shapes: Shapes, tensors: Tensors) -> Tensors:
-    """Their tensors of a part under our names.
+    """Rename their tensors of a part to our names, and split those that hold several of ours.
 
     Args:
-        part: for messages.
-        names: which is which.
-        shapes: of our tensors, as the model has them.
-        tensors: theirs.
+        part: the name of the part in messages.
+        names: which tensor is which.
+        shapes: the shapes of our tensors.
+        tensors: their tensors.
 
     Raises:
-        ConversionError: tensors that are missing, strange, or of another shape or type, by name.
+        ConversionError: a tensor is missing, unknown, or of another shape or type; the message names it.
     """
     wanted = {name: _joined([shapes[each] for each in ours]) for name, ours in names.items()}
     check(part, wanted, tensors)
@@ -105,7 +103,7 @@ def to_ours(part: str, names: Names, shapes: Shapes, tensors: Tensors) -> Tensor
 
 
 def to_theirs(names: Names, tensors: Tensors) -> Tensors:
-    """Our tensors under their names."""
+    """Rename our tensors to their names, and stack those that are one tensor of theirs."""
     return {
         name: torch.cat([tensors[each] for each in ours]) if len(ours) > 1 else tensors[ours[0]]
         for name, ours in names.items()
@@ -113,12 +111,12 @@ def to_theirs(names: Names, tensors: Tensors) -> Tensors:
 
 
 def _joined(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The shape of tensors one below the other."""
+    """The shape of tensors that are stacked by rows."""
     return tuple(shapes[0]) if len(shapes) == 1 else (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def check(part: str, wanted: Shapes, tensors: Tensors) -> None:
-    """Refuse tensors that are missing, strange, or of another shape or type, by name."""
+    """Refuse tensors that are missing, unknown, or of another shape or type, and name them."""
     problems = [f"missing: {name}" for name in sorted(set(wanted) - set(tensors))]
     problems += [f"without a place: {name}" for name in sorted(set(tensors) - set(wanted))]
     for name in sorted(set(wanted) & set(tensors)):
@@ -128,22 +126,22 @@ def check(part: str, wanted: Shapes, tensors: Tensors) -> None:
     if len(types) > 1 or not all(tensor.is_floating_point() for tensor in tensors.values()):
         problems.append(f"types {', '.join(sorted(types))} instead of one floating type")
     if problems:
-        raise ConversionError(f"The tensors of the {part} do not fit, nothing was written: {listed(problems)}.")
+        raise ConversionError(f"The tensors of the {part} do not fit, so nothing was written: {listed(problems)}.")
 
 
 # --- Configurations ---------------------------------------------------------------------------------------------------
 
 
 def vision_settings(tensors: Tensors, config: Config, notes: list[str]) -> dict[str, Any]:
-    """Settings of `OmniVisionConfig` for an encoder of theirs.
+    """The settings of `OmniVisionConfig` for their encoder.
 
     Args:
-        tensors: the encoder's.
-        config: what micro-Omni's configuration says of it, if there is one.
-        notes: gets what had to be assumed.
+        tensors: the encoder's tensors.
+        config: the encoder's section of micro-Omni's configuration; may be empty.
+        notes: a list that gets a note for each assumption.
 
     Raises:
-        ConversionError: no encoder's tensors, or a configuration of another one.
+        ConversionError: the tensors are not an encoder's, or the configuration is another encoder's.
     """
     width, channels, patch, _ = _shape("vision encoder", tensors, "proj.weight", 4)
     _, tokens, _ = _shape("vision encoder", tensors, "pos", 3)
@@ -151,8 +149,8 @@ def vision_settings(tensors: Tensors, config: Config, notes: list[str]) -> dict[
     grid = math.isqrt(tokens - 1)
     if grid**2 != tokens - 1:
         raise ConversionError(
-            f"The encoder has {tokens} positions, expected one for CLS and those of a square grid of patches; "
-            "convert a file that micro-Omni wrote."
+            f"The encoder has {tokens} positions; expected one for CLS and one for each patch of a square grid, so convert "
+            "a file that micro-Omni wrote."
         )
     measured = {
         "img_size": grid * patch,
@@ -171,23 +169,24 @@ def vision_settings(tensors: Tensors, config: Config, notes: list[str]) -> dict[
 
 
 def thinker_config(tensors: Tensors, config: Config, rotary: Sequence[torch.Tensor], notes: list[str]) -> LlamaConfig:
-    """The configuration of a Thinker of theirs as a Llama.
+    """The configuration of their Thinker as a Llama.
 
     Args:
-        tensors: the Thinker's, without buffers.
-        config: what micro-Omni's configuration says of it, if there is one.
-        rotary: the frequencies of its rotary positions, as often as its file has them.
-        notes: gets what had to be assumed.
+        tensors: the Thinker's tensors, without buffers.
+        config: the Thinker's section of micro-Omni's configuration; may be empty.
+        rotary: the rotary frequencies that its file holds, one tensor for each block, or none.
+        notes: a list that gets a note for each assumption.
 
     Raises:
-        ConversionError: no Thinker's tensors, one that is no Llama, or a configuration of another one.
+        ConversionError: the tensors are not a Thinker's, the Thinker is no Llama, or the configuration is another
+            Thinker's.
     """
     vocab, width = _shape("Thinker", tensors, "tok_emb.weight", 2)
     other = [name for name in OTHER_THINKERS if config.get(name)]
     if other or config.get("use_swiglu") is False or "blocks.0.mlp.gate_proj.weight" not in tensors:
         raise ConversionError(
-            f"The Thinker has {', '.join(other) or 'no SwiGLU MLP (mlp.gate_proj)'}, expected plain causal attention and a "
-            "SwiGLU MLP in every block; others are no Llama and cannot be converted."
+            f"The Thinker has {', '.join(other) or 'no SwiGLU MLP (mlp.gate_proj)'}; expected plain causal attention and a "
+            "SwiGLU MLP in every block, as only a Llama can be converted."
         )
     hidden, _ = _shape("Thinker", tensors, "blocks.0.mlp.gate_proj.weight", 2)
     measured = {"vocab_size": vocab, "d_model": width, "n_layers": _blocks(tensors), "d_ff": hidden}
@@ -199,11 +198,11 @@ def thinker_config(tensors: Tensors, config: Config, rotary: Sequence[torch.Tens
     frequencies = theta ** -(torch.arange(0, head, 2) / head)
     if any(each.shape != frequencies.shape or not torch.allclose(each.float(), frequencies) for each in rotary):
         raise ConversionError(
-            f"The rotary frequencies (inv_freq) of the Thinker are not those of {heads} heads of {head} and rope_theta "
-            f"{theta:g}, as its configuration says; convert it together with the configuration that it was trained with."
+            f"The rotary frequencies (inv_freq) of the Thinker are not those of its configuration, {heads} heads of width "
+            f"{head} and rope_theta {theta:g}; convert it together with the configuration that it was trained with."
         )
     if "ctx_len" not in config:
-        notes.append("ctx_len of the Thinker is taken for 512, that of micro-Omni's configurations")
+        notes.append("ctx_len of the Thinker is taken to be 512, as in micro-Omni's configurations")
     groups = heads if "blocks.0.attn.qkv.weight" in tensors else _shape("Thinker", tensors, K, 2)[0] // head
     return LlamaConfig(
         vocab_size=vocab,
@@ -227,7 +226,7 @@ def their_vision_config(config: Any) -> dict[str, Any]:
     """micro-Omni's settings for an `OmniVisionConfig`.
 
     Raises:
-        ConversionError: an encoder that micro-Omni's is not.
+        ConversionError: micro-Omni cannot build this encoder.
     """
     _refuse_others("vision encoder", {
         "hidden_act": (config.hidden_act, "gelu"),
@@ -242,11 +241,11 @@ def their_thinker_config(config: Any, vocab: int) -> dict[str, Any]:
     """micro-Omni's settings for a `LlamaConfig`.
 
     Raises:
-        ConversionError: a language model that its Thinker is not.
+        ConversionError: micro-Omni cannot build this language model.
     """
     if config.model_type != "llama":
         raise ConversionError(
-            f"The Thinker is of type {config.model_type!r}, micro-Omni's can only be 'llama'; it has no place there."
+            f"The Thinker is of type {config.model_type!r}; expected 'llama', the only one that micro-Omni can build."
         )
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     rope = config.rope_parameters
@@ -277,15 +276,18 @@ def _refuse_others(part: str, settings: Mapping[str, tuple[Any, Any]]) -> None:
     if other := [
         f"{name} {found!r} instead of {fixed!r}" for name, (found, fixed) in settings.items() if found != fixed
     ]:
-        raise ConversionError(f"The {part} cannot be one of micro-Omni's: it has {', '.join(other)}.")
+        raise ConversionError(f"micro-Omni cannot build this {part}: it has {', '.join(other)}.")
 
 
 def _shape(part: str, tensors: Tensors, name: str, dimensions: int) -> Sequence[int]:
     if name not in tensors or tensors[name].ndim != dimensions:
         found = (
-            f"of shape {tuple(tensors[name].shape)}" if name in tensors else f"missing among {listed(sorted(tensors))}"
+            f"it has the shape {tuple(tensors[name].shape)}" if name in tensors else f"found {listed(sorted(tensors))}"
         )
-        raise ConversionError(f"The {part} needs a tensor {name!r} of {dimensions} dimensions, which is {found}.")
+        raise ConversionError(
+            f"The {part} needs a tensor {name!r} of {dimensions} dimensions, but {found}; convert a file that micro-Omni "
+            "wrote."
+        )
     return tensors[name].shape
 
 
@@ -294,17 +296,17 @@ def _blocks(tensors: Tensors) -> int:
 
 
 def _compare(part: str, measured: Mapping[str, int], config: Config) -> None:
-    """What the tensors say of themselves, and what the configuration says of them."""
+    """Refuse a configuration that contradicts the sizes of the tensors."""
     apart = [f"{name} {config[name]} ({value})" for name, value in measured.items() if config.get(name, value) != value]
     if apart:
         raise ConversionError(
-            f"The configuration of the {part} is not that of its tensors (in brackets): {', '.join(apart)}; convert it "
-            "together with the configuration that it was trained with."
+            f"The configuration of the {part} contradicts its tensors (their values in brackets): {', '.join(apart)}; "
+            "convert it together with the configuration that it was trained with."
         )
 
 
 def _heads(part: str, width: int, config: Config, notes: list[str]) -> int:
-    """How many heads share a width: the configuration's word, since the tensors do not show it."""
+    """The number of attention heads. The tensors do not show it, so the configuration says it."""
     heads = config.get("n_heads")
     if heads is None:
         if width % HEAD_WIDTH:
@@ -314,8 +316,11 @@ def _heads(part: str, width: int, config: Config, notes: list[str]) -> int:
             )
         heads = width // HEAD_WIDTH
         notes.append(
-            f"n_heads of the {part} is taken for {heads}, heads of {HEAD_WIDTH} as micro-Omni's configurations have"
+            f"n_heads of the {part} is taken to be {heads}, so that heads are {HEAD_WIDTH} wide as in micro-Omni's "
+            "configurations"
         )
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise ConversionError(f"The {part} has n_heads {heads!r}, which does not divide its width {width}.")
+        raise ConversionError(
+            f"The configuration has n_heads {heads!r} for the {part}; expected a number that divides its width {width}."
+        )
     return heads

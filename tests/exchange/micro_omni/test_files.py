@@ -115,7 +115,7 @@ def no_heads(parts: dict[str, Any]) -> None:
     (strange, "without a place: blocks.1.gate"),
     (another_shape, "blocks.0.linear2.bias is (3,) instead of (32,)"),
     (another_type, "types float32, float64"),
-    (another_part, "it has no place: depth_head"),
+    (another_part, "have no place: depth_head"),
     (twice, "'blocks.0.norm1.bias' twice"),
     (no_square, "16 positions"),
     (other_width, "d_model 64 (32)"),
@@ -146,7 +146,7 @@ def test_what_is_missing_or_there_twice_is_said(micro_omni: Any, tmp_path: Path)
     theirs = micro_omni.write(tmp_path / "theirs")
     parts = torch.load(theirs / "omni.pt", weights_only=True)
     torch.save({"model": parts["thinker"]}, theirs / "thinker.pt")
-    assert "holds a thinker, and a file before it as well" in refuse([theirs], tmp_path / "ours")
+    assert "holds a thinker, and so does a file before it" in refuse([theirs], tmp_path / "ours")
     assert "omni.pt vision.pt" in refuse([theirs / "vision.pt", theirs / "thinker.pt"], tmp_path / "ours")
     (theirs / "vision.pt").unlink()
     assert "no vision_encoder" in refuse([theirs / "omni.pt"], tmp_path / "ours")
@@ -168,7 +168,7 @@ def test_configurations_that_disagree_are_refused(micro_omni: Any, tmp_path: Pat
 @pytest.mark.parametrize(("settings", "named"), [
     ({"n_heads": "two"}, "n_heads 'two'"),
     ({"dropout": "none"}, "hidden_dropout_prob"),
-    ("tiny", "'tiny' of the vision"),
+    ("tiny", "'tiny' as the section 'vision'"),
 ])  # fmt: skip
 def test_settings_of_a_wrong_kind_are_named(settings: Any, named: str, micro_omni: Any, tmp_path: Path) -> None:
     config = {**micro_omni.vision, **settings} if isinstance(settings, dict) else settings
@@ -197,7 +197,7 @@ def test_what_cannot_be_written_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("omni.exchange.micro_omni.convert.save_kept", full)
+    monkeypatch.setattr("omni.exchange.micro_omni.conversion.save_kept", full)
     assert "No space left on device" in refuse([tmp_path / "vision.pt"], tmp_path / "ours")
 
 

@@ -71,7 +71,7 @@ def test_the_tiny_encoder_needs_no_configuration(tmp_path: Path, make_micro_omni
     torch.save(bare, tmp_path / "vision_step_9000.pt")  # an older name, and bare tensors
     done = convert([tmp_path / "vision_step_9000.pt"], tmp_path / "ours")
     assert done.parameters == {"vision_encoder": 916_992}
-    assert any("n_heads of the vision encoder is taken for 2" in note for note in done.notes), done.notes
+    assert any("n_heads of the vision encoder is taken to be 2" in note for note in done.notes), done.notes
     model = AutoModel.from_pretrained(tmp_path / "ours").eval()
     assert torch.equal(model(pixels(224)).grid, system.encoder(pixels(224))[1])
 

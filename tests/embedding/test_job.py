@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+from omni.checkpoints.seal import reseal
 from omni.embedding import EngineError, TableError, describe, embed
 from omni.embedding import table as table_module
 from omni.loading.checkpoint import load
@@ -204,6 +205,7 @@ def test_a_picture_of_a_size_that_the_encoder_does_not_take_is_a_row_with_the_re
         folder, output = save_encoder(model_type), tmp_path / f"{model_type}.parquet"
         settings = json.loads((folder / "preprocessor_config.json").read_text())
         (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "do_resize": False}))
+        reseal(folder)
         assert embed([tmp_path / "p"], folder, output, what="grid").unreadable == 1
         rows = read(output)
         assert [row["error"] is None for row in rows] == [True, False, True]
@@ -282,12 +284,15 @@ def test_only_the_same_job_is_gone_on_with(
     other = Path(shutil.copytree(encoder, tmp_path / "other"))
     settings = json.loads((other / "preprocessor_config.json").read_text())
     (other / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.5, 0.6]}))
+    reseal(other)
     assert "with preprocessing_sha256" in refusal(other)
     (other / "preprocessor_config.json").write_text(json.dumps(settings))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
+    reseal(other)
     assert "with architecture_sha256" in refusal(other)
     (other / "config.json").write_text(json.dumps(config))
+    reseal(other)
     first = sorted(pictures.rglob("*.*"))[0]
     another = first.with_name("another.png")
     first.rename(another)
@@ -336,7 +341,7 @@ def test_files_that_were_changed_are_not_mixed_with_what_they_were(
 
 
 def test_rows_of_other_arithmetic_are_not_mixed(
-    save_encoder: Make, make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiles: bool
+    make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another_form: Callable[..., None]
 ) -> None:
     encoder, pictures = "checkpoints/vision_tiny", make_pictures(3)
 
@@ -351,11 +356,10 @@ def test_rows_of_other_arithmetic_are_not_mixed(
         assert describe(tmp_path / dtype)["dtype"] == dtype
     assert "was begun with dtype 'bfloat16', found 'float32' now" in refusal(tmp_path / "bfloat16")
     with monkeypatch.context() as patch:
-        patch.setattr("omni.fast.packing.is_possible", lambda *settings: False)  # as on a machine without a compiler
-        embed([pictures], encoder, tmp_path / "packed", precision="bfloat16")
-    assert describe(tmp_path / "packed")["engine"] == "packed"
-    if compiles:
-        assert "was begun with engine 'packed', found 'compiled' now" in refusal(tmp_path / "packed")
+        another_form(patch)
+        embed([pictures], encoder, tmp_path / "doubled", precision="bfloat16")
+    assert describe(tmp_path / "doubled")["engine"] == "doubled"
+    assert "was begun with engine 'doubled', found '" in refusal(tmp_path / "doubled")
 
 
 def in_a_process(*arguments: Any, **settings: Any) -> int:

@@ -1,4 +1,4 @@
-"""Pictures cross from the workers to the training process as bytes, a quarter of the memory, and are scaled there."""
+"""Pictures cross from the workers to the training process as bytes, a quarter of the memory, and are normalised there."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ AS_BYTES = {"do_rescale": False, "do_normalize": False}
 """Settings with which an image processor leaves pixels as they are."""
 
 
-class Scaling(nn.Module):
+class Normalization(nn.Module):
     """What the image processor of the modality does last: `(pixel * rescale_factor - mean) / std`."""
 
     def __init__(self, processor: BaseImageProcessor) -> None:
@@ -27,14 +27,14 @@ class Scaling(nn.Module):
         return (pixels.float() * self.factor - mean) / std
 
 
-def scale_before(model: nn.Module, processor: BaseImageProcessor) -> None:
+def take_bytes(model: nn.Module, processor: BaseImageProcessor) -> None:
     """Let a model whose inputs are `pixel_values` float[B, 3, H, W] take them as bytes too."""
-    scaling = Scaling(processor)
+    normalization = Normalization(processor)
 
-    def scale(_: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def normalize(_: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         pixels = inputs.get("pixel_values")
         if pixels is not None and pixels.dtype == torch.uint8:
-            inputs["pixel_values"] = scaling(pixels)
+            inputs["pixel_values"] = normalization(pixels)
         return args, inputs
 
-    model.register_forward_pre_hook(scale, with_kwargs=True)
+    model.register_forward_pre_hook(normalize, with_kwargs=True)

@@ -1,17 +1,16 @@
-"""How much an encoder sees, without a language model: neighbours, linear probes and retrieval.
+"""Measure an encoder without a language model: nearest neighbours, linear probes and retrieval on its frozen features.
 
-Three questions are put to its two outputs, the CLS vector ("cls") and the mean of the grid ("grid"), which stay as they
-are:
+The features are its two outputs, the CLS vector ("cls") and the mean of the grid ("grid"). Three questions are asked:
 
-* **kNN**: do pictures with the same answer lie together? The answer of most of the nearest others, by cosine.
-* **probe**: can one linear layer read the answer off? Logistic regression on standardised features.
-* **retrieval**: does a second drawing of the same objects (same places, other backdrop, shades and jitter) lie nearest
-  to the first among those of all others?
+* **kNN**: do pictures with the same label lie together? The most frequent label among the nearest others, by cosine.
+* **probe**: can a linear layer read off the label? Logistic regression on standardised features.
+* **retrieval**: is a second drawing of the same objects (same places, other backdrop, shades and jitter) nearest to the
+  first drawing, among the first drawings of all?
 
-The first two are asked about what a world draws (`omni.worlds`), held-out scenes: count, background and brightness of any
-scene, and shape, colour, size and pattern of scenes with one object. And about pictures that nobody drew for this purpose:
-scanned handwritten digits of 8 x 8 pixels, with two baselines of the same width, random projections of the pixels and the
-same encoder untrained. What learns is fitted on other pictures than those asked about.
+The pictures are those of a world (`omni.worlds`), such as held-out scenes: count, background and brightness of any scene;
+shape, colour, size and pattern of scenes with one object. A second set does not come from a world: scans of handwritten
+digits of 8 x 8 pixels. It has two baselines of the same width, random projections of the pixels and the same encoder
+untrained. Classifiers are fitted on other pictures than those that they are scored on.
 """
 
 import hashlib
@@ -33,25 +32,25 @@ from .result import EncoderSettings, canonical
 from .scores import Asked, EvaluationError, Score, score
 
 Features = dict[str, NDArray[np.float32]]
-"""By output, "cls" and "grid": float32[B, D] for B pictures."""
+"""For each output, "cls" and "grid": float32[B, D] for B pictures."""
 
 NEIGHBOURS = 20
 SAME = "same objects"
-"""What is retrieved: the first drawing of what a second one shows."""
+"""The name of the retrieval task: find the first drawing of the objects that a second drawing shows."""
 
 
 # --- Neighbours, probes, retrieval ------------------------------------------------------------------------------------
 
 
 def neighbours(known: NDArray[Any], labels: Sequence[str], asked: NDArray[Any], k: int) -> list[str]:
-    """The answer of most of the k nearest by cosine, for float[F, D] to fit on and float[A, D] asked about."""
+    """The most frequent label of the k nearest by cosine: F known features float[F, D], A asked ones float[A, D]."""
     from sklearn.neighbors import KNeighborsClassifier
 
     return list(KNeighborsClassifier(n_neighbors=k, metric="cosine").fit(known, labels).predict(asked))
 
 
 def probe(known: NDArray[Any], labels: Sequence[str], asked: NDArray[Any]) -> list[str]:
-    """The answer that one linear layer gives, for float[F, D] to fit on and float[A, D] asked about."""
+    """The label that a linear layer gives: fitted on F known features float[F, D], read off A asked ones float[A, D]."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -61,10 +60,10 @@ def probe(known: NDArray[Any], labels: Sequence[str], asked: NDArray[Any]) -> li
 
 
 def nearest(queries: NDArray[Any], gallery: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """int64[N, k]: places of the nearest by cosine, the nearest first; float[N, D] each.
+    """The places of the k nearest by cosine, nearest first, int64[N, k]. `queries` and `gallery` are float[N, D].
 
-    Where the one that belongs to a query (that of its own place) is as near as another, it comes last: a collapsed
-    encoder, for which all are alike, finds nothing.
+    A query's own partner in the gallery has the same place. Among equally near ones the partner comes last, so an encoder
+    with collapsed features finds nothing.
     """
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (queries, gallery)]
     similarity = unit[0].astype(np.float64) @ unit[1].astype(np.float64).T  # (N, N)
@@ -75,17 +74,17 @@ def nearest(queries: NDArray[Any], gallery: NDArray[Any], k: int) -> NDArray[np.
 # --- The whole evaluation ---------------------------------------------------------------------------------------------
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and of how much."""
+"""Called with the name of a step, the number done, and the total number."""
 
 
 @dataclass(frozen=True)
 class EncoderAnswers:
-    """What was read off an encoder's features.
+    """The answers that were read off an encoder's features.
 
     Attributes:
-        scores: by kind, "task / method / output".
-        asked: every question, with the answer that was read off the features.
-        shown: for each `Asked.item`, what draws its pictures.
+        scores: scores by kind, "task / method / output".
+        asked: every question with its answer.
+        shown: for each `Asked.example`, a function that draws its pictures.
         data_hash: sha256 of all pictures with their labels.
     """
 
@@ -98,24 +97,24 @@ class EncoderAnswers:
 def evaluate_encoder(
     encoder: Encoder, settings: EncoderSettings, progress: Progress = lambda label, done, total: None
 ) -> EncoderAnswers:
-    """Neighbours, probes and retrieval of an encoder; see the module.
+    """Run neighbours, probes and retrieval on an encoder; see the module.
 
     Raises:
-        EvaluationError: scikit-learn is not installed, or an unknown kind of question.
-        WorldError: more than digits is asked about, and the world that draws it is not installed.
+        EvaluationError: scikit-learn is not installed, or a kind of question is unknown.
+        WorldError: the kinds need a world, and it is not installed.
     """
     world = None if settings.kinds and set(settings.kinds) == {DIGIT} else find_world()
     known = (*world.tasks, SAME, DIGIT) if world else (DIGIT,)
     if unknown := sorted(set(settings.kinds or ()) - set(known)):
-        raise EvaluationError(f"Unknown kinds of questions {unknown} to an encoder; known: {', '.join(known)}.")
+        raise EvaluationError(f"Unknown kinds of questions {unknown} for an encoder; known: {', '.join(known)}.")
     if find_spec("sklearn") is None:
         raise EvaluationError(
-            'The evaluation of an encoder needs scikit-learn, which is not installed; pip install "omni-thinker[eval]".'
+            'Evaluating an encoder needs scikit-learn, which is not installed; pip install "omni-thinker[eval]".'
         )
-    return _Questioning(encoder, settings, world, progress).answers()
+    return _Probing(encoder, settings, world, progress).answers()
 
 
-class _Questioning:
+class _Probing:
     def __init__(self, encoder: Encoder, settings: EncoderSettings, world: World | None, progress: Progress) -> None:
         self.encoder, self.settings, self.world, self.progress = encoder, settings, world, progress
         self.digest = hashlib.sha256()
@@ -143,7 +142,7 @@ class _Questioning:
         return EncoderAnswers(scores, self.asked, self.shown, self.digest.hexdigest())
 
     def encode(self, label: str, pictures: Iterable[Image.Image], total: int, *others: Encoder) -> list[Features]:
-        """The features of a set of pictures, of this encoder and of others that see the same tensors."""
+        """The features of some pictures, from this encoder and from others that read the same tensors."""
         encoders = (self.encoder, *others)
         found: list[list[Features]] = [[] for _ in encoders]
         for done, batch in _batches(pictures, self.settings.batch_size):
@@ -156,7 +155,7 @@ class _Questioning:
         return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found]
 
     def classify(self, pictures: PictureSet, features: Mapping[tuple[str, str], NDArray[Any]]) -> None:
-        """Ask for each task's answers; `features` by what the score is called: task and output."""
+        """Ask for the labels of each task. `features` are by task and output, which name the score."""
         self.digest.update(canonical(dict(pictures.labels)).encode())
         first = len(self.shown)
         self.shown += [lambda place=place: (pictures.draw(place),) for place in pictures.ask]  # type: ignore[misc]
@@ -168,12 +167,12 @@ class _Questioning:
                 "probe": probe(known, answers, values[pictures.ask]),
             }
             for method, given in by_method.items():
-                for item, (place, answer) in enumerate(zip(pictures.ask, given, strict=True), first):
+                for example, (place, answer) in enumerate(zip(pictures.ask, given, strict=True), first):
                     kind, source = f"{called} / {method} / {output}", f"{pictures.name} {place}"
-                    self.asked.append(Asked(kind, kind, labels[place], str(answer), source, item))
+                    self.asked.append(Asked(kind, kind, labels[place], str(answer), source, example))
 
     def retrieve(self, drawn: DrawnTwice) -> None:
-        """For each picture drawn again, which one of all first drawings shows the same?"""
+        """Ask which first drawing shows the same as each second drawing."""
         names = drawn.shows
         places = range(len(names))
         (gallery,) = self.encode("gallery", map(drawn.draw, places), len(names))
@@ -189,7 +188,7 @@ class _Questioning:
                     self.asked.append(Asked(kind, kind, names[place], answer, drawn.sources[place], first + place))
 
     def read_digits(self, digits: PictureSet) -> None:
-        """Digits, with the two baselines of the same width."""
+        """Ask for the digits, from the encoder and from the two baselines of the same width."""
         trained, untrained = self.encode(
             DIGIT, map(digits.draw, range(len(digits))), len(digits), self.encoder.untrained(SEED)
         )
@@ -207,12 +206,12 @@ class _Questioning:
 
 
 def features_of(tokens: Mapping[str, torch.Tensor]) -> Features:
-    """The mean of each output's tokens."""
+    """The mean over the tokens of each output."""
     return {name: tokens[name].float().mean(1).cpu().numpy() for name in ("cls", "grid") if name in tokens}
 
 
 def _batches(pictures: Iterable[Image.Image], size: int) -> Iterator[tuple[int, list[Image.Image]]]:
-    """Pictures in lists of at most `size`, each with how many there have been."""
+    """Lists of at most `size` pictures, each with the number of pictures up to its end."""
     batch: list[Image.Image] = []
     done = 0
     for picture in pictures:

@@ -233,7 +233,7 @@ def _state(path: str) -> Iterator[bytes]:
 
 def _canonical(values: dict[str, Any]) -> bytes:
     """The same for the same values, whatever their order, without notes on where they come from."""
-    noted = ("_name_or_path", "architectures", "checksums", "dtype", "fingerprints", "transformers_version", "encoder")
+    noted = ("_name_or_path", "architectures", "dtype", "fingerprints", "transformers_version", "encoder")
     values = {name: value for name, value in values.items() if name not in noted}
     return json.dumps(values, sort_keys=True, default=str).encode()
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from omni.training.scaling import AS_BYTES, Scaling, scale_before
+from omni.training.pixels import AS_BYTES, Normalization, take_bytes
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
@@ -33,14 +33,14 @@ def test_bytes_become_what_the_processor_makes(settings: dict) -> None:
     expected = processor(pictures(), return_tensors="pt")["pixel_values"].float()
     raw = processor(pictures(), **AS_BYTES, return_tensors="pt")["pixel_values"]
     assert raw.dtype == torch.uint8
-    torch.testing.assert_close(Scaling(processor)(raw), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(Normalization(processor)(raw), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_a_model_takes_bytes_and_scaled_pixels_alike() -> None:
     processor, model = OmniImageProcessor(), OmniVisionModel(OmniVisionConfig(num_hidden_layers=1)).eval()
     raw = processor(pictures(), **AS_BYTES, return_tensors="pt")["pixel_values"]
     scaled = processor(pictures(), return_tensors="pt")["pixel_values"]
-    scale_before(model, processor)
+    take_bytes(model, processor)
     with torch.no_grad():
         torch.testing.assert_close(model(pixel_values=raw).cls, model(pixel_values=scaled).cls, atol=1e-5, rtol=1e-5)
     assert "mean" not in " ".join(model.state_dict())

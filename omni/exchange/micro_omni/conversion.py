@@ -1,11 +1,11 @@
-"""The two ways: micro-Omni's files to a folder that transformers loads, and such a folder to micro-Omni's files.
+"""Both directions: micro-Omni's files become a folder that transformers loads, and such a folder becomes micro-Omni's files.
 
     vision.pt                            ->  OmniVisionModel, image processor
     thinker.pt, tokenizer.model          ->  LlamaForCausalLM, tokenizer
     omni.pt, vision.pt, tokenizer.model  ->  OmniForConditionalGeneration, processor; so does a merged file
 
-What omni has no part for (audio, speech, the heads of contrastive training) is kept beside the model as it is, and is in
-micro-Omni's files again after the way back.
+Parts that omni does not have (audio, speech, the heads of contrastive training) are kept in a file beside the model. The
+way back puts them into micro-Omni's files again.
 """
 
 import os
@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from omni.checkpoints.fingerprints import read_tensors, verify_fingerprints
+from omni.checkpoints.fingerprints import read_tensors, verify_weights
+from omni.checkpoints.seal import MODEL, verify_files
 from omni.exchange.micro_omni.files import (
     KEPT,
     TOKENIZER,
@@ -58,7 +59,7 @@ from omni.loading.checkpoint import model_type_of
 from omni.registry import get_modality
 
 ENCODER, PROJECTION, THINKER, IMAGE_TOKEN = "vision_encoder", "proj_v", "thinker", "image_token"
-"""Parts of micro-Omni that omni has, and the rows of a vocabulary that only omni has."""
+"""The parts of micro-Omni that omni has too; and the rows of embedding and head that only omni has, for `<image>`."""
 TOWER, PROJECTED_BY, DECODER = "model.image_tower.", "model.image_projector.", "model.language_model."
 ROWS = {"embedding": EMBEDDING, "head": HEAD}
 ENCODER_TYPE = "omni_vision"
@@ -67,20 +68,20 @@ CLASSES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     LlamaConfig.model_type: (lambda: LlamaConfig, lambda: LlamaForCausalLM),
     OmniConfig.model_type: (lambda: OmniConfig, lambda: OmniForConditionalGeneration),
 }
-"""What can go to micro-Omni: configurations and models; the encoder is met through the registry, and not before."""
+"""Configuration and model classes of the checkpoints that micro-Omni can take. The registry is asked only when needed."""
 
 
 class Conversion(BaseModel):
-    """What was converted.
+    """The result of a conversion.
 
     Attributes:
-        output: where it was written.
-        model: the class that loads it; or "micro-Omni".
-        parameters: how many each part has.
-        kept: parts that the model has no place for, which are beside it as they were.
-        left: states of training, which were left behind.
-        notes: what had to be assumed, and what to know when the result is used.
-        files: what was read.
+        output: the file or folder that was written.
+        model: the class that loads it, or "micro-Omni".
+        parameters: number of parameters of each part.
+        kept: parts that the model does not have. They are kept unchanged in a file beside it.
+        left: entries that were left behind, such as the state of an optimizer.
+        notes: what was assumed, and what users of the result need to know.
+        files: the files that were read.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,15 +99,15 @@ class Conversion(BaseModel):
 
 
 def convert(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> Conversion:
-    """Make a checkpoint that transformers loads from files of micro-Omni.
+    """Convert files of micro-Omni to a checkpoint that transformers loads.
 
     Args:
-        sources: its files (vision.pt, omni.pt, thinker.pt, a merged .safetensors, tokenizer.model, a JSON configuration)
-            or folders of them. What lies beside a file and belongs to it is found.
-        output: a folder that is not there yet.
+        sources: files of micro-Omni (vision.pt, omni.pt, thinker.pt, a merged .safetensors, tokenizer.model, a JSON
+            configuration) or folders of them. Files that belong to a named file and lie beside it are read, too.
+        output: the new folder.
 
     Raises:
-        ConversionError: a file that cannot be used, or tensors without a place, by name. Nothing is written then.
+        ConversionError: a file cannot be used, or a tensor has no place; the message names it. Nothing is written then.
     """
     expect_free(Path(output))
     source, notes = read(sources), list[str]()
@@ -134,8 +135,8 @@ def convert(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike
     else:
         lacking = listed(sorted({ENCODER, PROJECTION, THINKER} - found))
         raise ConversionError(
-            f"Found {listed(sorted(found))} in {listed(files)}, but no {lacking}; a model that sees needs all "
-            "three, so name the other files too: `omni convert omni.pt vision.pt OUT` (the encoder is in vision.pt alone)."
+            f"Found {listed(sorted(found))} in {listed(files)}, but no {lacking}; a fused model needs all three, so name "
+            "the other files, too: `omni convert omni.pt vision.pt OUT` (only vision.pt holds the encoder)."
         )
     with finished(Path(output)) as folder:
         model.save_pretrained(folder)
@@ -156,7 +157,7 @@ def convert(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike
 
 
 def _take_rotary(source: Source) -> Tensors:
-    """The frequencies of its positions, which some versions of micro-Omni save in every block of the Thinker."""
+    """Take out the rotary frequencies, which some versions of micro-Omni save in every block of the Thinker."""
     thinker = source.parts.get(THINKER, {})
     return {name: thinker.pop(name) for name in list(thinker) if name.endswith(".inv_freq")}
 
@@ -178,7 +179,7 @@ def _thinker(source: Source, rotary: Tensors, notes: list[str]) -> PreTrainedMod
         config = thinker_config(tensors, source.section("thinker"), list(rotary.values()), notes)
     model = _build(LlamaForCausalLM, config)
     joined = "blocks.0.attn.qkv.weight" in tensors
-    # remembered for the way back, on which a vocabulary has grown and one head may be one group or none
+    # kept for the way back: `<image>` makes the vocabulary grow, and a Llama of one head does not tell if it had groups
     known = {"use_gqa": not joined, "vocab_size": config.vocab_size}
     source.config["thinker"] = {**source.section("thinker"), **known}
     names = thinker_names(config.num_hidden_layers, joined)
@@ -189,7 +190,7 @@ def _thinker(source: Source, rotary: Tensors, notes: list[str]) -> PreTrainedMod
 def _fused(
     encoder: PreTrainedModel, thinker: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, source: Source
 ) -> PreTrainedModel:
-    """Encoder and Thinker in one, with micro-Omni's `proj_v`, and a row of the vocabulary for pictures' placeholder."""
+    """Encoder, `proj_v` and Thinker as one model. Embedding and head get a row for the pictures' placeholder."""
     text, side = thinker.config, encoder.config.hidden_size
     vocab = text.vocab_size
     token_id = vocab if tokenizer is None else len(tokenizer) - 1
@@ -202,8 +203,8 @@ def _fused(
         known = source.parts.get(IMAGE_TOKEN, {}).get(key, row)
         if known.shape != row.shape:
             raise ConversionError(
-                f"{IMAGE_TOKEN}.{key} is {tuple(known.shape)}, expected {tuple(row.shape)}: the rows of the vocabulary "
-                f"after the {vocab} of the Thinker."
+                f"{IMAGE_TOKEN}.{key} has the shape {tuple(known.shape)}, expected {tuple(row.shape)}, the rows that follow "
+                f"the {vocab} of the Thinker; convert files that belong together."
             )
         words[name] = torch.cat([words[name], known])
     state = {TOWER + name: tensor for name, tensor in encoder.state_dict().items()}
@@ -218,7 +219,7 @@ def _fused(
 
 @contextmanager
 def _settings(part: str) -> Iterator[None]:
-    """Inside, settings of a wrong kind are mistakes in micro-Omni's configuration."""
+    """Turn errors of a configuration class into a `ConversionError` about micro-Omni's configuration."""
     try:
         yield
     except ConversionError:
@@ -229,7 +230,7 @@ def _settings(part: str) -> Iterator[None]:
 
 
 def _build(model_class: Any, config: Any) -> PreTrainedModel:
-    """A model without weights, which takes no memory."""
+    """A model on the meta device: it has shapes, and takes no memory."""
     with torch.device("meta"):
         built: PreTrainedModel = model_class(config)
     return built
@@ -244,7 +245,7 @@ def _count(tensors: Tensors) -> int:
 
 
 def _image_processor(config: Any, source: Source) -> Any:
-    """micro-Omni feeds plain [0, 1] values; an encoder that came from omni says what it was trained on."""
+    """The image processor. micro-Omni uses values in [0, 1]; the configuration of an encoder from omni has mean and std."""
     known = source.section("vision").get("normalize")
     settings = {"image_mean": known["mean"], "image_std": known["std"]} if known else {"do_normalize": False}
     side = config.image_size
@@ -254,16 +255,16 @@ def _image_processor(config: Any, source: Source) -> Any:
 def _tokenizer(
     source: Source, config: LlamaConfig, placeholder: str | None, notes: list[str]
 ) -> PreTrainedTokenizerFast | None:
-    """The tokenizer for a Thinker, with a placeholder for pictures if it gets one."""
+    """The tokenizer of a Thinker, with `placeholder` added if one is given."""
     if source.tokenizer is None:
-        notes.append(f"no {TOKENIZER} was found, so there is none for the Thinker; convert again and name it, too")
+        notes.append(f"no {TOKENIZER} was found, so the Thinker has no tokenizer; convert again and name the file, too")
         return None
     tokenizer = convert_tokenizer(source.tokenizer, placeholder, config.max_position_embeddings)
     pieces = len(tokenizer) - (placeholder is not None)
     if pieces > config.vocab_size:
         raise ConversionError(
-            f"{str(source.tokenizer)!r} has {pieces} pieces, more than the {config.vocab_size} that the Thinker knows; name "
-            "the tokenizer that it was trained with."
+            f"{str(source.tokenizer)!r} has {pieces} pieces, but the Thinker knows only {config.vocab_size}; name the "
+            "tokenizer that it was trained with."
         )
     return tokenizer
 
@@ -272,24 +273,24 @@ def _tokenizer(
 
 
 def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> Conversion:
-    """Write a checkpoint as micro-Omni's files.
+    """Convert a checkpoint to micro-Omni's files.
 
     Args:
-        checkpoint: the folder of an encoder of omni, of a Llama, or of a model of both with a linear projector over CLS.
-        output: a folder that is not there yet; or one file, ending with .pt (not for a model of several files) or with
-            .safetensors (the merged form).
+        checkpoint: folder of omni's encoder, of a Llama, or of a fused model of both with a linear projector over CLS.
+        output: a new folder; or a new file that ends with .safetensors (the merged form) or with .pt (if micro-Omni keeps
+            the model in one file).
 
     Raises:
-        ConversionError: a checkpoint that micro-Omni has no place for.
-        CheckpointError: no checkpoint.
+        ConversionError: micro-Omni has no place for something in the checkpoint.
+        CheckpointError: the folder holds no checkpoint.
     """
     folder, target = Path(checkpoint), Path(output)
     expect_free(target)
     kind, notes = model_type_of(folder), list[str]()
     if kind not in CLASSES:
         raise ConversionError(
-            f"The checkpoint {str(folder)!r} holds a model of type {kind!r}; micro-Omni has an encoder (omni_vision), a "
-            "Thinker (llama), and a model of both (omni)."
+            f"The checkpoint {str(folder)!r} holds a model of type {kind!r}; expected an encoder (omni_vision), a Thinker "
+            "(llama), or a fused model of both (omni)."
         )
     config, tensors = _read_checkpoint(folder, kind)
     kept, settings = read_kept(folder)
@@ -321,14 +322,15 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
 
 
 def _read_checkpoint(folder: Path, kind: str) -> tuple[Any, Tensors]:
-    """Configuration and tensors of a checkpoint, complete and as they were saved."""
+    """Configuration and tensors of a checkpoint, checked for completeness and damage."""
     try:
+        verify_files(folder, MODEL)
         config = CLASSES[kind][0]().from_pretrained(folder)
         if kind == OmniConfig.model_type:
             _refuse_other_models(config)
         wanted = _shapes(_build(CLASSES[kind][1](), config))
         tensors = read_tensors(folder)
-        verify_fingerprints(folder)
+        verify_weights(folder)
     except ConversionError:
         raise
     except (ValueError, OSError, StrictDataclassError, SafetensorError) as error:
@@ -342,7 +344,7 @@ def _read_checkpoint(folder: Path, kind: str) -> tuple[Any, Tensors]:
 
 
 def _refuse_other_models(config: OmniConfig) -> None:
-    """micro-Omni has one encoder and a linear projector of its CLS."""
+    """Refuse all but micro-Omni's own architecture: its encoder, a linear projector over CLS, a Llama."""
     problems = [f"the modality {name!r}" for name in config.modalities if name != "image"]
     if (section := config.modalities.get("image")) is None:
         problems.append("no pictures")
@@ -359,13 +361,13 @@ def _refuse_other_models(config: OmniConfig) -> None:
         problems.append(f"untrained parts ({listed(config.untrained)})")
     if problems:
         raise ConversionError(
-            f"micro-Omni has no place for what this model has: {'; '.join(problems)}; only its encoder can be converted, "
-            "after OmniVisionModel.from_pretrained and save_pretrained have given it a folder of its own."
+            f"micro-Omni has no place for {'; '.join(problems)}; only the encoder of this model can be converted, once "
+            "OmniVisionModel.from_pretrained and save_pretrained have given it a folder of its own."
         )
 
 
 def _their_thinker(config: Any, words: Tensors, settings: dict[str, Any]) -> dict[str, Tensors]:
-    """The Thinker's tensors; rows for placeholders of pictures apart, if they were trained, as micro-Omni has none."""
+    """The Thinker's tensors. micro-Omni has no `<image>`, so its rows, if they were trained, are a part of their own."""
     sees = isinstance(config, OmniConfig)
     text, known = (config.text_config if sees else config), settings.get("thinker", {})
     vocab = text.vocab_size
@@ -386,7 +388,7 @@ def _below(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def _normalization(folder: Path, image_size: int, notes: list[str]) -> dict[str, Any] | None:
-    """How the encoder's pictures were normalised, if they were; micro-Omni does not, so whoever uses it has to know."""
+    """Mean and std of the encoder's image processor, if it normalises. micro-Omni does not, so a note says it."""
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
     except OSError:
@@ -394,15 +396,15 @@ def _normalization(folder: Path, image_size: int, notes: list[str]) -> dict[str,
     fixed = {"size": {"height": image_size, "width": image_size}, "resample": 2, "rescale_factor": 1 / 255}
     if apart := [name for name, value in fixed.items() if getattr(processor, name) != value]:
         raise ConversionError(
-            f"The image processor in {str(folder)!r} has another {listed(apart)} than micro-Omni, which squashes pictures "
-            f"to {image_size}x{image_size} bilinearly and scales them to [0, 1]; there its encoder would see other pictures."
+            f"The image processor in {str(folder)!r} has another {listed(apart)} than micro-Omni, which resizes pictures "
+            f"to {image_size}x{image_size} bilinearly and scales them to [0, 1], so its encoder would see other pixels."
         )
     if not processor.do_normalize:
         return None
     mean, std = list(processor.image_mean), list(processor.image_std)
     notes.append(
-        f"the encoder learnt from pictures normalised by mean {mean} and std {std}, but micro-Omni feeds plain [0, 1]: "
-        "normalise them there"
+        f"the encoder was trained on pictures normalised with mean {mean} and std {std}, but micro-Omni feeds values in "
+        "[0, 1]; normalise them there"
     )
     return {"mean": mean, "std": std}
 
@@ -411,12 +413,12 @@ def _their_tokenizer(folder: Path, target: Path, notes: list[str]) -> Path | Non
     path = folder / TOKENIZER
     if path.is_file():
         if target.suffix in (".pt", ".safetensors"):
-            notes.append(f"{TOKENIZER} is no part of one file; copy it from {str(folder)!r}")
+            notes.append(f"{TOKENIZER} is not in {target.name}; copy it from {str(folder)!r}")
         return path
     if (folder / "tokenizer.json").is_file():
         raise ConversionError(
-            f"The tokenizer in {str(folder)!r} is no SentencePiece model (there is no {TOKENIZER}), the only kind that "
-            "micro-Omni reads."
+            f"The tokenizer in {str(folder)!r} is no SentencePiece model (there is no {TOKENIZER}), and micro-Omni reads no "
+            "other kind."
         )
     notes.append(f"no {TOKENIZER} was found, so micro-Omni gets none")
     return None

@@ -24,8 +24,8 @@ from transformers import (
 from omni import scenes
 from omni.checkpoints.strict import CheckpointError
 from omni.evaluation import EncoderSettings, EvaluationError, evaluate
-from omni.evaluation.encoder import SAME, evaluate_encoder, features_of, nearest, neighbours, probe
 from omni.evaluation.picture_sets import DIGIT, digit_pictures
+from omni.evaluation.probing import SAME, evaluate_encoder, features_of, nearest, neighbours, probe
 from omni.loading.encoder import load_encoder
 from omni.scenes.picture_sets import OBJECT_TASKS, SCENE_TASKS, TASKS
 
@@ -174,8 +174,11 @@ def test_an_encoder_without_training_scores_as_its_own_baseline(save: Save) -> N
     assert by_kind["digit, projection / probe / pixels"].accuracy > 0.85
     assert all(score.low <= score.accuracy <= score.high for score in by_kind.values())
     for asked in outcome.asked[::97]:
-        assert outcome.pictures(asked.item)[0].mode == "RGB"
-    assert [len(outcome.pictures(item)) for item in (0, 45)] == [1, 2]  # a scene drawn again, and the first drawing
+        assert outcome.pictures(asked.example)[0].mode == "RGB"
+    assert [len(outcome.pictures(example)) for example in (0, 45)] == [
+        1,
+        2,
+    ]  # a scene drawn again, and the first drawing
 
 
 def test_a_trained_encoder_differs_from_the_baseline(save: Save) -> None:
@@ -252,5 +255,5 @@ def test_without_scikit_learn_the_extra_is_named(vision: Path, monkeypatch: pyte
 
 
 def test_unknown_kinds(vision: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"Unknown kinds of questions \['where'\] to an encoder; known: count"):
+    with pytest.raises(EvaluationError, match=r"Unknown kinds of questions \['where'\] for an encoder; known: count"):
         evaluate(vision, EncoderSettings(kinds=("where",)))

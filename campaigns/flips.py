@@ -1,0 +1,120 @@
+"""Single bytes of the shipped checkpoints, changed: each is refused with the name of its file, or changes nothing.
+
+All files of a folder are as likely, whatever their size, and the header of the weights counts as a file of its own.
+"""
+
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from campaigns.tally import Tally
+
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+FOLDERS = ("omni_tiny", "vision_tiny")
+
+
+def run(seed: int, count: int, seconds: float, folders: tuple[str, ...] = FOLDERS) -> Tally:
+    """Change so many bytes, one at a time, or as many as there is time for, in copies of these checkpoints."""
+    end, chance = time.monotonic() + seconds, random.Random(seed)
+    tried = refused = unchanged = 0
+    fell_through = []
+    with TemporaryDirectory() as place, quiet():
+        copies = [Path(shutil.copytree(CHECKPOINTS / folder, Path(place) / folder)) for folder in folders]
+        wholes = {copy: everything(copy) for copy in copies}
+        while tried < count and time.monotonic() < end:
+            copy = chance.choice(copies)
+            file, offset = chance.choice([*_places(copy, chance)])
+            change = chance.randrange(1, 256)
+            tried += 1
+            with _changed(file, offset, change):
+                outcome = _try(copy, file, wholes[copy])
+            refused += outcome == "refused"
+            unchanged += outcome == "unchanged"
+            if outcome not in ("refused", "unchanged"):
+                name = file.relative_to(place)
+                fell_through.append(f"flips, seed {seed}: byte {offset} of {name} xor {change}: {outcome}")
+    return Tally(tried, refused, unchanged, tuple(fell_through))
+
+
+def everything(folder: Path) -> dict[str, Any]:
+    """All that an answer of a checkpoint depends on, as it is after loading."""
+    from omni.checkpoints.fingerprints import fingerprint_parts
+    from omni.checkpoints.folder import model_type_of
+    from omni.loading.checkpoint import load
+    from omni.vision.image_processing_vision import OmniImageProcessor
+    from omni.vision.modeling_vision import OmniVisionModel
+
+    found: dict[str, Any] = {}
+    if model_type_of(folder) == "omni":
+        model, processor = load(folder)
+        tokenizer = processor.tokenizer
+        found["generation"] = model.generation_config.to_dict()
+        found["tokenizer"] = tokenizer.backend_tokenizer.to_str(), tokenizer.init_kwargs, processor.chat_template
+        found["special tokens"] = tokenizer.special_tokens_map
+    else:
+        model, processor = OmniVisionModel.from_pretrained(folder), OmniImageProcessor.from_pretrained(folder)
+    return found | {
+        "weights": fingerprint_parts(model.state_dict()),
+        "configuration": model.config.to_dict(),
+        "preprocessing": processor.to_dict(),
+    }
+
+
+def _places(folder: Path, chance: random.Random) -> Iterator[tuple[Path, int]]:
+    """A byte of each file, and of weights one of the header and one of the numbers."""
+    for file in sorted(folder.iterdir()):
+        size, start = file.stat().st_size, 0
+        if file.suffix == ".safetensors":
+            with file.open("rb") as opened:
+                start = 8 + int.from_bytes(opened.read(8), "little")
+            yield file, chance.randrange(start)
+        yield file, chance.randrange(start, size)
+
+
+@contextmanager
+def _changed(file: Path, offset: int, change: int) -> Iterator[None]:
+    """Inside, one byte of a file is another one."""
+    with file.open("r+b") as opened:
+        opened.seek(offset)
+        whole = opened.read(1)
+        opened.seek(offset)
+        opened.write(bytes([whole[0] ^ change]))
+    try:
+        yield
+    finally:
+        with file.open("r+b") as opened:
+            opened.seek(offset)
+            opened.write(whole)
+
+
+def _try(folder: Path, file: Path, whole: dict[str, Any]) -> str:
+    """What became of a changed file: "refused", "unchanged", or what went wrong."""
+    try:
+        found = everything(folder)
+    except (ValueError, OSError) as error:
+        return "refused" if file.name in str(error) else f"refused without the name of the file: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    changed = [what for what in whole if found.get(what) != whole[what]]
+    return f"loaded with another {', '.join(changed)}" if changed else "unchanged"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers says nothing."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,83 @@
+"""What a saved folder says of itself: to transformers which code it needs, and to people what the model is."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+REMOTE_CODE = '''"""What transformers runs of this checkpoint with trust_remote_code=True: the import of its package."""
+
+try:
+    import omni
+
+    omni.OmniProcessor  # noqa: B018 - the package of this name on PyPI is another project's, and has none
+except (ImportError, AttributeError) as error:
+    raise ImportError(
+        "This checkpoint needs the package omni-thinker, which is imported as `omni` (the `omni` on PyPI is another "
+        "project): pip install omni-thinker"
+    ) from error
+
+
+def __getattr__(name):
+    return getattr(omni, name)
+'''
+
+
+def remote_code(folder: Any, classes: Mapping[str, str]) -> dict[str, str]:
+    """Write the module that transformers imports with `trust_remote_code=True`, and return its `auto_map`.
+
+    Args:
+        folder: of a checkpoint.
+        classes: for each Auto class the class of omni that it shall find.
+    """
+    path = Path(folder) / "omni_remote.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(REMOTE_CODE, encoding="utf-8")
+    return {auto: f"{path.stem}.{name}" for auto, name in classes.items()}
+
+
+MEASURED = re.compile(r"<!-- omni evaluate -->\n.*?<!-- end of omni evaluate -->\n?", re.DOTALL)
+"""What `omni evaluate --card` writes into a model card; see `omni.evaluation.tables`."""
+
+
+def measured_card(config: Any) -> str | None:
+    """The model card of the checkpoint that a model was loaded from, if the weights are still those; else None."""
+    source = Path(str(config.name_or_path or ""))
+    try:
+        same = json.loads((source / "config.json").read_text(encoding="utf-8"))["fingerprints"] == config.fingerprints
+        return (source / "README.md").read_text(encoding="utf-8") if same and config.fingerprints else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def write_card(folder: str | Path, measured: str | None, model_type: str) -> None:
+    """Put a model card into a folder that goes to the hub, whose README.md is what transformers would send.
+
+    Without a card of these very weights they have not been measured: the hub's card stays, without tables that were
+    measured on others, or there is a new one that says so.
+    """
+    path = Path(folder) / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if measured is not None:
+        text = measured
+    elif not text or "has been automatically generated" in text:
+        text = NEW_CARD.format(tag=CARD_TAGS.get(model_type, "feature-extraction"), kind=model_type)
+    else:
+        text = MEASURED.sub("", text)
+    path.write_text(text, encoding="utf-8")
+
+
+CARD_TAGS = {"omni": "image-text-to-text", "omni_vision": "image-feature-extraction"}
+NEW_CARD = """---
+library_name: transformers
+pipeline_tag: {tag}
+---
+# A model of type {kind}
+
+It needs the package `omni-thinker` (`import omni` before `from_pretrained`, or `trust_remote_code=True`; the `omni` on
+PyPI is another project).
+
+How well it does has not been measured. Save it into a folder with this file as README.md, and
+`omni evaluate FOLDER --card FOLDER/README.md` writes the scores here.
+"""

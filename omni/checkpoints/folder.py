@@ -1,0 +1,225 @@
+"""The files of a checkpoint folder, looked at with care before any of them is believed and anything heavy is imported.
+
+A folder comes from anywhere: it may hold a pipe that is waited for for ever, JSON that is nested a hundred thousand times,
+or sizes that no memory has room for. Each of these is one sentence here.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.json"
+ADAPTERS = "adapter_config.json"
+"""Of peft: what its adapters are, and for which model."""
+BASE = "base_fingerprints.json"
+"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration, and under
+"untrained" the parts that are still at random."""
+
+MOST_LAYERS = 10_000
+LAYERS = re.compile(r"(layers?|blocks?|depths?|stages?)$")
+"""Ends of keys of a configuration that count what is built one after the other."""
+SECTIONS = re.compile(r"^(modalities(\.[^.]+(\.encoder)?)?|image_processor)$|(_preprocessor|_config)$")
+"""Keys of a configuration that hold that of a part."""
+
+
+class CheckpointError(ValueError):
+    """A folder that cannot be used for what it is needed for; the message says which, why, and what to do."""
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def expect_folder(folder: Path) -> None:
+    """Refuse what is no folder, and one with something else in it than files and folders.
+
+    Raises:
+        CheckpointError: no folder, or a pipe, a device or a link to nothing in it.
+    """
+    try:
+        strange = [entry.name for entry in os.scandir(folder) if not (entry.is_file() or entry.is_dir())]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"The checkpoint {named(folder)} does not exist; expected the folder of a saved model."
+        ) from None
+    except NotADirectoryError:
+        raise CheckpointError(
+            f"The checkpoint {named(folder)} is a file; expected the folder of a saved model."
+        ) from None
+    except (OSError, ValueError) as error:  # a name that is too long, or none
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"The checkpoint {named(folder)} cannot be looked at ({reason}); expected the folder of a saved model."
+        ) from error
+    if strange:
+        raise CheckpointError(
+            f"In {named(folder)} {', '.join(map(repr, sorted(strange)))} is a pipe, a device or a link to nothing; expected "
+            "files."
+        )
+
+
+def named(path: Path) -> str:
+    """A path as a message quotes it; of a very long one both ends."""
+    text = str(path)
+    return repr(text if len(text) <= 300 else f"{text[:100]}...{text[-100:]}")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint; transformers passes over some that are cut off, or names another cause.
+
+    Raises:
+        CheckpointError: no file that can be read, no JSON, or something else in it than an object.
+    """
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{named(path)} is not a file; expected one with a JSON object.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise CheckpointError(f"{named(path)} is nested too deep to be read; get the checkpoint again.") from None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{named(path)} is damaged ({error}); get the checkpoint again.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{named(path)} should hold a JSON object, found a {type(values).__name__}.")
+    return values
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder, which describes a model.
+
+    Raises:
+        CheckpointError: none, or another one.
+    """
+    expect_folder(folder)
+    path = folder / CONFIG
+    if not os.path.exists(path):
+        raise CheckpointError(
+            f"The checkpoint {named(folder)} has no config.json; expected the folder of a saved model."
+        )
+    values = read_object(path)
+    expect_description(values, path)
+    return values
+
+
+def expect_description(values: dict[str, Any], path: Path) -> None:
+    """Refuse a configuration that describes no model, before anything is built from it.
+
+    Raises:
+        CheckpointError: a section that is no object, a name of a model that is no text, more layers than `MOST_LAYERS`, or
+            a whole number of more than 64 bits.
+    """
+    waiting: list[tuple[str, Any]] = [("", values)]
+    while waiting:
+        key, value = waiting.pop()
+        expected = None
+        if SECTIONS.search(key) and not isinstance(value, dict | None):
+            expected = "an object"
+        elif key.endswith("model_type") and not isinstance(value, str):
+            expected = "a name"
+        elif isinstance(value, int | float) and LAYERS.search(key) and value > MOST_LAYERS:
+            expected = f"at most {MOST_LAYERS:,}"
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            expected = "a number of at most 64 bits"
+        if expected is not None:
+            raise CheckpointError(f"{named(path)} has {_shown(value)} as {key!r}; expected {expected}.")
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{name}".lstrip("."), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(key, inner) for inner in value]
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+# --- Models -----------------------------------------------------------------------------------------------------------
+
+
+def base_of(folder: Path) -> Path:
+    """The folder itself; if it holds adapters and no model, the folder of the model that they were trained for.
+
+    Raises:
+        CheckpointError: no folder, or that model is not where the adapters say.
+    """
+    expect_folder(folder)
+    if os.path.exists(folder / CONFIG) or not os.path.exists(folder / ADAPTERS):
+        return folder
+    base = Path(str(read_object(folder / ADAPTERS).get("base_model_name_or_path")))
+    if not os.path.isfile(base / CONFIG):
+        where = "" if base.is_absolute() else f" in {os.getcwd()!r}"
+        raise CheckpointError(
+            f"The adapters in {named(folder)} were trained for the model {named(base)}, which is not there{where}; put it "
+            f"back, or correct base_model_name_or_path in {ADAPTERS}."
+        )
+    return base
+
+
+def model_type_of(folder: Path) -> str:
+    """The `model_type` that config.json in a folder names.
+
+    Raises:
+        CheckpointError: no folder, no config.json in it, or one that names none.
+    """
+    found = read_config(folder).get("model_type")
+    if not isinstance(found, str):
+        raise CheckpointError(f"{named(folder / CONFIG)} names no model_type; get the checkpoint again.")
+    return found
+
+
+def expect_model(folder: str | Path, *kinds: str) -> None:
+    """Refuse a folder with a model of another `model_type` than these.
+
+    Raises:
+        CheckpointError: such a model, or none.
+    """
+    if (found := model_type_of(Path(folder))) not in kinds:
+        expected = " or ".join(map(repr, kinds))
+        raise CheckpointError(
+            f"The checkpoint {named(Path(folder))} holds a model of type {found!r}; name the folder of one of type "
+            f"{expected}."
+        )
+
+
+def expect_answers(folder: str | Path) -> None:
+    """Refuse, by its JSON files alone, a folder whose model cannot answer questions.
+
+    Raises:
+        CheckpointError: no fused model, or one with parts that were never trained; adapters count as what they trained.
+    """
+    folder = Path(folder)
+    base = base_of(folder)
+    if (kind := model_type_of(base)) != "omni":
+        raise CheckpointError(
+            f"The checkpoint {named(folder)} holds a model of type {kind!r}, which does not answer questions; expected a "
+            "fused model, of type 'omni'."
+        )
+    untrained: Any = read_config(base).get("untrained")
+    if base != folder:
+        learnt: Any = read_object(folder / ADAPTERS).get("modules_to_save")
+        if isinstance(learnt, list) and isinstance(untrained, list):
+            untrained = [part for part in untrained if part not in learnt]
+        if os.path.exists(folder / BASE):
+            untrained = read_object(folder / BASE).get("untrained", untrained)
+    if not isinstance(untrained, list | None):
+        raise CheckpointError(
+            f"In the checkpoint {named(folder)} {untrained!r} is said to be untrained; expected a list of parts."
+        )
+    if untrained:
+        raise CheckpointError(
+            f"In the checkpoint {named(folder)} {', '.join(map(str, untrained))} is untrained, so what it would say means "
+            "nothing; train it first."
+        )
+
+
+def prompt_of(folder: str | Path) -> str | None:
+    """The question that the model in a folder was trained with, if its processor has one.
+
+    Raises:
+        CheckpointError: a processor_config.json that cannot be read.
+    """
+    path = Path(folder) / "processor_config.json"
+    prompt = read_object(path).get("prompt") if os.path.isfile(path) else None
+    return prompt if isinstance(prompt, str) else None

@@ -1,0 +1,234 @@
+"""A seal on everything in a checkpoint folder that decides an answer, beside the weights.
+
+A bit that flips in a tokenizer, a chat template, the mean of an image processor or an epsilon of the configuration changes
+answers without a word. So whoever saves files writes their hashes beside them, and whoever loads anything from the folder
+compares all of them. The weights have fingerprints of their own, in config.json (`fingerprints.py`).
+
+Model and processor are saved apart, in either order, and so each has a seal of its own (`SEALS`). A configuration counts
+by its content: order and spaces, and how a tokenizer was found, change nothing. Any other file counts by its bytes.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from .folder import ADAPTERS, BASE, CONFIG, CheckpointError, expect_description, expect_folder, named, read_object
+
+MODEL, PROCESSOR, PREPROCESSOR, ADAPTER = (
+    "seal.json",
+    "processor_seal.json",
+    "preprocessor_seal.json",
+    "adapter_seal.json",
+)
+TEMPLATES = "additional_chat_templates"
+SEALS: dict[str, tuple[str, ...]] = {
+    MODEL: (CONFIG, "generation_config.json", "model.safetensors.index*.json"),
+    PROCESSOR: (
+        "processor_config.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        f"{TEMPLATES}/*.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "special_tokens_map.json",
+        # vocabularies of tokenizers that have no tokenizer.json
+        "*.model",
+        "*.codes",
+        "*.tiktoken",
+        "*vocab*.json",
+        "merges.txt",
+        "vocab.txt",
+        "tekken.json",
+    ),
+    PREPROCESSOR: ("preprocessor_config.json",),
+    ADAPTER: (ADAPTERS, "adapter_model.safetensors", BASE),
+}
+"""For each seal the files that it is of, if they are there."""
+
+DESCRIPTIONS = (CONFIG, "processor_config.json")
+"""Of a model; elsewhere there may be numbers of any size."""
+
+HOW_FOUND = ("is_local", "local_files_only")
+"""What transformers notes in a tokenizer's configuration about the place that it was loaded from; nothing reads it."""
+
+
+def seal(folder: str | Path, kind: str) -> None:
+    """Write the seal of this kind for the files of a folder as they are now.
+
+    Raises:
+        CheckpointError: one of them cannot be read.
+    """
+    folder = Path(folder)
+    _write(folder / kind, {name: _digest(folder / name) for name in _members(folder, kind)}, [])
+
+
+def reseal(folder: Path, parts: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Seal a folder whose files were changed on purpose; the seals note what was changed, and when.
+
+    Args:
+        folder: of a checkpoint.
+        parts: fingerprints of weights that were changed, as they were before, by part.
+
+    Returns:
+        What happened to each file that is not as it was sealed: "changed", "removed", or "sealed" for the first time.
+
+    Raises:
+        CheckpointError: no folder of a checkpoint, or a file of it that cannot be read.
+    """
+    expect_folder(folder)
+    today, happened = datetime.datetime.now(datetime.UTC).date().isoformat(), dict[str, str]()
+    for kind in SEALS:
+        members = _members(folder, kind)
+        if not members and not (folder / kind).exists():
+            continue
+        try:
+            before, notes = _read(folder / kind) if (folder / kind).exists() else ({}, [])
+        except CheckpointError:
+            before, notes = {}, []
+            happened[kind] = "changed"
+        now = {name: _digest(folder / name) for name in members}
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                happened[name] = "removed" if name not in now else "changed" if name in before else "sealed"
+                if name in before:
+                    notes.append({"date": today, "file": name, "was": before[name]})
+        if kind == MODEL:
+            notes += [{"date": today, "part": part, "was": was} for part, was in (parts or {}).items()]
+        _write(folder / kind, now, notes)
+    if not any((folder / kind).exists() for kind in SEALS):
+        raise CheckpointError(f"{named(folder)} holds no file of a checkpoint; expected the folder of a saved model.")
+    return happened
+
+
+# --- Comparison -------------------------------------------------------------------------------------------------------
+
+
+def verify_files(name: Any, kind: str, **place: Any) -> None:
+    """Refuse a checkpoint with files that are damaged, none, or not as they were sealed.
+
+    In a folder all seals are compared; of a repository on the hub, that of this kind. Without a seal, files have to be
+    readable.
+
+    Args:
+        name: as `from_pretrained` takes it: a folder, or a name on the hub.
+        kind: what is about to be loaded.
+        place: what else says where it is, of the arguments of `from_pretrained`: `subfolder`, `revision`, ...
+
+    Raises:
+        CheckpointError: such a file, by name.
+    """
+    if not os.path.isdir(name):
+        return _verify_on_hub(name, kind, place)
+    folder = Path(name) / (place.get("subfolder") or "")
+    expect_folder(folder)
+    problems: list[str] = []
+    for each in SEALS:
+        members = _members(folder, each)
+        if (folder / each).exists():
+            sealed, _ = _read(folder / each)
+            problems += [f"{file} is missing" for file in sorted(sealed) if file not in members]
+            problems += [f"{file} was not there" for file in members if file not in sealed and file in SEALS[each]]
+            changed = [file for file in members if file in sealed and _digest(folder / file) != sealed[file]]
+            problems += [f"{file} is damaged or changed" for file in changed]
+        else:
+            for file in members:
+                if file.endswith(".json"):
+                    read_object(folder / file)
+    if problems:
+        raise CheckpointError(
+            f"The checkpoint {named(folder)} is not as it was saved: {', '.join(problems)}; get it again, or, if that is "
+            f"meant, run `omni checkpoint seal {shlex.quote(str(folder))}`."
+        )
+    for file in DESCRIPTIONS:
+        if (folder / file).exists():
+            expect_description(read_object(folder / file), folder / file)
+    return None
+
+
+def _verify_on_hub(name: Any, kind: str, place: Mapping[str, Any]) -> None:
+    if (path := on_hub(name, kind, place)) is not None:
+        sealed, _ = _read(path)
+        found = {file: on_hub(name, file, place) for file in sorted(sealed)}
+        if changed := [file for file, path in found.items() if path is not None and _digest(path) != sealed[file]]:
+            raise CheckpointError(
+                f"The checkpoint {str(name)!r} is not as it was saved: {', '.join(changed)} is damaged or changed; get it "
+                "again, or another revision of it."
+            )
+
+
+def on_hub(name: Any, file: str, place: Mapping[str, Any]) -> Path | None:
+    """Where a file of a repository is on this machine, fetched if need be; None if the repository has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    keys = ("subfolder", "revision", "token", "cache_dir", "force_download", "local_files_only")
+    options = {key: place[key] for key in keys if place.get(key)}
+    try:
+        return Path(hf_hub_download(str(name), file, **options))
+    except (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    ):  # transformers says what is wrong with the name
+        return None
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def _members(folder: Path, kind: str) -> list[str]:
+    """The files of a folder that a seal of this kind is of, by their names relative to it."""
+    names = [path.name for path in folder.iterdir()]
+    names += [f"{TEMPLATES}/{path.name}" for path in folder.glob(f"{TEMPLATES}/*")]
+    return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in SEALS[kind]))
+
+
+def _digest(path: Path) -> str:
+    """Of the content of a configuration, of the bytes of any other file."""
+    try:
+        if path.name.endswith("config.json"):
+            values = {key: value for key, value in read_object(path).items() if key not in HOW_FOUND}
+            return _sha256(json.dumps(values, sort_keys=True))
+        if not path.is_file():
+            raise CheckpointError(f"{named(path)} is not a file.")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+    except RecursionError:
+        raise CheckpointError(f"{named(path)} is nested too deep to be read; get the checkpoint again.") from None
+    except OSError as error:
+        raise CheckpointError(f"{named(path)} cannot be read ({error}); get the checkpoint again.") from error
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _render(files: Any, changed: Any) -> str:
+    """The text of a seal: hashes by file, what was changed on purpose, and a hash of both."""
+    content = {"changed": changed, "files": files}
+    return (
+        json.dumps({**content, "seal": _sha256(json.dumps(content, sort_keys=True))}, indent=2, sort_keys=True) + "\n"
+    )
+
+
+def _write(path: Path, files: Mapping[str, str], changed: list[dict[str, str]]) -> None:
+    path.write_text(_render(files, changed), encoding="utf-8")
+
+
+def _read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    values = read_object(path)
+    files, changed = values.get("files"), values.get("changed")
+    whole = isinstance(files, dict) and isinstance(changed, list)
+    if not whole or path.read_text(encoding="utf-8") != _render(files, changed):
+        raise CheckpointError(
+            f"{named(path)} is damaged; get the checkpoint again, or, if all other files are as they should be, run "
+            f"`omni checkpoint seal {shlex.quote(str(path.parent))}`."
+        )
+    return values["files"], values["changed"]

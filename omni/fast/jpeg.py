@@ -1,0 +1,60 @@
+"""JPEG files to pixels, for who scales them at once and needs no picture of PIL.
+
+The decoder is that of `read_picture`, so the pixels are the same. But memory of PIL has to be filled with them once more,
+which for the photograph of a phone takes as long as decoding does.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from omni.vision.formats import Jpeg
+from omni.vision.pictures import Source, decode, open_picture, orientation
+
+Pixels = Image.Image | NDArray[np.uint8]
+"""An RGB picture of PIL; or uint8[H, W, 4], red, green, blue and a byte of no account."""
+
+
+class ReadPixels(NamedTuple):
+    """What was read of a file."""
+
+    pixels: Pixels
+    size: tuple[int, int]
+    """Width and height that it has in full."""
+    note: str | None
+    """What the decoder disliked in a file of which no pixel is missing."""
+
+
+def read_pixels(source: Source, at_least: int | None = None) -> ReadPixels:
+    """What `read_picture` reads; of a JPEG file in colours without a picture of PIL.
+
+    Raises:
+        PictureError: as `read_picture`.
+    """
+    opened = open_picture(source, at_least)
+    image = opened.image
+    if isinstance(image, Jpeg) and image.mode == "RGB":
+        try:
+            pixels = _upright(image.pixels(), orientation(image))
+        except Exception:  # which `decode` says in a sentence
+            pass
+        else:
+            return ReadPixels(pixels, opened.full_size, image.info.get("note"))
+    picture = decode(opened)
+    return ReadPixels(picture, opened.full_size, picture.info.get("note"))
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """uint8[H, W, 4] as it is stored -> the same, upright."""
+    if orientation not in range(2, 9):
+        return pixels
+    whole = pixels.view(np.uint32)
+    if orientation in (5, 6, 7, 8):
+        whole = whole.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        whole = whole[::-1]
+    if orientation in (2, 3, 6, 7):
+        whole = whole[:, ::-1]
+    return np.ascontiguousarray(whole).view(np.uint8)

@@ -1,0 +1,38 @@
+"""Every item has its place in a prompt, and every placeholder an item."""
+
+import torch
+
+from omni.registry import get_modality
+
+
+def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:
+    """Each row must have as many placeholders as the items that stand in it have tokens.
+
+    Args:
+        name: the modality.
+        mask: bool[B, L], where its placeholders are.
+        lengths: how many tokens each item has, in the order of the rows.
+
+    Raises:
+        ValueError: a row that has more or fewer; an item without a place.
+    """
+    token, item = get_modality(name).token, 0
+    if len(lengths) == 1 and lengths[0] == mask.sum():
+        return  # also how generate's chunked prefill hands over the tokens of several rows: as if of one item
+    for row, placeholders in enumerate(mask.sum(-1).tolist()):
+        found = 0
+        while found < placeholders and item < len(lengths):
+            found += lengths[item]
+            item += 1
+        if found != placeholders:
+            raise ValueError(
+                f"Row {row} has {placeholders} placeholders {token} for modality {name!r}, but the encoder made "
+                f"{found} tokens for it (items have {sorted(set(lengths)) or 'none'} each, {len(lengths)} items in the "
+                "batch). Let the processor of this checkpoint make the inputs: it writes as many placeholders as the "
+                "item has tokens; the usual causes are another processor, a prompt that was cut, or items left out."
+            )
+    if item != len(lengths):
+        raise ValueError(
+            f"The batch brings {len(lengths)} items of modality {name!r}, but its rows have placeholders {token} for "
+            f"{item} only ({int(mask.sum())} placeholders). Every item needs its place in a prompt."
+        )

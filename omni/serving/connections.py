@@ -1,0 +1,89 @@
+"""Who may speak to the server, and for how long it may keep silent; and what a refusal looks like."""
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import h11
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+IDLE_SECONDS = 10.0
+"""For a client to begin a request, and to take what was sent to it."""
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when its client keeps it waiting.
+
+    uvicorn waits for ever for a request that has begun, and for a client that does not read.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:  # a request is there
+            self._since = self.loop.time()
+
+    def _look(self) -> None:
+        if self.transport.is_closing():
+            return
+        now = self.loop.time()
+        if not (self.conn.their_state is h11.IDLE or self.flow.write_paused):
+            self._since = now
+        if now - self._since > IDLE_SECONDS:
+            self.transport.abort()
+        else:
+            self.loop.call_later(IDLE_SECONDS / 4, self._look)
+
+
+class Doorkeeper:
+    """Refuses what a page of another site sends through its reader's browser.
+
+    Such a page may send requests to any address, also under a name of its own that it lets stand for this machine. Then
+    the name is in Host; else the browser says in Origin whose page it is.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], hosts: set[str]) -> None:
+        self._app, self._hosts = app, {host.lower() for host in hosts}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Hand a request on, or refuse it."""
+        headers = Request(scope).headers
+        host, origins = headers.get("host", ""), headers.getlist("origin")
+        if not self._knows(host):
+            found = f"This server is not called {host[:100]!r}; start it with --allowed-host and that name if it is."
+        elif foreign := [each for each in origins if each not in (f"http://{host}", f"https://{host}")]:
+            found = f"Pages of {foreign[0][:100]!r} may not ask this server; ask it by a program."
+        else:
+            await self._app(scope, receive, send)
+            return
+        await refused(None, HTTPException(403, found))(scope, receive, send)
+
+    def _knows(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return not name or name in self._hosts
+        return True  # no name, so nobody else's
+
+
+def refused(http: Any, error: Any) -> Response:
+    """A refusal in the form in which OpenAI's clients look for the sentence."""
+    status = getattr(error, "status", None) or error.status_code
+    message = str(getattr(error, "detail", error))
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    described = {"message": message, "type": kind, "param": None, "code": None}
+    return JSONResponse({"error": described}, status_code=status, headers=getattr(error, "headers", None))

@@ -1,0 +1,189 @@
+"""An answer while it is written: tokens become text, and what cannot change any more is told.
+
+logits -> probabilities noted, bias and penalties added (`Scores`) -> token -> text (`Writing`) -> `Piece`, ..., `End`
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers.decoders import DecodeStream
+from transformers import LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
+
+from .requests import Request, RequestError
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was written.
+
+    Attributes:
+        text: what it looks like alone.
+        logprob: natural logarithm of its probability, before temperature, bias and penalties.
+        likely: the most likely tokens in its place, with theirs.
+    """
+
+    text: str
+    logprob: float
+    likely: Sequence[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What has been added to an answer; the tokens only if they were asked for."""
+
+    text: str
+    tokens: Sequence[Token] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """The end of an answer; `complete` is False if it was stopped at its limit."""
+
+    complete: bool
+    tokens_read: int
+    tokens_written: int
+
+
+class LeftError(Exception):
+    """Nobody waits for the answer."""
+
+
+class Job:
+    """A request in line, and what comes of it."""
+
+    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.request, self.wanted = request, True
+        self._loop, self._events = loop, asyncio.Queue[Piece | End | Exception]()
+
+    def tell(self, event: Piece | End | Exception) -> None:
+        """Called by the worker."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def check_wanted(self) -> None:
+        """Called by the worker wherever it can stop."""
+        if not self.wanted:
+            raise LeftError
+
+    async def answer(self) -> AsyncIterator[Piece | End]:
+        """The pieces of the answer as they are written, and its end; who stops listening stops the writing.
+
+        Raises:
+            RequestError: what cannot be answered.
+        """
+        try:
+            while True:
+                event = await self._events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if isinstance(event, End):
+                    return
+        finally:
+            self.wanted = False
+
+
+class StoppedError(Exception):
+    """The answer has come to a text to stop at."""
+
+
+class Writing(BaseStreamer):
+    """What `generate` hands its tokens to; of the model, it needs the tokenizer and the tokens that end an answer.
+
+    The end of the text waits as long as it may be the beginning of a text to stop at.
+    """
+
+    def __init__(self, job: Job, tokenizer: Any, ends: set[int]) -> None:
+        self.logprobs: deque[torch.Tensor] = deque()
+        """float[V] of the steps whose tokens are still to come: on some devices they come one step late."""
+        self._job, self._tokenizer, self._ends = job, tokenizer, ends
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] | None = None
+        self._text, self._told = "", 0
+        self._tokens: list[tuple[int, Token]] = []  # with where in the text each begins
+        self._stopped = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """First the prompt, then token by token."""
+        self._job.check_wanted()
+        if self._ids is None:
+            self._ids = []
+            return
+        for token in value.flatten().tolist():
+            self._add(token)
+
+    def end(self) -> None:
+        """See `finish`, which comes also after a text to stop at."""
+
+    def _add(self, token: int) -> None:
+        assert self._ids is not None
+        self._ids.append(token)
+        start, stops = len(self._text), self._job.request.stop
+        self._text += self._stream.step(self._tokenizer.backend_tokenizer, token) or ""
+        if self.logprobs and token not in self._ends:
+            self._tokens.append((start, self._describe(token, self.logprobs.popleft())))
+        seen = start - max(map(len, stops), default=0)
+        found = [at for stop in stops if (at := self._text.find(stop, max(seen, 0))) >= 0]
+        if found:
+            self._text, self._stopped = self._text[: min(found)], True
+            raise StoppedError
+        may_begin = (n for stop in stops for n in range(1, len(stop)) if self._text.endswith(stop[:n]))
+        self._tell(len(self._text) - max(may_begin, default=0))
+
+    def _describe(self, token: int, logprobs: torch.Tensor) -> Token:
+        values, ids = logprobs.topk(min(self._job.request.alternatives or 0, len(logprobs)))
+        likely = [(self._shown(each), value) for each, value in zip(ids.tolist(), values.tolist(), strict=True)]
+        return Token(self._shown(token), float(logprobs[token]), likely)
+
+    def _shown(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
+
+    def _tell(self, until: int) -> None:
+        """Tell what has been written up to a place in the text."""
+        tokens = [token for start, token in self._tokens if start < until]
+        if until > self._told or tokens:
+            self._job.tell(Piece(self._text[self._told : until], tokens))
+            self._told = max(until, self._told)
+            self._tokens = [(start, token) for start, token in self._tokens if start >= until]
+
+    def finish(self, read: int) -> None:
+        """Tell the rest, and that it is the end."""
+        ids = self._ids or []
+        if not self._stopped:  # a letter of which a part is missing
+            whole = self._tokenizer.decode(ids, skip_special_tokens=True)
+            self._text = whole if whole.startswith(self._text) else self._text
+        self._tell(len(self._text))
+        complete = self._stopped or bool(ids and ids[-1] in self._ends)
+        self._job.tell(End(complete, read, len(ids)))
+
+
+class Scores(LogitsProcessor):
+    """Notes the probabilities of each step, then applies a request's bias and penalties."""
+
+    def __init__(self, request: Request, writing: Writing, read: int, model: Any) -> None:
+        size = model.config.text_config.vocab_size
+        if strangers := [token for token in request.logit_bias if int(token) >= size]:
+            raise RequestError(f"In 'logit_bias': expected ids of tokens below {size:,}, found {strangers[0]!r}.")
+        self._request, self._writing, self._read = request, writing, read
+        self._bias = torch.zeros(size, device=model.device)
+        for token, value in request.logit_bias.items():
+            self._bias[int(token)] = value
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores float[1, V] after the tokens int64[1, L]."""
+        request = self._request
+        if request.alternatives is not None:
+            self._writing.logprobs.append(scores[0].float().log_softmax(-1))
+        if request.logit_bias:
+            scores = scores + self._bias
+        if request.frequency_penalty or request.presence_penalty:
+            counts = torch.bincount(input_ids[0, self._read :], minlength=scores.shape[-1])
+            scores = scores - request.frequency_penalty * counts - request.presence_penalty * (counts > 0)
+        return scores

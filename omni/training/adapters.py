@@ -1,0 +1,46 @@
+"""Low-rank adapters of peft, and the model that they belong to."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from omni.checkpoints.folder import BASE
+from omni.checkpoints.seal import ADAPTER, seal
+from omni.training.recipe import Lora, RecipeError
+
+
+def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
+    """The model with low-rank adapters, which alone are trained."""
+    try:
+        from peft import LoraConfig, get_peft_model
+        from peft.utils.constants import EMBEDDING_LAYER_NAMES
+    except ImportError as error:
+        raise RecipeError("`lora` in a recipe needs peft: pip install 'omni-thinker[train]'.") from error
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        modules_to_save=list(settings.modules_to_save) or None,  # peft puts tied modules into the list that it gets
+        # else an embedding that is trained would leave the head, which is the same tensor, where it was
+        ensure_weight_tying=bool(getattr(model.config, "tie_word_embeddings", False))
+        and any(name.rpartition(".")[2] in EMBEDDING_LAYER_NAMES for name in settings.modules_to_save),
+    )
+    try:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's use of transformers
+            return get_peft_model(model, config)
+    except ValueError as error:  # a pattern that matches no module
+        raise RecipeError(f"`lora` of the recipe does not fit the model: {error}") from error
+
+
+def note_base(model: nn.Module, folder: Path) -> None:
+    """Write beside adapters which weights they belong to, and which parts of the model are still untrained; seal them."""
+    config: Any = getattr(model, "config", None)
+    if hasattr(model, "peft_config") and config.fingerprints:
+        noted = {**config.fingerprints, "untrained": config.untrained or []}
+        (folder / BASE).write_text(json.dumps(noted, indent=2), encoding="utf-8")
+    if hasattr(model, "peft_config"):
+        seal(folder, ADAPTER)

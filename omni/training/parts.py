@@ -1,0 +1,180 @@
+"""The parts of a model while it is trained: which learn, which rest, and in which precision."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer_callback import ExportableState
+
+from omni.checkpoints.fingerprints import part_of, safetensors_files
+from omni.training.recipe import RecipeError
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Stop training the parameters whose names a pattern matches (`re.search`).
+
+    Raises:
+        RecipeError: a pattern that matches no parameter, or patterns that leave nothing to train.
+    """
+    unused = set(patterns)
+    for name, parameter in model.named_parameters():
+        matching = {pattern for pattern in patterns if re.search(pattern, name)}
+        unused -= matching
+        if matching:
+            parameter.requires_grad_(False)
+    if unused:
+        raise RecipeError(f"Patterns of `freeze` that match no parameter: {sorted(unused)}; {names_begin(model)}.")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(f"The patterns of `freeze`, {sorted(patterns)}, leave nothing to train.")
+
+
+def names_begin(model: nn.Module) -> str:
+    """How the names of a model's parameters begin, for messages."""
+    tops = dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in model.named_parameters())
+    return f"the names begin with {', '.join(tops)}"
+
+
+HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""What safetensors files call the types of half precision."""
+
+
+def keep_precision(model: nn.Module, folder: str | Path) -> None:
+    """Put the parts of a loaded model back into the half precision that its files have them in.
+
+    A model of parts of different precision is loaded in the widest one.
+    """
+    stored: dict[str, set[str]] = {}
+    for file in safetensors_files(Path(folder), None):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                stored.setdefault(part_of(name), set()).add(opened.get_slice(name).get_dtype())
+    for part, tensors in _parts(model).items():
+        kinds = stored.get(part, set())
+        if len(kinds) == 1 and (dtype := HALF.get(kinds.pop())) is not None:
+            _convert(tensors, dtype)
+
+
+def learn_in_float32(model: nn.Module) -> None:
+    """Small updates are lost in half precision: a part that learns is float32, any other one stays as it is.
+
+    The matrices of LoRA are float32 by themselves, beside weights of any precision.
+    """
+    parts = _parts(model)
+    if "lm_head" in parts:  # it reads what the language model writes
+        parts["language_model"] |= parts.pop("lm_head")
+    for tensors in parts.values():
+        if any(tensor.requires_grad and "lora_" not in name for name, tensor in tensors.items()):
+            _convert(tensors, torch.float32)
+
+
+def _parts(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    """Parameters and buffers of each part of a fused model, with or without adapters, by name."""
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        parts.setdefault(part_of(name.removeprefix("base_model.model.")), {})[name] = tensor
+    return parts
+
+
+def _convert(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
+    for tensor in tensors.values():
+        # buffers such as rotary frequencies are computed in float32 in a model of any precision
+        if tensor.is_floating_point() and (dtype == torch.float32 or isinstance(tensor, nn.Parameter)):
+            tensor.data = tensor.data.to(dtype)
+
+
+class Learning(TrainerCallback, ExportableState):
+    """Takes a part off the list of untrained ones (`config.untrained`) when it gets a gradient.
+
+    Args:
+        learnt: those that got one in an earlier session of the run.
+    """
+
+    def __init__(self, learnt: Sequence[str] = ()) -> None:
+        self.learnt = list(learnt)
+
+    def apply(self, model: nn.Module) -> None:
+        """Write down in a model's configuration what has been learnt."""
+        config: Any = getattr(model, "config", None)
+        if untrained := getattr(config, "untrained", None):
+            config.untrained = [part for part in untrained if part not in self.learnt]
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look for gradients."""
+        model = kwargs["model"]
+        if untrained := getattr(getattr(model, "config", None), "untrained", None):
+            parts = _parts(model)
+            self.learnt += [part for part in untrained if any(map(_has_gradient, parts.get(part, {}).values()))]
+            self.apply(model)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {"learnt": self.learnt}, "attributes": {}}
+
+
+def _has_gradient(parameter: torch.Tensor) -> bool:
+    gradient = parameter.grad
+    local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+    return local is not None and bool(local.any())
+
+
+class FrozenParts(TrainerCallback):
+    """Keeps parts without a trainable parameter in eval mode: dropout in them would be noise that nothing learns from.
+
+    `Trainer` sets the whole model to training mode before each step, so this is done before each forward. A layer whose
+    activations shall be computed anew for the backward pass is in training mode outside of its own forward, since
+    transformers asks it so; backward goes through a frozen language model to the projector before it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parts = list(_frozen(model))
+        modules = [module for part in self.parts for module in part.modules()]
+        self.layers = [module for module in modules if isinstance(module, GradientCheckpointingLayer)]
+        if self.parts:
+            model.register_forward_pre_hook(self._rest)
+
+    def _rest(self, *_: Any) -> None:
+        for part in self.parts:
+            part.eval()
+        for layer in self.layers:
+            layer.training = layer.gradient_checkpointing
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        before = [layer.training for layer in self.layers]
+        for layer in self.layers:
+            layer.training = False
+        try:
+            yield
+        finally:
+            for layer, training in zip(self.layers, before, strict=True):
+                layer.training = training
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let frozen layers be in eval mode while they compute, the first time and again."""
+        settings = {"use_reentrant": False, **(args.activation_checkpointing_kwargs or {})}
+        if not (args.activation_checkpointing and self.layers) or settings["use_reentrant"]:
+            return
+        options = {key: settings.pop(key) for key in ("every_n_layers", "offload") if key in settings}
+        settings["context_fn"] = lambda: (self._at_rest(), self._at_rest())
+        kwargs["model"].activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
+
+
+def _frozen(module: nn.Module) -> Iterator[nn.Module]:
+    trainable = [p.requires_grad for p in module.parameters()]
+    if trainable and not any(trainable):
+        yield module
+    else:
+        for child in module.children():
+            yield from _frozen(child)
