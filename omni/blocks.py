@@ -31,14 +31,13 @@ class BlockConfig(Protocol):
     hidden_dropout_prob: float | int
     layer_norm_eps: float
     output_attentions: bool
-    _attn_implementation: Any
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
 
 
-def attention_of(config: BlockConfig, options: Mapping[str, Any]) -> Any:
+def attention_of(config: Any, options: Mapping[str, Any]) -> Any:
     """Name of the attention that computes: the configured one, or "eager" where maps are asked for.
 
     Any other has no maps to give, and would return none without a word.

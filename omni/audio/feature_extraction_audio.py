@@ -12,7 +12,7 @@ from transformers import BatchFeature
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from omni.audio.sounds import Sound, as_sound, is_sound
+from omni.audio.sounds import is_sound, sound_at
 from omni.checkpoints.preprocessor import SealedPreprocessorMixin
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
@@ -120,7 +120,7 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         given = [raw_speech] if is_sound(raw_speech) else list(raw_speech)
         if not given:
             raise ValueError("Give at least one sound, found none.")
-        sounds = [self._heard(each, sampling_rate) for each in given]
+        sounds = [sound_at(self.sampling_rate, each, sampling_rate) for each in given]
         filters = self._filters()
         features = [self._features(sound.samples, filters) for sound in sounds]
         made: BatchFeature = self.pad(
@@ -131,16 +131,6 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
             return_tensors=return_tensors,
         )
         return made
-
-    def _heard(self, given: Any, sampling_rate: int | None) -> Sound:
-        """One sound at the extractor's rate."""
-        sound = as_sound(given, sampling_rate or self.sampling_rate)
-        if sampling_rate is not None and sound.rate != sampling_rate:
-            raise ValueError(
-                f"The sound comes with {sound.rate:,} samples in a second, but `sampling_rate` says {sampling_rate:,}; "
-                "leave `sampling_rate` out, the sound's own rate is known."
-            )
-        return sound.resampled(self.sampling_rate)
 
     def _filters(self) -> torch.Tensor:
         """float32[M, n_fft // 2 + 1]."""

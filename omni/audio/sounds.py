@@ -231,6 +231,26 @@ def as_sound(given: Any, rate: int | None = None) -> Sound:
     return _sound(np.ascontiguousarray(values, np.float32), _whole(rate), "The sound")
 
 
+def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
+    """A sound at the rate that an encoder hears.
+
+    Args:
+        rate: of the encoder.
+        given: as `as_sound` takes it.
+        given_rate: of `given`; None where it says so itself, or has that of the encoder.
+
+    Raises:
+        SoundError: no sound, or one that comes with another rate than `given_rate`.
+    """
+    sound = as_sound(given, rate if given_rate is None else given_rate)
+    if given_rate is not None and sound.rate != given_rate:
+        raise SoundError(
+            f"The sound comes with {sound.rate:,} samples in a second, but `sampling_rate` says {given_rate:,}; "
+            "leave `sampling_rate` out, the sound's own rate is known."
+        )
+    return sound.resampled(rate)
+
+
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
