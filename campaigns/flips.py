@@ -4,6 +4,7 @@ All files of a folder are as likely, whatever their size, and the header of the 
 """
 
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -97,7 +98,8 @@ def _try(folder: Path, file: Path, whole: dict[str, Any]) -> str:
     try:
         found = everything(folder)
     except (ValueError, OSError) as error:
-        return "refused" if file.name in str(error) else f"refused without the name of the file: {error}"
+        named = re.search(rf"(?<![\w.]){re.escape(file.name)}(?!\w)", str(error))
+        return "refused" if named else f"refused without the name of the file: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     changed = [what for what in whole if found.get(what) != whole[what]]

@@ -20,6 +20,9 @@ BASE = "base_fingerprints.json"
 MOST_LAYERS = 10_000
 LAYERS = re.compile(r"(layers?|blocks?|depths?|stages?)$")
 """Ends of keys of a configuration that count what is built one after the other."""
+LONGEST_SIDE = 100_000
+SIDES = re.compile(r"(^|\.)(size|crop_size)(\.height|\.width)?$")
+"""Keys of an image processor that say how large pictures become, in pixels."""
 SECTIONS = re.compile(r"^(modalities(\.[^.]+(\.encoder)?)?|image_processor)$|(_preprocessor|_config)$")
 """Keys of a configuration that hold that of a part."""
 
@@ -86,6 +89,13 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says of a folder, in one line; with its kind, where it was not written for people."""
+    said = " ".join(str(error).split())
+    for_people = isinstance(error, (ValueError, OSError)) or type(error).__name__.startswith("StrictDataclass")
+    return said if for_people and said else f"{type(error).__name__}, {said}"
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a folder, which describes a model.
 
@@ -107,8 +117,8 @@ def expect_description(values: dict[str, Any], path: Path) -> None:
     """Refuse a configuration that describes no model, before anything is built from it.
 
     Raises:
-        CheckpointError: a section that is no object, a name of a model that is no text, more layers than `MOST_LAYERS`, or
-            a whole number of more than 64 bits.
+        CheckpointError: a section that is no object, a name of a model that is no text, more layers than `MOST_LAYERS`,
+            pictures larger than `LONGEST_SIDE`, or a whole number of more than 64 bits.
     """
     waiting: list[tuple[str, Any]] = [("", values)]
     while waiting:
@@ -120,6 +130,8 @@ def expect_description(values: dict[str, Any], path: Path) -> None:
             expected = "a name"
         elif isinstance(value, int | float) and LAYERS.search(key) and value > MOST_LAYERS:
             expected = f"at most {MOST_LAYERS:,}"
+        elif isinstance(value, int | float) and SIDES.search(key) and not value <= LONGEST_SIDE:
+            expected = f"at most {LONGEST_SIDE:,}"
         elif isinstance(value, int) and abs(value) >= 2**63:
             expected = "a number of at most 64 bits"
         if expected is not None:

@@ -52,8 +52,8 @@ SEALS: dict[str, tuple[str, ...]] = {
 }
 """For each seal the files that it is of, if they are there."""
 
-DESCRIPTIONS = (CONFIG, "processor_config.json")
-"""Of a model; elsewhere there may be numbers of any size."""
+DESCRIPTIONS = (CONFIG, "processor_config.json", "preprocessor_config.json")
+"""What a model is built from; elsewhere there may be numbers of any size."""
 
 HOW_FOUND = ("is_local", "local_files_only")
 """What transformers notes in a tokenizer's configuration about the place that it was loaded from; nothing reads it."""
@@ -110,7 +110,7 @@ def reseal(folder: Path, parts: Mapping[str, str] | None = None) -> dict[str, st
 # --- Comparison -------------------------------------------------------------------------------------------------------
 
 
-def verify_files(name: Any, kind: str, **place: Any) -> None:
+def verify_files(name: Any, kind: str, /, **place: Any) -> None:
     """Refuse a checkpoint with files that are damaged, none, or not as they were sealed.
 
     In a folder all seals are compared; of a repository on the hub, that of this kind. Without a seal, files have to be

@@ -147,8 +147,8 @@ class StrictLoadingMixin:
         tensors = [*self.parameters(), *self.buffers()]  # type: ignore[attr-defined]
         if most is not None and (found := sum(tensor.numel() for tensor in tensors)) > most:
             raise CheckpointError(
-                f"{named(folder / CONFIG)} describes a {type(self).__name__} with {found:,} numbers, far more than the "
-                "weights beside it have; get the checkpoint again."
+                f"{named(folder / CONFIG)} describes a model with {found:,} numbers, far more than the weights beside it "
+                "have; get the checkpoint again."
             )
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,13 +4,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from omni.checkpoints.fingerprints import expect_finite
 from omni.checkpoints.folder import ADAPTERS as ADAPTERS
 from omni.checkpoints.folder import BASE as BASE
-from omni.checkpoints.folder import CheckpointError, expect_answers, read_object
+from omni.checkpoints.folder import CheckpointError, expect_answers, read_object, reason_of
 from omni.checkpoints.folder import base_of as base_of
 from omni.checkpoints.folder import expect_model as expect_model
 from omni.checkpoints.folder import model_type_of as model_type_of
@@ -45,9 +44,7 @@ def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProc
             f"The adapters in {str(folder)!r} are cut off or damaged ({error}); get the file again."
         ) from error
     except Exception as error:  # what a folder holds is read by the code of others, which says anything about it
-        known = isinstance(error, (ValueError, OSError, StrictDataclassError))
-        reason = " ".join(str(error).split()) if known else f"{type(error).__name__}, {error}"
-        raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded: {reason}") from error
+        raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded: {reason_of(error)}") from error
     return model, processor
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
 
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError, expect_folder, reason_of
+from omni.checkpoints.seal import MODEL, verify_files
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniModel
 from omni.fusion.processing_omni import OmniProcessor
@@ -91,9 +90,9 @@ def load_encoder(checkpoint: str | Path) -> Encoder:
             encoder does not take, or weights that are not whole.
     """
     folder, modality = Path(checkpoint), get_modality("image")
-    if not folder.is_dir():  # transformers would look for it on the internet, and speak of that
-        raise CheckpointError(f"The checkpoint {str(folder)!r} does not exist; expected the folder of a saved model.")
+    expect_folder(folder)  # transformers would look for it on the internet, and speak of that
     try:
+        verify_files(folder, MODEL)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if isinstance(config, OmniConfig):
             encoder = _of_fused(folder, config)
@@ -109,8 +108,9 @@ def load_encoder(checkpoint: str | Path) -> Encoder:
                 )
             encoder = Encoder(model.eval(), AutoImageProcessor.from_pretrained(folder), pooled)
         encoder.encode(encoder.prepare([Image.new("RGB", (encoder.side, encoder.side))]))
-    except (ValueError, OSError, SafetensorError, StrictDataclassError) as error:
-        raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {error}") from error
+    except Exception as error:  # what a folder holds is read by the code of others, which says anything about it
+        said = f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {reason_of(error)}"
+        raise CheckpointError(said) from error
     return encoder
 
 

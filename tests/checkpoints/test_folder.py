@@ -13,6 +13,7 @@ import pytest
 from omni import OmniForConditionalGeneration, OmniProcessor, OmniVisionModel
 from omni.checkpoints.folder import CheckpointError, expect_answers, expect_model, model_type_of, read_object
 from omni.loading.checkpoint import load
+from omni.loading.encoder import load_encoder
 
 SHIPPED = Path("checkpoints/omni_tiny")
 
@@ -142,7 +143,7 @@ def test_configurations_that_describe_no_model(unsealed: Path, key: str, value: 
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("vocab_size", 10**10, "describes a OmniModel with 2,5"),
+        ("vocab_size", 10**10, "describes a model with 2,5"),
         ("num_hidden_layers", 10**9, "'text_config.num_hidden_layers'; expected at most 10,000"),
     ],
 )
@@ -159,6 +160,37 @@ def test_a_configuration_that_is_far_too_large_is_refused_by_every_class(
             assert said in refusal(OmniVisionModel.from_pretrained, unsealed)
     finally:
         (unsealed / "config.json").write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "said"),
+    [
+        ("config.json", "image_size", 10**20, "'image_size'; expected a number of at most 64 bits"),
+        ("config.json", "auto_map", 3, "cannot be loaded as an encoder: TypeError"),
+        ("config.json", "hidden_act", "none", "cannot be loaded as an encoder: KeyError"),
+        (
+            "preprocessor_config.json",
+            "size",
+            {"height": 10**9, "width": 224},
+            "'size.height'; expected at most 100,000",
+        ),
+        (
+            "preprocessor_config.json",
+            "size",
+            {"height": "x", "width": 224},
+            "cannot be loaded as an encoder: TypeError",
+        ),
+        ("preprocessor_config.json", "image_mean", "x", "cannot be loaded as an encoder"),
+    ],
+)
+def test_encoders_that_cannot_be(file: str, key: str, value: Any, said: str, tmp_path: Path) -> None:
+    shutil.copytree("checkpoints/vision_tiny", tmp_path, dirs_exist_ok=True)
+    values = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**values, key: value}))
+    assert f"{file} is damaged or changed" in refusal(load_encoder, tmp_path)
+    for seal in tmp_path.glob("*seal.json"):
+        seal.unlink()
+    assert said in refusal(load_encoder, tmp_path)
 
 
 def test_an_index_that_names_no_files(unsealed: Path, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""`python -m campaigns`: a table of what came of each campaign, and a line for whatever fell through."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from campaigns import flips, shapes
+from campaigns.__main__ import NAMES, app
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    return result.exit_code, result.stdout + result.stderr
+
+
+def test_campaigns_are_found_by_themselves() -> None:
+    assert {"flips", "shapes"} <= set(NAMES)
+    assert not {"tally", "__main__"} & set(NAMES)
+    code, said = run("flops")
+    assert code == 2
+    assert said == f"Error: no campaign 'flops'; there are {', '.join(NAMES)}.\n"
+
+
+def test_a_table_of_what_was_tried() -> None:
+    code, said = run("flips", "shapes", "--count", 3, "--seed", 5)
+    assert code == 0, said
+    for name in ("flips", "shapes"):
+        (row,) = (line for line in said.splitlines() if name in line)
+        tried, refused, unchanged, fell_through, _ = (int(cell) for cell in row.split("│")[2:-1])
+        assert (tried, refused + unchanged, fell_through) == (3, 3, 0)
+
+
+def test_the_time_ends_a_campaign() -> None:
+    assert run("shapes", "--count", 10**9, "--seconds", 0.1)[0] == 0
+
+
+@pytest.mark.slow
+def test_what_nothing_guards_falls_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In copies without seals and fingerprints; the line says what repeats it."""
+    for name in flips.FOLDERS:
+        shutil.copytree(flips.CHECKPOINTS / name, tmp_path / name)
+        for path in [*(tmp_path / name).glob("*seal.json"), tmp_path / name / "README.md"]:
+            path.unlink()
+    monkeypatch.setattr(flips, "CHECKPOINTS", tmp_path)
+    code, said = run("flips", "--count", 60, "--seed", 0)
+    assert code == 1
+    lines = [line for line in said.splitlines() if line.startswith("flips, seed 0: byte ")]
+    assert any("loaded with another" in line for line in lines), said
+
+
+def test_a_value_is_replaced_or_goes() -> None:
+    values = {"a": [1, {"b": 2}], "c": 3}
+    assert [*shapes.paths(values)] == [("a",), ("a", 0), ("a", 1), ("a", 1, "b"), ("c",)]
+    assert shapes.changed(values, ("a", 1, "b"), None) == {"a": [1, {"b": None}], "c": 3}
+    assert shapes.changed(values, ("c",), shapes.GONE) == {"a": [1, {"b": 2}]}
+    assert values == {"a": [1, {"b": 2}], "c": 3}
