@@ -47,7 +47,9 @@ class _Tower:
         self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> OmniAudioOutput:
         """Encode sounds as the model's feature extractor makes them."""
-        inputs: dict[str, Any] = {"input_features" if self.config.model_type == WHISPER else "input_values": input_features}
+        inputs: dict[str, Any] = {
+            "input_features" if self.config.model_type == WHISPER else "input_values": input_features
+        }
         if hears_samples(self.config) and self.config.feat_extract_norm == "layer":
             inputs["attention_mask"] = attention_mask
         encoded = super().forward(**inputs, **kwargs)  # type: ignore[misc]
