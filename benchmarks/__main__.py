@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks`: runs jobs, prints a table for each race and, as the last line, one JSON document."""
+"""The command `python -m benchmarks`. It runs jobs, prints a table for each race, and one JSON document as the last line."""
 
 import datetime
 import json
@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here is fetched from anywhere
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
 
-from benchmarks import machine, measure, report
+from benchmarks import machine, measure, tables
 
 JOBS = ("encoder", "training", "files", "second_question", "generation", "projectors", "imports", "loading")
 ON_GPU = ("encoder", "training", "generation")
-"""Jobs that know other devices than the CPU."""
+"""Jobs that also run on a GPU."""
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -27,28 +27,28 @@ def main(
         list[str] | None, typer.Argument(metavar="[JOB]...", help=", ".join(JOBS), show_default="all")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="How often each contestant is measured.", show_default="15, or 3 if quick")
+        int | None, typer.Option(min=1, help="Measurements of each contestant.", show_default="15, or 3 if quick")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small inputs, nothing compiled: does it run?")] = False,
     device: Annotated[
-        str, typer.Option(metavar="cpu|cuda|cuda:N", help=f"On a GPU there are {', '.join(ON_GPU)}.")
+        str, typer.Option(metavar="cpu|cuda|cuda:N", help=f"A GPU runs the jobs {', '.join(ON_GPU)}.")
     ] = "cpu",
 ) -> None:
     """Measure omni beside its peers. The last line of output is one JSON document.
 
-    Exit status 1: some contestant did not run for a reason that nobody expected.
+    The exit status is 1 if a contestant fails for an unexpected reason.
     """
     if unknown := sorted({*(jobs or ())} - {*JOBS}):
-        raise _mistake(f"no job {', '.join(map(repr, unknown))}; there are {', '.join(JOBS)}.")
+        raise _user_error(f"Unknown job {', '.join(map(repr, unknown))}; known: {', '.join(JOBS)}.")
     try:
         where = machine.device(device)
     except ValueError as error:
-        raise _mistake(str(error)) from error
+        raise _user_error(str(error)) from error
     possible = JOBS if where.type == "cpu" else ON_GPU
     if unable := sorted({*(jobs or ())} - {*possible}):
-        raise _mistake(
-            f"expected jobs that run on {device!r}, which are {', '.join(possible)}; found {', '.join(map(repr, unable))}; "
-            "leave them out, or measure them on the CPU."
+        raise _user_error(
+            f"expected jobs that run on {device!r} ({', '.join(possible)}), found {', '.join(map(repr, unable))}; leave "
+            "them out, or measure them on the CPU."
         )
     from transformers.utils import logging
 
@@ -58,7 +58,7 @@ def main(
     aside = Console(stderr=True)
     load = os.getloadavg()[0]
     if load > 0.5:
-        aside.print(f"Something else is running here (load {load:.1f}); the figures will not mean much.")
+        aside.print(f"Other programs are running on this machine (load {load:.1f}), so the figures will mean little.")
     rounds = rounds or (3 if quick else 15)
     outcomes: dict[str, list[measure.Outcome]] = {}
     for job in jobs or possible:
@@ -66,7 +66,7 @@ def main(
         for race in races(quick, where) if job in ON_GPU else races(quick):
             with aside.status(f"{job}: {race.title}"):
                 outcomes.setdefault(job, []).append(outcome := measure.run(race, rounds, machine.clock(where)))
-            out.print(report.table(job, outcome), "")
+            out.print(tables.table(job, outcome), "")
     document = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **machine.commit(),
@@ -75,14 +75,14 @@ def main(
         "load_before": load,
         "rounds": rounds,
         "quick": quick,
-        "jobs": {job: [report.document(outcome) for outcome in run] for job, run in outcomes.items()},
+        "jobs": {job: [tables.document(outcome) for outcome in run] for job, run in outcomes.items()},
     }
     typer.echo(json.dumps(document))
     if not all(result.expected for run in outcomes.values() for outcome in run for result in outcome.results):
         raise typer.Exit(1)
 
 
-def _mistake(message: str) -> typer.Exit:
+def _user_error(message: str) -> typer.Exit:
     typer.echo(f"Error: {message}", err=True)
     return typer.Exit(2)
 

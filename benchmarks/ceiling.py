@@ -1,21 +1,21 @@
-"""The ceiling: an encoder cannot be faster than the matrix products that it consists of.
+"""The ceiling: an encoder cannot be faster than its matrix products.
 
 Shapes: B pictures, N patches, 1+N tokens, D width, F width of the MLP, h heads, d = D/h.
 
     patches   (B N, 3 P P) x (3 P P, D)            once
-    qkv       (B (1+N), D) x (D, 3 D)              in each block, as all that follow
+    qkv       (B (1+N), D) x (D, 3 D)              in each block, as are all that follow
     output    (B (1+N), D) x (D, D)
     scores    (1+N, d) x (d, 1+N)                  for each picture and head
     values    (1+N, 1+N) x (1+N, d)                for each picture and head
     fc1, fc2  (B (1+N), D) x (D, F), and back
 
-Each is timed alone, again and again on the same operands, in every way that PyTorch offers; the fastest counts. What an
-encoder does besides (norms, softmax, GELU, residuals) and the memory between the products is what its share lacks.
+Each is timed alone and repeatedly on the same operands, in every way that PyTorch offers; the fastest counts. An encoder's
+share of the ceiling is below 1, because it also computes norms, softmax, GELU and residuals, and moves data around.
 
-On a GPU, writing the scores of a batch to memory and reading them again takes longer than computing them, and a fused
-kernel never does. There both products of a head are one part, `attention`, with the softmax between them if that is
-quicker. With rows this short the other products are bound by memory too: what the GPU can do with large ones is in the
-JSON document, `matmul_tflops`.
+On a GPU it takes longer to write the scores of a batch to memory and read them again than to compute them, and a fused
+kernel does neither. There both products of a head are one part, `attention`, with the softmax between them if that is
+faster. With matrices this small the other products are bound by memory, too. `matmul_tflops` in the JSON document is what
+the GPU reaches with large ones.
 """
 
 from collections.abc import Callable
@@ -29,11 +29,11 @@ from benchmarks.measure import Call, Contestant, Part
 from omni.vision.configuration_vision import OmniVisionConfig
 
 New = Callable[..., torch.Tensor]
-"""Makes an operand of the sizes that it is called with."""
+"""Makes an operand of the given sizes."""
 
 
 def products(config: OmniVisionConfig, batch: int, dtype: torch.dtype, device: torch.device = CPU) -> list[Contestant]:
-    """Every product of an encoder of this shape, in every way; together 0.428 GFLOP a picture for the defaults."""
+    """Every product of an encoder of this shape, in every way. With the defaults they have 0.428 GFLOP a picture."""
     patches, width, inner = config.num_patches, config.hidden_size, config.intermediate_size
     rows, layers = batch * (1 + patches), config.num_hidden_layers
     linear = {
@@ -75,7 +75,7 @@ def _product(m: int, k: int, n: int, new: New) -> Call:
 
 
 def _packed(m: int, k: int, n: int, new: New) -> Call:
-    """oneDNN on a layout of the weights that it chose itself; what Inductor does when it freezes a model."""
+    """oneDNN with weights in the layout that it prefers, as Inductor does it for a frozen model."""
     x, weight = new(m, k), new(n, k)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, m)
     multiply = torch.ops.mkldnn._linear_pointwise

@@ -1,7 +1,4 @@
-"""Where something is measured: device and its clock, processor, memory, versions, commit.
-
-Figures without these mean nothing.
-"""
+"""The machine of a measurement: device and its clock, processor, memory, versions, commit. Figures need them."""
 
 import importlib.metadata
 import os
@@ -20,7 +17,7 @@ from benchmarks.measure import Clock
 ROOT = Path(__file__).resolve().parent.parent
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
-"""Instructions that decide how fast matrix products are."""
+"""The instruction sets that decide the speed of matrix products."""
 
 
 CPU = torch.device("cpu")
@@ -30,7 +27,7 @@ def device(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        ValueError: no name of a processor or a CUDA GPU, or of a GPU that is not there.
+        ValueError: the name is not that of a CPU or a CUDA GPU, or there is no such GPU.
     """
     try:
         found = torch.device(name)
@@ -40,14 +37,14 @@ def device(name: str) -> torch.device:
         raise ValueError(f"expected cpu, cuda or cuda:N as a device, found {name!r}; name one of these.")
     if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
         raise ValueError(
-            f"expected a CUDA GPU for device {name!r}, found {count} that torch {torch.__version__} can use; name one that "
-            "is there, install torch for CUDA, or leave the device out to measure on the CPU."
+            f"expected a CUDA GPU for device {name!r}, found {count} that torch {torch.__version__} can use; name one of "
+            "these, install torch for CUDA, or leave out the device to measure on the CPU."
         )
     return found
 
 
 def clock(device: torch.device) -> Clock:
-    """Seconds; on a GPU, which is handed work and not waited for, once all of it is done."""
+    """A clock in seconds. On a GPU it waits for all queued work first."""
     if device.type != "cuda":
         return time.perf_counter
 
@@ -59,7 +56,7 @@ def clock(device: torch.device) -> Clock:
 
 
 def hardware(device: torch.device = CPU) -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in GiB, which of `FLAGS` there are, and the GPU if it is one."""
+    """Processor, cores that this process may use, memory in GiB, those of `FLAGS` that the processor has, and the GPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -77,7 +74,7 @@ def hardware(device: torch.device = CPU) -> dict[str, Any]:
 
 
 def _gpu(device: torch.device) -> dict[str, Any]:
-    """Name, memory in GiB, versions, and how quick a large product is: more than any part of a small encoder can reach."""
+    """Name, memory in GiB, versions, and the speed of a large product, which is above that of a small encoder's parts."""
     about = torch.cuda.get_device_properties(device)
     return {
         "name": about.name,
@@ -111,7 +108,7 @@ def matmul_tflops(device: torch.device, size: int = 8192) -> float:
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python and the packages that are compared; None for what is not installed."""
+    """Versions of Python and of the packages. None if a package is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "omni": omni.__version__}
     for name in ("torch", "transformers", "timm", "pillow", "safetensors"):
         try:

@@ -1,11 +1,11 @@
-"""How contestants are compared: all of a race in one process, taking turns.
+"""Compare contestants: all of a race run in one process, and take turns.
 
-The speed of a machine drifts by a third within minutes, so what ran at different times cannot be compared. Here every
-round calls each contestant once, in an order drawn anew. Reported are the median over the rounds and the ratio of two
-medians; its 95 % interval comes from drawing rounds with replacement (Efron's bootstrap), whole rounds, because
-contestants of one round have met the same machine.
+The speed of a machine drifts by a third within minutes, so runs at different times cannot be compared. Here, each round
+calls every contestant once, in a new random order. The results are the median over the rounds and the ratio of two medians.
+The 95 % interval of a ratio comes from drawing rounds with replacement (Efron's bootstrap). Whole rounds are drawn, because
+the contestants of one round ran on the machine in the same state.
 
-A contestant that cannot run here is kept, with the reason.
+A contestant that cannot run stays in the table, with the reason.
 """
 
 import gc
@@ -22,16 +22,17 @@ Clock = Callable[[], float]
 
 
 class Unavailable(Exception):
-    """A contestant that cannot run on this machine, or is left out; the message says why."""
+    """The contestant cannot run on this machine, or is left out. The message says why."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of work that every contestant has to do; the ceiling is made of such.
+    """A part of the work that every contestant has to do. The ceiling is the sum of the parts.
 
     Attributes:
+        name: its name in tables.
         times: how often it occurs in one call.
-        flops: floating-point operations of one.
+        flops: its floating-point operations.
     """
 
     name: str
@@ -41,14 +42,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One way of doing what a race is about.
+    """One way to do the work of a race.
 
     Attributes:
-        build: makes what is timed, a function without arguments; raises if it cannot run here.
-        ours: omni's, and not a peer's.
-        check: of the first call's result, how far off it is; raises if that is too far.
-        whole: whether it does all parts of the work; if not, its share of the ceiling would mean nothing.
-        part: for what does this part of the work only, as a contribution to the ceiling.
+        name: its name in tables.
+        build: returns the function that is timed. Raises if it cannot run here.
+        ours: whether it is omni's and not a peer's.
+        check: takes the result of the first call, returns its difference from the right one. Raises if that is too large.
+        whole: whether it does all parts of the work. If not, it has no share of the ceiling.
+        part: the part of the work that it does, if it only contributes to the ceiling.
     """
 
     name: str
@@ -61,12 +63,15 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Race:
-    """Contestants that do the same.
+    """Contestants that do the same work.
 
     Attributes:
-        items: how many of `unit` one call handles; 0 where time itself is the result, as with starting up.
-        sample: seconds; a contestant that is quicker is called several times in a row for one measurement. 0 for what
-            starts a process: once is enough, and nothing of it stays warm.
+        title: the title of its table.
+        contestants: the contestants, omni's and peers'.
+        items: number of `unit` that one call handles. 0 if the result is a time, as in the job "imports".
+        unit: what is counted, such as "img".
+        sample: seconds of one measurement, at least. A faster contestant is called several times for it. 0 for
+            contestants that start a process: they are called once.
     """
 
     title: str
@@ -78,13 +83,14 @@ class Race:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one contestant.
+    """The measurements of one contestant.
 
     Attributes:
-        seconds: of one call, in each round; empty if it did not run.
-        difference: what `Contestant.check` found.
+        contestant: the contestant.
+        seconds: seconds of one call, in each round. Empty if it did not run.
+        difference: the result of `Contestant.check`.
         reason: why it did not run.
-        expected: whether that was `Unavailable`, rather than an error that nobody thought of.
+        expected: whether it ran or raised `Unavailable`. Any other error is unexpected.
     """
 
     contestant: Contestant
@@ -100,7 +106,7 @@ class Result:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Seconds that a quarter and three quarters of the rounds stayed below."""
+        """The first and the third quartile of the seconds."""
         low, high = np.quantile(self.seconds, [0.25, 0.75])
         return float(low), float(high)
 
@@ -116,25 +122,25 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A race that was run."""
+    """The results of a race."""
 
     race: Race
     results: Sequence[Result]
 
     @property
     def entrants(self) -> list[Result]:
-        """The contestants themselves, the fastest first, and those that did not run last."""
+        """The contestants without those for the ceiling, the fastest first, and last those that did not run."""
         entrants = [result for result in self.results if result.contestant.part is None]
         return sorted(entrants, key=lambda result: result.median if result.seconds else float("inf"))
 
     @property
     def fastest_peer(self) -> Result | None:
-        """What ours are compared with."""
+        """The peer that omni is compared with."""
         return next((each for each in self.entrants if each.seconds and not each.contestant.ours), None)
 
     @property
     def parts(self) -> dict[Part, Result] | None:
-        """Each part of the work in the fastest of its ways; None without any, or if one could not be measured."""
+        """Each part of the work, with its fastest way. None if there are no parts, or if one could not be measured."""
         best: dict[Part, Result] = {}
         wanted = {each.contestant.part for each in self.results if each.contestant.part}
         for each in self.results:
@@ -145,17 +151,17 @@ class Outcome:
 
     @property
     def ceiling(self) -> float | None:
-        """Seconds of a call that would do nothing but its parts."""
+        """The seconds of a call that does nothing but the parts."""
         parts = self.parts
         return sum(part.times * result.median for part, result in parts.items()) if parts else None
 
     def share(self, result: Result) -> float | None:
-        """Of the ceiling: the time of the parts over the time of the whole."""
+        """The share of the ceiling: the time of the parts over the time of the contestant."""
         ceiling = self.ceiling
         return ceiling / result.median if ceiling and result.seconds and result.contestant.whole else None
 
     def ratio(self, result: Result) -> Ratio | None:
-        """Against the fastest peer: how many times the rate; in a race for time, how many times the time."""
+        """The rate as a multiple of the fastest peer's. In a race for time, the time as a multiple of its time."""
         peer = self.fastest_peer
         if peer is None or not result.seconds:
             return None
@@ -177,8 +183,8 @@ def run(race: Race, rounds: int, clock: Clock = time.perf_counter, order: random
     entries = [_Entry(contestant, race.sample, clock) for contestant in race.contestants]
     running = [entry for entry in entries if entry.call]
     gc.collect()
-    gc.freeze()  # what is there already will not be looked through again
-    gc.disable()  # as timeit does: whose turn it is when garbage is collected would be chance
+    gc.freeze()  # existing objects are not scanned again
+    gc.disable()  # as timeit does, or garbage collection would hit contestants at random
     try:
         for _ in range(rounds):
             gc.collect()
@@ -191,7 +197,7 @@ def run(race: Race, rounds: int, clock: Clock = time.perf_counter, order: random
 
 
 class _Entry:
-    """A contestant on the track."""
+    """A contestant that is built and warmed up."""
 
     def __init__(self, contestant: Contestant, sample: float, clock: Clock) -> None:
         self.contestant, self.seconds = contestant, list[float]()
@@ -199,13 +205,13 @@ class _Entry:
         self.calls, self.difference, self.reason, self.expected = 1, None, "", True
         try:
             call = contestant.build()
-            output = call()  # also what compiles
+            output = call()  # the first call compiles
             self.difference = contestant.check(output) if contestant.check else None
             if sample:
                 start = clock()
                 call()
                 self.calls = max(1, round(sample / max(clock() - start, 1e-9)))
-        except Exception as error:  # whatever it is, the others shall run, and the reader shall know
+        except Exception as error:  # the others still run, and the table tells the reason
             self.expected = isinstance(error, Unavailable)
             first = (str(error).strip() or "no message").splitlines()[0]
             self.reason = first if self.expected else f"{type(error).__name__}: {first}"
@@ -215,7 +221,7 @@ class _Entry:
     def measure(self, clock: Clock) -> None:
         assert self.call is not None
         if self.calls > 1:
-            self.call()  # the contestant before has filled the processor's caches with its own
+            self.call()  # the processor's caches hold the data of the previous contestant
         start = clock()
         for _ in range(self.calls):
             self.call()

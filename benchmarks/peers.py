@@ -1,14 +1,14 @@
-"""The others, each written as well as it can be, of the same shape as omni's encoder and with the same weights.
+"""The peers: encoders and models of the same shape as omni's, with the same weights, each written as well as it can be.
 
-    seed     the encoder from the parts of `torch.nn`; in eval mode and without gradients its blocks take PyTorch's
-             fused kernel, which makes it a strong peer. Computes what omni's encoder computes
+    seed     the encoder of the seed document, from the parts of `torch.nn`. In eval mode and without gradients its blocks
+             use PyTorch's fused kernel, which makes it a strong peer. It computes the same as omni's encoder
     vit      transformers' ViTModel with sdpa; its final norm is a LayerNorm and not an RMSNorm
-    timm     timm's VisionTransformer; likewise
+    timm     timm's VisionTransformer; so is its final norm
     onnxruntime, OpenVINO    omni's encoder, exported by `omni export`, in a runtime for deployment
     llava    transformers' LlavaForConditionalGeneration: pictures and words to words
 
 Shapes: B pictures, N patches, D width. Every encoder maps pixels float[B, 3, H, W] to tokens float[B, 1+N, D], see
-`tokens`; each is tried eager and compiled.
+`tokens`. Each is measured eager and compiled.
 """
 
 import atexit
@@ -41,13 +41,13 @@ CHECKPOINTS = ROOT / "checkpoints"
 
 
 def omni(dtype: torch.dtype = torch.float32, device: torch.device = CPU, **options: Any) -> OmniVisionModel:
-    """The shipped encoder, which the peers get their weights from."""
+    """The shipped encoder. The peers have its weights."""
     model: OmniVisionModel = OmniVisionModel.from_pretrained(CHECKPOINTS / "vision_tiny", dtype=dtype, **options)
     return model.to(device)
 
 
 def tokens(output: Any) -> torch.Tensor:
-    """The tokens float[B, 1+N, D] that an encoder returned, alone or among others."""
+    """The tokens float[B, 1+N, D] in an encoder's output, which is a tensor or has a field for them."""
     found: torch.Tensor = getattr(output, "last_hidden_state", output)
     return found
 
@@ -56,7 +56,7 @@ def tokens(output: Any) -> torch.Tensor:
 
 
 class SeedEncoder(nn.Module):
-    """Convolution, CLS, positions, `nn.TransformerEncoder`, RMSNorm; dropout as in omni's."""
+    """Convolution, CLS, positions, `nn.TransformerEncoder`, RMSNorm; dropout as in omni's encoder."""
 
     def __init__(self, config: OmniVisionConfig) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class SeedEncoder(nn.Module):
 
 
 def seed(model: OmniVisionModel) -> nn.Module:
-    """The seed's module with the weights of `model`; the same function of pixels."""
+    """The encoder of the seed document with the weights of `model`. It computes the same function."""
     names = {
         "embeddings.patch_embeddings.": "patches.",
         "embeddings.cls_token": "cls",
@@ -129,7 +129,7 @@ def vit(model: OmniVisionModel) -> nn.Module:
 def timm(model: OmniVisionModel) -> nn.Module:
     """timm's VisionTransformer with the weights of `model`, up to the final norm."""
     if find_spec("timm") is None:
-        raise Unavailable("timm is not installed; pip install --no-deps timm is enough for this.")
+        raise Unavailable("timm is not installed; pip install --no-deps timm is enough.")
     with _torchvision():
         transformer = import_module("timm.models.vision_transformer").VisionTransformer
     config = model.config
@@ -167,7 +167,7 @@ ENCODERS: dict[str, Callable[[OmniVisionModel], nn.Module]] = {
 def _carry(
     model: OmniVisionModel, peer: nn.Module, names: dict[str, str], weights: dict[str, torch.Tensor] | None = None
 ) -> nn.Module:
-    """Give a peer our weights under its names, our mode, type and device; a final norm may have a bias of its own."""
+    """Give a peer omni's weights under its names, and the same mode, dtype and device. Its final norm may have a bias."""
     renamed = {}
     for name, value in (weights or model.state_dict()).items():
         for ours, theirs in names.items():
@@ -182,9 +182,10 @@ def _carry(
 
 @contextmanager
 def _torchvision() -> Iterator[None]:
-    """Inside, `import torchvision` works. timm's files import names of it that its VisionTransformer never uses.
+    """Make `import torchvision` work. timm imports names of it that its VisionTransformer does not use.
 
-    Where it is missing, names that do nothing stand in, and are forgotten afterwards: others ask whether it is there.
+    If torchvision is missing, names that do nothing take its place. They are removed afterwards, because other packages ask
+    whether it is installed.
     """
     if find_spec("torchvision") is not None:
         yield
@@ -200,7 +201,7 @@ def _torchvision() -> Iterator[None]:
 
 
 class _Name(type):
-    """A class whose attributes are such classes again."""
+    """A class with every attribute; each is such a class again."""
 
     def __getattr__(cls, name: str) -> "_Name":
         if name.startswith("__"):
@@ -209,7 +210,7 @@ class _Name(type):
 
 
 class _StandIn(MetaPathFinder, Loader):
-    """Finds every module of torchvision, with every name in it."""
+    """An importer that finds every module of torchvision, with every name in it."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(name, self, is_package=True) if name.partition(".")[0] == "torchvision" else None
@@ -222,13 +223,13 @@ class _StandIn(MetaPathFinder, Loader):
 
 
 def eager(module: nn.Module) -> nn.Module:
-    """As it is."""
+    """The module, unchanged."""
     return module
 
 
 def compiled(module: nn.Module) -> Any:
-    """With Inductor. On CPUs weights are frozen where nothing is learnt: constants, laid out once for the kernels."""
-    # otherwise a ninth variant of the same code would silently run as it is
+    """Compiled with Inductor. On a CPU in eval mode the weights are frozen: constants, laid out once for the kernels."""
+    # otherwise a ninth variant of the same code would run uncompiled, without a warning
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     if next(module.parameters()).device.type != "cpu":
         return torch.compile(module, dynamic=False)
@@ -238,23 +239,23 @@ def compiled(module: nn.Module) -> Any:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler as error:
-        raise Unavailable("torch.compile needs a C++ compiler, and there is none.") from error
+        raise Unavailable("torch.compile needs a C++ compiler, and none is installed.") from error
     return torch.compile(module, dynamic=False, options={"freezing": not module.training})
 
 
 def graphed(module: nn.Module) -> Any:
-    """Compiled, and its kernels launched all at once, as a CUDA graph. The next call writes over what one returned."""
+    """Compiled, with its kernels launched at once as a CUDA graph. A call overwrites the result of the one before."""
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     return torch.compile(module, dynamic=False, mode="reduce-overhead")
 
 
 def left_out(module: nn.Module) -> Any:
-    """Stands for `compiled` in quick runs."""
+    """Takes the place of `compiled` in quick runs."""
     raise Unavailable("left out of a quick run.")
 
 
 def ways(quick: bool, graphs: bool = False) -> dict[str, Callable[[nn.Module], Any]]:
-    """How each module is tried; on a GPU also as a CUDA graph."""
+    """The ways in which each module is measured. With `graphs`, also as a CUDA graph."""
     made = {"eager": eager, "compiled": compiled, **({"compiled, CUDA graph": graphed} if graphs else {})}
     return {way: left_out if quick and way != "eager" else prepare for way, prepare in made.items()}
 
@@ -264,7 +265,7 @@ def ways(quick: bool, graphs: bool = False) -> dict[str, Callable[[nn.Module], A
 
 @cache
 def _exported() -> Path:
-    """The shipped encoder as an ONNX graph, until the process ends."""
+    """The shipped encoder as an ONNX graph, in a file that is removed when the process ends."""
     from omni.exchange.onnx import export  # needs the packages of the extra [onnx]
 
     folder = Path(tempfile.mkdtemp()) / "vision_tiny"
@@ -274,7 +275,7 @@ def _exported() -> Path:
 
 
 def onnxruntime(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """onnxruntime on as many threads as torch."""
+    """onnxruntime, with as many threads as torch."""
     if dtype != torch.float32:
         raise Unavailable("onnxruntime has no bfloat16 on CPUs.")
     runtime, _ = _module("onnxruntime"), _module("onnxscript")
@@ -285,7 +286,7 @@ def onnxruntime(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def openvino(dtype: torch.dtype, requests: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """OpenVINO on as many threads as torch; with several requests it computes as many parts of a batch side by side."""
+    """OpenVINO, with as many threads as torch. It splits a batch into `requests` parts and computes them in parallel."""
     runtime, _ = _module("openvino"), _module("onnxscript")
     model = runtime.Core().compile_model(
         str(_exported()),
@@ -327,9 +328,9 @@ def llava(config: OmniConfig, own_encoder: bool) -> LlavaForConditionalGeneratio
     """Stock Llava with the Thinker of a fused model; all weights are random.
 
     Args:
-        config: of the fused model.
-        own_encoder: with omni's encoder, whose 196 patches are tokens; else with a CLIP tower of the same width and depth,
-            which has 49 patches of 32 x 32 and hands over 50 tokens, as many as `omni_tiny` after folding neighbours.
+        config: configuration of the fused model.
+        own_encoder: use omni's encoder, whose 196 patches are tokens. Otherwise use a CLIP tower of the same width and
+            depth with 49 patches of 32 x 32. It gives 50 tokens, as many as `omni_tiny` has after folding.
     """
     section = config.modalities["image"]
     vision = copy.deepcopy(section["encoder"])

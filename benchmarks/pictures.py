@@ -1,4 +1,4 @@
-"""What the contestants are shown: drawn scenes as tensors, and files like a camera's."""
+"""The inputs of the contestants: scenes as tensors, and picture files like those of a camera."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ SIZES = ((640, 480), (1920, 1080))
 """Width and height of picture files."""
 
 DRAWN = 64
-"""Different scenes in a batch at most: drawing one takes 3 ms, and a GPU takes a thousand at once."""
+"""Number of different scenes in a batch, at most. Drawing one takes 3 ms, and a batch on a GPU has a thousand."""
 
 
 def scene(number: int) -> Image.Image:
@@ -23,30 +23,30 @@ def scene(number: int) -> Image.Image:
 
 
 @cache
-@torch.inference_mode(False)  # whoever asks first: training uses them too
+@torch.inference_mode(False)  # training uses the cached tensor, too
 def pixels(count: int) -> torch.Tensor:
-    """Scenes as the image processor makes them, float[count, 3, 224, 224]."""
+    """Scenes, prepared by the image processor, float[count, 3, 224, 224]."""
     prepared: torch.Tensor = OmniImageProcessor()([scene(i) for i in range(count)], return_tensors="pt")["pixel_values"]
     return prepared
 
 
 def batch(count: int, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Prepared scenes on a device, float[count, 3, 224, 224]; from `DRAWN` on the same ones again."""
+    """Prepared scenes on a device, float[count, 3, 224, 224]. They repeat after `DRAWN`."""
     drawn = pixels(min(count, DRAWN)).to(device, dtype)
     return drawn.repeat(-(-count // DRAWN), 1, 1, 1)[:count]
 
 
 @cache
 def raw(count: int) -> torch.Tensor:
-    """The same scenes as they were drawn, uint8[count, 224, 224, 3]."""
+    """The same scenes, not prepared, uint8[count, 224, 224, 3]."""
     return torch.from_numpy(np.stack([np.asarray(scene(i)) for i in range(count)]))
 
 
 def photo(number: int, size: tuple[int, int]) -> Image.Image:
-    """A scene, enlarged to (width, height), with the fine and coarse irregularities of a photograph.
+    """A scene, enlarged to (width, height), with the fine and coarse noise of a photograph.
 
-    A JPEG takes longer to decode the more there is in it: a smooth drawing would flatter everybody. With these, files
-    of quality 85 have the 0.25 to 0.3 bytes a pixel that cameras' have.
+    A JPEG with more detail takes longer to decode, so a smooth drawing would be too easy. With this noise, files of quality
+    85 have 0.25 to 0.3 bytes a pixel, as those of cameras.
     """
     values = np.asarray(scene(number).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
     random, (width, height) = np.random.default_rng(number), size
@@ -57,7 +57,7 @@ def photo(number: int, size: tuple[int, int]) -> Image.Image:
 
 
 def write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[str]:
-    """Write so many photos as JPEG files and return their paths."""
+    """Write `count` photos as JPEG files, and return their paths."""
     paths = [folder / f"{number:04}.jpg" for number in range(count)]
     for number, path in enumerate(paths):
         photo(number, size).save(path, quality=85)

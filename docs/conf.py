@@ -33,7 +33,7 @@ CONTENTS = {
     "Start": ["Quickstart <self>", "app", "training", "evaluation", "attention"],
     "Bring and take along": ["compose", "serving", "export", "micro-omni"],
     "Understand": ["architecture", "terms", "vision-encoder", "adding-a-modality", "reliability"],
-    "Measured": ["performance", "scaling", "experiments"],
+    "Measured": ["performance", "embedding", "experiments"],
     "Reference": ["api"],
 }
 """Headings of the contents, and the pages under each."""

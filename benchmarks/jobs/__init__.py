@@ -1,4 +1,4 @@
-"""What is measured: one file for each job, with a function `races(quick)` that `python -m benchmarks` runs.
+"""The jobs. Each file has a function `races(quick)`, which `python -m benchmarks` runs.
 
-Jobs that know other devices take one as well, `races(quick, device)`.
+In jobs that also run on a GPU it is `races(quick, device)`.
 """

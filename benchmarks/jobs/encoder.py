@@ -1,11 +1,11 @@
-"""Prepared pictures to tokens: pictures a second at batch 32, or 1024 on a GPU, and how long one takes alone.
+"""The encoder, from prepared pictures to tokens: pictures a second in batches of 32 (1024 on a GPU), and the time of one.
 
-Peers always compute CLS and grid; ours also CLS alone, which needs less. What computes the encoder's function is held to
-the shipped encoder in float32: the column "difference" is the largest there is between two numbers, and who is further
-off than rounding explains does not run.
+Peers compute CLS and grid. omni also computes CLS alone, which is less work. Contestants that compute the same function are
+compared with the shipped encoder in float32. The column "difference" is the largest difference of two numbers. A contestant
+whose difference is larger than rounding explains does not run.
 
-A GPU computes in bfloat16. One picture keeps it busy for less time than launching the kernels takes: a batch of one is
-waited for, compared as a CUDA graph too, and without a ceiling, as none of the products would be what is timed.
+A GPU computes in bfloat16. For one picture, launching the kernels takes longer than running them. So a batch of one is
+synchronised after each call, also measured as a CUDA graph, and has no ceiling.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ from omni.vision.image_processing_vision import OmniImageProcessor
 Prepare = Callable[[nn.Module], Any]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.4}
-"""The largest difference between two numbers of about 1 that rounding explains, among a million of them."""
+"""Largest difference that rounding explains, among a million numbers of about 1."""
 
 
 def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
@@ -35,7 +35,7 @@ def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
         if dtype == torch.float32 and not on_cpu:
             continue
         for batch in (4 if quick else 32 if on_cpu else 1024, 1):
-            torch.compiler.reset()  # what was compiled for the race before counts against a limit
+            torch.compiler.reset()  # what an earlier race compiled counts against a limit
             pixels = pictures.batch(batch, device, dtype)
             ways = peers.ways(quick, graphs=not on_cpu and batch == 1)
             contestants = _peers(pixels, ways)
@@ -59,7 +59,7 @@ def _peers(pixels: torch.Tensor, ways: dict[str, Prepare]) -> list[Contestant]:
 
 
 def _runtimes(batch: int, dtype: torch.dtype, quick: bool) -> list[Contestant]:
-    """Our encoder out of torch: is a runtime for deployment faster with it?"""
+    """omni's encoder in runtimes for deployment, without torch."""
     pixels, check = pictures.pixels(batch), partial(_check, batch, TOLERANCE[dtype])
     threads = torch.get_num_threads()
     made: dict[str, Callable[[], Any]] = {
@@ -79,7 +79,7 @@ def _run(make: Callable[[], Any], pixels: torch.Tensor) -> Call:
 
 
 def _ours(pixels: torch.Tensor, ways: dict[str, Prepare]) -> list[Contestant]:
-    """Every way of ours, by name; those that compute the CLS row alone take `cls_only`."""
+    """omni's ways, by name. Those in `cls_only` compute only the CLS token."""
     dtype, check = pixels.dtype, partial(_check, len(pixels), TOLERANCE[pixels.dtype])
     whole: dict[str, Callable[[], Call]] = {}
     cls_only: dict[str, Callable[[], Call]] = {}
@@ -90,9 +90,7 @@ def _ours(pixels: torch.Tensor, ways: dict[str, Prepare]) -> list[Contestant]:
         whole["omni packed, from bytes"] = lambda: _call(_packed(dtype), raw)
         whole["omni packed, not compiled, from bytes"] = lambda: _call(_not_compiled(dtype), raw)
         cls_only["omni packed, CLS only"] = lambda: _call(_packed(dtype), pixels, cls_only=True)
-    if (
-        on_cpu and pack and dtype != torch.float32
-    ):  # what an `Engine` takes where the processor is no faster in bfloat16
+    if on_cpu and pack and dtype != torch.float32:  # as an `Engine` computes where bfloat16 is no faster
         whole["omni packed, in float32, from bytes"] = lambda: _call(_packed(torch.float32), raw)
         cls_only["omni packed, in float32, CLS only"] = lambda: _call(_packed(torch.float32), raw, cls_only=True)
     for way, prepare in ways.items():
@@ -110,20 +108,20 @@ def _model(prepare: Prepare, pixels: torch.Tensor, attention: str = "sdpa", **op
 
 
 def _packed(dtype: torch.dtype) -> Any:
-    """From pixels as the shipped image processor scales them, -1 to 1."""
+    """The packed form of the shipped encoder, for pixels that its image processor prepares."""
     pack = get_modality("image").pack
     assert pack is not None
     return pack(peers.omni(), OmniImageProcessor(), dtype)
 
 
 def _not_compiled(dtype: torch.dtype) -> Any:
-    """As where there is no C++ compiler."""
+    """The packed form without compiled code, as on a machine without a C++ compiler."""
     with patch("omni.fast.packing.is_possible", return_value=False):
         return _packed(dtype)
 
 
 def _call(encoder: Any, given: torch.Tensor, **options: Any) -> Call:
-    """The encoder's tokens; on a GPU those of one picture alone once they are there."""
+    """A call that returns the encoder's tokens. For one picture on a GPU it waits until they are computed."""
     alone = given.is_cuda and len(given) == 1
 
     @torch.inference_mode()
@@ -139,7 +137,7 @@ def _call(encoder: Any, given: torch.Tensor, **options: Any) -> Call:
 
 
 def _check(batch: int, tolerance: float, found: torch.Tensor) -> float:
-    """How far float[B, n, D] is from the first n tokens of the shipped encoder in float32 on the CPU."""
+    """The largest difference of float[B, n, D] from the first n tokens of the shipped encoder in float32 on the CPU."""
     with torch.inference_mode():
         expected = peers.tokens(peers.omni()(pictures.pixels(min(batch, pictures.DRAWN))))
     repeated = found.cpu().float().reshape(-1, len(expected), *found.shape[1:])  # the same pictures again and again

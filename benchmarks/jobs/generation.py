@@ -1,6 +1,6 @@
-"""Writing: tokens a second of the fused model and of transformers' Llava, from prepared inputs to the last token.
+"""Generation: tokens a second of the fused model and of transformers' Llava, from prepared inputs to the last token.
 
-Everybody writes the same number of tokens, greedily, whatever they mean. Two pairs have the same parts:
+All contestants write the same number of tokens, greedily, whatever the tokens say. There are two pairs:
 
     50 picture tokens     omni_tiny as shipped, which folds 2 x 2 patches into a token; Llava with a CLIP tower of 32 x 32
                           patches, which is less work
@@ -23,7 +23,7 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 
 QUESTION = 6
-"""Tokens of text behind the picture's."""
+"""Number of tokens of text after the picture's tokens."""
 
 
 def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
@@ -51,7 +51,7 @@ def _shipped() -> Any:
 
 
 def _plain(config: OmniConfig) -> Any:
-    """The fused model from exactly the parts that Llava can have; random weights."""
+    """A fused model of parts that Llava has, too, with random weights."""
     section = {**config.modalities["image"], "output": "grid", "projector": "mlp", "factor": 1}
     section["encoder"] = copy.deepcopy(section["encoder"])
     made = OmniConfig(modalities={"image": section}, text_config=copy.deepcopy(config.text_config))

@@ -1,4 +1,4 @@
-"""Starting up: importing omni, and the command's help, each in a process of its own."""
+"""Start: the time to import omni, and to print the command's help, each in a new process."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from benchmarks.measure import Call, Contestant, Race
 
 
 def races(quick: bool) -> Iterator[Race]:
-    """One race; "more than it" is what omni adds to torch, which everybody imports anyway."""
+    """One race. The column "more than it" is the time that omni adds to torch."""
     contestants = [
         Contestant("import torch", partial(_start, "-c", "import torch")),
         Contestant("import omni", partial(_start, "-c", "import omni"), ours=True),

@@ -1,7 +1,7 @@
-"""Loading: `from_pretrained` of the shipped checkpoints, against reading their tensors from the same file into memory, and
-against mapping that file, which reads nothing yet.
+"""Loading: `from_pretrained` of the shipped checkpoints, beside reading all tensors of the same file into memory, and beside
+mapping that file, which reads nothing.
 
-Stock models of the same size show what of the rest is transformers' and what is omni's own, which checks every tensor.
+Stock models of the same size show which part of the time is transformers' own. omni's part checks every tensor.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def _race(name: str, own: Any, stock: Any, stock_class: Any, folder: Path) -> Ra
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    """Every tensor in memory of its own."""
+    """Every tensor of a file, copied into memory."""
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 

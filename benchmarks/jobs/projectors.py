@@ -1,7 +1,7 @@
-"""What a picture costs by how it is handed over: CLS alone, the grid folded or not, both; linear or not.
+"""The cost of a picture with each kind of projector: over CLS, over the grid folded or not, over both.
 
-`omni_tiny` each time, with a projector of its own, so an encoder of 0.9M and a Thinker of 5.1M parameters. Ours is what is
-shipped, the others stand as peers. How well each of them answers, training shows: docs/experiments.md.
+Each contestant is `omni_tiny` (an encoder of 0.9M and a Thinker of 5.1M parameters) with another projector. The shipped one
+counts as ours, the others as peers. docs/experiments.md tells how well each of them answers.
 """
 
 from collections.abc import Iterator

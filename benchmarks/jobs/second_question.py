@@ -1,12 +1,12 @@
-"""A second question about a picture that is known already: time to the first token, against that of a first question.
+"""A second question about the same picture: time to its first token, beside that of a first question.
 
-The picture is decoded; a first question has it prepared, encoded, and read as the beginning of the prompt. Two things can
-be kept from that:
+A first question prepares and encodes the picture, and the Thinker reads it as the beginning of the prompt. Two things can
+be kept:
 
-    a session        all of it: the question alone is read
-    encoded items    what the encoder said, as caches have it: the prompt is read again
+    a session        all of it, so the Thinker reads only the question
+    encoded items    the encoder's tokens, as caches keep them, so the Thinker reads the whole prompt again
 
-Both must answer as if nothing had been kept, or they do not run.
+A contestant whose answer differs from that of a first question does not run.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from omni.session import Answer, Session, make_prompts
 Ask = Callable[[str, int], Answer]
 
 QUESTIONS = "what color is the circle", "how many objects are there"
-"""Asked in turns: of a question that was just asked, a session would have nothing left to read."""
+"""These are asked in turns, because a session that is asked the same question again has nothing new to read."""
 
 
 def races(quick: bool) -> Iterator[Race]:
@@ -64,6 +64,6 @@ def _in_turns(ask: Ask) -> Call:
     for question in QUESTIONS:
         found, expected = (way(question, 16).answer for way in (ask, _anew([_picture()])))
         if found != expected:
-            raise ValueError(f"to {question!r} it answers {found!r}, and not {expected!r}.")
+            raise ValueError(f"it answers {question!r} with {found!r}, and not with {expected!r}.")
     questions = cycle(QUESTIONS)
     return lambda: ask(next(questions), 1)

@@ -1,4 +1,4 @@
-"""A training step of the encoder: forward, in float32 or under bfloat16 autocast, backward, AdamW; pictures a second."""
+"""A training step of the encoder, in pictures a second: forward in float32 or under bfloat16 autocast, backward, AdamW."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,10 +17,10 @@ TOLERANCE = 1e-2
 
 
 def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
-    """A race in float32, and one in bfloat16 where the processor knows it; elsewhere a step would take half a minute.
+    """One race in float32, and one in bfloat16 if the processor has it; without it a step would take half a minute.
 
-    The encoder is the shipped one without dropout; the difference is that of the first step's loss to ours. On a GPU
-    there is the race in bfloat16 alone, and attention written out is not compiled.
+    The encoder is the shipped one, without dropout. The column "difference" compares the first step's loss with omni's. On
+    a GPU there is only the race in bfloat16, and eager attention is not compiled.
     """
     on_cpu = device.type == "cpu"
     pixels = pictures.batch(4 if quick else 64 if on_cpu else 256, device)
@@ -56,7 +56,7 @@ def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
 
 
 def _precisions(on_cpu: bool) -> tuple[bool, ...]:
-    """Whether in bfloat16: the races that there are."""
+    """For each race, whether it is in bfloat16."""
     if not on_cpu:
         return (True,)
     return (False, True) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (False,)
@@ -84,7 +84,7 @@ def _step(
 
 
 def _loss(module: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The distance to made-up tokens: every number of the output matters, and has a target of its own."""
+    """The distance to fixed targets. Each number of the output has a target of its own, so each of them matters."""
     found = peers.tokens(module(pixels))
     target = torch.linspace(-1, 1, found.numel(), dtype=torch.float32, device=found.device).view_as(found).sin()
     return F.mse_loss(found.float(), target)

@@ -1,1 +1,1 @@
-"""What omni learns from: conversations on disk, their check, and the collator that makes batches of examples."""
+"""Training data: conversations on disk, their check, and the collator that makes batches of them."""

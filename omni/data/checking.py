@@ -1,12 +1,12 @@
-"""Everything that is wrong with a data set, found before hours are spent on it: what `omni check-data` calls.
+"""Find all problems of a data set before hours are spent on it: `omni check-data`.
 
     report = check({"train": Manifest.read("birds/train"), "test": Manifest.read("birds/test")})
     for problem in report.problems:
         print(problem.kind, problem.source, problem.sentence)
 
-Every row is parsed and every picture decoded, once for each file, on several threads. What is kept of a picture is a
-digest of its pixels, so that memory does not grow with their size. Pictures are the same if their decoded pixels are,
-however they are stored.
+Every row is parsed and every picture file is decoded once, on several threads. Only a digest of the pixels is kept, so that
+memory does not grow with the pictures. Two pictures are the same if their decoded pixels are equal, however they are
+stored.
 """
 
 import hashlib
@@ -34,20 +34,20 @@ SetProblem = Literal["too long", "control token", "duplicate row", "duplicate pi
 Kind = RowProblem | ItemProblem | SetProblem
 KINDS: tuple[Kind, ...] = (*get_args(RowProblem), *get_args(ItemProblem), *get_args(SetProblem))
 NOTES = frozenset({"text alone", "unused"})
-"""Told, but no reason not to train: chats without a picture and files that no row names are often meant to be there."""
+"""Problems that are reported but may be intended: chats without a picture, and files that no row names."""
 
 _UNREAD = (".heic", ".heif", ".avif", ".svg")
-"""Suffixes of pictures that nobody here reads."""
+"""Suffixes of picture files that omni does not read."""
 
 
 class Problem(BaseModel):
-    """One thing that is wrong.
+    """One problem of a data set.
 
     Attributes:
-        kind: what it is counted under, one of `KINDS`.
-        source: the row, by file and line or entry; for "unused", and where most rows are "text alone", the data set.
-        file: the picture, if it is about one.
-        sentence: what is wrong, without the source in front.
+        kind: one of `KINDS`.
+        source: the row, by file and line or entry. For "unused", and where most rows are "text alone", the data set.
+        file: the picture file, if the problem is about one.
+        sentence: what is wrong and what to do, without the source.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -59,7 +59,12 @@ class Problem(BaseModel):
 
 
 class Report(BaseModel):
-    """What `check` found among so many rows and picture files. A file is reported once, with the first row that names it."""
+    """The problems of some data sets. A file is reported once, with the first row that names it.
+
+    Attributes:
+        rows, pictures: number of rows and of picture files.
+        problems: the problems, in the order of the rows.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -69,18 +74,18 @@ class Report(BaseModel):
 
     @property
     def clean(self) -> bool:
-        """Whether there is nothing, or nothing but notes."""
+        """Whether there are no problems but notes."""
         return all(problem.kind in NOTES for problem in self.problems)
 
 
 class _Seen(NamedTuple):
-    pixels: bytes  # a digest
-    tokens: int  # placeholders that it becomes
+    pixels: bytes  # digest of the pixels
+    tokens: int  # number of tokens that the picture becomes
 
 
 @dataclass
 class _Set:
-    """What is remembered of one manifest: digests, and the numbers of the rows where they came first."""
+    """The digests of one manifest, with the number of the row where each came first."""
 
     name: str
     manifest: Manifest
@@ -99,23 +104,26 @@ def check(
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
-    """Read all rows and pictures of some data sets.
+    """Read all rows and pictures of some data sets, and report their problems.
 
     Args:
-        manifests: data sets by name. A picture in two of them is a "leak"; one twice in the same is a "duplicate picture"
-            if the files are different. The same file with other questions is what data sets are made of, and no problem.
-        processor: that of a model, whose collator says which rows are "too long" or hold a "control token".
-        max_length, max_positions: the longest row and conversation, see `ConversationCollator`; by default as it has them.
-        workers: threads that decode; as many as there are cores by default.
+        manifests: data sets by name. A picture in two data sets is a "leak". Two files of the same picture in one data set
+            are a "duplicate picture". One file with several questions is no problem.
+        processor: a model's processor. With it, rows that are "too long" or hold a "control token" are found, too.
+        max_length, max_positions: limits in tokens, see `ConversationCollator`. By default its own.
+        workers: number of threads. By default one for each core.
         progress: called with the number of rows done.
+
+    Raises:
+        ValueError: `max_length` without a processor.
     """
     if processor is None and max_length is not None:
-        raise ValueError(f"max_length={max_length} needs a processor, which says how many tokens a row has; pass one.")
+        raise ValueError(f"max_length={max_length} needs a processor, which counts the tokens of a row; pass one.")
     return _Check(processor, max_length, max_positions).run(manifests, workers or os.cpu_count() or 1, progress)
 
 
 def render(report: Report) -> Table:
-    """How many problems of each kind there are, as a table for the terminal."""
+    """The number of problems of each kind, as a table for the terminal."""
     table = Table(title=f"{report.rows:,} rows, {report.pictures:,} pictures", min_width=40)
     table.add_column("problem")
     table.add_column("found", justify="right")
@@ -127,7 +135,7 @@ def render(report: Report) -> Table:
 
 
 def first_of_each(report: Report, most: int = 3) -> list[str]:
-    """A line for each of the first problems of each kind, and how many more there are."""
+    """Lines about the first problems of each kind, and the number of further ones."""
     lines = []
     for kind in KINDS:
         found = [problem for problem in report.problems if problem.kind == kind]
@@ -145,11 +153,13 @@ class _Check:
             from omni.data.collate import (
                 MAX_LENGTH,
                 ConversationCollator,
-            )  # imports torch, which looking at files does not need
+            )  # imports torch, which checking files alone does not need
 
             self.collator = ConversationCollator(processor, max_length or MAX_LENGTH, max_positions)
         self.problems: list[Problem] = []
-        self.files: dict[bytes, Future[_Seen | ItemError] | _Seen | None] = {}  # None: refused, and reported
+        self.files: dict[
+            bytes, Future[_Seen | ItemError] | _Seen | None
+        ] = {}  # None: the file cannot be read, and this is reported
         self.contents: dict[bytes, _Seen] = {}
 
     def run(self, manifests: Mapping[str, Manifest], workers: int, progress: Callable[[int], None]) -> Report:
@@ -171,7 +181,7 @@ class _Check:
         return Report(rows=done, pictures=len(self.files), problems=self.problems)
 
     def _report(self, kind: Kind, source: str, file: Path | None, sentence: str) -> None:
-        # names of files need not be text; what is no Unicode could be neither printed nor written as JSON
+        # file names need not be valid Unicode, but only valid Unicode can be printed or written as JSON
         source, sentence, name = (
             text.encode(errors="backslashreplace").decode() for text in (source, sentence, str(file or ""))
         )
@@ -180,7 +190,7 @@ class _Check:
     def _read_ahead(
         self, pool: ThreadPoolExecutor, manifest: Manifest, window: int
     ) -> Iterator[tuple[int, Row | ManifestError, list[bytes]]]:
-        """Rows in order, and the keys of their pictures, which threads already read for the rows that come next."""
+        """Yield rows in order, with the keys of their pictures. Threads already read the pictures of the next rows."""
         waiting: deque[tuple[int, Row | ManifestError, list[bytes]]] = deque()
         for index in range(len(manifest)):
             try:
@@ -198,7 +208,7 @@ class _Check:
         yield from waiting
 
     def _look(self, path: Path) -> _Seen | ItemError:
-        """Read one file; the threads do this."""
+        """Read one file, in a thread."""
         content = _digest_of_file(path)
         if content is not None and content in self.contents:
             return self.contents[content]
@@ -222,7 +232,7 @@ class _Check:
         pixels = [one.pixels if one else key for one, key in zip(seen, keys, strict=True)]
         first = part.rows.setdefault(_digest(json.dumps(row.conversation).encode(), *pixels), index)
         if first != index:
-            sentence = f"it says of the same pictures what {part.manifest.source(first)} says; remove one of them."
+            sentence = f"it repeats {part.manifest.source(first)}, with the same pictures; remove one of them."
             self._report("duplicate row", row.source, None, sentence)
             return
         for path, key, one in zip(row.pictures, keys, seen, strict=True):
@@ -234,7 +244,7 @@ class _Check:
                 self._report(found.kind, row.source, None, f"it {str(found).removeprefix(f'{row.source} ')}")
 
     def _result(self, row: Row, path: Path, key: bytes) -> _Seen | None:
-        """What was found in a file; what is wrong with it is reported the first time."""
+        """The contents of a file, or None if it cannot be read, which is reported the first time."""
         found = self.files[key]
         if isinstance(found, Future):
             result = found.result()
@@ -247,7 +257,7 @@ class _Check:
     def _compare(
         self, part: _Set, earlier: list[_Set], index: int, row: Row, path: Path, key: bytes, pixels: bytes
     ) -> None:
-        """Has another file of this data set, or any file of an earlier one, these pixels?"""
+        """Report another file of this data set, or any file of an earlier one, that has the same pixels."""
         if pixels in part.pictures:
             first, other = part.pictures[pixels]
             if other != key and key not in part.copies:
@@ -257,7 +267,7 @@ class _Check:
                     "duplicate picture",
                     row.source,
                     path,
-                    f"{str(path)!r} shows the same as {where}; keep one of the files.",
+                    f"{str(path)!r} shows the same as {where}; keep one of the two files.",
                 )
             return
         part.pictures[pixels] = index, key
@@ -274,9 +284,9 @@ class _Check:
                 return
 
     def _note_texts(self, part: _Set) -> None:
-        """The rows, if they are the fewer ones, that may have lost their pictures."""
+        """Report rows without a picture: each of them, or as one note if most rows have none."""
         number, rows = len(part.texts), len(part.manifest)
-        remedy = "where it should, name it as `image` and put <image> into the text"
+        remedy = "if it should, name the picture as `image` and put <image> into the text"
         if 2 * number > rows:
             self._report(
                 "text alone", str(part.manifest.path), None, f"{number:,} of {rows:,} rows show no picture; {remedy}."
@@ -297,7 +307,7 @@ class _Check:
 
 
 def _where(manifest: Manifest, index: int, key: bytes) -> str:
-    """A file and the row that names it; parsed again, as only digests are kept."""
+    """A file and the row that names it. The row is parsed again, because only digests are kept."""
     row = manifest[index]
     path = next(path for path in row.pictures if _key(path, manifest) == key)
     return f"{str(path)!r} ({row.source})"
@@ -311,7 +321,7 @@ def _digest(*parts: bytes) -> bytes:
 
 
 def _digest_of_file(path: Path) -> bytes | None:
-    """Of its bytes as they are; nothing if `read_picture` will refuse it, and of a pipe, which might never end."""
+    """The digest of a file's bytes; None if it is no regular file or cannot be read."""
     try:
         if path.is_file():
             with path.open("rb") as file:
@@ -322,7 +332,7 @@ def _digest_of_file(path: Path) -> bytes | None:
 
 
 def _key(path: Path, manifest: Manifest) -> bytes:
-    """The same for every name of one file, but for classes, where a file of two names has two answers."""
+    """A key that is equal for all names of one file. In folders of classes each name has a key, as each has a label."""
     try:
         name = os.path.abspath(path) if manifest.by_class else os.path.realpath(path)
     except ValueError:  # a null byte in it

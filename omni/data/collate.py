@@ -1,12 +1,12 @@
-"""Examples to batches: tokens, labels on the answers alone, and several conversations about one picture in one row.
+"""Make batches of examples: tokens, labels on the answers alone, and all conversations about an item in one sequence.
 
-A row that holds k conversations about the same items starts with what they share and goes on with k branches:
+A sequence of k conversations about the same items begins with the part that they share, and has k branches after it:
 
     <|user|> <image> x 50 | what shape is it <|assistant|> circle <|end|> | how many ... <|end|> | ...
     shared                  branch 1                                        branch 2
 
-A branch sees what is shared and itself, and counts its positions from the end of the shared part, so the model computes
-for it exactly what it would compute for that conversation alone, without reading the picture's tokens k times.
+A branch attends to the shared part and to itself. It counts its positions from the end of the shared part. So the model
+computes exactly the same for it as for that conversation alone, but reads the picture's tokens once and not k times.
 """
 
 import re
@@ -23,12 +23,12 @@ from omni.registry import get_modality
 IGNORED = -100
 
 MAX_LENGTH = 2048
-"""Tokens of a row."""
+"""Number of tokens of a sequence, at most."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One packed row, before padding; lists of the length of the row."""
+class TokenSequence:
+    """The tokens of one example, before padding. All lists have the same length."""
 
     input_ids: list[int]
     labels: list[int]
@@ -41,13 +41,13 @@ class ConversationCollator:
 
     Args:
         processor: the model's `OmniProcessor`.
-        max_length: the longest row in tokens.
-        max_positions: the longest conversation in tokens, as the Thinker was made for; None if that is not known.
-        options: for each modality other settings than its preprocessor's own.
+        max_length: number of tokens of a sequence, at most.
+        max_positions: number of tokens of a conversation, at most: the positions of the Thinker. None if unknown.
+        options: for each modality, settings that replace those of its preprocessor.
 
     Raises:
-        ExampleError: an example without an answer to learn from, with control tokens in a text, or longer than `max_length`
-            or `max_positions`; its source is named.
+        ExampleError: an example has no answer to learn, has a control token in a text, or is longer than `max_length` or
+            `max_positions`. The message names its source.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ConversationCollator:
         self._control = re.compile("|".join(map(re.escape, special)) or "(?!)")
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """Make a batch of B examples, one row each."""
+        """Make a batch of B examples, one sequence each."""
         batch: dict[str, torch.Tensor] = {}
         counts: dict[str, list[int]] = {}
         for modality in self.processor.bundles:
@@ -74,27 +74,27 @@ class ConversationCollator:
                 counts[modality.name] = self.processor._counts(modality.name, prepared)
                 join_inputs(batch, prepared)
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
-        rows = []
+        sequences = []
         for place, example in enumerate(examples):
             if strangers := sorted({name for name, items in example.items.items() if items} - set(counts)):
                 raise ExampleError(
                     f"{_named(place, example)} has items of {strangers}; this processor takes "
-                    f"{sorted(self.processor.preprocessors)}."
+                    f"{sorted(self.processor.preprocessors)}, so leave them out or train another model."
                 )
             tokens = {name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts}
-            rows.append(self._pack(place, example, tokens))
-        return batch | pad_rows(rows, self.processor.tokenizer.pad_token_id)
+            sequences.append(self._tokenize(place, example, tokens))
+        return batch | pad_sequences(sequences, self.processor.tokenizer.pad_token_id)
 
     def problem(self, example: Example, tokens: dict[str, list[int]]) -> ExampleError | None:
-        """What making a row of an example would raise. `tokens`: how many tokens each of its items becomes, by modality."""
+        """The error that an example would raise, if any. `tokens`: number of tokens of each of its items, by modality."""
         try:
-            self._pack(0, example, tokens)
+            self._tokenize(0, example, tokens)
         except ExampleError as error:
             return error
         return None
 
-    def _pack(self, place: int, example: Example, tokens: dict[str, list[int]]) -> Row:
-        """One row from the conversations of one example; `tokens`: how many tokens each of its items becomes."""
+    def _tokenize(self, place: int, example: Example, tokens: dict[str, list[int]]) -> TokenSequence:
+        """One sequence of the conversations of an example. `tokens`: the number of tokens of each of its items."""
         self._refuse_control_tokens(_named(place, example), example)
         tokenizer = self.processor.tokenizer
         encode = _encode_marked if _MARK.search(tokenizer.chat_template or "") else _encode_compared
@@ -111,7 +111,9 @@ class ConversationCollator:
             positions += range(shared, len(chat_ids))
             branches += [number] * (len(chat_ids) - shared)
         if all(label == IGNORED for label in labels):
-            raise ExampleError(f"{_named(place, example)} has no answer to learn from: {example.conversations}.")
+            raise ExampleError(
+                f"{_named(place, example)} has no answer to learn: {example.conversations}; add one, or leave it out."
+            )
         if len(ids) > self.max_length:
             raise LongExampleError(
                 f"{_named(place, example)} has {len(ids)} tokens, more than max_length={self.max_length}; raise it, "
@@ -122,10 +124,10 @@ class ConversationCollator:
                 f"{_named(place, example)} has a conversation of {max(positions) + 1} tokens, more than the "
                 f"{self.max_positions} positions of the language model; shorten it, or show fewer items. Nothing is cut."
             )
-        return Row(ids, labels, positions, branches)
+        return TokenSequence(ids, labels, positions, branches)
 
     def _refuse_control_tokens(self, named: str, example: Example) -> None:
-        """In a text they would end a turn or stand for a picture; `omni ask` takes them for text, so training may not."""
+        """In a text they would end a turn or stand for an item. `omni ask` reads them as text, so training refuses them."""
         for message in (message for conversation in example.conversations for message in conversation):
             blocks = message["content"]
             texts = [blocks] if isinstance(blocks, str) else [block.get("text", "") for block in blocks]
@@ -138,7 +140,7 @@ class ConversationCollator:
     def _expand(
         self, named: str, ids: list[int], mask: list[int], tokens: dict[str, list[int]]
     ) -> tuple[list[int], list[int]]:
-        """Placeholders repeated by the token plan; labels where the assistant speaks."""
+        """Repeat placeholders by the token plan, and label the tokens of the assistant."""
         sections = self.processor.plan.modalities
         by_id = {sections[name]["token_id"]: name for name in sections}
         waiting = {name: iter(numbers) for name, numbers in tokens.items()}
@@ -156,8 +158,8 @@ class ConversationCollator:
             expected = len(tokens.get(name, ()))
             if found != expected:
                 raise ExampleError(
-                    f"{named} has {expected} items of modality {name!r}, but a conversation with "
-                    f"{found} placeholders {get_modality(name).token}."
+                    f"{named} has {expected} items of modality {name!r}, but a conversation with {found} placeholders "
+                    f"{get_modality(name).token}; write one for each item."
                 )
         return out_ids, labels
 
@@ -167,14 +169,14 @@ def _named(place: int, example: Example) -> str:
 
 
 _MARK = re.compile(r"\{%-?\s*generation\b")
-"""How a chat template marks what the assistant says; most templates in the wild do not."""
+"""The mark of a chat template around the assistant's words. Most templates have none."""
 
 Encoded = Iterator[tuple[list[int], list[int]]]
-"""Of each conversation the token ids, and 1 for those that the assistant says, its end-of-text included."""
+"""For each conversation: token ids, and for each token 1 if the assistant says it, else 0. An end-of-text counts as said."""
 
 
 def _encode_marked(tokenizer: Any, conversations: list[list[Message]]) -> Encoded:
-    """Where the template itself says what is an answer."""
+    """Encode with a template that marks answers."""
     encoded = tokenizer.apply_chat_template(
         conversations, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, padding=False
     )
@@ -182,10 +184,10 @@ def _encode_marked(tokenizer: Any, conversations: list[list[Message]]) -> Encode
 
 
 def _encode_compared(tokenizer: Any, conversations: list[list[Message]]) -> Encoded:
-    """Where it does not: an answer is what rendering its turn adds to the prompt before it.
+    """Encode with a template that marks none: an answer is the text that its turn adds to the prompt before it.
 
     Raises:
-        ExampleError: a template that renders a turn differently once others follow, so that nothing can be compared.
+        ExampleError: the template renders a turn differently once other turns follow, so the texts cannot be compared.
     """
     for messages in conversations:
         whole = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -196,8 +198,8 @@ def _encode_compared(tokenizer: Any, conversations: list[list[Message]]) -> Enco
                 after = tokenizer.apply_chat_template(messages[: turn + 1], tokenize=False).rstrip()
                 if not (whole.startswith(after) and after.startswith(before)):
                     raise ExampleError(
-                        f"The chat template renders {after!r} otherwise than its beginning {before!r} or than the whole "
-                        "conversation does, so answers cannot be told apart; put {% generation %} around them in it."
+                        f"The chat template does not render {after!r} as a continuation of {before!r} and as a beginning of "
+                        "the whole conversation, so answers cannot be told apart; put {% generation %} around them in it."
                     )
                 spans.append((len(before), len(after)))
         encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
@@ -213,21 +215,21 @@ def _common_prefix(sequences: Sequence[Sequence[Any]]) -> int:
     return next((i for i in range(shortest) if len({sequence[i] for sequence in sequences}) > 1), shortest)
 
 
-def pad_rows(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Rows of different lengths to tensors, padded on the right; a padded position sees only itself."""
-    length = max(len(row.input_ids) for row in rows)
+def pad_sequences(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Tensors of sequences, padded on the right to one length. A padded position attends only to itself."""
+    length = max(len(each.input_ids) for each in sequences)
 
     def padded(values: Sequence[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([row + [fill] * (length - len(row)) for row in values])
+        return torch.tensor([each + [fill] * (length - len(each)) for each in values])
 
-    branches = padded([row.branches for row in rows], -1)  # (B, L)
+    branches = padded([each.branches for each in sequences], -1)  # (B, L)
     seen, seeing = branches[:, None, :], branches[:, :, None]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     mask = causal & ((seen == 0) | (seen == seeing)) & (seen >= 0) & (seeing >= 0)
     mask |= torch.eye(length, dtype=torch.bool)
     return {
-        "input_ids": padded([row.input_ids for row in rows], pad_token_id),
-        "labels": padded([row.labels for row in rows], IGNORED),
-        "position_ids": padded([row.position_ids for row in rows], 0),
+        "input_ids": padded([each.input_ids for each in sequences], pad_token_id),
+        "labels": padded([each.labels for each in sequences], IGNORED),
+        "position_ids": padded([each.position_ids for each in sequences], 0),
         "attention_mask": mask[:, None],  # (B, 1, L, L)
     }

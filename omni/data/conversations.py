@@ -1,4 +1,4 @@
-"""Training examples as conversations: what a user asks about some pictures, and the answer to learn."""
+"""An example is some items and the conversations about them: questions, and the answers to learn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,22 +8,22 @@ Message = dict[str, Any]
 
 
 class ExampleError(ValueError):
-    """An example that cannot be learnt from; the message says which, why, and what to do.
+    """An example cannot be trained on. The message says which, why, and what to do.
 
-    `kind` belongs to the class, as a worker of a `DataLoader` hands on the class and the message of an error alone.
+    `kind` is an attribute of the class, because a worker of a `DataLoader` passes on only the class and the message.
     """
 
     kind: Literal["malformed row", "too long", "control token"] = "malformed row"
 
 
 class LongExampleError(ExampleError):
-    """More tokens than a row or the Thinker takes."""
+    """The example has more tokens than a sequence or the Thinker takes."""
 
     kind = "too long"
 
 
 class ControlTokenError(ExampleError):
-    """A text that would end a turn, or stand for an item."""
+    """A text of the example holds a token that ends a turn or stands for an item."""
 
     kind = "control token"
 
@@ -33,12 +33,12 @@ class Example:
     """Items and the conversations that are about them.
 
     Attributes:
-        items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`; raw, or all of
-            them encoded already.
-        conversations: chats of `{"role", "content"}` messages. Several may share the items: they are learnt in one row.
-        source: where it comes from, for messages.
-        unseen: for each conversation and each word of its answer a word that could not have stood there in training, for
-            what is held out, or ""; the loss shall not speak against it.
+        items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`. They are raw, or
+            all of them are encoded already.
+        conversations: chats of `{"role", "content"}` messages. Several chats about the same items become one sequence.
+        source: where the example comes from, for messages.
+        unseen: for each conversation and each word of its answer, a word that training never shows in that place because
+            it is held out, or "". The loss does not count against that word.
     """
 
     items: Mapping[str, list[Any]]
@@ -51,7 +51,8 @@ def ask(question: str, answer: str | None = None, images: int | Sequence[Any] = 
     """A chat of one question about some pictures, and its answer if there is one.
 
     Args:
-        images: the pictures, or how many there are if they travel apart from the chat.
+        question, answer: the texts.
+        images: the pictures; or their number, if the chat does not carry them.
     """
     blocks = (
         [{"type": "image"}] * images if isinstance(images, int) else [{"type": "image", "image": i} for i in images]

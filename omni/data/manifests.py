@@ -1,12 +1,12 @@
-"""A data set of your own: a folder, or a file that names pictures, as conversations to learn from or to be asked about.
+"""Your own data set, a folder or a file that names pictures, as conversations for training or evaluation.
 
     manifest = Manifest.read("birds")                  # or birds.jsonl, birds.json, birds.csv
-    manifest[0].conversation                           # what is asked and answered, pictures as placeholders
-    ManifestConversations(manifest)[0].items["image"]  # the pictures themselves, opened only now
+    manifest[0].conversation                           # questions and answers, with placeholders for pictures
+    ManifestConversations(manifest)[0].items["image"]  # the pictures, which are opened on access
 
-`sources` says which layouts there are, `rows` what a row may say. Relative paths start at the manifest's folder, or at
-`root`. A row is parsed when it is asked for, so a mistake in it is raised then, with its place; a manifest of which nothing
-at the start can be read, or no picture found, is refused at once.
+`sources` lists the layouts, and `rows` the fields of a row. Relative paths start at the manifest's folder, or at `root`. A
+row is parsed on access, and raises its error then. A manifest is refused at once if none of its first rows can be read, or
+none of their pictures exists.
 """
 
 import hashlib
@@ -26,18 +26,19 @@ from omni.registry import ItemError, open_item
 PROMPT = "Describe the picture."
 
 FIRST_ROWS = 100
-"""So many rows are looked at before a manifest is refused as a whole."""
+"""Number of rows that are tried before a manifest is refused as a whole."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example, its pictures still closed.
+    """One example, with its pictures not opened.
 
     Attributes:
-        source: where it stands, for messages: file and line or entry, from 1.
-        pictures: their files, in the order of the image blocks.
-        conversation: user and assistant in turn, `content` a list of `{"type": "image"}` and `{"type": "text", "text"}`.
-        kind: what an evaluation counts it under.
+        source: its place, for messages: file and line or entry, counted from 1.
+        pictures: the picture files, in the order of the image blocks.
+        conversation: messages of user and assistant in turn; `content` is a list of `{"type": "image"}` and
+            `{"type": "text", "text"}`.
+        kind: the kind of question under which an evaluation scores it.
     """
 
     source: str
@@ -47,13 +48,13 @@ class Row:
 
 
 class Manifest(Sequence[Row]):
-    """The rows of a data set; see the module for what can be read.
+    """The rows of a data set. See the module for its layouts.
 
     Attributes:
-        path: what was read.
-        root: where relative paths start.
-        folder: the folder whose files its rows are about (metadata.jsonl, metadata.csv, classes), if it is of that layout.
-        by_class: whether rows are the files of folders named by their answer.
+        path: the file or folder.
+        root: the folder that relative paths start from.
+        folder: the folder that holds all pictures, in layouts that have one (metadata.jsonl, metadata.csv, classes).
+        by_class: whether each row is a file in a folder that is named by its answer.
     """
 
     def __init__(self, path: Path, root: Path | None, prompt: str, answers: bool = True) -> None:
@@ -67,17 +68,17 @@ class Manifest(Sequence[Row]):
     def read(
         cls, path: str | Path, root: str | Path | None = None, prompt: str = PROMPT, answers: bool = True
     ) -> "Manifest":
-        """Find the rows of a data set, and look at the first ones.
+        """Open a data set, and try its first rows.
 
         Args:
             path: a folder, or a .jsonl, .json or .csv file.
-            root: where relative paths start; by default the manifest's folder.
-            prompt: the question of rows that have only an answer: captions, classes.
-            answers: without them rows may name pictures and say nothing; their conversation is empty.
+            root: the folder that relative paths start from. By default the manifest's folder.
+            prompt: the question for rows that have only an answer: captions, classes.
+            answers: whether rows need an answer. If not, a row may name only pictures; its conversation is then empty.
 
         Raises:
-            ManifestError: nothing there, another layout, no rows, none of the first rows readable, none of their pictures
-                found (a wrong `root`), or an empty `prompt`.
+            ManifestError: there is nothing at `path`, or another layout, or no rows; none of the first rows can be read;
+                none of their pictures exists (a wrong `root`); or `prompt` is empty.
         """
         if is_blank(prompt):
             raise ManifestError(
@@ -85,11 +86,11 @@ class Manifest(Sequence[Row]):
             )
         if root is not None and not Path(root).is_dir():
             raise ManifestError(
-                f"The root {str(root)!r} is no folder, expected the one where the pictures are; correct it."
+                f"The root {str(root)!r} is no folder, expected the one that holds the pictures; correct it."
             )
         manifest = cls(Path(path), None if root is None else Path(root), prompt, answers)
         if root is not None and manifest.by_class:
-            raise ManifestError(f"{str(path)!r} is itself the folder of its pictures and needs no root; leave it out.")
+            raise ManifestError(f"{str(path)!r} is itself the folder of its pictures; leave out the root.")
         if not len(manifest):
             raise ManifestError(f"{str(path)!r} has 0 rows, expected at least one; check that it is the right file.")
         manifest._look_at_the_start()
@@ -103,7 +104,7 @@ class Manifest(Sequence[Row]):
     @overload
     def __getitem__(self, index: slice) -> list[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        """Parse a row; raises `ManifestError` with its place."""
+        """Parse a row. Raises `ManifestError` with its place."""
         if isinstance(index, slice):
             return [self[place] for place in range(len(self))[index]]
         index = range(len(self))[index]
@@ -116,17 +117,17 @@ class Manifest(Sequence[Row]):
         return Row(source, tuple(self.root / name for name in names), conversation, kind)
 
     def source(self, index: int) -> str:
-        """Where a row stands, also one that cannot be parsed."""
+        """The place of a row, for messages. The row need not be valid."""
         return self._rows.place(index)
 
     def digest(self) -> str:
-        """SHA-256 over what all rows say and over the bytes of their pictures, wherever the files are.
+        """SHA-256 of the contents of all rows and of the bytes of their pictures. It does not depend on paths.
 
         Raises:
             ManifestError: a row cannot be parsed, or a picture of it cannot be read.
         """
 
-        @lru_cache(maxsize=1024)  # rows that share a picture stand together
+        @lru_cache(maxsize=1024)  # rows that share a picture are often neighbours
         def of_file(path: Path) -> str:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -143,11 +144,11 @@ class Manifest(Sequence[Row]):
         return total.hexdigest()
 
     def rows_digest(self) -> str:
-        """SHA-256 over what is written in its file, or over the names of the files in its classes; no picture is opened."""
+        """SHA-256 of the manifest's file, or of the names of the files in its classes. No picture is opened."""
         return self._rows.digest()
 
     def _look_at_the_start(self) -> None:
-        """Refuse what is understood nowhere; a single bad row among good ones is left to whoever asks for it."""
+        """Refuse a manifest without a good row at its start. A bad row among good ones raises on access."""
         rows: list[Row] = []
         errors: list[ManifestError] = []
         first = min(len(self), FIRST_ROWS)
@@ -163,22 +164,22 @@ class Manifest(Sequence[Row]):
         lost = next((row for row in rows if row.pictures), None)
         if lost is not None:
             raise ManifestError(
-                f"{lost.source}: the picture {str(lost.pictures[0])!r} does not exist, nor any other of the first {first} "
-                f"rows; relative paths start in the folder {str(self.root)!r}, name another one as root."
+                f"{lost.source}: the picture {str(lost.pictures[0])!r} does not exist, nor does any other of the first "
+                f"{first} rows; relative paths start at the folder {str(self.root)!r}, name another one as root."
             )
         if not rows:
             raise ManifestError(f"None of the first {first} rows can be read; {errors[0]}", errors[0].kind)
 
 
 class ManifestConversations:
-    """The rows of a manifest with their pictures, which are opened when an example is asked for.
+    """The rows of a manifest as examples. Pictures are opened on access.
 
     Args:
         manifest: the rows.
-        open_picture: makes an item of a picture's path, by default as its modality does.
+        open_picture: opens a picture's path. By default, its modality does.
 
     Raises:
-        ManifestError, ItemError: on access, a row or a picture of it that cannot be read; the row is named in front.
+        ManifestError, ItemError: on access, a row or one of its pictures cannot be read. The message begins with the row.
     """
 
     def __init__(self, manifest: Manifest, open_picture: Callable[[Path], Any] | None = None) -> None:

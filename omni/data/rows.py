@@ -1,15 +1,14 @@
-"""From the fields of a row to its pictures and its conversation.
+"""Parse the fields of a row into its pictures and its conversation.
 
-A row names its pictures as `image`, `images`, `file_name`, `file_names` or `*_file_name(s)`, and says one of:
+A row names its pictures as `image`, `images`, `file_name`, `file_names` or `*_file_name(s)`, and has one of these:
 
 * `caption` or `text`: the answer to the manifest's `prompt`;
 * `question` and `answer`;
 * `messages` (`role`: user, assistant; `content`: a string or blocks) or LLaVA's `conversations` (`from`, `value`). Each
-  `{"type": "image"}` and each `<image>` in a user's text takes the next picture of the row; a line break beside
-  `<image>` belongs to it. Blocks may name their picture themselves (`path` or `image`). Chats need no pictures; `omni
-  check-data` notes those that have none.
+  `{"type": "image"}` and each `<image>` in a user's text takes the next picture of the row. A line break beside `<image>`
+  is removed. A block may name its own picture (`path` or `image`). A chat may have no pictures; `omni check-data` notes it.
 
-`kind`, if there is one, groups the scores of an evaluation; other fields are the user's own.
+An optional `kind` groups the scores of an evaluation. Other fields are ignored.
 """
 
 import re
@@ -33,7 +32,7 @@ class _TextBlock(BaseModel):
 
 
 class _ImageBlock(BaseModel):
-    """Names its picture, or takes the next one that the row lists."""
+    """A block that names its picture, or takes the next one in the row's list."""
 
     type: Literal["image"]
     picture: str | None = Field(default=None, min_length=1, validation_alias=AliasChoices("path", "image", "url"))
@@ -78,13 +77,13 @@ class _Turn(BaseModel):
     @field_validator("content")
     @classmethod
     def _apart(cls, content: list[_Block]) -> list[_Block]:
-        """Placeholders within text become blocks."""
+        """Split texts at placeholders, which become blocks."""
         blocks: list[_Block] = []
         for block in content:
             if isinstance(block, _ImageBlock):
                 blocks.append(block)
                 continue
-            block.text.encode()  # half of a character ("\ud83d" alone) is an error here, not in a tokenizer
+            block.text.encode()  # a lone surrogate, such as "\ud83d", raises here and not in a tokenizer
             for place, text in enumerate(_PLACEHOLDER.split(block.text)):
                 blocks += [_ImageBlock(type="image")] if place else []
                 blocks += [_TextBlock(type="text", text=text)] if text else []
@@ -100,9 +99,13 @@ def parse_row(
     """The names of a row's pictures, its conversation, and its kind.
 
     Args:
-        fields: the row as it stands in the file.
-        promised: whether this layout gives every row a picture, chats included.
-        answers: whether a row has to say something.
+        fields: the names and values of the row.
+        prompt: the question for a row that has only an answer.
+        promised: whether the layout requires a picture in every row, chats included.
+        answers: whether a row needs an answer.
+
+    Raises:
+        ManifestError: the row is not valid. The message does not name its place.
     """
     given = {key: value for key, value in fields.items() if value is not None}
     sayings = [key for key in _SAYINGS if key in given]
@@ -143,7 +146,7 @@ def _files(pictures: list[str]) -> list[str]:
 
 
 def _ask(given: dict[str, Any], saying: str, prompt: str, pictures: int) -> list[Message]:
-    """The chat of a row that has but one question; its pictures come first, unless it says where."""
+    """The chat of a row with a single question. Its pictures come first, unless the question has placeholders."""
     question, answering = (given[saying], "answer") if saying == "question" else (prompt, saying)
     answer = given.get(answering, "")
     for key, text in ((saying, question), (answering, answer)):
@@ -162,7 +165,7 @@ def _named_pictures(given: dict[str, Any]) -> list[str]:
         raise ManifestError(
             f"pictures should be named once, found {' and '.join(map(repr, keys))}; remove all but one."
         )
-    values = [given[key] for key in keys if given[key] != ""]  # an empty cell of a table names nothing
+    values = [given[key] for key in keys if given[key] != ""]  # an empty cell of a table names no picture
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
     for name in names:
         if not isinstance(name, str) or not name:
@@ -183,13 +186,13 @@ def _converse(turns: list[_Turn], listed: list[str]) -> tuple[list[str], list[Me
     """The pictures in the order of their blocks, and the chat as the processor takes it.
 
     Args:
-        turns: their blocks name a picture each, or take one of `listed`, those that the row names apart from its chat.
+        turns: the messages. An image block names its picture, or takes the next of `listed`.
+        listed: the pictures that the row names outside of its chat.
     """
     marks = sum(isinstance(block, _ImageBlock) and block.picture is None for turn in turns for block in turn.content)
     if marks != len(listed):
         raise ManifestError(
-            f"expected a placeholder <image> for each of {len(listed)} pictures, found {marks}; write as many as there are "
-            "pictures."
+            f"expected a placeholder <image> for each of {len(listed)} pictures, found {marks}; write one for each."
         )
     waiting = iter(listed)
     pictures: list[str] = []
@@ -220,5 +223,5 @@ def _converse(turns: list[_Turn], listed: list[str]) -> tuple[list[str], list[Me
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of it would be seen: spaces, and characters that control others."""
+    """Whether a text has no visible character: only spaces, control and format characters."""
     return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)

@@ -1,17 +1,17 @@
-"""Where the rows of a data set lie: a file of JSON or CSV, or folders named by their answer.
+"""Read the rows of a data set from a file of JSON or CSV, or from folders that are named by their answer.
 
-What is found at the path tells the layouts apart:
+The contents of the path tell the layout:
 
-| found                                   | rows                                                                       |
+| contents                                | rows                                                                       |
 |-----------------------------------------|----------------------------------------------------------------------------|
-| folder with metadata.jsonl or .csv      | the "imagefolder" of `datasets`: `file_name` and a text, a row each        |
+| folder with metadata.jsonl or .csv      | the "imagefolder" of `datasets`: `file_name` and a text in each row        |
 | folder of folders of pictures           | one per file, sorted by path (2 before 10); the folder's name is the answer|
 | .jsonl, or a .json of the same content  | an object per line                                                         |
 | .json                                   | a list of objects, such as `{"image": "a.png", "caption": "a wren"}`       |
 | .csv                                    | columns of the same names                                                  |
 
-A source reads its file once and keeps the rows in memory. A row that cannot be parsed raises when it is asked for; a file
-without any rows to tell apart (no JSON list, no CSV) raises at once.
+A source reads its file once and keeps the rows in memory. A row that cannot be parsed raises on access. A file that cannot
+be split into rows raises at once.
 """
 
 import csv
@@ -31,7 +31,7 @@ RowProblem = Literal["malformed row", "no picture", "no answer"]
 
 
 class ManifestError(ValueError):
-    """A manifest or a row of it that cannot be used; the message is one sentence: where, what is wrong, what to do."""
+    """A manifest or a row of it cannot be used. The message is one sentence: where, what is wrong, what to do."""
 
     def __init__(self, message: str, kind: RowProblem = "malformed row") -> None:
         super().__init__(message)
@@ -39,10 +39,10 @@ class ManifestError(ValueError):
 
 
 class Source(Protocol):
-    """Rows as they stand on disk.
+    """The rows of a file or folder, not yet interpreted.
 
     Attributes:
-        by_class: whether rows are the files of folders named by their answer.
+        by_class: whether each row is a file in a folder that is named by its answer.
     """
 
     by_class: bool
@@ -50,23 +50,23 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def place(self, index: int) -> str:
-        """Where a row stands, for messages: a file and the line or entry, from 1."""
+        """The place of a row, for messages: a file and the line or entry, counted from 1."""
 
     def fields(self, index: int) -> dict[str, Any]:
-        """The names and values of a row; raises `ManifestError` without its place."""
+        """The names and values of a row. Raises `ManifestError` without its place."""
 
     def digest(self) -> str:
-        """SHA-256 of what is written there; no picture is opened."""
+        """SHA-256 of the file, or of the names of the files. No picture is opened."""
 
 
 _EXPECTED = "a folder of pictures or a .jsonl, .json or .csv file"
 
 
 def open_source(path: Path) -> Source:
-    """The rows that are found at a path.
+    """The rows at a path.
 
     Raises:
-        ManifestError: nothing there, another layout, or a file that cannot be read.
+        ManifestError: there is nothing, or another layout, or the file cannot be read.
     """
     try:
         if path.is_dir():
@@ -92,12 +92,12 @@ def open_source(path: Path) -> Source:
 def _open_file(path: Path) -> Source:
     suffix, data = path.suffix.lower(), path.read_bytes()
     if suffix not in (".jsonl", ".json", ".csv"):
-        raise ManifestError(f"{str(path)!r} is of an unknown kind, expected {_EXPECTED}; convert it to one.")
+        raise ManifestError(f"{str(path)!r} is of an unknown kind, expected {_EXPECTED}; convert it.")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ManifestError(f"{str(path)!r} is text in UTF-16, expected UTF-8; save it as UTF-8.")
     if suffix == ".csv":
         return _CsvFile(path, data)
-    # several programs write lines of objects as .json
+    # some programs write one object per line into .json files
     if suffix == ".json" and data.removeprefix(_BOM).lstrip().startswith(b"["):
         return _JsonList(path, data)
     return _JsonLines(path, data)
@@ -107,10 +107,10 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class _File:
-    """What the three kinds of files share.
+    """The common part of the three kinds of files.
 
     Attributes:
-        numbers: the line or entry, from 1, where each row begins.
+        numbers: for each row, the line or entry where it begins, counted from 1.
     """
 
     unit = "line"
@@ -131,7 +131,7 @@ class _File:
 
 
 class _JsonLines(_File):
-    """An object of JSON in each line that is not blank."""
+    """A JSON object in each line that is not blank."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         super().__init__(path, data)
@@ -150,14 +150,14 @@ class _JsonLines(_File):
             raise ManifestError(_not_utf8(line[error.start :])) from error
         except json.JSONDecodeError as error:
             raise ManifestError(
-                f"expected an object of JSON, found {short(text)} ({error.msg} in column {error.colno}); correct it."
+                f"expected a JSON object, found {short(text)} ({error.msg} in column {error.colno}); correct it."
             ) from error
-        except (ValueError, RecursionError) as error:  # numbers too long, lists too deep
-            raise ManifestError(f"expected an object of JSON, found {short(text)} ({error}); correct it.") from error
+        except (ValueError, RecursionError) as error:  # a number that is too long, a list that is too deep
+            raise ManifestError(f"expected a JSON object, found {short(text)} ({error}); correct it.") from error
 
 
 class _JsonList(_File):
-    """One list of objects of JSON."""
+    """A JSON list of objects."""
 
     unit = "entry"
 
@@ -183,7 +183,7 @@ class _JsonList(_File):
 
 
 class _Repeated(list[str]):
-    """Stands in for an object of JSON in which names stand more than once; `json` itself would keep the last values."""
+    """Takes the place of a JSON object in which a name occurs more than once. `json` itself would keep the last value."""
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> Any:
@@ -195,11 +195,11 @@ def _pairs(pairs: list[tuple[str, Any]]) -> Any:
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """The value, if it is an object of which each name stands once."""
+    """Check that a value is an object in which each name occurs once, and return it."""
     if repeated := next(_find_repeated(value), None):
-        raise ManifestError(f"{', '.join(map(repr, repeated))} stands more than once in one object; keep one of them.")
+        raise ManifestError(f"{', '.join(map(repr, repeated))} occurs more than once in one object; keep one of them.")
     if not isinstance(value, dict):
-        raise ManifestError(f"expected an object of JSON, found {short(value)}; give its values names.")
+        raise ManifestError(f"expected a JSON object, found {short(value)}; give its values names.")
     return value
 
 
@@ -212,11 +212,11 @@ def _find_repeated(value: Any) -> Iterator[_Repeated]:
 
 
 class _CsvFile(_File):
-    """A table: the first row names the columns."""
+    """A CSV table. Its first line names the columns."""
 
     def __init__(self, path: Path, data: bytes) -> None:
         super().__init__(path, data)
-        # bytes that are no UTF-8 become lone surrogates, by which a row with them is known
+        # bytes that are not UTF-8 become lone surrogates, which mark the row that has them
         text = data.removeprefix(_BOM).decode(errors="surrogateescape")
         self.rows = list[list[str]]()
         reader, number = csv.reader(io.StringIO(text, newline=""), strict=True), 1
@@ -263,13 +263,13 @@ def _not_utf8(data: bytes) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as messages show it."""
+    """A value, shortened for messages."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 class _Classes:
-    """The files in the folders of a folder; each is answered by its folder's name."""
+    """The files in the folders of a folder. The name of its folder is the answer of each."""
 
     by_class = True
 
@@ -288,18 +288,18 @@ class _Classes:
         if nested:
             raise ManifestError(
                 f"{str(nested[0].parent)!r} should hold the pictures of one class, found the folder {nested[0].name!r} in "
-                "it; move what it holds up, or out."
+                "it; move its contents up or elsewhere."
             )
         if files := [entry for entry in entries if entry.suffix.lower() in (".jsonl", ".json", ".csv")]:
             raise ManifestError(
-                f"{str(path)!r} holds {_listed(files)}, expected {' or '.join(METADATA)}, or folders alone; name the file "
+                f"{str(path)!r} holds {_listed(files)}, expected {' or '.join(METADATA)}, or only folders; name the file "
                 "that describes the pictures, or move it elsewhere if none does."
             )
         suffixes = get_modality("image").suffixes
         if len(folders) < 2 or any(entry.suffix.lower() in suffixes for entry in entries):
             raise ManifestError(
                 f"{str(path)!r} should hold {' or '.join(METADATA)}, or a folder of pictures for each of several classes, "
-                f"found {_listed(entries)}; write {METADATA[0]}, an object of JSON in a line for each picture."
+                f"found {_listed(entries)}; write {METADATA[0]} with a JSON object in a line for each picture."
             )
         names = (f"{folder.name}/{file.name}" for folder in folders for file in inside[folder])
         self.names = sorted(names, key=_natural)
@@ -318,11 +318,11 @@ class _Classes:
 
 
 _PARTS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"})
-"""Folders of these names alone are parts of a data set rather than classes."""
+"""A folder that holds only folders of these names holds the parts of a data set, not classes."""
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, but for what systems leave behind: hidden files, caches of thumbnails."""
+    """The entries of a folder, without hidden files and the files that operating systems leave there."""
     left = ("thumbs.db", "desktop.ini")
     return sorted(entry for entry in folder.iterdir() if not (entry.name.startswith(".") or entry.name.lower() in left))
 
@@ -333,5 +333,5 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def _natural(name: str) -> list[list[int | str]]:
-    """Sorts 2 before 10, and equally on every system."""
+    """A sort key that puts 2 before 10, the same on every system."""
     return [[int(p) if p.isdigit() else p for p in re.split(r"([0-9]+)", part)] for part in name.split("/")]

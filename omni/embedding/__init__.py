@@ -1,19 +1,19 @@
-"""Pictures to vectors, many and fast: encoders alone, without a question."""
+"""Turn many pictures into vectors, with an encoder alone: `omni embed`."""
 
 from omni.loading.encoder import Encoder, load_encoder
 
+from .cluster import RayError
 from .engine import Engine, EngineError
-from .job import Report, embed
-from .ray_engine import RayError
+from .job import EmbeddingSummary, embed
 from .sources import SourceError, find_pictures
 from .table import TableError, describe
 
 __all__ = [
+    "EmbeddingSummary",
     "Encoder",
     "Engine",
     "EngineError",
     "RayError",
-    "Report",
     "SourceError",
     "TableError",
     "describe",

@@ -1,12 +1,11 @@
-"""Many pictures to a table of embeddings: what `omni embed` calls.
+"""Turn many pictures into a table of embeddings: `omni embed`.
 
-    report = embed(["photos"], "checkpoints/vision_tiny", "out.parquet")
-    print(report.rows, report.unreadable)
+    summary = embed(["photos"], "checkpoints/vision_tiny", "out.parquet")
+    print(summary.rows, summary.unreadable)
 
-Each thread takes a batch of files through all of it: reading, decoding, scaling, encoding. Nothing is handed from one
-thread to another and torch keeps to the thread that calls it, so all cores are busy whichever part costs more, other
-programs beside it cost their share and no more, and the rows do not depend on how many threads there are. What is written
-when is the affair of `table`.
+Each thread takes a batch of files through all steps: read, decode, resize, encode. No thread waits for another, and torch
+uses only the thread that calls it. So all cores are busy, whichever step is the slowest, and the rows do not depend on the
+number of threads. `table` writes the rows.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, computed_field
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.loading.encoder import Encoder, load_encoder
 
-from . import ray_engine
+from . import cluster
 from .batches import Decode, Task, embed_batch
 from .engine import Engine, Precision, What
 from .sources import find_pictures
@@ -38,18 +37,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Runner = Literal["local", "ray"]
-"""This process, on all cores of this machine; or Ray Data, on all machines of a cluster."""
+"""Where the rows are computed: by this process on all cores, or by Ray Data on all machines of a cluster."""
 
 
-class Report(BaseModel):
-    """What became of a job.
+class EmbeddingSummary(BaseModel):
+    """The numbers of one run of `embed`.
 
     Attributes:
         output: the file or folder.
-        rows: of the table, one for each picture file.
-        unreadable: how many of them have an error instead of an embedding.
-        computed: how many were computed now; the others had been there.
-        seconds: for these, without loading the encoder.
+        rows: number of rows of the table, one for each picture file.
+        unreadable: number of rows with an error in place of an embedding.
+        computed: number of rows that this run computed. An earlier run computed the others.
+        seconds: time to compute them, without loading the encoder.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,7 +62,7 @@ class Report(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def files_per_second(self) -> float:
-        """Of those that were computed now."""
+        """Rows that this run computed, per second."""
         return round(self.computed / self.seconds, 1) if self.computed else 0.0
 
 
@@ -82,34 +81,36 @@ def embed(
     address: str | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
-    """Write a table with a row for each picture file, sorted by path; one that cannot be read has the reason in its row.
+) -> EmbeddingSummary:
+    """Write a table with one row for each picture file, sorted by path. The row of a file that cannot be read says why.
 
     Args:
         sources: folders, patterns, manifests; see `find_pictures`.
-        checkpoint: folder of a vision encoder, see `load_encoder`, or of a fused model.
+        checkpoint: folder of a vision encoder or of a fused model; see `load_encoder`.
         output: a file whose name ends with .parquet, or a folder of such files.
-        what: "cls" float32[D], "grid" float32[N, D], or "projected" float32[n, T], what a fused model hands its Thinker.
-        precision: of the arithmetic; see `Engine`.
+        what: "cls" float32[D], "grid" float32[N, D], or "projected" float32[n, T], the tokens for a fused model's Thinker.
+        precision: precision of the arithmetic; see `Engine`.
         decode: see `Decode`.
-        batch_size: files that a thread reads and encodes together.
-        shard_rows: rows of each file of a folder.
-        resume: go on with a table that was begun before, of the same files, none of which was changed since, with the same
-            weights, settings and arithmetic.
-        runner: where it is computed.
-        address: of a Ray cluster; without one Ray starts on this machine alone.
-        threads: of this process, as many as it may use cores by default.
-        progress: called with the number of rows that were computed, and of all.
+        batch_size: number of files that a thread reads and encodes at once.
+        shard_rows: number of rows in each file of a folder.
+        resume: continue an unfinished table. Its files must be the same and unchanged; weights, settings and arithmetic
+            must be the same, too.
+        runner: where the rows are computed.
+        address: address of a Ray cluster. Without one, Ray starts on this machine alone.
+        threads: number of threads. By default one for each core that this process may use.
+        progress: called with the number of finished rows and the number of all rows.
 
     Raises:
-        SourceError, ManifestError, CheckpointError, EngineError, RayError, TableError: nothing to do, nothing to do it
-            with, or nowhere to put it; a file that cannot be read is no error.
+        SourceError, ManifestError: the sources hold no picture, or cannot be read.
+        CheckpointError, EngineError: there is no encoder, or it cannot compute what is asked for.
+        RayError: the cluster cannot do the work.
+        TableError: the output cannot be written or continued.
     """
     files = find_pictures(sources)
     place = Output(output, resume)
     if place.single and shard_rows is not None:
         raise TableError(f"{str(output)!r} is to be one file; for files of {shard_rows:,} rows name a folder.")
-    with _one_thread(), ray_engine.connected(address) if runner == "ray" else nullcontext():
+    with _one_thread(), cluster.connected(address) if runner == "ray" else nullcontext():
         encoder = load_encoder(checkpoint)
         engine = Engine(encoder, what, precision)
         task = Task(what, engine.precision, decode, batch_size)
@@ -141,13 +142,13 @@ def embed(
             if runner == "local":
                 results = _run(engine, task, files, missing, table.document, advance, threads or _cores())
             else:
-                results = ray_engine.run(engine, task, files, missing, table.document, advance)
+                results = cluster.run(engine, task, files, missing, table.document, advance)
             with closing(results):
                 for part, data in results:
                     table.add(part, data)
             seconds = time.perf_counter() - start
             unreadable = table.unreadable()
-    return Report(output=str(output), rows=len(files), unreadable=unreadable, computed=todo, seconds=seconds)
+    return EmbeddingSummary(output=str(output), rows=len(files), unreadable=unreadable, computed=todo, seconds=seconds)
 
 
 def _run(
@@ -159,7 +160,7 @@ def _run(
     advance: Callable[[int], None],
     threads: int,
 ) -> Generator[tuple[Part, bytes]]:
-    """Parts in order, each as soon as it is whole; the threads are no further ahead than keeps them busy."""
+    """Yield parts in order, each as soon as it is complete. The threads compute a bounded number of batches ahead."""
     work = (paths for part in parts for paths in task.batches(files[part.start : part.stop]))
     with ThreadPoolExecutor(threads) as pool, closing(_in_order(pool, engine, task, work, 2 * threads)) as rows:
         for part in parts:
@@ -187,13 +188,13 @@ def _in_order(
 
 
 def _cores() -> int:
-    """As many as this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Inside, operations of torch keep to the thread that calls them."""
+    """Make torch use one thread for each operation."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -202,11 +203,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-# --- What the rows rest on --------------------------------------------------------------------------------------------
+# --- What the rows depend on ------------------------------------------------------------------------------------------
 
 
 def _hashes(encoder: Encoder, what: What) -> dict[str, Any]:
-    """Of weights, architecture and preprocessing. Fingerprints are those in the config.json of a checkpoint of omni."""
+    """Hashes of weights, architecture and preprocessing. Fingerprints are those in a config.json of omni."""
     weights = {f"encoder.{name}": tensor for name, tensor in encoder.model.state_dict().items()}
     configurations = [encoder.model.config.to_dict()]
     if what == "projected" and encoder.fused is not None:
@@ -221,8 +222,8 @@ def _hashes(encoder: Encoder, what: What) -> dict[str, Any]:
 
 
 def _state(path: str) -> Iterator[bytes]:
-    """What a file is called and where it is, and what changes when it does; nothing is read."""
-    yield os.fsencode(path)  # as it stands in the table
+    """The path, size and time of change of a file. The file is not read."""
+    yield os.fsencode(path)  # as in the table
     yield os.fsencode(os.path.abspath(path))
     try:
         found = os.stat(path)
@@ -232,7 +233,7 @@ def _state(path: str) -> Iterator[bytes]:
 
 
 def _canonical(values: dict[str, Any]) -> bytes:
-    """The same for the same values, whatever their order, without notes on where they come from."""
+    """JSON that is equal for equal settings, whatever their order. Names and versions are left out."""
     noted = ("_name_or_path", "architectures", "dtype", "fingerprints", "transformers_version", "encoder")
     values = {name: value for name, value in values.items() if name not in noted}
     return json.dumps(values, sort_keys=True, default=str).encode()

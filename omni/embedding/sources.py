@@ -1,14 +1,14 @@
-"""Which picture files are meant by folders, patterns and manifests; nothing is opened to find out.
+"""List the picture files of folders, patterns and manifests, without opening a picture.
 
     find_pictures(["photos", "more/**/*.jpg", "birds.jsonl"])
 
-| given                    | pictures                                                                                   |
+| source                   | pictures                                                                                   |
 |--------------------------|--------------------------------------------------------------------------------------------|
-| a folder                 | the files in it, at any depth, that are named like pictures              and not hidden    |
-| a pattern such as *.jpg  | the files that match it by the rules of Python's `glob`, ** included, and are named like   |
-|                          | pictures                                                                                   |
-| .jsonl, .json or .csv    | those that the rows of this manifest name, whatever their names, there or not; a row need  |
-|                          | not say anything about them                                                                |
+| a folder                 | the files in it, at any depth, that have the suffix of a picture and are not hidden        |
+| a pattern such as *.jpg  | the files that match it by the rules of Python's `glob`, ** included, and have such a      |
+|                          | suffix                                                                                     |
+| .jsonl, .json or .csv    | the files that the rows of this manifest name, whatever their suffix, existing or not;     |
+|                          | rows need no answer                                                                        |
 | a picture                | itself                                                                                     |
 """
 
@@ -25,15 +25,15 @@ EXPECTED = "a folder, a pattern such as 'photos/**/*.jpg', a manifest (.jsonl, .
 
 
 class SourceError(ValueError):
-    """Something that names no pictures. The message is one sentence: what was found and expected, what to do."""
+    """A source names no pictures. The message is one sentence: what was found and expected, what to do."""
 
 
 def find_pictures(sources: Iterable[str | Path]) -> list[str]:
-    """The paths of all picture files that are meant, as they are found, each once, sorted.
+    """The paths of all picture files of some sources, each once, sorted.
 
     Raises:
-        SourceError: a source that does not exist, names not a single picture, or has a folder that cannot be read.
-        ManifestError: a manifest or a row of it that cannot be understood.
+        SourceError: a source does not exist, holds no picture, or has a folder that cannot be read.
+        ManifestError: a manifest or one of its rows cannot be read.
     """
     found: set[str] = set()
     for source in map(str, sources):
@@ -67,9 +67,9 @@ def _find(source: str) -> Iterable[str]:
 
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
-    """Folders at any depth that are not hidden, and the names of their files.
+    """Yield all folders that are not hidden, at any depth, with the names of their files.
 
-    Links are followed; a folder that can be reached in several ways, or from within itself, is walked once.
+    Links are followed. A folder that can be reached in several ways, or from itself, is visited once.
     """
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(top, followlinks=True, onerror=_refuse):
@@ -89,6 +89,6 @@ def _is_picture(path: str) -> bool:
 
 def _refuse(error: OSError) -> NoReturn:
     raise SourceError(
-        f"The folder {error.filename!r} cannot be read ({error.strerror}), expected to look for pictures in it; change its "
-        "permissions, or name those beside it."
+        f"The folder {error.filename!r} cannot be read ({error.strerror}), expected one that can be listed; change its "
+        "permissions, or name the other folders."
     ) from error

@@ -1,22 +1,21 @@
-"""The table of embeddings: its columns, its files, and how it comes through a kill.
+"""The table of embeddings: its columns, its files, and how it survives a kill.
 
-| column    | type                              | is                                                                     |
+| column    | type                              | holds                                                                  |
 |-----------|-----------------------------------|------------------------------------------------------------------------|
-| path      | string                            | the file, as it was found; a byte of its name that is no text is       |
-|           |                                   | written as \\udcff and the like, and a backslash therefore as two        |
-| width     | int32                             | of the whole picture, upright; null if it cannot be read               |
-| height    | int32                             |                                                                        |
+| path      | string                            | the path of the file; a byte that is no text is written as \\udcff and  |
+|           |                                   | the like, and so a backslash is written as two                         |
+| width     | int32                             | width of the whole picture, upright; null if it cannot be read         |
+| height    | int32                             | its height                                                             |
 | error     | string                            | why there is no embedding, in a sentence; null if there is one         |
-| note      | string                            | what the decoder disliked in a file that lost nothing; null if nothing |
+| note      | string                            | a warning of the decoder about a file that is complete; null if none   |
 | embedding | fixed_size_list<float>[D]         | its CLS token; null if there is an error                               |
-|           | fixed_size_list<..[D]>[n]         | or its n tokens of a grid, or those that a Thinker gets                |
+|           | fixed_size_list<..[D]>[n]         | or the n tokens of its grid, or those that the Thinker gets            |
 
-What the rows rest on is one JSON document in the schema's metadata, under the key `omni`; `describe` reads it.
+The schema's metadata has a JSON document under the key `omni`, which says what the rows depend on; `describe` reads it.
 
-Rows are computed in parts. A part is a file of its own, with checksums, and is either there and whole or not there. What is
-killed at any moment has lost the parts that were being computed, and nothing else. Going on looks at the files: a part that
-is damaged, or stands in the place of another, is refused by name. A table that is to be one file has its parts in a folder
-beside it, and is joined at the end.
+Rows are computed in parts. A part is a file of its own with checksums, and it is there complete or not at all. A kill at
+any moment loses only the parts that were being computed. A resumed run reads all parts, and refuses one that is damaged or
+in the place of another, by name. For a table that is one file, the parts are in a folder beside it until the end.
 """
 
 import json
@@ -38,16 +37,16 @@ if TYPE_CHECKING:
 KEY = b"omni"
 
 PART_ROWS, PART_BYTES = 1024, 16 << 20
-"""The parts of one file have as many rows as both allow: so much is in memory at once, and so much may a kill cost."""
+"""Largest part of a table that is one file, in rows and bytes. One part is in memory at a time, and a kill loses it."""
 
 FILE_ROWS, FILE_BYTES = 10_000, 128 << 20
-"""The same for the files of a folder, which stay."""
+"""The same for a table that is a folder, whose parts stay as its files."""
 
 Document = Mapping[str, Any]
 
 
 class TableError(ValueError):
-    """An output that cannot be written or gone on with. The message is one sentence: what was found, what to do."""
+    """The output cannot be written or continued. The message is one sentence: what was found, what to do."""
 
 
 # --- Columns ----------------------------------------------------------------------------------------------------------
@@ -101,20 +100,20 @@ def record_batch(
 
 
 def _written(path: str) -> str:
-    """A path as it stands in the table."""
+    """A path in the form that the table has."""
     return _text(path.replace("\\", r"\\"))
 
 
 def _text(name: str) -> str:
-    """Names of files need not be text; bytes that are none become \\udcff and the like."""
+    """Text without lone surrogates. Bytes of a file name that are no text become \\udcff and the like."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """What the rows of a Parquet file, or of a folder of such files, rest on.
+    """The document of a table, a Parquet file or a folder of them: what its rows depend on.
 
     Raises:
-        TableError: no table of `omni embed`, or a damaged one.
+        TableError: there is no table of `omni embed`, or it is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -131,8 +130,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         raise TableError(f"{str(file)!r} may not be read by this user; change its permissions.") from error
     except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
         raise TableError(
-            f"{str(file)!r} is not a table that `omni embed` wrote, or no longer a whole one; remove it, and --resume makes "
-            "it again, or name another output."
+            f"{str(file)!r} is not a table that `omni embed` wrote, or it is damaged; remove it, and --resume makes it "
+            "again, or name another output."
         ) from error
 
 
@@ -141,7 +140,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows [start, stop) of the table, in a file of their own."""
+    """The rows [start, stop) of the table, which have a file of their own."""
 
     number: int
     start: int
@@ -149,12 +148,12 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """The name of its file."""
         return f"part-{self.number:05}.parquet"
 
 
 def default_part_rows(shape: tuple[int, ...], batch_size: int, single: bool) -> int:
-    """How many rows a part has unless somebody says it, a multiple of `batch_size`; see `PART_ROWS` and `FILE_ROWS`."""
+    """The default number of rows in a part, a multiple of `batch_size`; see `PART_ROWS` and `FILE_ROWS`."""
     most, size = (PART_ROWS, PART_BYTES) if single else (FILE_ROWS, FILE_BYTES)
     return max(1, min(most, size // (4 * math.prod(shape))) // batch_size) * batch_size
 
@@ -174,20 +173,20 @@ def _writer(file: Any, schema: "pa.Schema", document: Document) -> Any:
     import pyarrow.parquet as pq
 
     described = schema.with_metadata({KEY: json.dumps(document)})
-    # no two embeddings are the same, so a dictionary of them saves nothing
+    # embeddings all differ, so a dictionary of them would save nothing
     return pq.ParquetWriter(file, described, use_dictionary=False, write_page_checksum=True)
 
 
 class Output:
-    """Where a table goes: one file if the name ends with .parquet, otherwise a folder of part-00000.parquet and so on.
+    """The place of a table: one file if the name ends with .parquet, otherwise a folder of part-00000.parquet and so on.
 
     Attributes:
-        path: as it was given.
+        path: the file or folder.
         single: whether it is one file.
-        folder: where its parts are.
+        folder: the folder of its parts.
 
     Raises:
-        TableError: a name that cannot be written to; without `resume` one that exists, with it one of something else.
+        TableError: the place cannot be written to; or it exists and `resume` is false; or it holds something else.
     """
 
     def __init__(self, path: str | Path, resume: bool = False) -> None:
@@ -198,10 +197,10 @@ class Output:
             self._look(resume)
 
     def _look(self, resume: bool) -> None:
-        """Whether what is there allows to write."""
+        """Refuse a place that cannot take the table."""
         path = str(self.path)
         if not self.path.absolute().parent.is_dir():
-            raise TableError(f"{path!r} cannot be written, as its folder does not exist; make it first.")
+            raise TableError(f"{path!r} cannot be written, because its folder does not exist; make it first.")
         if self.path.exists() and self.path.is_dir() == self.single:
             found, expected = (
                 ("folder", "file") if self.single else ("file", "folder, or a name that ends with .parquet")
@@ -210,7 +209,7 @@ class Output:
         parts = sorted(self.folder.glob("part-*.parquet"))
         finished = self.path.exists() if self.single else bool(parts) and len(parts) == _number_of_parts(parts[0])
         if not resume and parts and not finished:
-            raise TableError(f"{path!r} is unfinished; --resume goes on with it, or name another output.")
+            raise TableError(f"{path!r} is unfinished; continue it with --resume, or name another output.")
         if self.path.exists() and (self.single or any(not each.name.startswith(".") for each in self.path.iterdir())):
             if not resume:
                 raise TableError(f"{path!r} exists already and is not replaced; remove it, or name another output.")
@@ -218,15 +217,15 @@ class Output:
 
     @contextmanager
     def open(self, document: Document, paths: Sequence[str], shape: tuple[int, ...]) -> Iterator["Table"]:
-        """Begin the table, or go on with it; see `Table`.
+        """Begin the table, or continue it; see `Table`.
 
         Raises:
-            TableError: it was begun with another document; another process writes it; nothing can be written.
+            TableError: the table was begun with another document; another process is writing it; or it cannot be written.
         """
         if self.single and self.path.exists():
             yield Table(self, document, paths, shape, finished=True)
             with _writing(self.path):
-                shutil.rmtree(self.folder, ignore_errors=True)  # left by a kill after the last part was joined
+                shutil.rmtree(self.folder, ignore_errors=True)  # a kill after the joining leaves it
             return
         with _writing(self.path):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -260,15 +259,15 @@ class Table:
     """A table that is being written, part by part.
 
     Args:
-        output: its files.
-        document: what its rows rest on, as it was written when the table was begun. Among that is `rows`, how many there
-            are, and `shard_rows`, how many of them are in each part.
-        paths: the file of each row.
-        shape: of an embedding, (D,) or (n, D).
+        output: its place.
+        document: what its rows depend on. It has `rows`, the number of rows, and `shard_rows`, the number in each part. If
+            the table was begun before, the document from then is kept.
+        paths: the picture file of each row.
+        shape: shape of an embedding, (D,) or (n, D).
         finished: whether all rows are there already.
 
     Raises:
-        TableError: a part that is damaged, of another table, or of other files.
+        TableError: a part is damaged, or belongs to another table or to other files.
     """
 
     def __init__(
@@ -290,20 +289,20 @@ class Table:
             elif name := _difference(then, self.document):
                 raise TableError(
                     f"{str(file)!r} is of another table, which has another {name}; move it elsewhere, and --resume makes "
-                    "the one that belongs here."
+                    "the right one."
                 )
             if _read(file, self.schema)["path"].to_pylist() != [_written(name) for name in names]:
                 raise TableError(
                     f"{str(file)!r} holds the rows of other files than belong there; move it elsewhere, and --resume "
-                    "makes the one that belongs here."
+                    "makes the right one."
                 )
 
     def missing(self) -> list[Part]:
-        """The parts that are still to be computed, in order."""
+        """The parts that are not computed yet, in order."""
         return [part for part in self.parts if not self.finished and not self._file(part).exists()]
 
     def add(self, part: Part, data: bytes) -> None:
-        """Keep a part, as `encode_part` makes it; parts may come in any order.
+        """Write a part that `encode_part` made. Parts may come in any order.
 
         Raises:
             TableError: it cannot be written.
@@ -312,13 +311,13 @@ class Table:
             write_whole(self._file(part), lambda file: file.write(data))
 
     def unreadable(self) -> int:
-        """How many rows have an error."""
+        """The number of rows with an error."""
         files = [self.output.path] if self.finished else map(self._file, self.parts)
         errors = [_read(file, self.schema, ["error"])["error"] for file in files]
         return sum(len(column) - column.null_count for column in errors)
 
     def join(self, file: BinaryIO) -> None:
-        """Write all parts as one file."""
+        """Write all parts into one file."""
         with _writer(file, self.schema, self.document) as writer:
             for part in self.parts:
                 rows = _read(self._file(part), self.schema)
@@ -329,22 +328,22 @@ class Table:
 
 
 def _agree(path: Path, then: Document, now: Document) -> None:
-    """Whether a table may be gone on with: all that its rows rest on is what it was when the table was begun."""
+    """Refuse to continue a table if something that its rows depend on differs from when it was begun."""
     name = _difference(then, now)
     if name == "files_sha256":
         raise TableError(
-            f"{str(path)!r} was begun with other files than those found now, or some were changed since; go on "
-            "with those it was begun with, or name another output."
+            f"{str(path)!r} was begun with other files than those found now, or some were changed since; restore those "
+            "files, or name another output."
         )
     if name is not None:
         raise TableError(
-            f"{str(path)!r} was begun with {name} {then.get(name)!r}, found {now[name]!r} now, and rows of "
-            "both do not belong into one table; go on with what it was begun with, or name another output."
+            f"{str(path)!r} was begun with {name} {then.get(name)!r}, found {now[name]!r} now, and one table cannot have "
+            "rows of both; continue it as it was begun, or name another output."
         )
 
 
 def _read(file: Path, expected: "pa.Schema", columns: list[str] | None = None) -> "pa.Table":
-    """The rows of a file, all checksums compared."""
+    """The rows of a file. All its checksums are compared."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -356,18 +355,18 @@ def _read(file: Path, expected: "pa.Schema", columns: list[str] | None = None) -
     except (ValueError, OSError, pa.ArrowException) as error:
         reason = str(error).strip().partition("\n")[0]
         raise TableError(
-            f"{str(file)!r} is not a whole file of a table ({reason}); remove it, and --resume "
-            "makes it again, or name another output."
+            f"{str(file)!r} is no file of a table, or it is damaged ({reason}); remove it, and --resume makes it again, or "
+            "name another output."
         ) from error
 
 
 def _difference(then: Document, now: Document) -> str | None:
-    """What two tables rest on differently, if anything; where the weights lie does not matter, nor how sums are rounded."""
+    """The first thing that the rows of two tables depend on and that differs. The checkpoint's path and the error may."""
     return next((name for name in now if name not in ("checkpoint", "error") and then.get(name) != now[name]), None)
 
 
 @contextmanager
-def _writing(path: Path, remedy: str = "make room or change its permissions, then --resume goes on") -> Iterator[None]:
+def _writing(path: Path, remedy: str = "make room or change its permissions, then use --resume") -> Iterator[None]:
     try:
         yield
     except OSError as error:

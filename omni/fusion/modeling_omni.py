@@ -13,7 +13,7 @@ Parts have the names that transformers, its exporters and vLLM look for: `<name>
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from transformers.utils.generic import can_return_tuple
 
 from omni.checkpoints.strict import StrictLoadingMixin
 from omni.projectors import PROJECTORS, compute_dtype
-from omni.registry import Modality, get_modality
+from omni.registry import get_modality
 
 from . import acceleration
 from .configuration_omni import OmniConfig
@@ -49,6 +49,9 @@ from .thinker import (
 )
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
+
+TokensOf = Callable[[tuple[int, ...], list[int]], dict[str, torch.Tensor]]
+"""From a grid and the numbers of the items that have it to the encoder's tokens of these, by their names."""
 
 
 @dataclass
@@ -130,8 +133,9 @@ class OmniModel(OmniPreTrainedModel):
             encoder = section["encoder"]
             projector = PROJECTORS[section["projector"]]
             modality = get_modality(name)
-            ours = type(encoder) is modality.config_class  # of others, transformers knows the model
-            setattr(self, f"{name}_tower", modality.model_class(encoder) if ours else AutoModel.from_config(encoder))
+            ours = type(encoder) is modality.config_class  # of others, the bundle or transformers knows the model
+            build = modality.model_class if ours else modality.build or AutoModel.from_config
+            setattr(self, f"{name}_tower", build(encoder))
             setattr(
                 self,
                 f"{name}_projector",
@@ -243,26 +247,16 @@ class OmniModel(OmniPreTrainedModel):
         Returns:
             The encoder's output, with `pooler_output` the list of each item's projected tokens, float[n_i, T].
         """
-        modality, section = get_modality(name), self.config.modalities[name]
-        if absent := [key for key in modality.inputs if inputs.get(key) is None]:
-            raise ValueError(f"The encoder of modality {name!r} reads {list(modality.inputs)}; missing: {absent}.")
-        tower, projector = getattr(self, f"{name}_tower"), getattr(self, f"{name}_projector")
-        inputs.pop("return_dict", None)
-        if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
-            inputs["cls_only"] = True
-        with attention_for_maps(tower.config, inputs):
-            encoded = tower(**_arguments(modality, inputs), return_dict=True)
-        shapes = modality.grid_shapes(section["encoder"], inputs)
-        features: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
-        for shape, members in _by_shape(shapes).items():
-            tokens = self._selected(name, encoded, shape)
-            if len(members) < len(shapes):
-                tokens = {key: value[members] for key, value in tokens.items()}
-            for i, projected in zip(members, projector(tokens, shape), strict=True):
-                features[i] = projected
+        encoded, shapes = self._run_tower(name, inputs)
+        by_shape = {shape: self._handed_on(name, encoded, shape) for shape in dict.fromkeys(shapes)}
+
+        def tokens_of(shape: tuple[int, ...], members: list[int]) -> dict[str, torch.Tensor]:
+            whole = len(members) == len(shapes)
+            return {part: value if whole else value[members] for part, value in by_shape[shape].items()}
+
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.get("last_hidden_state"),
-            pooler_output=features,
+            pooler_output=self._project(name, shapes, tokens_of),
             hidden_states=encoded.get("hidden_states"),
             attentions=encoded.get("attentions"),
         )
@@ -274,45 +268,61 @@ class OmniModel(OmniPreTrainedModel):
             name: the modality.
             inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
         """
-        modality, encoder = get_modality(name), self.config.modalities[name]["encoder"]
-        encoded = getattr(self, f"{name}_tower")(**_arguments(modality, inputs), return_dict=True)
-        shapes = [tuple(shape) for shape in modality.grid_shapes(encoder, inputs)]
-        items = []
-        for i, shape in enumerate(shapes):
-            tokens = self._selected(name, encoded, shape)
-            items.append(EncodedItem({part: value[i] for part, value in tokens.items()}, shape))
-        return items
+        encoded, shapes = self._run_tower(name, inputs)
+        tokens = [self._handed_on(name, encoded, shape) for shape in shapes]
+        return [
+            EncodedItem({part: value[i] for part, value in tokens[i].items()}, shape) for i, shape in enumerate(shapes)
+        ]
 
     def project(self, name: str, items: Sequence[EncodedItem]) -> list[torch.Tensor]:
         """The tokens of encoded items in the Thinker's space, float[n_i, T] each."""
         if name not in self.config.modalities:
             raise ValueError(f"Encoded items of {[name]}, but this model has {sorted(self.config.modalities)}.")
-        projector, output = getattr(self, f"{name}_projector"), self.config.modalities[name]["output"]
-        device, dtype = next(projector.parameters()).device, compute_dtype(projector)
-        features: list[torch.Tensor] = [torch.empty(0)] * len(items)
-        for shape, members in _by_shape([item.grid_shape for item in items]).items():
-            tokens = {
-                part: torch.stack([torch.as_tensor(items[i].tokens[part]) for i in members]).to(device, dtype)
-                for part in output.split("+")
-            }
-            for i, projected in zip(members, projector(tokens, shape), strict=True):
-                features[i] = projected
-        return features
+        parts = self.config.modalities[name]["output"].split("+")
+        device = next(getattr(self, f"{name}_projector").parameters()).device
 
-    def _selected(self, name: str, encoded: Any, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        """The named outputs of the encoder that the section hands to the projector."""
+        def tokens_of(shape: tuple[int, ...], members: list[int]) -> dict[str, torch.Tensor]:
+            return {
+                part: torch.stack([torch.as_tensor(items[i].tokens[part]) for i in members]).to(device)
+                for part in parts
+            }
+
+        return self._project(name, [item.grid_shape for item in items], tokens_of)
+
+    def _run_tower(self, name: str, inputs: Mapping[str, Any]) -> tuple[Any, list[tuple[int, ...]]]:
+        """What the encoder of a modality returns, and the grid of each item."""
+        modality, section, tower = get_modality(name), self.config.modalities[name], getattr(self, f"{name}_tower")
+        if absent := [key for key in modality.inputs if inputs.get(key) is None]:
+            raise ValueError(f"The encoder of modality {name!r} reads {list(modality.inputs)}; missing: {absent}.")
+        arguments = {modality.arguments.get(key, key): value for key, value in inputs.items()} | {"return_dict": True}
+        if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
+            arguments["cls_only"] = True
+        with attention_for_maps(tower.config, inputs):
+            encoded = tower(**arguments)
+        return encoded, [tuple(shape) for shape in modality.grid_shapes(section["encoder"], inputs)]
+
+    def _handed_on(self, name: str, encoded: Any, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """The named outputs of the encoder that the section hands to the projector, as of items with this grid."""
         output, patches = self.config.modalities[name]["output"], math.prod(shape)
         tokens = get_modality(name).read(encoded, patches)
-        wanted = output.split("+")
-        if lacking := [part for part in wanted if part not in tokens]:
+        if lacking := [part for part in output.split("+") if part not in tokens]:
             raise ValueError(
                 f"The encoder of modality {name!r} has no {lacking} for output {output!r}; it has {list(tokens)}."
             )
-        dtype = compute_dtype(getattr(self, f"{name}_projector"))
         # a batch of items of several lengths is padded to the longest: the item's own tokens come first
-        return {
-            part: (tokens[part][:, :patches] if part == "grid" else tokens[part]).to(dtype=dtype) for part in wanted
-        }
+        return {part: tokens[part][:, :patches] if part == "grid" else tokens[part] for part in output.split("+")}
+
+    def _project(self, name: str, shapes: Sequence[tuple[int, ...]], tokens_of: TokensOf) -> list[torch.Tensor]:
+        """Tokens of the Thinker, float[n_i, T] for each item; items of one grid pass the projector together."""
+        projector = getattr(self, f"{name}_projector")
+        dtype = compute_dtype(projector)
+        features: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
+        for shape in dict.fromkeys(shapes):
+            members = [i for i, other in enumerate(shapes) if other == shape]
+            tokens = {part: value.to(dtype=dtype) for part, value in tokens_of(shape, members).items()}
+            for i, projected in zip(members, projector(tokens, shape), strict=True):
+                features[i] = projected
+        return features
 
     def place(
         self, name: str, features: Sequence[torch.Tensor], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
@@ -344,20 +354,6 @@ class OmniModel(OmniPreTrainedModel):
         assert inputs_embeds is not None
         embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
         return (inputs_embeds == embedding).all(-1)
-
-
-def _arguments(modality: Modality, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """What an encoder's forward gets, by the names of its arguments."""
-    names = modality.arguments
-    return {names.get(key, key): value for key, value in inputs.items()}
-
-
-def _by_shape(shapes: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
-    """Items of one shape go through the projector together."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, shape in enumerate(shapes):
-        groups.setdefault(tuple(shape), []).append(i)
-    return groups
 
 
 class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):

@@ -38,7 +38,7 @@ def test_the_last_line_is_one_json_document() -> None:
 def test_an_unknown_job_is_a_mistake() -> None:
     result = CliRunner().invoke(app, ["encodr"])
     assert result.exit_code == 2
-    assert result.stderr.startswith("Error: no job 'encodr'; there are encoder, ")
+    assert result.stderr.startswith("Error: Unknown job 'encodr'; known: encoder, ")
 
 
 def test_every_file_of_jobs_is_a_job() -> None:
@@ -118,7 +118,7 @@ def test_jobs_that_know_the_cpu_alone_are_a_mistake_on_a_gpu(gpu: list[str]) -> 
     result = CliRunner().invoke(app, ["imports", "encoder", "files", "--device", "cuda"])
     assert result.exit_code == 2
     assert result.stderr == (
-        "Error: expected jobs that run on 'cuda', which are encoder, training, generation; found 'files', 'imports'; "
+        "Error: expected jobs that run on 'cuda' (encoder, training, generation), found 'files', 'imports'; "
         "leave them out, or measure them on the CPU.\n"
     )
 

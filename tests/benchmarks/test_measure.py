@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.measure import Call, Contestant, Outcome, Part, Race, Unavailable, compare, run
 
 
@@ -208,7 +208,7 @@ def test_the_ceiling_is_every_part_in_its_fastest_way_as_often_as_it_occurs() ->
     results = by_name(outcome)
     assert [outcome.share(results[name]) for name in ("peer", "ours", "partial")] == [0.5, 0.75, None]
     assert [each.contestant.name for each in outcome.entrants] == ["partial", "ours", "peer"]
-    ceiling = report.document(outcome)["ceiling"]
+    ceiling = tables.document(outcome)["ceiling"]
     assert ceiling == {"seconds": 9, "gflops": pytest.approx(1300 / 9 / 1e9), "rate": 1}
 
 
@@ -234,11 +234,11 @@ def test_table_and_document_hold_everybody(items: int) -> None:
     )
     outcome = run(race(*contestants, *parts(clock), items=items, unit="img"), rounds=3, clock=clock)
     console = Console(width=200, file=(output := io.StringIO()))
-    console.print(report.table("job", outcome))
+    console.print(tables.table("job", outcome))
     text = output.getvalue()
     for shown in ("job: a race", "peer", "ours [fast]", "missing; missing too: it is not installed [here].", "Ceiling"):
         assert shown in text
-    document = json.loads(json.dumps(report.document(outcome)))
+    document = json.loads(json.dumps(tables.document(outcome)))
     entries = {entry["name"]: entry for entry in document["contestants"]}
     assert document["fastest_peer"] == "peer"
     assert len(entries) == len(contestants) + 3

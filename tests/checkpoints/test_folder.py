@@ -168,8 +168,18 @@ def test_a_configuration_that_is_far_too_large_is_refused_by_every_class(
         ("config.json", "image_size", 10**20, "'image_size'; expected a number of at most 64 bits"),
         ("config.json", "auto_map", 3, "cannot be loaded as an encoder: TypeError"),
         ("config.json", "hidden_act", "none", "cannot be loaded as an encoder: KeyError"),
-        ("preprocessor_config.json", "size", {"height": 10**9, "width": 224}, "'size.height'; expected at most 100,000"),
-        ("preprocessor_config.json", "size", {"height": "x", "width": 224}, "cannot be loaded as an encoder: TypeError"),
+        (
+            "preprocessor_config.json",
+            "size",
+            {"height": 10**9, "width": 224},
+            "'size.height'; expected at most 100,000",
+        ),
+        (
+            "preprocessor_config.json",
+            "size",
+            {"height": "x", "width": 224},
+            "cannot be loaded as an encoder: TypeError",
+        ),
         ("preprocessor_config.json", "image_mean", "x", "cannot be loaded as an encoder"),
     ],
 )

@@ -216,7 +216,7 @@ def test_every_fault_is_found_and_no_other(make_pair: Callable[..., tuple[Any, A
     leak = "'test/../data/2.png' of test shows the same as 'data/2.png' (data/metadata.jsonl, line 3) of train; take it"
     assert sentences["leak"].startswith(leak)
     assert "shows the same as 'data/1.png' (data/metadata.jsonl, line 2)" in sentences["duplicate picture"]
-    assert "what data/metadata.jsonl, line 1 says" in sentences["duplicate row"]
+    assert "repeats data/metadata.jsonl, line 1" in sentences["duplicate row"]
     assert re.match(r"it has \d+ tokens, more than max_length=500; ", sentences["too long"])
     assert sentences["control token"].startswith(
         "it has '<|end|>' in the text of its assistant, expected no control token"
@@ -439,7 +439,7 @@ def test_wrong_usage_is_one_sentence() -> None:
         (["nowhere"], "'nowhere' does not exist"),
         (["rows.jsonl"], "rows.jsonl, line 1: the picture '0.png' does not exist"),
         (["data", "--test", "nowhere"], "'nowhere' does not exist"),
-        (["data", "--max-length", 10], "--checkpoint has to name"),
+        (["data", "--max-length", 10], "add --checkpoint"),
         (["data", "--checkpoint", "data"], "'data' has no processor_config.json"),
     ):
         done = invoke(*arguments)

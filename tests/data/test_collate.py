@@ -40,7 +40,7 @@ def branches(batch: dict[str, torch.Tensor], row: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("thinker", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_a_packed_row_computes_what_its_conversations_compute_alone(make_pair: Pair, thinker: str, count: int) -> None:
+def test_a_sequence_computes_what_its_conversations_compute_alone(make_pair: Pair, thinker: str, count: int) -> None:
     model, processor = make_pair(thinker)
     collate = ConversationCollator(processor)
     rows = [example(count, seed=1), example(1, seed=5), example(count, seed=7, images=2)]
@@ -164,7 +164,7 @@ def test_labels_are_the_answers_and_their_ends(make_pair: Pair) -> None:
         assert labels[labels != IGNORED].equal(batch["input_ids"][row][labels != IGNORED])
 
 
-def test_the_picture_is_in_a_row_once(make_pair: Pair) -> None:
+def test_the_picture_is_in_a_sequence_once(make_pair: Pair) -> None:
     _, processor = make_pair()
     batch = ConversationCollator(processor)([example(4), example(1, images=2)])
     assert (batch["input_ids"] == processor.image_token_id).sum(-1).tolist() == [5, 10]
@@ -205,7 +205,7 @@ def test_several_turns(make_pair: Pair) -> None:
 
 def test_an_example_without_an_answer_is_named(make_pair: Pair) -> None:
     _, processor = make_pair()
-    with pytest.raises(ExampleError, match=r"Example 1 of the batch has no answer to learn from: .*how many"):
+    with pytest.raises(ExampleError, match=r"Example 1 of the batch has no answer to learn: .*how many"):
         ConversationCollator(processor)([example(1), Example({"image": [photo()]}, [ask("how many")])])
 
 

@@ -215,7 +215,7 @@ def test_folders_that_are_no_classes() -> None:
     assert "'x', 'y'; name one of these folders" in refusal("deep")
     assert "found 'a.png'; write metadata.jsonl" in refusal("flat")
     assert "found 'b.png', 'cat', 'dog'; write" in refusal("loose")
-    assert "holds 'train.jsonl', expected metadata.jsonl or metadata.csv, or folders alone" in refusal("described")
+    assert "holds 'train.jsonl', expected metadata.jsonl or metadata.csv, or only folders" in refusal("described")
     assert "found nothing" in refusal("nothing")
     assert "has 0 rows" in refusal("hollow")
 
@@ -378,7 +378,7 @@ def test_paths_that_are_no_data_set(tmp_path: Path) -> None:
     assert "is no folder" in refusal(lines("rows.jsonl", {"image": "a.png", "text": "red"}), root="nowhere")
     paint("classes/x/1.png")
     paint("classes/y/1.png")
-    assert "needs no root" in refusal("classes", root=".")
+    assert "leave out the root" in refusal("classes", root=".")
 
 
 @pytest.mark.parametrize(
@@ -408,9 +408,10 @@ def test_a_wrong_root_is_told_from_a_missing_file() -> None:
     path = lines("rows.jsonl", *({"image": f"{name}.png", "text": "x"} for name in "abc"))
     message = refusal(path, root="pictures")
     assert (
-        "rows.jsonl, line 1: the picture 'pictures/a.png' does not exist, nor any other of the first 3 rows" in message
+        "rows.jsonl, line 1: the picture 'pictures/a.png' does not exist, nor does any other of the first 3 rows"
+        in message
     )
-    assert "start in the folder 'pictures'" in message
+    assert "start at the folder 'pictures'" in message
     Path("a.png").unlink()
     assert len(Manifest.read(path)) == 3
 
@@ -424,7 +425,7 @@ def test_a_bad_row_among_good_ones_is_raised_when_asked_for() -> None:
     assert manifest[2] == manifest[-1]
     assert manifest[0].conversation == manifest[2].conversation
     for index in (1, -2):
-        with pytest.raises(ManifestError, match=r"^rows.jsonl, line 2: expected an object of JSON, found .* in column"):
+        with pytest.raises(ManifestError, match=r"^rows.jsonl, line 2: expected a JSON object, found .* in column"):
             manifest[index]
     with pytest.raises(IndexError):
         manifest[3]
@@ -440,7 +441,7 @@ def test_a_layout_that_is_understood_nowhere_is_refused_at_once() -> None:
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 LISTS = chat([IMAGE, text("hi")], [text("hello")])
 BAD: dict[str, tuple[Any, str, str]] = {
-    "no object": ([1], "malformed row", r"expected an object of JSON, found \[1\]"),
+    "no object": ([1], "malformed row", r"expected a JSON object, found \[1\]"),
     "no fields": ({}, "malformed row", "found the fields of an empty object"),
     "two texts": (
         {**GOOD, "caption": "x"},
@@ -518,7 +519,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
         "surrogates not allowed",
     ),
     "answer without a width": ({"image": "a.png", "text": "\u200b "}, "no answer", "`text` is empty"),
-    "name twice": ('{"image": "a.png", "text": "x", "text": "y"}', "malformed row", "'text' stands more than once"),
+    "name twice": ('{"image": "a.png", "text": "x", "text": "y"}', "malformed row", "'text' occurs more than once"),
     "answer beside a caption": (
         {**GOOD, "answer": "y"},
         "malformed row",
@@ -639,7 +640,7 @@ def test_other_encodings_are_named() -> None:
 def test_a_name_stands_once_in_an_object() -> None:
     rows = '[{"image": "a.png", "text": "red"}, {"image": "a.png", "text": {"x": 1, "x": 2}}]'
     manifest = Manifest.read(write("rows.json", rows))
-    with pytest.raises(ManifestError, match=r"^rows.json, entry 2: 'x' stands more than once in one object"):
+    with pytest.raises(ManifestError, match=r"^rows.json, entry 2: 'x' occurs more than once in one object"):
         manifest[1]
 
 

@@ -154,7 +154,7 @@ def test_killed_and_resumed(save_encoder: Make, make_pictures: Make, tmp_path: P
     assert not cut.exists()
     refused = subprocess.run([*map(str, command), cut], timeout=300, capture_output=True, text=True, check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "is unfinished; --resume goes on with it" in refused.stderr
+    assert "is unfinished; continue it with --resume" in refused.stderr
     done = subprocess.run([*map(str, command), cut, "--resume", "--json"], timeout=300, capture_output=True, check=True)
     assert 0 < json.loads(done.stdout)["computed"] < 2500
     assert cut.read_bytes() == straight.read_bytes()

@@ -274,7 +274,7 @@ def test_only_the_same_job_is_gone_on_with(
             embed([pictures], checkpoint, output, **{"batch_size": 4, "resume": resume, **changes})
         return str(caught.value)
 
-    assert "is unfinished; --resume goes on with it" in refusal(resume=False)
+    assert "is unfinished; continue it with --resume" in refusal(resume=False)
     assert "was begun with fingerprints {" in refusal(save_encoder(seed=1))
     assert "with what 'cls', found 'grid' now" in refusal(what="grid")
     assert "with precision 'float32', found 'bfloat16' now" in refusal(precision="bfloat16")

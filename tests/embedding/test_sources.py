@@ -71,7 +71,7 @@ def test_patterns(inside: Path) -> None:
 
 def test_the_document_says_which_names_count() -> None:
     (sentence,) = re.findall(
-        r"^Of a folder.*?hidden\.", (ROOT / "docs/scaling.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+        r"^A folder or a pattern.*?hidden\.", (ROOT / "docs/embedding.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
     assert {*re.findall(r"\.[a-z]+", sentence)} == {*get_modality("image").suffixes}
 
@@ -97,7 +97,7 @@ def test_a_manifest_names_its_pictures_each_once(inside: Path) -> None:
     assert find_pictures(["m/list.csv"]) == ["m/a.png", "m/b.png"]
     assert find_pictures(["m/list.jsonl"]) == ["m/a.png", "m/b.png", "m/c.png"]
     for bad, reason in (
-        ("{", "expected an object of JSON"),
+        ("{", "expected a JSON object"),
         ('{"id": 2}', "exactly one of"),
         ('{"image": ""}', "exactly"),
     ):

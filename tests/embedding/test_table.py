@@ -258,7 +258,7 @@ def test_only_the_same_is_gone_on_with(name: str, complete: bool, tmp_path: Path
         with pytest.raises(Killed), Output(path).open(document(8), paths(8), (3,)) as table:
             fill(table, (3,), 1)
             raise Killed
-    assert ("exists already" if complete else "is unfinished; --resume") in refusal(path)
+    assert ("exists already" if complete else "is unfinished; continue it") in refusal(path)
     assert "was begun with weights 'abc', found 'def' now" in refusal(path, resume=True, weights="def")
     elsewhere = document(8, checkpoint="there", error=2e-6)  # the same weights in another folder, on another processor
     with Output(path, resume=True).open(elsewhere, paths(8), (3,)) as table:
@@ -273,7 +273,7 @@ def test_a_finished_table_stays_finished_when_another_is_refused(name: str, tmp_
         fill(table, (3,))
     before = sorted(tmp_path.rglob("*"))
     found = refusal(path, resume=True, files_sha256="def")
-    assert "was begun with other files than those found now, or some were changed since; go on with those" in found
+    assert "was begun with other files than those found now, or some were changed since; restore those" in found
     assert sorted(tmp_path.rglob("*")) == before
     assert "exists already" in refusal(path)
 

@@ -1,9 +1,8 @@
-"""The parts of a table, computed by Ray Data on all machines of a cluster.
+"""Compute the parts of a table with Ray Data on all machines of a cluster.
 
-A part is a row of the data set that Ray sees: paths go in, the content of the part's file comes out, and this process
-writes it. So there is nothing to put in order, and nothing that two machines could both write. A task holds one core, and
-what a lost machine was computing is computed again by another. The encoder is sent along, so that all machines have the
-same weights; the pictures have to be at the same paths on all of them.
+Ray sees a data set with one row for each part: paths go in, the content of the part's file comes out. Only this process
+writes files, so no two machines write the same. A task uses one core. If a machine is lost, another one computes its tasks.
+The encoder is sent to all machines, so they have the same weights. The pictures must be at the same paths on all of them.
 """
 
 import json
@@ -30,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class RayError(ValueError):
-    """A cluster that cannot do the work. The message is one sentence: what was expected and found, what to do."""
+    """The cluster cannot do the work. The message is one sentence: what was expected and found, what to do."""
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Inside, Ray is there: the cluster at an address, one that this process has joined already, or this machine alone.
+    """Connect to Ray: to the cluster at `address`, to one that this process has joined, or to this machine alone.
 
     Raises:
         RayError: Ray is not installed, or no cluster answers.
@@ -45,7 +44,7 @@ def connected(address: str | None) -> Iterator[None]:
         import ray.data
     except ImportError as error:
         raise RayError(
-            f'The engine "ray" needs Ray, which cannot be imported ({error}); pip install "omni-thinker[scale]".'
+            f'--engine ray needs Ray, which cannot be imported ({error}); pip install "omni-thinker[scale]".'
         ) from error
     if ray.is_initialized():
         yield
@@ -73,11 +72,11 @@ def run(
     document: Document,
     advance: Callable[[int], None],
 ) -> Generator[tuple[Part, bytes]]:
-    """Parts, in whatever order they are computed; see `embed`.
+    """Yield parts in the order in which they are finished; see `embed`.
 
     Raises:
-        RayError: a machine does not find files that are there, or cannot compute what the engine does, or too many machines
-            were lost.
+        RayError: a machine does not find the pictures, or cannot compute the same as the engine of this process, or too
+            many machines were lost.
     """
     import ray
 
@@ -96,21 +95,21 @@ def run(
     try:
         for row in computed.iter_rows():
             if row["refused"] is not None:
-                raise RayError(f"The machine {row['host']!r} cannot compute what this one does: {row['refused']}")
+                raise RayError(f"The machine {row['host']!r} cannot compute the same as this one: {row['refused']}")
             if stray := next((path for path in map(os.fsdecode, row["missing"]) if os.path.exists(path)), None):
                 raise RayError(
-                    f"The machine {row['host']!r} does not find {stray!r}, which is there on this one; mount the pictures "
-                    "under the same path on all machines."
+                    f"The machine {row['host']!r} does not find {stray!r}, which this one has; mount the pictures under "
+                    "the same path on all machines."
                 )
             part = parts[row["number"]]
             advance(part.stop - part.start)
             yield part, row["data"]
-    except ray.exceptions.RayTaskError:  # a bug: its traceback from there
+    except ray.exceptions.RayTaskError:  # a bug; it has the traceback of the other machine
         raise
     except ray.exceptions.RayError as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise RayError(
-            f"The cluster gave up ({reason}); see that its machines are well, then --resume goes on."
+            f"The cluster gave up ({reason}); check its machines, and then continue with --resume."
         ) from error
 
 
@@ -119,13 +118,14 @@ def run(
 
 @dataclass(frozen=True)
 class _Job:
-    """What all tasks share.
+    """The settings that all tasks share.
 
     Attributes:
-        encoder: Ray's reference to the `Encoder`; a process fetches it once.
-        document: what the rows rest on, as JSON.
-        path, dtype: of the engine that all have to be like.
-        folder: where relative paths start.
+        encoder: Ray's reference to the `Encoder`. Each process fetches it once.
+        task: what to compute.
+        document: the table's document, as JSON.
+        path, dtype: the path and dtype of this process's engine, which the others must have, too.
+        folder: the folder that relative paths start from.
     """
 
     encoder: Any
@@ -137,13 +137,13 @@ class _Job:
 
 
 def _embed_part(row: "pa.Table", job: _Job) -> "pa.Table":
-    """One row of number and paths to one of number and content, with the files that are not there.
+    """Turn a row of number and paths into a row of number and content, with the names of missing files.
 
-    Where the machine cannot compute it, the reason comes instead.
+    If the machine cannot compute it, the row has the reason and no content.
     """
     import pyarrow as pa
 
-    with suppress(OSError):  # not a folder of this machine: then the files will be missing, and that is told
+    with suppress(OSError):  # if this machine lacks the folder, its files are reported as missing
         os.chdir(job.folder)
     paths = [os.fsdecode(path) for path in row["paths"][0].as_py()]
     data, missing, refused = None, [], None
@@ -170,10 +170,10 @@ def _embed_part(row: "pa.Table", job: _Job) -> "pa.Table":
 
 @lru_cache(maxsize=1)
 def _engine(job: _Job) -> Engine:
-    """An engine that computes what that of the driver does.
+    """An engine that computes the same as that of the driver.
 
     Raises:
-        EngineError: here it would be another one.
+        EngineError: this machine computes in another way.
     """
     import ray
 
@@ -182,6 +182,6 @@ def _engine(job: _Job) -> Engine:
     engine = Engine(encoder, job.task.what, job.task.precision, job.dtype)
     if engine.path != job.path:
         raise EngineError(
-            f"expected the encoder {job.path!r}, found {engine.path!r}; take machines of one kind with the same packages."
+            f"expected the encoder {job.path!r}, found {engine.path!r}; use machines of one kind with the same packages."
         )
     return engine

@@ -93,7 +93,7 @@ def test_a_machine_that_computes_something_else_ends_the_job(
         another_form(patch)
         with pytest.raises(
             RayError,
-            match=r"The machine '.*' cannot compute what this one does: expected the encoder 'doubled', found '",
+            match=r"The machine '.*' cannot compute the same as this one: expected the encoder 'doubled', found '",
         ):
             start()
     assert not list(tmp_path.glob("out.parquet.parts/*.parquet"))

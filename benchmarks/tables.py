@@ -1,4 +1,4 @@
-"""What is printed of a race, and what of it goes into the JSON document."""
+"""The outcome of a race as a table for the terminal, and as a part of the JSON document."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from benchmarks.measure import Outcome, Ratio, Result
 
 
 def table(job: str, outcome: Outcome) -> Table:
-    """A race as a table: the fastest first, ours in bold, and below what did not run and why."""
+    """A race as a table: the fastest first, omni in bold. Below it stands what did not run, and why."""
     race, peer = outcome.race, outcome.fastest_peer
     entrants = outcome.entrants
     columns = {"contestant": "left", "median": "right", "quartiles": "right"}
@@ -49,7 +49,7 @@ def _notes(outcome: Outcome) -> list[str]:
         flops = sum(part.times * part.flops for part in parts)
         notes.append(
             f"Ceiling: {flops / ceiling / 1e9:,.0f} GFLOP/s, {outcome.race.items / ceiling:,.0f} {outcome.race.unit}/s; "
-            "the best way of each part, in GFLOP/s: "
+            "the fastest way of each part, in GFLOP/s: "
             + "; ".join(
                 f"{escape(best.contestant.name)} {part.flops / best.median / 1e9:,.0f}" for part, best in parts.items()
             )
@@ -70,7 +70,7 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
-    """A race as JSON: every measured second, so that a reader can count again."""
+    """A race as JSON, with every measurement, so that readers can compute their own statistics."""
     race, peer, parts, ceiling = outcome.race, outcome.fastest_peer, outcome.parts, outcome.ceiling
     return {
         "title": race.title,
