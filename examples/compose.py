@@ -1,6 +1,6 @@
-"""Join a CLIP and a Llama that exist already, train the projector between them through a recipe, and ask.
+"""Compose a model of a CLIP and a Llama, train its projector with a recipe, and ask.
 
-Here both are tiny and random, so that nothing is downloaded, and what they answer is noise; real ones go the same way.
+Both are tiny and random here, so nothing is downloaded, and the answer is noise. With real models the steps are the same.
 
 python examples/compose.py
 """
@@ -33,9 +33,7 @@ with tempfile.TemporaryDirectory() as folder:
     composition = compose(clip, llama, projector="unshuffle_mlp")
     print("\n".join(composition.notes), "\nuntrained:", composition.model.config.untrained)
     changes = [f"model.checkpoint={composition.save(joined)}", "model.image=null", "evaluate=null", f"output={trained}"]
-    changes += [
-        f"arguments.{each}" for each in ("max_steps=3", "per_device_train_batch_size=4", "dataloader_num_workers=0")
-    ]
+    changes += ["arguments.max_steps=3", "arguments.per_device_train_batch_size=4", "arguments.dataloader_num_workers=0"]
     run(Recipe.read(HERE.parent / "configs/train_projector.json", changes))
     said = answer(*load(trained), [read_picture(HERE / "scene.png")], "what color is the circle", max_new_tokens=4)
     print("read", said.tokens_read, "tokens, wrote", said.tokens_written)

@@ -11,7 +11,7 @@ import pytest
 EXAMPLES = sorted(Path("examples").glob("*.py"))
 EXPECTED = {
     "ask.py": ["red"],
-    "compose.py": ["untrained: ['image_projector']", "become 5 tokens", "read 12 tokens"],
+    "compose.py": ["untrained: ['image_projector']", "into 5 tokens", "read 12 tokens"],
     "attention_mass.py": ["10 scenes", "vision_tiny, layer 4, head 2", "omni_tiny, Thinker, 5 questions"],
     "fuse_by_hand.py": ["projected       1 x 50 x 256", "tokens of the picture: 50 planned: 50", "next word: red"],
     "load_encoder.py": ["cls          (1, 1, 128)", "grid         (1, 196, 128)"],
