@@ -33,7 +33,8 @@ with tempfile.TemporaryDirectory() as folder:
     composition = compose(clip, llama, projector="unshuffle_mlp")
     print("\n".join(composition.notes), "\nuntrained:", composition.model.config.untrained)
     changes = [f"model.checkpoint={composition.save(joined)}", "model.image=null", "evaluate=null", f"output={trained}"]
-    changes += ["arguments.max_steps=3", "arguments.per_device_train_batch_size=4", "arguments.dataloader_num_workers=0"]
+    small = ("max_steps=3", "per_device_train_batch_size=4", "dataloader_num_workers=0")
+    changes += [f"arguments.{setting}" for setting in small]
     run(Recipe.read(HERE.parent / "configs/train_projector.json", changes))
     said = answer(*load(trained), [read_picture(HERE / "scene.png")], "what color is the circle", max_new_tokens=4)
     print("read", said.tokens_read, "tokens, wrote", said.tokens_written)
