@@ -242,7 +242,8 @@ def get_modality(name: str) -> Modality:
             ) from error
         if isinstance(modality, Modality) and modality.name != name:
             raise ValueError(f"The entry point {name!r} ({_described(found)}) holds the modality {modality.name!r}.")
-        _add(modality, _described(found))
+        if _registered.get(name) is not modality:  # another thread may have been sooner
+            _add(modality, _described(found))
     return _registered[name]
 
 

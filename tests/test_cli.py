@@ -264,7 +264,9 @@ def test_inspect() -> None:
 def test_inspect_refuses() -> None:
     assert "cannot be read" in refuse("inspect", "nowhere")
     assert "is not JSON" in refuse("inspect", "pyproject.toml")
-    assert "looks like 224 or 320x160" in refuse("inspect", "checkpoints/vision_tiny", "--image-size", "large")
+    assert "Expected an image size such as 224 or 320x160" in refuse(
+        "inspect", "checkpoints/vision_tiny", "--image-size", "large"
+    )
     assert "multiples of the patch size 16" in refuse("inspect", "checkpoints/vision_tiny", "--image-size", 225)
 
 
@@ -310,7 +312,7 @@ def test_an_evaluation_loses_none_of_its_files(tmp_path: Path) -> None:
     evaluate = ("evaluate", CHECKPOINT, "--pictures", 1)
     twice = tmp_path / "result.json"
     assert "would be written twice" in refuse(*evaluate, "--output", twice, "--answers", twice)
-    assert "is a folder, expected the name of a file" in refuse(*evaluate, "--output", tmp_path)
+    assert "Expected the name of a file, but" in refuse(*evaluate, "--output", tmp_path)
 
 
 def test_an_empty_prompt_is_refused(tmp_path: Path) -> None:

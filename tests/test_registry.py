@@ -211,6 +211,18 @@ def test_a_plug_in_that_also_registers_itself(tmp_path: Path, monkeypatch: pytes
         registry.get_modality("eager")
 
 
+def test_threads_that_ask_for_a_plug_in_at_once() -> None:
+    code = (
+        "from concurrent.futures import ThreadPoolExecutor\nfrom threading import Barrier\nfrom omni import registry\n"
+        "start = Barrier(8)\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    found = pool.map(lambda _: (start.wait(), registry.get_modality('image'))[1], range(8))\n"
+        "    assert len({id(each) for each in found}) == 1\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_packages_that_bring_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package(tmp_path, "plug_one", BUNDLE.format(name="same"), modality="same")
     package(tmp_path, "plug_two", BUNDLE.format(name="same"), modality="same")

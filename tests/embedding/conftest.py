@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from omni.registry import get_modality
+from omni.vision.pictures import read_picture
 
 SIZE = {"image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 SQUARE = {"height": 16, "width": 16}
@@ -59,8 +60,11 @@ class Doubled:
 
         self.model, self.processor = copy.deepcopy(model).double(), processor
 
+    def read(self, source: Any, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
+        picture = read_picture(source, at_least)
+        return picture, picture.size, None
+
     def prepare(self, picture: Any) -> np.ndarray:
-        picture = Image.fromarray(np.asarray(picture)[..., :3])
         return self.processor(picture, return_tensors="np")["pixel_values"][0].astype(np.float64)
 
     def __call__(self, prepared: Any, cls_only: bool = False) -> Any:

@@ -101,7 +101,7 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
         ("arguments.dataloader_num_workers=100000000", "`dataloader_num_workers` should be at most 1024"),
         ("arguments.label_smoothing_factor=0.1", "`label_smoothing_factor` has no meaning here"),
         ('train={"count": 1, "min_objects": 4, "max_objects": 3}', "`min_objects` is 4, more than `max_objects`, 3"),
-        ('train={"count": 1, "kinds": {"nope": 1}}', "unknown 'nope' in `kinds`; there are shape"),
+        ('train={"count": 1, "kinds": {"nope": 1}}', "unknown 'nope' in `kinds`; known: shape"),
         ('train={"count": 1, "kinds": {"shape": 0}}', "`kinds` has no kind with a weight above 0"),
         ('train={"count": 100000000000000000000}', "less than or equal to"),
         ('output=""', "output: String should have at least 1 character"),

@@ -534,6 +534,7 @@ class TestSaving:
             "config.json",
             "model.safetensors",
             "omni_remote.py",
+            "seal.json",
         ]
         again = OmniVisionModel.from_pretrained(tmp_path).eval()
         assert again.config.to_dict() == {**model.config.to_dict(), "_name_or_path": str(tmp_path)}
