@@ -24,7 +24,7 @@ from omni.data.conversations import Message, ask
 from omni.fusion import acceleration
 from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
-from omni.fusion.processing_omni import ControlTokenInText, OmniProcessor
+from omni.fusion.processing_omni import OldTransformers, OmniProcessor
 from omni.fusion.signature import CACHE
 
 
@@ -158,7 +158,7 @@ class Session:
         question = check_question(question)
         try:
             inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
-        except ControlTokenInText as error:
+        except OldTransformers as error:
             raise QuestionError(str(error)) from error
         ids = inputs["input_ids"][0].tolist()
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)

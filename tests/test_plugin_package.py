@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import omni
 from omni import OmniConfig, OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, registry
+from omni.fusion import processing_omni
 
 HERE = Path(__file__).resolve().parent
 MODALITIES: dict[str, Any] = {
@@ -191,7 +192,8 @@ def test_logits_and_answers_are_those_of_one_row_at_a_time(pair: tuple[Any, Any]
     assert len({tuple(answer) for answer in alone}) > 1
     assert answers(model, inputs) == alone
     assert answers(model, inputs, cache_implementation="static") == alone
-    assert answers(model, inputs, prefill_chunk_size=5) == alone
+    if processing_omni._UNMARKED:  # from transformers 5.23 on
+        assert answers(model, inputs, prefill_chunk_size=5) == alone
 
 
 def test_beams_and_several_answers(pair: tuple[Any, Any]) -> None:
@@ -270,6 +272,7 @@ def test_a_count_that_the_model_finds(pair: tuple[Any, Any]) -> None:
         model(**inputs)
 
 
+@pytest.mark.skipif(not processing_omni._UNMARKED, reason="transformers reads such items of chats from 5.23 on")
 def test_a_chat_with_both(pair: tuple[Any, Any]) -> None:
     model, processor = pair
     content = [

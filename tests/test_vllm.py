@@ -51,9 +51,9 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.long
 @pytest.mark.skipif(PYTHON is None, reason="OMNI_VLLM_PYTHON names no Python with vLLM")
 def test_vllm_answers_as_we_do_whatever_others_ask(environment: dict[str, str], tmp_path: Path) -> None:
+    from omni import scenes
     from omni.data.conversations import ask
     from omni.loading.checkpoint import load
-    from omni.scenes import scenes
     from omni.session import make_prompts
 
     assert PYTHON is not None

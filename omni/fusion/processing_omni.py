@@ -42,8 +42,8 @@ TYPES = ("image_processor_type", "feature_extractor_type")
 """Where those of transformers write their class."""
 
 
-class ControlTokenInText(ValueError):
-    """A user's text that would act as a token of control; the message is one sentence."""
+class OldTransformers(ValueError):
+    """A chat for which transformers 5.23 is needed; the message is one sentence."""
 
 
 class OmniProcessor(ProcessorMixin):
@@ -296,16 +296,23 @@ class OmniProcessor(ProcessorMixin):
         """As in transformers.
 
         Raises:
-            ControlTokenInText: `sanitize_control_tokens` is asked of a transformers before 5.23, which cannot read the
-                control tokens of a text as text, and a text has one.
+            OldTransformers: before 5.23, a chat with items that are no pictures; and with `sanitize_control_tokens` a text
+                with a control token, which is read as text from then on.
         """
-        if not _UNMARKED and kwargs.pop("sanitize_control_tokens", False):
+        if not _UNMARKED:
+            parts, names = list(_nested(conversation)), {modality.name: modality.token for modality in self.bundles}
             special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-            control = {*special, *(modality.token for modality in self.bundles)}
-            if found := sorted(token for token in control if any(token in text for text in _strings(conversation))):
-                raise ControlTokenInText(
-                    f"The text has the control token {found[0]!r}, which transformers {transformers.__version__} cannot "
-                    "read as text; leave it out, or install transformers 5.23 or newer."
+            types = [part.get("type") for part in parts if isinstance(part, Mapping)]
+            found = [name for name in names if name != "image" and name in types]
+            what = f"items of type {found[0]!r}" if found and kwargs.get("tokenize") else ""
+            if kwargs.pop("sanitize_control_tokens", False):
+                texts = [part for part in parts if isinstance(part, str)]
+                meant = [token for token in {*special, *names.values()} if any(token in text for text in texts)]
+                what = what or (f"the control token {min(meant)!r} in a text" if meant else "")
+            if what:
+                raise OldTransformers(
+                    f"The chat has {what}, which transformers {transformers.__version__} cannot read there; leave it out, "
+                    "or install transformers 5.23 or newer."
                 )
         return super().apply_chat_template(conversation, *args, **kwargs)
 
@@ -489,13 +496,12 @@ def _opened(modality: Modality, given: Any) -> Any:
     return given if stays or modality.open is None else modality.open(given)
 
 
-def _strings(chats: Any) -> Iterator[str]:
-    """All texts of a chat, or of several."""
-    if isinstance(chats, str):
-        yield chats
-    elif isinstance(chats, (list, tuple, Mapping)):
-        for part in chats.values() if isinstance(chats, Mapping) else chats:
-            yield from _strings(part)
+def _nested(value: Any) -> Iterator[Any]:
+    """A value and all that is in it, such as the messages, blocks and texts of chats."""
+    yield value
+    if isinstance(value, (list, tuple, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _nested(part)
 
 
 def _items(modality: Modality, given: Any) -> Iterator[Any]:
