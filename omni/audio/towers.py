@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 
 from omni.audio.lengths import SPECTROGRAM, WHISPER, hears_samples, num_tokens
 from omni.audio.modeling_audio import OmniAudioOutput
@@ -24,16 +24,16 @@ def build_tower(config: Any) -> PreTrainedModel:
         ValueError: a model that is none of these.
     """
     num_tokens(config, 1)  # refuses others
-    tower: PreTrainedModel = _tower_class(type(config))(config)
+    tower: PreTrainedModel = _tower_class(config.model_type)(config)
     return tower
 
 
 @cache
-def _tower_class(config_class: type) -> Any:
-    if config_class.model_type == WHISPER:  # type: ignore[attr-defined]
+def _tower_class(model_type: str) -> Any:
+    if model_type == WHISPER:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Model
     else:
-        Model = MODEL_MAPPING[config_class]
+        Model = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
     return type(f"{Model.__name__}Tower", (_Tower, Model), {"__module__": __name__})
 
 
@@ -47,7 +47,9 @@ class _Tower:
         self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> OmniAudioOutput:
         """Encode sounds as the model's feature extractor makes them."""
-        inputs: dict[str, Any] = {"input_features" if self.config.model_type == WHISPER else "input_values": input_features}
+        inputs: dict[str, Any] = {
+            "input_features" if self.config.model_type == WHISPER else "input_values": input_features
+        }
         if hears_samples(self.config) and self.config.feat_extract_norm == "layer":
             inputs["attention_mask"] = attention_mask
         encoded = super().forward(**inputs, **kwargs)  # type: ignore[misc]

@@ -197,7 +197,9 @@ class OmniProcessor(ProcessorMixin):
             raise ValueError(f"`sampling_rate` is of sounds; this processor takes {sorted(self.preprocessors)}.")
         kwargs["audio_kwargs"] = given = {"sampling_rate": rate, **(kwargs.get("audio_kwargs") or {})}
         if given["sampling_rate"] != rate:
-            raise ValueError(f"`sampling_rate` was given as {rate} and, in `audio_kwargs`, as {given['sampling_rate']}.")
+            raise ValueError(
+                f"`sampling_rate` was given as {rate} and, in `audio_kwargs`, as {given['sampling_rate']}."
+            )
 
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
         """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
