@@ -1,4 +1,4 @@
-"""Sounds in the fused model: beside pictures, in chats, at any rate, through our encoder and through those of transformers."""
+"""Sounds in the fused model: beside pictures, in chats, at any rate, through our encoder and those of transformers."""
 
 import copy
 import json
