@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from omni.files import write_text_whole
+
 from .folder import CONFIG, CheckpointError, named, read_object
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -167,5 +169,5 @@ def renew_fingerprints(folder: Path) -> dict[str, str]:
     saved, found = values.get("fingerprints") or {}, fingerprint_parts(tensors)
     if saved != found:
         text = json.dumps({**values, "fingerprints": found}, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_text_whole(folder / CONFIG, text)
     return {part: mark for part, mark in saved.items() if found.get(part) != mark}
