@@ -140,7 +140,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     wide = torch.promote_types(tensor.dtype, torch.float32) if tensor.dtype.itemsize > 1 else None
     # A sum is quick, and finite where all of its terms are, unless they are huge. Pieces this small are summed by one
     # core: the others may be busy, and would be waited for.
-    for piece in tensor.reshape(-1).split(30_000):
+    for piece in torch.split(tensor.reshape(-1), 30_000):
         terms = piece.float() if wide is None else piece
         if not terms.sum(dtype=wide).isfinite() and not terms.isfinite().all():
             return False
