@@ -13,6 +13,9 @@ from omni.registry import Modality, declare_builtin, modalities, register_modali
 from omni.worlds import declare_world
 
 if TYPE_CHECKING:
+    from omni.audio.configuration_audio import OmniAudioConfig
+    from omni.audio.feature_extraction_audio import OmniFeatureExtractor
+    from omni.audio.modeling_audio import OmniAudioModel
     from omni.fusion.configuration_omni import OmniConfig
     from omni.fusion.modeling_omni import OmniForConditionalGeneration, OmniModel
     from omni.fusion.processing_omni import OmniProcessor
@@ -24,7 +27,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Modality",
+    "OmniAudioConfig",
+    "OmniAudioModel",
     "OmniConfig",
+    "OmniFeatureExtractor",
     "OmniForConditionalGeneration",
     "OmniImageProcessor",
     "OmniModel",
@@ -36,7 +42,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "OmniAudioConfig": "omni.audio.configuration_audio",
+    "OmniAudioModel": "omni.audio.modeling_audio",
     "OmniConfig": "omni.fusion.configuration_omni",
+    "OmniFeatureExtractor": "omni.audio.feature_extraction_audio",
     "OmniForConditionalGeneration": "omni.fusion.modeling_omni",
     "OmniImageProcessor": "omni.vision.image_processing_vision",
     "OmniModel": "omni.fusion.modeling_omni",
@@ -57,6 +66,8 @@ def __dir__() -> list[str]:
 
 
 declare_builtin("image", "omni.vision.plugin:image")
+if find_spec("omni.audio") is not None:
+    declare_builtin("audio", "omni.audio.plugin:audio")
 declare_world("scenes", "omni.scenes.world:scenes")
 register_when_imported()
 if find_spec("omni.fast") is not None:  # speed alone: without it the rest works, only slower

@@ -56,6 +56,27 @@ def _no_video_processor(auto: ModuleType) -> None:
     auto.AutoVideoProcessor.register(OmniVisionConfig, video_processor_classes={}, exist_ok=True)
 
 
+def _audio_configuration(auto: ModuleType) -> None:
+    from omni.audio.configuration_audio import OmniAudioConfig
+
+    auto.AutoConfig.register(OmniAudioConfig.model_type, OmniAudioConfig, exist_ok=True)
+
+
+def _audio_model(auto: ModuleType) -> None:
+    from omni.audio.configuration_audio import OmniAudioConfig
+    from omni.audio.modeling_audio import OmniAudioModel
+
+    auto.AutoModel.register(OmniAudioConfig, OmniAudioModel, exist_ok=True)
+    auto.MODEL_MAPPING_NAMES.setdefault("omni_audio", "OmniAudioModel")
+
+
+def _audio_feature_extractor(auto: ModuleType) -> None:
+    from omni.audio.configuration_audio import OmniAudioConfig
+    from omni.audio.feature_extraction_audio import OmniFeatureExtractor
+
+    auto.AutoFeatureExtractor.register(OmniAudioConfig, OmniFeatureExtractor, exist_ok=True)
+
+
 def _fusion_configuration(auto: ModuleType) -> None:
     from omni.fusion.configuration_omni import OmniConfig
 
@@ -92,9 +113,16 @@ def register_when_imported() -> None:
         vision = "omni.vision.configuration_vision"
         registrations += [
             ("configuration_auto", (vision,), _vision_configuration),
-            ("modeling_auto", (vision, "omni.vision.modeling_vision"), _vision_model),
+            ("modeling_auto", ("omni.blocks", vision, "omni.vision.modeling_vision"), _vision_model),
             ("image_processing_auto", (vision, "omni.vision.image_processing_vision"), _vision_image_processor),
             ("video_processing_auto", (vision,), _no_video_processor),
+        ]
+    if find_spec("omni.audio") is not None:
+        audio = "omni.audio.configuration_audio"
+        registrations += [
+            ("configuration_auto", (audio,), _audio_configuration),
+            ("modeling_auto", ("omni.blocks", audio, "omni.audio.modeling_audio"), _audio_model),
+            ("feature_extraction_auto", (audio, "omni.audio.feature_extraction_audio"), _audio_feature_extractor),
         ]
     for auto, own, register in registrations:
         when_imported(f"transformers.models.auto.{auto}", own, register)

@@ -16,7 +16,7 @@ and it is loaded when a configuration first asks for that name, so a broken plug
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -88,9 +88,12 @@ class Modality:
             "package.module:Class"; then they are imported when they are first used, and it is for the package to put them
             into the Auto tables of transformers.
         model_class: its model, a `PreTrainedModel` whose output `read` understands. A tower with a configuration of this
-            very class is built from it, one with another by `AutoModel`.
+            very class is built from it, one with another by `build`.
         preprocessor_class: turns raw items into `inputs`: `__call__(items, return_tensors=...)`, `to_dict()`,
             `cls(**dict)` and `model_input_names` (in the order of `inputs`).
+        build: from a configuration of another class the tower, which takes the same arguments; by default `AutoModel`'s.
+        prepare: from a preprocessor, items and the options of the call the batch of `inputs`, where a preprocessor of
+            transformers takes other items or makes other names.
         grid_shapes: from the encoder's configuration and the batch of `inputs`, the shape of each item's grid of
             tokens: `(14, 14)` for a picture of 14 x 14 patches, `(16,)` for a signal of 16 frames. Their product is N.
         grid_dims: axes of that grid: 2 for pictures, 1 for signals.
@@ -115,6 +118,8 @@ class Modality:
     model_class: Any
     preprocessor_class: Any
     grid_shapes: GridShapes
+    build: Callable[[Any], Any] | None = None
+    prepare: Callable[[Any, Sequence[Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
     grid_dims: int = 1
     outputs: tuple[str, ...] = ("cls", "grid", "cls+grid")
     read: Callable[[Any, int], dict[str, Any]] = read_named_outputs

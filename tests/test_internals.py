@@ -113,6 +113,9 @@ TRANSFORMERS = [
         "items of every modality are taken from chats",
         ("conversations", "audio_loading_params"),
     ),
+    Internal(
+        f"{PROCESSOR}._resolve_audio_loading_params", "no rate is made up for the sounds of a chat", ("processor_kwargs",)
+    ),
     Internal(f"{PROCESSOR}._merge_kwargs", "settings of tokenizer and image processor are told apart"),
     Internal(f"{PROCESSOR}._load_tokenizer_from_pretrained", "the tokenizer of a folder"),
     Internal(

@@ -1,4 +1,4 @@
-"""Encoders of transformers as modalities of their own: sounds for a Whisper, films for a VideoMAE, beside pictures.
+"""Encoders of transformers as modalities of their own: speech for a Whisper, films for a VideoMAE, beside pictures.
 
 Everything about them that a plug-in may choose is chosen otherwise than for pictures: the placeholder, the processor's
 argument, the names of the batch, what an item is.
@@ -35,7 +35,7 @@ IMAGE: dict[str, Any] = {
     "model_type": "omni_vision", "image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1,
     "num_attention_heads": 2, "intermediate_size": 32,
 }  # fmt: skip
-TOKENS = {"image": "<image>", "audio": "<|sound|>", "film": "[film]"}
+TOKENS = {"image": "<image>", "speech": "<|speech|>", "film": "[film]"}
 
 
 class SoundPreprocessor:
@@ -75,16 +75,16 @@ def fixed_grid(key: str, *shape: int) -> Any:
     return grid_shapes
 
 
-audio = Modality(
-    name="audio",
-    token=TOKENS["audio"],
-    argument="audio",
+speech = Modality(
+    name="speech",
+    token=TOKENS["speech"],
+    argument="speech",
     is_item=lambda given: isinstance(given, tuple),
-    inputs={"audio_features": "input_features"},
+    inputs={"speech_features": "input_features"},
     config_class=WhisperConfig,
     model_class=WhisperEncoder,
     preprocessor_class=SoundPreprocessor,
-    grid_shapes=fixed_grid("audio_features", 10),
+    grid_shapes=fixed_grid("speech_features", 10),
     outputs=("grid",),
     read=read_grid,
 )
@@ -105,7 +105,7 @@ film = Modality(
 @pytest.fixture(scope="module", autouse=True)
 def _registered() -> Iterator[None]:
     with registry.temporary():
-        registry.register_modality(audio)
+        registry.register_modality(speech)
         registry.register_modality(film)
         yield
 
@@ -113,7 +113,7 @@ def _registered() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pair() -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     tokenizer = train_tokenizer(["what is that", "which of them"] * 4, 300, TOKENS)
-    encoders = {"image": IMAGE, "audio": WHISPER, "film": VIDEO}
+    encoders = {"image": IMAGE, "speech": WHISPER, "film": VIDEO}
     sections = {
         name: {
             "encoder": encoder,
@@ -141,9 +141,9 @@ def chat() -> list[dict[str, Any]]:
     content = [
         {"type": "film", "film": draw.integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)},
         {"type": "text", "text": "which of them"},
-        {"type": "audio", "audio": (draw.normal(size=300), 16_000)},
+        {"type": "speech", "speech": (draw.normal(size=300), 16_000)},
         {"type": "image", "image": picture},
-        {"type": "audio", "audio": (draw.normal(size=200), 16_000)},
+        {"type": "speech", "speech": (draw.normal(size=200), 16_000)},
     ]
     return [{"role": "user", "content": content}]
 
@@ -159,13 +159,13 @@ def prompt(processor: OmniProcessor) -> dict[str, Any]:
 def test_all_of_them_stand_in_one_prompt(pair: tuple[OmniForConditionalGeneration, OmniProcessor]) -> None:
     model, processor = pair
     inputs = prompt(processor)
-    assert {*inputs} == {"input_ids", "attention_mask", "pixel_values", "audio_features", "film_values"}
+    assert {*inputs} == {"input_ids", "attention_mask", "pixel_values", "speech_features", "film_values"}
     assert inputs["pixel_values"].shape == (1, 3, 16, 16)
-    assert inputs["audio_features"].shape == (2, 8, 20)
+    assert inputs["speech_features"].shape == (2, 8, 20)
     assert inputs["film_values"].shape == (1, 4, 3, 16, 16)
     ids = inputs["input_ids"][0].tolist()
     counts = {name: ids.count(processor.tokenizer.convert_tokens_to_ids(token)) for name, token in TOKENS.items()}
-    assert counts == {"image": 4, "audio": 20, "film": 8}
+    assert counts == {"image": 4, "speech": 20, "film": 8}
     with torch.no_grad():
         logits = model(**inputs).logits
         other = model(**{**inputs, "film_values": inputs["film_values"].flip(1)}).logits
@@ -176,7 +176,7 @@ def test_all_of_them_stand_in_one_prompt(pair: tuple[OmniForConditionalGeneratio
 
 def test_towers_are_those_of_the_bundles(pair: tuple[OmniForConditionalGeneration, OmniProcessor]) -> None:
     model, _ = pair
-    assert type(model.model.audio_tower) is WhisperEncoder
+    assert type(model.model.speech_tower) is WhisperEncoder
     assert type(model.model.film_tower) is VideoMAEModel
 
 
@@ -210,10 +210,10 @@ def test_a_block_that_the_template_does_not_know_is_refused(
 
 def test_a_processor_says_what_it_holds(pair: tuple[OmniForConditionalGeneration, OmniProcessor]) -> None:
     _, processor = pair
-    assert "- audio: <" in repr(processor)
-    tokenizer = train_tokenizer(["what is that"] * 4, 300, {"audio": TOKENS["audio"]})
+    assert "- speech: <" in repr(processor)
+    tokenizer = train_tokenizer(["what is that"] * 4, 300, {"speech": TOKENS["speech"]})
     section = {"encoder": WHISPER, "output": "grid", "projector": "mlp"}
-    deaf = OmniProcessor(tokenizer=tokenizer, modalities={"audio": section})
+    deaf = OmniProcessor(tokenizer=tokenizer, modalities={"speech": section})
     assert "image" not in repr(deaf).split("tokenizer")[0]
 
 

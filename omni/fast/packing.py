@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers.activations import ACT2FN
 
+from omni.blocks import Block
 from omni.fast.jpeg import Pixels, ReadPixels, read_pixels
 from omni.vision.image_processing_vision import OmniImageProcessor
-from omni.vision.modeling_vision import OmniVisionLayer, OmniVisionModel, OmniVisionOutput
+from omni.vision.modeling_vision import OmniVisionModel, OmniVisionOutput
 
 from .encoder import CompiledEncoder, is_possible
 from .resizing import resize
@@ -112,7 +113,7 @@ class PackedVisionModel:
         pixels, raw = (kernel.flatten(1), bias), (from_bytes.flatten(1), bias_of_bytes)
         table = model.embeddings.position_embeddings.detach()
         cls = model.embeddings.cls_token.detach() + table[:, :1]
-        layers: list[OmniVisionLayer] = [*model.layers]
+        layers: list[Block] = [*model.layers]
         self._compiled = None
         self.path = "compiled" if is_possible(self.config, dtype) else "packed"
         if self.path == "compiled":
@@ -197,9 +198,9 @@ class PackedVisionModel:
 
 
 class _PackedBlock:
-    """float[B, 1+N, D] -> float[B, 1+N, D], see `OmniVisionLayer`; or to the CLS row alone."""
+    """float[B, 1+N, D] -> float[B, 1+N, D], see `Block`; or to the CLS row alone."""
 
-    def __init__(self, layer: OmniVisionLayer, dtype: torch.dtype, rows: int) -> None:
+    def __init__(self, layer: Block, dtype: torch.dtype, rows: int) -> None:
         attention, mlp = layer.attention, layer.mlp
         self.dtype, self.heads = dtype, attention.num_attention_heads
         self.norm1, self.norm2 = _layer_norm(layer.norm1, dtype), _layer_norm(layer.norm2, dtype)
@@ -244,7 +245,7 @@ Affine = tuple[torch.Tensor, torch.Tensor]
 """Weight [O, I] and bias [O] of a linear layer."""
 
 
-def _attention_weights(layer: OmniVisionLayer, factor: float) -> tuple[Affine, Affine, Affine]:
+def _attention_weights(layer: Block, factor: float) -> tuple[Affine, Affine, Affine]:
     """What a block's attention is made of; its scores come out `factor` times, such as log2(e) for 2^(x log2(e)) = e^x.
 
     Returns:
@@ -268,7 +269,7 @@ def _attention_weights(layer: OmniVisionLayer, factor: float) -> tuple[Affine, A
     )
 
 
-def _parameters(layer: OmniVisionLayer) -> list[torch.Tensor]:
+def _parameters(layer: Block) -> list[torch.Tensor]:
     """Those of a block, in the order of `encoder.cpp`."""
     attention, mlp = layer.attention, layer.mlp
     qkv, _, _ = _attention_weights(layer, math.log2(math.e))

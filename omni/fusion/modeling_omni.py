@@ -133,8 +133,9 @@ class OmniModel(OmniPreTrainedModel):
             encoder = section["encoder"]
             projector = PROJECTORS[section["projector"]]
             modality = get_modality(name)
-            ours = type(encoder) is modality.config_class  # of others, transformers knows the model
-            setattr(self, f"{name}_tower", modality.model_class(encoder) if ours else AutoModel.from_config(encoder))
+            ours = type(encoder) is modality.config_class  # of others, the bundle or transformers knows the model
+            build = modality.model_class if ours else modality.build or AutoModel.from_config
+            setattr(self, f"{name}_tower", build(encoder))
             setattr(
                 self,
                 f"{name}_projector",

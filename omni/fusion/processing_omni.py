@@ -35,6 +35,12 @@ from .encoded_item import EncodedItem
 # Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, transformers >= 5.23)
 _UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
 
+SHOWN_AS = {"image_processor": "image", "feature_extractor": "audio"}
+"""What transformers calls the preprocessor of a modality: as an attribute, and in processor_config.json."""
+
+TYPES = ("image_processor_type", "feature_extractor_type")
+"""Where those of transformers write their class."""
+
 
 class ControlTokenInText(ValueError):
     """A user's text that would act as a token of control; the message is one sentence."""
@@ -86,17 +92,19 @@ class OmniProcessor(ProcessorMixin):
         }
         self.image_token = get_modality("image").token if "image" in sections else None
         self.image_token_id = ids.get("image")
+        self.audio_token = get_modality("audio").token if "audio" in sections else None
+        self.audio_token_id = ids.get("audio")
 
-    # `image_processor`, where pipelines and servers look for it. No property: tools take class attributes for settings.
+    # The preprocessors where pipelines and servers look for them. No properties: tools take class attributes for settings.
 
     def __getattr__(self, name: str) -> Any:
-        if name == "image_processor" and "image" in self.__dict__.get("preprocessors", {}):
-            return self.preprocessors["image"]
+        if SHOWN_AS.get(name) in self.__dict__.get("preprocessors", {}):
+            return self.preprocessors[SHOWN_AS[name]]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "image_processor":
-            self.preprocessors["image"] = value
+        if name in SHOWN_AS:
+            self.preprocessors[SHOWN_AS[name]] = value
         else:
             super().__setattr__(name, value)
 
@@ -129,7 +137,8 @@ class OmniProcessor(ProcessorMixin):
                 all items may also be `EncodedItem`s, which the batch then holds under `mm_encoder_outputs`.
             text: one prompt or several.
             kwargs: items of other modalities under their argument (`signals=[...]`), and what tokenizer and image
-                processor take (`padding`, `truncation`, `return_tensors`, `images_kwargs`, ...).
+                processor take (`padding`, `truncation`, `return_tensors`, `images_kwargs`, ...); `sampling_rate` is of the
+                sounds under `audio` that come without one.
 
         Returns:
             `input_ids`, `attention_mask` and the inputs of every modality given.
@@ -146,6 +155,7 @@ class OmniProcessor(ProcessorMixin):
             raise ValueError(f"This processor takes no images; its modalities are {sorted(self.preprocessors)}.")
         if text is None and not items:
             raise ValueError("Give text, items of a modality, or both.")
+        self._hand_on_rate(kwargs)
         texts = None if text is None else [text] if isinstance(text, str) else list(text)
         if texts is not None and not all(isinstance(sample, str) for sample in texts):
             raise ValueError("`text` must be a string or a list of strings.")
@@ -179,6 +189,18 @@ class OmniProcessor(ProcessorMixin):
         as_they_are = [*self.skip_tensor_conversion, "mm_encoder_outputs"]
         return BatchFeature(data | inputs, tensor_type=return_tensors, skip_tensor_conversion=as_they_are)
 
+    def _hand_on_rate(self, kwargs: dict[str, Any]) -> None:
+        """Move `sampling_rate` to where the preprocessor of sounds finds it."""
+        if (rate := kwargs.pop("sampling_rate", None)) is None:
+            return
+        if not any(modality.argument == "audio" for modality in self.bundles):
+            raise ValueError(f"`sampling_rate` is of sounds; this processor takes {sorted(self.preprocessors)}.")
+        kwargs["audio_kwargs"] = given = {"sampling_rate": rate, **(kwargs.get("audio_kwargs") or {})}
+        if given["sampling_rate"] != rate:
+            raise ValueError(
+                f"`sampling_rate` was given as {rate} and, in `audio_kwargs`, as {given['sampling_rate']}."
+            )
+
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
         """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
         if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in _items(modality, given)):
@@ -198,7 +220,10 @@ class OmniProcessor(ProcessorMixin):
                 )
             return {"mm_encoder_outputs": {name: encoded}}
         modality, preprocessor = get_modality(name), self.preprocessors[name]
-        made = preprocessor(items, **{key: value for key, value in options.items() if value is not None})
+        options = {key: value for key, value in options.items() if value is not None}
+        if modality.prepare is not None:
+            return dict(modality.prepare(preprocessor, items, options))
+        made = preprocessor(items, **options)
         names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
         if len(names) < len(modality.inputs):
             raise ValueError(
@@ -332,17 +357,22 @@ class OmniProcessor(ProcessorMixin):
         audio = flat.pop("audio", [])
         return images, videos, audio, {argument: items for argument, items in flat.items() if items}
 
+    def _resolve_audio_loading_params(self, processor_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The rate of a chat's sounds if it was given: transformers would make one up, which may contradict their own."""
+        nested = processor_kwargs.get("audio_kwargs") or {}
+        return {"sampling_rate": processor_kwargs.get("sampling_rate", nested.get("sampling_rate"))}
+
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in processor_config.json; `image_processor` is where AutoImageProcessor looks."""
+        """What stands in processor_config.json, under the keys where transformers' Auto classes look."""
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
         if self.prompt is not None:
             output["prompt"] = self.prompt
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
-            if "image_processor_type" not in values:  # as those of transformers call it
+            if not set(TYPES) & set(values):
                 values["preprocessor_class"] = type(preprocessor).__name__
             output[_preprocessor_key(name)] = values
         return output
@@ -431,7 +461,7 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
 
 
 def _preprocessor_key(name: str) -> str:
-    return "image_processor" if name == "image" else f"{name}_preprocessor"
+    return next((shown for shown, modality in SHOWN_AS.items() if modality == name), f"{name}_preprocessor")
 
 
 def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:
@@ -444,11 +474,11 @@ def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
     """What a block of a chat names: `{"type": "signal", "signal": array}`, or a file by its "path"."""
     if modality.name == "image":  # transformers opens them
         return [block[key] for key in ("image", "url", "path", "base64") if key in block]
-    if modality.name in block:
-        return [block[modality.name]]
-    if "path" in block and modality.open is not None:
-        return [modality.open(block["path"])]
-    return []
+    files = [block[key] for key in ("path", "url") if key in block]
+    if modality.name not in block:
+        return [modality.open(file) for file in files] if modality.open is not None else []
+    item = block[modality.name]
+    return [{"array": item, "sampling_rate": block["sampling_rate"]} if "sampling_rate" in block else item]
 
 
 def _opened(modality: Modality, given: Any) -> Any:
@@ -485,7 +515,7 @@ def _plain(value: Any) -> Any:
 def _load_preprocessor(modality: Modality, saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
     """The preprocessor that was saved: of the registered class, or one of transformers."""
     values = {key: overrides.get(key, value) for key, value in saved.items() if key != "preprocessor_class"}
-    name = saved.get("preprocessor_class") or saved.get("image_processor_type")
+    name = next((saved[key] for key in ("preprocessor_class", *TYPES) if saved.get(key)), None)
     registered = modality.preprocessor_class
     if not is_torchvision_available() and hasattr(transformers, f"{name}Pil"):  # two classes are saved under one name
         name = f"{name}Pil"

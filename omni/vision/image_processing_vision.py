@@ -8,7 +8,6 @@ import base64
 import binascii
 import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -18,8 +17,7 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, ImageInput, PILImageResampling
 
-from omni.checkpoints.cards import remote_code
-from omni.checkpoints.seal import PREPROCESSOR, seal, verify_files
+from omni.checkpoints.preprocessor import SealedPreprocessorMixin
 from omni.vision.formats import plugin_of
 from omni.vision.pictures import MAX_BYTES, PictureError, read_picture
 
@@ -30,7 +28,7 @@ SECONDS = 60
 """How long an address may say nothing."""
 
 
-class OmniImageProcessor(PilBackend):
+class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
     """Makes `pixel_values` float[B, 3, H, W] from pictures of any size: `(pixel / 255 - mean) / std`.
 
     The seed's system feeds plain [0, 1] values: `OmniImageProcessor(do_normalize=False)`.
@@ -109,29 +107,6 @@ class OmniImageProcessor(PilBackend):
             return image
         resized: np.ndarray = super().resize(image, size, *args, **kwargs)
         return resized
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load from a folder or hub name.
-
-        Raises:
-            CheckpointError: a file that is not as it was sealed.
-        """
-        verify_files(pretrained_model_name_or_path, PREPROCESSOR, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
-        """Write preprocessor_config.json and its seal, and what `trust_remote_code=True` needs."""
-        self.auto_map = remote_code(save_directory, self.found_as)
-        saved = super().save_pretrained(save_directory, **kwargs)
-        seal(save_directory, PREPROCESSOR)
-        if push_to_hub:  # now, so that the seal goes with it
-            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
-        return saved
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
 
     def _refuse_unknown(self, settings: Collection[str]) -> None:
         known = self.valid_kwargs.__annotations__.keys()

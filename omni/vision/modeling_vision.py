@@ -11,27 +11,24 @@ Shapes: B pictures, C channels, H x W pixels, P patch size, N = H/P * W/P patche
       -> RMSNorm                                          (B, 1+N, D)           layer 7
       -> cls (B, 1, D), grid (B, N, D)                                          layer 8
 
-The arithmetic is that of `nn.TransformerEncoderLayer(norm_first=True, activation="gelu")` blocks (Dosovitskiy et al.,
-"An Image is Worth 16x16 Words", 2021; final RMSNorm: Zhang and Sennrich, 2019).
+The blocks are those of `omni.blocks` (Dosovitskiy et al., "An Image is Worth 16x16 Words", 2021; final RMSNorm: Zhang and
+Sennrich, 2019).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
+from omni.blocks import Block, SelfAttention
 from omni.checkpoints.strict import StrictLoadingMixin
 
 from .configuration_vision import OmniVisionConfig
@@ -108,105 +105,6 @@ class OmniVisionEmbeddings(nn.Module):
         return torch.cat([cls, rearrange(table, "1 d h w -> 1 (h w) d").to(cls.dtype)], dim=1)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: float[B, h, n, d] each -> float[B, n, h, d] and the maps, float[B, h, n, 1+N]."""
-    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = weights.softmax(dim=-1)  # of half precision PyTorch adds up in float32 by itself
-    output = torch.matmul(F.dropout(weights, p=dropout, training=module.training), value)
-    return output.transpose(1, 2), weights
-
-
-class OmniVisionAttention(nn.Module):
-    """Multi-head self-attention without a mask: every patch sees every patch."""
-
-    def __init__(self, config: OmniVisionConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.num_attention_heads = config.num_attention_heads
-        self.scaling = config.head_dim**-0.5
-        self.is_causal = False
-        # queries, keys and values in one product: their rows stand in this order, as in nn.MultiheadAttention
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """float[B, 1+N, D] -> float[B, n, D] and maps float[B, h, n, 1+N] or None; n is 1 for `cls_only`, else 1+N."""
-        width = hidden_states.shape[-1]
-        if cls_only:
-            weight, bias = self.qkv.weight, self.qkv.bias
-            query = F.linear(hidden_states[:, :1], weight[:width], bias[:width])
-            key, value = F.linear(hidden_states, weight[width:], bias[width:]).chunk(2, dim=-1)
-        else:
-            query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
-        query, key, value = (
-            rearrange(tensor, "b n (h d) -> b h n d", h=self.num_attention_heads) for tensor in (query, key, value)
-        )
-        implementation = self.config._attn_implementation
-        if kwargs.get("output_attentions", self.config.output_attentions):
-            implementation = "eager"  # any other has no maps to give, and would return none without a word
-        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, maps = attend(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.scaling,
-            dropout=self.config.hidden_dropout_prob if self.training else 0.0,
-            **kwargs,
-        )
-        return self.o_proj(output.flatten(2)), maps
-
-
-class OmniVisionMLP(nn.Module):
-    """Linear, exact GELU, dropout, linear: float[B, n, D] -> float[B, n, D]."""
-
-    def __init__(self, config: OmniVisionConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """float[B, n, D] -> float[B, n, D]."""
-        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
-
-
-class OmniVisionLayer(GradientCheckpointingLayer):
-    """A pre-norm block (seed, layer 5): float[B, 1+N, D] -> float[B, 1+N, D], or the CLS row alone, float[B, 1, D]."""
-
-    def __init__(self, config: OmniVisionConfig) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = OmniVisionAttention(config)
-        self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = OmniVisionMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self, hidden_states: torch.Tensor, cls_only: bool = False, **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
-        """float[B, 1+N, D] -> float[B, 1+N, D], or float[B, 1, D] for `cls_only`."""
-        residual = hidden_states[:, :1] if cls_only else hidden_states
-        hidden_states, _ = self.attention(self.norm1(hidden_states), cls_only, **kwargs)
-        hidden_states = residual + self.dropout(hidden_states)
-        return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
-
-
 class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     """What transformers has to know of the encoder."""
 
@@ -221,13 +119,13 @@ class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["OmniVisionEmbeddings", "OmniVisionLayer"]
+    _no_split_modules = ["OmniVisionEmbeddings", "Block"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": OmniVisionLayer, "attentions": OmniVisionAttention}
+    _can_record_outputs = {"hidden_states": Block, "attentions": SelfAttention}
     _input_embed_layer = "patch_embeddings"
 
     @torch.no_grad()
@@ -244,7 +142,7 @@ class OmniVisionModel(OmniVisionPreTrainedModel):
     def __init__(self, config: OmniVisionConfig) -> None:
         super().__init__(config)
         self.embeddings = OmniVisionEmbeddings(config)
-        self.layers = nn.ModuleList([OmniVisionLayer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_init()
 
@@ -270,7 +168,7 @@ class OmniVisionModel(OmniVisionPreTrainedModel):
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states, cls_only and i == last, **kwargs)
+            hidden_states = layer(hidden_states, cls_only=cls_only and i == last, **kwargs)
         hidden_states = self.norm(hidden_states)
         return OmniVisionOutput(
             last_hidden_state=hidden_states,

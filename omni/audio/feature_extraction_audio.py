@@ -1,0 +1,174 @@
+"""Sounds to tensors: mono at the encoder's rate, a mel spectrogram of short windows, its logarithm, scaled.
+
+The windows are PyTorch's: `torch.stft` takes a quarter of the time of `transformers.audio_utils.spectrogram`. The mel bands
+are those of transformers, which are torchaudio's and librosa's.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.audio_utils import mel_filter_bank
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+
+from omni.audio.sounds import is_sound, sound_at
+from omni.checkpoints.preprocessor import SealedPreprocessorMixin
+
+SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
+"""What transformers writes into the file of a feature extractor beside its settings."""
+MEL_SCALES = {"slaney": "slaney", "htk": None}
+"""Each with how its bands are weighted: all of one area, as librosa's; or of one height, as torchaudio's."""
+FLOOR = 1e-10
+"""Power below which all is silence."""
+
+
+class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
+    """Makes `input_features` float[I, F, M] and `attention_mask` int[I, F] from sounds of any length.
+
+    F is 1 + S // hop_length for S samples. micro-Omni's encoder hears `OmniFeatureExtractor(n_fft=1024, num_mel_bins=128,
+    mel_scale="htk", log_mel=False, do_normalize=False)`.
+
+    Args:
+        sampling_rate: samples in a second that the encoder was trained on.
+        n_fft: samples of a Fourier transform.
+        win_length: samples of a window, at most `n_fft`.
+        hop_length: samples from one window to the next.
+        num_mel_bins: mel bands M.
+        mel_scale: "slaney" or "htk".
+        log_mel: take the logarithm (base 10) of the power in each band.
+        do_normalize: subtract `mean` and divide by `std`.
+        mean, std: of the features; by default about those of speech.
+        padding_value: fills up the shorter sounds of a batch; the mask hides it.
+
+    Raises:
+        TypeError: a setting that there is not.
+        ValueError: a setting that cannot be.
+    """
+
+    model_input_names = ["input_features", "attention_mask"]
+    found_as = {"AutoFeatureExtractor": "OmniFeatureExtractor"}
+
+    def __init__(
+        self,
+        sampling_rate: int = 16_000,
+        n_fft: int = 512,
+        win_length: int = 400,
+        hop_length: int = 160,
+        num_mel_bins: int = 80,
+        mel_scale: str = "slaney",
+        log_mel: bool = True,
+        do_normalize: bool = True,
+        mean: float = -4.0,
+        std: float = 2.0,
+        padding_value: float = 0.0,
+        **saved: Any,
+    ) -> None:
+        fixed = {"feature_size": num_mel_bins, "padding_side": "right", "return_attention_mask": True}
+        self.n_fft, self.win_length, self.hop_length = n_fft, win_length, hop_length
+        self.num_mel_bins, self.mel_scale, self.log_mel = num_mel_bins, mel_scale, log_mel
+        self.do_normalize, self.mean, self.std = do_normalize, mean, std
+        settings = {*vars(self), "sampling_rate", "padding_value"}
+        if unknown := sorted(saved.keys() - SAVED_BESIDE - fixed.keys()):
+            raise _unknown(type(self).__name__, unknown, settings)
+        for name, value in fixed.items():
+            if saved.pop(name, value) != value:
+                raise ValueError(f"`{name}` of {type(self).__name__} is {value!r} and cannot be changed.")
+        super().__init__(num_mel_bins, sampling_rate, padding_value, **saved)
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for name in ("sampling_rate", "n_fft", "win_length", "hop_length", "num_mel_bins"):
+            value, least = getattr(self, name), 2 if name in ("n_fft", "num_mel_bins") else 1
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be a whole number from {least} on, found {value!r}.")
+        if self.win_length > self.n_fft:
+            raise ValueError(f"`win_length` must be at most `n_fft`, found {self.win_length} and {self.n_fft}.")
+        if self.mel_scale not in MEL_SCALES:
+            raise ValueError(f"`mel_scale` must be one of {', '.join(MEL_SCALES)}, found {self.mel_scale!r}.")
+        if not self.std > 0:
+            raise ValueError(f"`std` must be more than 0, found {self.std!r}.")
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        padding: Any = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        return_tensors: Any = None,
+        **unknown: Any,
+    ) -> BatchFeature:
+        """Make `input_features` float[I, F, M] and `attention_mask` int[I, F].
+
+        Args:
+            raw_speech: a sound or several, as `omni.audio.sounds.as_sound` takes them; an array of two axes is several.
+            sampling_rate: of samples that come without one; by default the extractor's own. A sound of another rate than
+                the extractor's is resampled.
+            padding: True for the longest sound; False for none, then the outputs are lists; "max_length".
+            max_length: frames to pad to, where that is asked for.
+            pad_to_multiple_of: frames of which the padded length is a multiple.
+            return_tensors: "pt" or "np".
+
+        Raises:
+            ValueError: no sound, or `sampling_rate` contradicts the rate that a sound comes with.
+            TypeError: an argument that there is not.
+        """
+        if unknown:
+            known = {"sampling_rate", "padding", "max_length", "pad_to_multiple_of", "return_tensors"}
+            raise _unknown(type(self).__name__, sorted(unknown), known)
+        given = [raw_speech] if is_sound(raw_speech) else list(raw_speech)
+        if not given:
+            raise ValueError("Give at least one sound, found none.")
+        sounds = [sound_at(self.sampling_rate, each, sampling_rate) for each in given]
+        filters = self._filters()
+        features = [self._features(sound.samples, filters) for sound in sounds]
+        made: BatchFeature = self.pad(
+            BatchFeature({"input_features": features}),
+            padding=padding,
+            max_length=max_length,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_tensors=return_tensors,
+        )
+        return made
+
+    def _filters(self) -> torch.Tensor:
+        """float32[M, n_fft // 2 + 1]."""
+        filters = mel_filter_bank(
+            num_frequency_bins=self.n_fft // 2 + 1,
+            num_mel_filters=self.num_mel_bins,
+            min_frequency=0.0,
+            max_frequency=self.sampling_rate / 2,
+            sampling_rate=self.sampling_rate,
+            norm=MEL_SCALES[self.mel_scale],
+            mel_scale=self.mel_scale,
+        )
+        return torch.from_numpy(filters.T.astype(np.float32))
+
+    def _features(self, samples: np.ndarray, filters: torch.Tensor) -> np.ndarray:
+        """float32[S] -> float32[F, M]. Window t is centred on sample t * hop_length; the ends are mirrored."""
+        half = self.n_fft // 2
+        padded = torch.from_numpy(np.pad(samples, half, mode="reflect"))
+        window = torch.hann_window(self.win_length)
+        transformed = torch.stft(
+            padded, self.n_fft, self.hop_length, self.win_length, window, center=False, return_complex=True
+        )
+        mel = filters @ torch.view_as_real(transformed).square().sum(-1)
+        if self.log_mel:
+            mel = mel.clamp(min=FLOOR).log10()
+        if self.do_normalize:
+            mel = (mel - self.mean) / self.std
+        features: np.ndarray = mel.T.numpy()
+        return features
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; a setting that there is not is refused, unless it is asked for (`return_unused_kwargs`)."""
+        strange = kwargs.keys() - feature_extractor_dict.keys() - {"return_unused_kwargs", "trust_remote_code"}
+        if strange and not kwargs.get("return_unused_kwargs"):
+            raise _unknown(cls.__name__, sorted(strange), set(feature_extractor_dict) - SAVED_BESIDE)
+        return super().from_dict(feature_extractor_dict, **kwargs)
+
+
+def _unknown(name: str, unknown: list[str], known: set[str]) -> TypeError:
+    return TypeError(f"{name} knows no {', '.join(map(repr, unknown))}; its settings are {', '.join(sorted(known))}.")

@@ -1,0 +1,90 @@
+"""Sounds as a modality: the bundle, and what it takes for other encoders than ours to stand in its place."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from omni.audio.lengths import num_tokens
+from omni.audio.sounds import LargeSoundError, is_sound, read_sound, sound_at
+from omni.registry import Modality
+
+
+def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Tokens of each sound, by the frames that `audio_mask` int[I, F] leaves of it."""
+    shapes = [(int(num_tokens(config, int(sum(mask.tolist())))),) for mask in inputs["audio_mask"]]
+    if any(shape < (1,) for shape in shapes):
+        raise ValueError("A sound is too short for this encoder, which makes no token of it; lengthen it with silence.")
+    return shapes
+
+
+def build(config: Any) -> Any:
+    """The tower of a configuration of transformers."""
+    from omni.audio.towers import build_tower
+
+    return build_tower(config)
+
+
+def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """`audio_features` and `audio_mask` from sounds, by our feature extractor or one of transformers.
+
+    Raises:
+        SoundError: no sound, one at another rate than it is said to have, or longer than the encoder hears.
+    """
+    options = dict(options)
+    if not isinstance(preprocessor, audio.preprocessor_class):
+        rate = preprocessor.sampling_rate
+        sounds = [sound_at(rate, item, options.get("sampling_rate")) for item in items]
+        longest = _longest(preprocessor)
+        if too_long := [sound for sound in sounds if longest and sound.seconds > longest]:
+            raise LargeSoundError(
+                f"A sound of {too_long[0].seconds:.1f} s is too large for this encoder, which hears {longest:.1f} s; cut it "
+                "into pieces first."
+            )
+        items = [sound.samples for sound in sounds]
+        options |= {"sampling_rate": rate, "return_attention_mask": True}
+        if longest is None:
+            options.setdefault("padding", True)
+    made = preprocessor(items, **options)
+    features = made[preprocessor.model_input_names[0]]
+    mask = made.get("attention_mask")
+    if mask is None:  # all are of one length
+        mask = np.ones((len(features), len(features[0])), np.int64)
+    return {"audio_features": features, "audio_mask": mask}
+
+
+def _longest(preprocessor: Any) -> float | None:
+    """Seconds that a feature extractor of transformers hears; it would cut off the rest without a word."""
+    if hasattr(preprocessor, "n_samples"):  # Whisper's
+        return float(preprocessor.n_samples / preprocessor.sampling_rate)
+    if hasattr(preprocessor, "max_length"):  # AST's, of one frame every 10 ms
+        return float(preprocessor.max_length / 100)
+    return None
+
+
+def show(sound: Any) -> Any:
+    """A sound as a picture."""
+    from omni.audio.drawing import draw
+    from omni.audio.sounds import as_sound
+
+    return draw(as_sound(sound))
+
+
+audio = Modality(
+    name="audio",
+    token="<audio>",
+    argument="audio",
+    inputs={"audio_features": "input_features", "audio_mask": "attention_mask"},
+    config_class="omni.audio.configuration_audio:OmniAudioConfig",
+    model_class="omni.audio.modeling_audio:OmniAudioModel",
+    preprocessor_class="omni.audio.feature_extraction_audio:OmniFeatureExtractor",
+    build=build,
+    prepare=prepare,
+    grid_shapes=grid_shapes,
+    is_item=is_sound,
+    open=read_sound,
+    suffixes=(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
+    media_types=("audio/*",),
+    noun="sound",
+    show=show,
+)

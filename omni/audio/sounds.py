@@ -1,0 +1,406 @@
+"""From a file, bytes or an array to a `Sound`: mono samples and their rate; or to one sentence that says why not.
+
+Every sound enters through `read_sound` or `as_sound`.
+
+    sound = read_sound("speech.wav")           # Sound(2.10 s at 44,100 Hz)
+    sound.resampled(16_000).samples            # float32[33600]
+
+What the many kinds of sound become:
+
+| given as                     | becomes                                                                        |
+|------------------------------|--------------------------------------------------------------------------------|
+| several channels             | their mean                                                                     |
+| integers of 8 to 32 bits     | -1 to 1, by the range of their type                                            |
+| floating point               | as it is, if it is finite and its loudest sample at most `LOUDEST`             |
+| another rate                 | that rate; `Sound.resampled` makes another of it (soxr)                        |
+
+A file that lost samples is refused, never filled up (see `formats.py`). What is odd and does no harm is in `Sound.notes`.
+"""
+
+import math
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import md5
+from importlib import import_module
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omni.audio.formats import CutError, DamagedError, Facts, after_id3, facts_of
+from omni.registry import ItemError
+
+MAX_SAMPLES = 50_000_000
+"""Of one channel: 52 minutes at 16 kHz, 200 MB. A few kilobytes can claim to be a sound that fills the memory."""
+
+MAX_BYTES = 8 * MAX_SAMPLES
+"""Of a file: two channels of floats, each as long as a sound may be."""
+
+RATES = range(1_000, 768_001)
+"""Samples in a second."""
+
+LOUDEST = 16.0
+"""Times full scale. Mixing desks write a little more than 1; what is far beyond was integers before it was cast."""
+
+EXPECTED = "a WAV, FLAC, Ogg or MP3 sound"
+
+_STEP = 2.0**-15
+"""The smallest step of 16 bits."""
+
+_BLOCK = 2**18
+"""Samples that are decoded at a time."""
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+
+_CONVERT = "convert it to WAV or FLAC"
+_STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer", "run `git lfs pull` to get the sound itself"),
+    (re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE), "a web page", "download the sound itself"),
+    (re.compile(rb".{4}ftyp(M4A|M4B|mp42|isom)", re.DOTALL), "a sound or video of MPEG-4", _CONVERT),
+    (re.compile(rb".{4}ftyp|\x1a\x45\xdf\xa3|RIFF.{4}AVI |FLV|\0\0\x01\xba", re.DOTALL), "a video", _CONVERT),
+    (re.compile(rb"\xff[\xf0\xf1\xf8\xf9]"), "a sound of AAC", _CONVERT),
+    (re.compile(rb"\xff[\xe4-\xe7\xf4-\xf7\xfc-\xff]"), "a sound of MPEG layer I or II", _CONVERT),
+    (re.compile(rb"FORM.{4}AIF|RF64|riff|caff|\.snd|#!AMR|wvpk|0&\xb2u", re.DOTALL), "another kind of sound", _CONVERT),
+    (re.compile(rb"MThd"), "notes (MIDI) and no sound", "have a synthesizer play it into a WAV file"),
+    (re.compile(rb"#EXTM3U|\[playlist\]"), "a list of sounds", "pass one of them"),
+    (re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF.{4}WEBP", re.DOTALL), "a picture", "pass it as a picture"),
+    (re.compile(rb"%PDF"), "a PDF document", "check that it is the right file"),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it first"),
+)
+"""What people pass by mistake: how it begins, what it is, what to do."""
+
+
+class SoundError(ItemError):
+    """A sound that cannot be read. The message is one sentence: which, what was expected and found, what to do."""
+
+
+class MissingSoundError(SoundError):
+    """There is no such file."""
+
+    kind = "missing"
+
+
+class TruncatedSoundError(SoundError):
+    """The data end too early."""
+
+    kind = "truncated"
+
+
+class LargeSoundError(SoundError):
+    """More than `MAX_SAMPLES` or `MAX_BYTES`."""
+
+    kind = "too large"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sound:
+    """One sound.
+
+    Attributes:
+        samples: float32[S], mono, finite, 1 is full scale; at least one.
+        rate: samples in a second.
+        notes: what is odd about it and does no harm: "silent", "clipped", "the mean of 2 channels".
+
+    Raises:
+        SoundError: other samples, or another rate.
+    """
+
+    samples: NDArray[np.float32]
+    rate: int
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        samples, rate = self.samples, self.rate
+        if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 1:
+            found = (
+                f"{samples.dtype}{list(samples.shape)}" if isinstance(samples, np.ndarray) else type(samples).__name__
+            )
+            raise SoundError(
+                f"The samples of a sound are float32[S] of NumPy, found {found}; make them with `as_sound`."
+            )
+        _check(samples, rate, "The sound")
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return len(self.samples) / self.rate
+
+    def resampled(self, rate: int) -> "Sound":
+        """The same at another rate: float32[ceil(S * rate / self.rate)], through soxr at high quality.
+
+        Raises:
+            SoundError: a rate outside of `RATES`, or more than `MAX_SAMPLES` at that rate.
+        """
+        if rate == self.rate:
+            return self
+        _check_rate(rate, "The sound")
+        length = math.ceil(len(self.samples) * rate / self.rate)
+        _check_length(length, f"The sound of {self.seconds:,.0f} s at {rate:,} Hz")
+        resample = _library("soxr").resample
+        samples = np.asarray(resample(self.samples, self.rate, rate, quality="HQ"), np.float32)
+        samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]
+        return Sound(samples, rate, self.notes)
+
+    def __repr__(self) -> str:
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"Sound({self.seconds:.2f} s at {self.rate:,} Hz{notes})"
+
+
+def read_sound(source: "Source | Sound") -> Sound:
+    """Read one sound.
+
+    Args:
+        source: a path, the bytes of a file of sound, or a sound, which stays as it is.
+
+    Raises:
+        SoundError: the file is missing, unreadable, no sound, cut off, damaged, empty, or too large.
+    """
+    if isinstance(source, Sound):
+        return source
+    name = _name(source)
+    data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else _read(os.fsdecode(source), name)
+    if not data:
+        raise SoundError(f"{name} is empty, expected {EXPECTED}; get the file again.")
+    if len(data) > MAX_BYTES:
+        raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{len(data):,}")
+    if (start := after_id3(data)) and data[start : start + 4] in (b"fLaC", b"OggS", b"RIFF"):
+        data = data[start:]
+    try:
+        if (facts := facts_of(data)) is None:
+            raise _strange(data, name)
+        return _decode(data, facts, name)
+    except (CutError, DamagedError) as error:
+        format_name = _format_of(data)
+        start_of_sentence = f"{name} cannot be decoded, expected a whole {format_name} file, found"
+        if isinstance(error, CutError):
+            raise TruncatedSoundError(
+                f"{start_of_sentence} data that end too early ({error}); get the file again."
+            ) from error
+        raise SoundError(f"{start_of_sentence} {error}; get the file again or {_CONVERT}.") from error
+
+
+def is_sound(given: Any) -> bool:
+    """Whether this is one sound in any of the forms that `as_sound` takes, and not several."""
+    if isinstance(given, tuple) and len(given) == 2 and _is_number(given[1]) and not _is_number(given[0]):
+        return True
+    if isinstance(given, (list, tuple)):
+        return bool(given) and all(map(_is_number, given))
+    return getattr(given, "ndim", 1) < 2
+
+
+def as_sound(given: Any, rate: int | None = None) -> Sound:
+    """A sound from whatever holds one.
+
+    Args:
+        given: a `Sound`; a path or the bytes of a file; samples float[S] or int[S] (an array, a tensor or a list); the pair
+            `(samples, rate)`; or `{"array": samples, "sampling_rate": rate}`.
+        rate: of samples that come without one.
+
+    Raises:
+        SoundError: none of these, or samples without a rate.
+    """
+    if isinstance(given, Sound | str | os.PathLike | bytes | bytearray | memoryview):
+        return read_sound(given)
+    samples = given
+    if isinstance(given, Mapping):
+        if "array" not in given:
+            raise SoundError(f"A sound as a mapping has 'array' and 'sampling_rate', found {sorted(map(str, given))}.")
+        samples, rate = given["array"], given.get("sampling_rate", rate)
+    elif isinstance(given, tuple) and is_sound(given) and not _is_number(given[0]):
+        samples, rate = given
+    if rate is None:
+        raise SoundError("The samples of a sound come without their rate; pass it as `sampling_rate`.")
+    if hasattr(samples, "detach"):  # a tensor
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples
+    values = np.asarray(samples)
+    if values.ndim != 1:
+        raise SoundError(
+            f"The samples of a sound are mono, float[S], found an array of shape {values.shape}; average its channels first."
+        )
+    if values.dtype.kind == "i" and values.dtype.itemsize <= 4:
+        values = values / -float(np.iinfo(values.dtype).min)
+    elif values.dtype.kind != "f":
+        raise SoundError(
+            f"The samples of a sound are floats from -1 to 1, or integers of 8 to 32 bits, found {values.dtype}; scale them."
+        )
+    return _sound(np.ascontiguousarray(values, np.float32), _whole(rate), "The sound")
+
+
+def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
+    """A sound at the rate that an encoder hears.
+
+    Args:
+        rate: of the encoder.
+        given: as `as_sound` takes it.
+        given_rate: of `given`; None where it says so itself, or has that of the encoder.
+
+    Raises:
+        SoundError: no sound, or one that comes with another rate than `given_rate`.
+    """
+    sound = as_sound(given, rate if given_rate is None else given_rate)
+    if given_rate is not None and sound.rate != given_rate:
+        raise SoundError(
+            f"The sound comes with {sound.rate:,} samples in a second, but `sampling_rate` says {given_rate:,}; "
+            "leave `sampling_rate` out, the sound's own rate is known."
+        )
+    return sound.resampled(rate)
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"The given sound ({len(source):,} bytes)"
+    if isinstance(source, str | os.PathLike):
+        return repr(os.fsdecode(source))
+    raise TypeError(f"read_sound takes a path, bytes or a Sound, not {type(source).__name__}")
+
+
+def _read(path: str, name: str) -> bytes:
+    """The content of an ordinary file; anything else is told apart first, as opening a pipe would wait for ever."""
+    try:
+        kind = os.stat(path).st_mode
+        if stat.S_ISREG(kind):
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_BYTES:
+                    raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{size:,}")
+                return file.read(size)  # and no further: what the system makes up in /proc has size 0 and may never end
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if re.match(r"[a-z]+://", path):
+            raise SoundError(f"{name} is an address, expected a file; download the sound first.") from error
+        where = "" if os.path.isabs(path) else f" in {os.getcwd()!r}"
+        raise MissingSoundError(f"{name} does not exist{where}, expected {EXPECTED}; check the path.") from error
+    except PermissionError as error:
+        problem = "may not be read by this user, expected a readable file; change its permissions"
+        raise SoundError(f"{name} {problem}.") from error
+    except SoundError:
+        raise
+    except (OSError, ValueError) as error:  # too long, a null byte in it, a circle of links; or the disk
+        raise SoundError(f"{name} cannot be opened ({error}), expected {EXPECTED}; check the path.") from error
+    if stat.S_ISDIR(kind):
+        raise SoundError(f"{name} is a folder, expected {EXPECTED}; pass one of the files in it.")
+    raise SoundError(f"{name} is a pipe or a device, expected an ordinary file; save the sound first.")
+
+
+def _strange(data: bytes, name: str) -> SoundError:
+    what, remedy = next(
+        ((what, remedy) for magic, what, remedy in _STRANGERS if magic.match(data)),
+        (f"data that begin with {data[:8]!r}", "check that it is the right file"),
+    )
+    return SoundError(f"{name} is not a sound that can be read, expected {EXPECTED}, found {what}; {remedy}.")
+
+
+def _format_of(data: bytes) -> str:
+    return {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}.get(data[:4], "MP3")
+
+
+def _library(name: str) -> Any:
+    """soundfile or soxr, which come with the extra [audio]."""
+    try:
+        return import_module(name)
+    except (ImportError, OSError) as error:  # soundfile raises the latter where libsndfile is missing
+        raise SoundError(f"Sounds need the package {name}: pip install 'omni-thinker[audio]'.") from error
+
+
+# --- Samples ----------------------------------------------------------------------------------------------------------
+
+
+def _decode(data: bytes, facts: Facts, name: str) -> Sound:
+    """The samples of a file that was checked, mixed down block by block; they must be as many as it says."""
+    soundfile = _library("soundfile")
+    found, mixed, hashed = 0, list[NDArray[np.float32]](), md5(usedforsecurity=False)
+    try:
+        with soundfile.SoundFile(BytesIO(data)) as file:
+            rate, channels = file.samplerate, file.channels
+            if facts.samples is not None or file.frames < 2**40:  # it says so of a length that it does not know
+                _check_length(file.frames, name)
+            while len(block := file.read(_BLOCK, "int32" if facts.md5 else "float32", always_2d=True)):
+                _check_length(found := found + len(block), name)
+                if facts.md5:
+                    hashed.update(_packed(block, facts.bits))
+                    block = block.astype(np.float32) * np.float32(2**-31)
+                with np.errstate(all="ignore"):  # infinities are refused below
+                    mixed.append(block.mean(axis=1, dtype=np.float32) if channels > 1 else block[:, 0].copy())
+            expected = file.frames if facts.samples is None else facts.samples
+    except soundfile.LibsndfileError as error:
+        reason = str(error.error_string).removeprefix("Error : ").rstrip(".")
+        if re.search("lost sync|psf_fseek", reason):  # what libFLAC says at the end of a file that is cut
+            raise CutError(f"a piece is missing: {reason}") from error
+        raise DamagedError(f"damaged or unusual data ({reason})") from error
+    if facts.rate not in (None, rate):
+        raise DamagedError(f"{facts.rate:,} Hz in the header and {rate:,} Hz in the data")
+    if found != expected and expected < 2**40:
+        raise CutError(f"the header promises {expected:,} samples, the file has {found:,}")
+    if facts.md5 and hashed.digest() != facts.md5:
+        raise DamagedError("samples that differ from the hash of them in the header")
+    samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
+    return _sound(samples, rate, name, (f"the mean of {channels} channels",) if channels > 1 else ())
+
+
+def _packed(block: NDArray[np.int32], bits: int) -> bytes:
+    """Samples as FLAC hashes them: the fewest whole bytes that hold one, the lowest first."""
+    values = (block >> (32 - bits)).astype("<i4").reshape(-1, 1)
+    return values.view(np.uint8)[:, : -(-bits // 8)].tobytes()
+
+
+def _sound(samples: NDArray[np.float32], rate: int, name: str, notes: tuple[str, ...] = ()) -> Sound:
+    """Samples that are checked under the name of where they come from, with what is odd about them."""
+    _check(samples, rate, name)
+    top = np.abs(samples) >= 1 - _STEP
+    if _loudest(samples) < _STEP:
+        notes += ("silent",)
+    elif (top[2:] & top[1:-1] & top[:-2]).any():  # a single sample may just reach the top
+        notes += ("clipped",)
+    return Sound(samples, rate, notes)
+
+
+def _loudest(samples: NDArray[np.float32]) -> float:
+    return max(float(samples.max()), -float(samples.min()))
+
+
+def _check(samples: NDArray[np.float32], rate: int, name: str) -> None:
+    _check_rate(rate, name)
+    if not len(samples):
+        raise SoundError(f"{name} has no samples, expected at least one; check the program that made it.")
+    _check_length(len(samples), name)
+    loudest = _loudest(samples)
+    if not math.isfinite(loudest):
+        raise SoundError(
+            f"{name} holds samples that are infinite or not a number, expected -1 to 1; check the program that made it."
+        )
+    if loudest > LOUDEST:
+        raise SoundError(
+            f"{name} reaches {loudest:,.0f} times full scale, expected samples from -1 to 1; divide them by the largest "
+            "value of the integers that they were, such as 32,768."
+        )
+
+
+def _check_rate(rate: int, name: str) -> None:
+    if not isinstance(rate, int) or rate not in RATES:
+        raise SoundError(f"{name} has {rate!r} samples in a second, expected {RATES[0]:,} to {RATES[-1]:,}.")
+
+
+def _check_length(samples: int, name: str) -> None:
+    if samples > MAX_SAMPLES:
+        raise _too_large(name, f"{MAX_SAMPLES:,} samples", f"{samples:,}")
+
+
+def _too_large(name: str, most: str, found: str) -> SoundError:
+    return LargeSoundError(f"{name} is too large, expected at most {most}, found {found}; cut it into pieces first.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _whole(rate: Any) -> int:
+    if not _is_number(rate) or rate != int(rate):
+        raise SoundError(f"The rate of a sound is a whole number of samples in a second, found {rate!r}.")
+    return int(rate)

@@ -1,0 +1,73 @@
+"""Audio encoders of transformers in the place of ours: the same arguments, and the same named outputs.
+
+    WhisperEncoder      input_features float[I, M, F]                    without the decoder that AutoModel would build, too
+    ASTModel            input_values float[I, F, M]                      without a mask
+    Wav2Vec2Model, ...  input_values float[I, S], attention_mask         the mask only where it was trained with one
+
+A tower is a subclass of the model, so its tensors have the names that they have there.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import MODEL_MAPPING, PreTrainedModel
+
+from omni.audio.lengths import SPECTROGRAM, WHISPER, hears_samples, num_tokens
+from omni.audio.modeling_audio import OmniAudioOutput
+
+
+def build_tower(config: Any) -> PreTrainedModel:
+    """The tower of a configuration of transformers.
+
+    Raises:
+        ValueError: a model that is none of these.
+    """
+    num_tokens(config, 1)  # refuses others
+    tower: PreTrainedModel = _tower_class(type(config))(config)
+    return tower
+
+
+@cache
+def _tower_class(config_class: type) -> Any:
+    if config_class.model_type == WHISPER:  # type: ignore[attr-defined]
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder as Model
+    else:
+        Model = MODEL_MAPPING[config_class]
+    return type(f"{Model.__name__}Tower", (_Tower, Model), {"__module__": __name__})
+
+
+class _Tower:
+    """The arguments and outputs of `OmniAudioModel`, before a model of transformers."""
+
+    config: Any
+    main_input_name = "input_features"
+
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> OmniAudioOutput:
+        """Encode sounds as the model's feature extractor makes them."""
+        inputs: dict[str, Any] = {
+            "input_features" if self.config.model_type == WHISPER else "input_values": input_features
+        }
+        if hears_samples(self.config) and self.config.feat_extract_norm == "layer":
+            inputs["attention_mask"] = attention_mask
+        encoded = super().forward(**inputs, **kwargs)  # type: ignore[misc]
+        tokens = encoded.last_hidden_state
+        if self.config.model_type == SPECTROGRAM:  # CLS, the token of distillation, patches
+            cls, grid = tokens[:, :1], tokens[:, 2:]
+        else:
+            frames = input_features.shape[-1]
+            lengths = torch.full((len(tokens),), frames) if attention_mask is None else attention_mask.sum(1)
+            lengths = num_tokens(self.config, lengths.to(tokens.device))[:, None]
+            real = torch.arange(tokens.shape[1], device=tokens.device) < lengths
+            grid = tokens.masked_fill(~real[:, :, None], 0)
+            cls = grid.sum(1, keepdim=True) / lengths[:, :, None]
+        return OmniAudioOutput(
+            last_hidden_state=tokens,
+            pooler_output=cls[:, 0],
+            hidden_states=encoded.get("hidden_states"),
+            attentions=encoded.get("attentions"),
+            cls=cls,
+            grid=grid,
+        )
