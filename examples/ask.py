@@ -1,4 +1,4 @@
-"""Ask about a picture, with the ordinary classes of transformers.
+"""Ask about a picture with the Auto classes of transformers.
 
 python examples/ask.py examples/scene.png "what color is the circle"
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import omni  # noqa: F401 - from here on the Auto classes know omni's models
+import omni  # noqa: F401 - adds omni's models to the Auto classes
 from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent

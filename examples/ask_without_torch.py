@@ -1,4 +1,4 @@
-"""Ask about a picture without torch and transformers, with what `omni export checkpoints/omni_tiny exported` wrote.
+"""Ask about a picture without torch and transformers, with the graphs of `omni export checkpoints/omni_tiny exported`.
 
 python examples/ask_without_torch.py exported examples/scene.png "what color is the circle"
 """
@@ -34,7 +34,7 @@ while new[0, -1] not in settings["end_token_ids"] and len(answer) < 64:
     embeds[new == settings["image_token_id"]] = tokens[0, : 0 if answer else None]
     read = run("thinker", inputs_embeds=embeds, attention_mask=mask, **past)
     past = {name: read[name.replace("input.", "output.")] for name in past}
-    read["logits"][..., settings["image_token_id"]] = -np.inf  # what is written is text
+    read["logits"][..., settings["image_token_id"]] = -np.inf  # an answer has no pictures
     new = read["logits"][:, -1:].argmax(-1)
     answer.append(new.item())
 print(tokenizer.decode(answer).strip())

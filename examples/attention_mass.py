@@ -1,6 +1,6 @@
-"""Does a model look at the object? Scenes with one: attention on the patches that it covers, against their share of all.
+"""Does a model look at the object? Measure the attention on its patches, in scenes with one object.
 
-python examples/attention_mass.py 100     # how many scenes
+python examples/attention_mass.py 100     # number of scenes
 """
 
 import sys
@@ -17,11 +17,11 @@ CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 KINDS = {"shape": 1, "color": 1, "size": 1, "pattern": 1, "where": 1}
 scenes = [sample_scene(number, "test", max_objects=1) for number in range(int([*sys.argv, "10"][1]))]
 covered = np.array([object_map(scene) >= 0 for scene in scenes])
-print(f"{len(scenes)} scenes; the object covers {covered.mean():.3f} of the patches, of the attention:")
+print(f"{len(scenes)} scenes; the object covers {covered.mean():.3f} of the patches, and gets of the attention:")
 
 
 def show(name, maps):
-    """float[scenes, h, w]: what falls on the object, of all on patches; its standard error; over the object's area."""
+    """Print the object's share of maps float[scenes, h, w], its standard error, and its multiple of the object's area."""
     mass = np.array([each[mask].sum() / each.sum() for each, mask in zip(maps, covered, strict=True)])
     print(f"{name:33}{mass.mean():.3f} +- {mass.std() / len(mass) ** 0.5:.3f}{mass.mean() / covered.mean():6.1f} x")
 

@@ -1,6 +1,6 @@
-"""Join a CLIP and a Llama that exist already, train the projector between them through a recipe, and ask.
+"""Compose a model of a CLIP and a Llama, train its projector with a recipe, and ask.
 
-Both are tiny and random here, so their answer is noise. Nothing is downloaded. Real ones go the same way.
+Both are tiny and random here, so nothing is downloaded, and the answer is noise. With real models the steps are the same.
 
 python examples/compose.py
 """
@@ -33,8 +33,8 @@ with tempfile.TemporaryDirectory() as folder:
     composition = compose(clip, llama, projector="unshuffle_mlp")
     print("\n".join(composition.notes), "\nuntrained:", composition.model.config.untrained)
     changes = [f"model.checkpoint={composition.save(joined)}", "model.image=null", "evaluate=null", f"output={trained}"]
-    settings = ("max_steps=3", "per_device_train_batch_size=4", "dataloader_num_workers=0")
-    changes += [f"arguments.{each}" for each in settings]
+    small = ("max_steps=3", "per_device_train_batch_size=4", "dataloader_num_workers=0")
+    changes += [f"arguments.{setting}" for setting in small]
     run(Recipe.read(HERE.parent / "configs/train_projector.json", changes))
     said = answer(*load(trained), [read_picture(HERE / "scene.png")], "what color is the circle", max_new_tokens=4)
     print("read", said.tokens_read, "tokens, wrote", said.tokens_written)

@@ -1,4 +1,4 @@
-"""What the fused model does, done by hand: registry, encoder, projector, Thinker, and the shape of every tensor.
+"""The steps of the fused model by hand: registry, encoder, projector, Thinker, and the shape of every tensor.
 
 python examples/fuse_by_hand.py
 """
@@ -34,4 +34,4 @@ for name, tensor in shown.items():
     print(f"{name:15} {' x '.join(map(str, tensor.shape))}")
 print("tokens of the picture:", int(here.sum()), "planned:", model.config.num_tokens("image", grid_shape))
 print("next word:", processor.decode(logits[0, -1].argmax()))
-assert torch.allclose(logits, model(**inputs).logits, atol=1e-4)  # the model does the same
+assert torch.allclose(logits, model(**inputs).logits, atol=1e-4)  # the model computes the same

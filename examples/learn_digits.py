@@ -1,8 +1,8 @@
-"""Fit the shipped model to a folder of your own: here scikit-learn's handwritten digits, 1,797 real scans of 43 writers.
+"""Train the shipped model on your own folder. Here it holds scikit-learn's handwritten digits, 1,797 scans of 43 writers.
 
     python examples/learn_digits.py digits      # writes digits/train/<digit>/*.png and digits/test, and trains on them
 
-A fifth is held out. What follows once the files are written is what you would do with yours.
+A fifth is held out. With your own files, start where the files are written.
 """
 
 import subprocess

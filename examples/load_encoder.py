@@ -1,4 +1,4 @@
-"""Load the encoder and look at what it makes of a picture: one CLS token, and a grid with one token per patch.
+"""Load the encoder, and see the tokens of a picture: one CLS token, and a grid with one token for each patch.
 
 python examples/load_encoder.py
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModel
 
-import omni  # noqa: F401 - from here on the Auto classes know omni's models
+import omni  # noqa: F401 - adds omni's models to the Auto classes
 from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent
@@ -23,7 +23,7 @@ print("pixel_values", tuple(inputs["pixel_values"].shape))
 print("cls         ", tuple(encoded.cls.shape))
 print("grid        ", tuple(encoded.grid.shape))
 
-# How much each patch is like the one in the middle of the heart: 0 to 9, in the places of the picture.
+# The similarity of each patch to the one in the middle of the heart, from 0 to 9, in the layout of the picture.
 side = model.config.grid_size
 grid = torch.nn.functional.normalize(encoded.grid[0], dim=-1)  # (196, 128)
 alike = (grid @ grid[7 * side + 7]).clamp(0, 0.999).reshape(side, side)

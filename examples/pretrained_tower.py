@@ -1,6 +1,6 @@
-"""Put a vision model of transformers in the place of omni's encoder: a configuration, and its weights.
+"""Use a vision model of transformers in the place of omni's encoder.
 
-Here a tiny SigLIP with random weights is saved first, so that nothing is downloaded; a real one goes the same way.
+Here it is a tiny SigLIP with random weights, so nothing is downloaded. With a real one the steps are the same.
 
 python examples/pretrained_tower.py
 """
@@ -15,7 +15,7 @@ from omni.vision.pictures import read_picture
 
 HERE = Path(__file__).parent
 
-with tempfile.TemporaryDirectory() as folder:  # stands for the folder of a pretrained model
+with tempfile.TemporaryDirectory() as folder:  # in the place of the folder of a pretrained model
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     AutoModel.from_config(SiglipVisionConfig(image_size=64, patch_size=16, **small)).save_pretrained(folder)
     tower, tower_config = AutoModel.from_pretrained(folder), AutoConfig.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Register an encoder of your own for a modality of your own, waves. Run: python examples/register_encoder.py"""
+"""Register your own modality, waves, with your own encoder. Run: python examples/register_encoder.py"""
 
 import torch
 from transformers import BatchFeature, FeatureExtractionMixin, PreTrainedConfig, PreTrainedModel

@@ -1,6 +1,6 @@
 """Two pictures in one prompt, and the token plan: which tokens of the prompt stand for which picture.
 
-The shipped checkpoint learnt from prompts with one picture each; train on your own pairs before you trust its answer.
+The shipped checkpoint was trained on prompts with one picture. Train on your own pairs before you trust its answer.
 
 python examples/two_pictures.py
 """

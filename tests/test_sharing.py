@@ -166,10 +166,15 @@ def test_the_measured_tables_go_to_the_hub_with_the_weights_that_they_are_of(
     model = AutoModelForImageTextToText.from_pretrained(measured)
     model.push_to_hub("somebody/mine")
     assert pushed["README.md"] == card
-    assert {"config.json", "model.safetensors", "omni_remote.py"} <= set(pushed)
+    assert {"config.json", "model.safetensors", "omni_remote.py", "seal.json"} <= set(pushed)
+    pushed.clear()
     # in the folder itself transformers would have replaced the card by an empty one
     model.save_pretrained(str(measured), push_to_hub=True, repo_id="somebody/mine")
     assert pushed["README.md"] == card == (measured / "README.md").read_text()
+    assert pushed["seal.json"] == (measured / "seal.json").read_text()
+    processor = transformers.AutoImageProcessor.from_pretrained(measured)
+    processor.save_pretrained(str(measured.parent / "encoder"), push_to_hub=True, repo_id="somebody/encoder")
+    assert json.loads(pushed["preprocessor_seal.json"])["files"].keys() == {"preprocessor_config.json"}
 
     with torch.no_grad():
         model.model.image_tower.norm.weight.add_(0.1)

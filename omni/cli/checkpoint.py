@@ -1,4 +1,4 @@
-"""What is done to the folder of a checkpoint itself."""
+"""The commands that work on the folder of a checkpoint: checkpoint seal."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,22 +8,22 @@ import typer
 from omni.cli.commands import app
 from omni.cli.console import user_errors
 
-group = typer.Typer(help="Look after the folder of a checkpoint.", no_args_is_help=True)
+group = typer.Typer(help="Work on the folder of a checkpoint.", no_args_is_help=True)
 app.add_typer(group, name="checkpoint")
 
 
 @group.callback()
 def _group() -> None:
-    """Keep the name of a command that is the only one."""
+    """Without this, typer would drop the name of a group's only command."""
 
 
 @group.command()
 def seal(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Whose files were changed on purpose.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder whose files you changed.")],
 ) -> None:
-    """Seal a checkpoint as it is now, after a change that is meant: omni checkpoint seal FOLDER.
+    """Seal a checkpoint again after you changed its files: omni checkpoint seal FOLDER.
 
-    Every loading compares the files with the seal. What was changed is noted in it.
+    Loading compares the files with the seal. The seal keeps a note of what you changed.
     """
     from omni.checkpoints.fingerprints import renew_fingerprints
     from omni.checkpoints.folder import CheckpointError, expect_folder
@@ -35,4 +35,4 @@ def seal(
         files = reseal(folder, parts)
     for what, happened in {**{f"weights of {part}": "changed" for part in parts}, **files}.items():
         typer.echo(f"{happened}: {what}")
-    typer.echo(f"{folder} is sealed as it is now.")
+    typer.echo(f"{folder} is sealed with its current files.")

@@ -244,7 +244,7 @@ def seal(folder: Path, code: int = 0) -> str:
 def test_a_change_that_is_meant_is_sealed_and_leaves_a_trace(folder: Path) -> None:
     before = json.loads((folder / "seal.json").read_text())
     assert before["changed"] == []
-    assert seal(folder) == f"{folder} is sealed as it is now.\n"
+    assert seal(folder) == f"{folder} is sealed with its current files.\n"
     edit(folder / "generation_config.json", eos_token_id=3)
     assert f"omni checkpoint seal {folder}`" in refusal(load, folder)
     assert seal(folder).startswith("changed: generation_config.json\n")
