@@ -300,6 +300,23 @@ def test_parts_of_the_output(output: str) -> None:
     assert model(**inputs).logits.isfinite().all()
 
 
+def test_odd_lengths_are_folded_and_rounded_up() -> None:
+    model, processor = build(projector="unshuffle_mlp", factor=4)
+    lengths = [8_000, 100, 3_000]
+    sounds = [chirp()[:length] for length in lengths]
+    inputs = processor(text=["<audio>" * 2, "<audio>"], audio=sounds, padding=True, return_tensors="pt")
+    expected = [1 + -(-(tokens(length) - 1) // 4) for length in lengths]
+    assert expected == [3, 2, 2]
+    assert counts(processor, inputs) == [5, 2]
+    with torch.no_grad():
+        together = model.get_audio_features(inputs["audio_features"], inputs["audio_mask"]).pooler_output
+        for sound, found in zip(sounds, together, strict=True):
+            one = processor(text="<audio>", audio=sound, return_tensors="pt")
+            alone = model.get_audio_features(one["audio_features"], one["audio_mask"]).pooler_output[0]
+            torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+        assert model(**inputs).logits.isfinite().all()
+
+
 def test_saved_and_loaded_nothing_differs(pair: Pair, tmp_path: Path) -> None:
     model, processor = pair
     model.save_pretrained(tmp_path)
