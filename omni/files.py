@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file under a hidden name in the same folder, and rename it once all of it is on the disk.
 
-    Until then an earlier file at `path` stays. A full disk or a kill leaves it unchanged.
+    Until then an earlier file at `path` stays. A full disk or a kill leaves it unchanged. What is no regular file, such as
+    /dev/stdout, is written to as it is.
 
     Args:
         path: path of the file.
@@ -18,6 +19,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            write(file)
+        return
     aside = path.with_name(f".{path.name}.writing")
     try:
         with aside.open("wb") as file:
@@ -28,3 +33,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except Exception:
         aside.unlink(missing_ok=True)
         raise
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """As `write_whole`, of text in UTF-8.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_whole(path, lambda file: file.write(text.encode()))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -25,18 +26,18 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
         output: the encoder's outputs that the projector reads: "cls", "grid" or "cls+grid".
         projector: a key of `PROJECTORS`.
         factor: side k of the neighbourhoods that `unshuffle_mlp` folds into one token; 1 for other projectors.
-        grid_shape: the item's grid of patches, such as (14, 14).
+        grid_shape: the item's grid of patches, such as (14, 14). Of one axis, its last neighbourhood may be incomplete.
 
     Raises:
-        ValueError: the factor does not divide the grid.
+        ValueError: the factor does not divide a grid of several axes.
     """
     parts = output.split("+")
-    if "grid" in parts and any(side % factor for side in grid_shape):
+    if "grid" in parts and len(grid_shape) > 1 and any(side % factor for side in grid_shape):
         raise ValueError(
             f"{projector} folds neighbourhoods of {factor} along each side, but a grid of "
             f"{'x'.join(map(str, grid_shape))} patches is not divisible by {factor}; choose another factor or image size."
         )
-    patches = math.prod(side // factor for side in grid_shape)
+    patches = math.prod(-(-side // factor) for side in grid_shape)
     return ("cls" in parts) + patches * ("grid" in parts)
 
 
@@ -104,9 +105,12 @@ class UnshuffleMLPProjector(nn.Module):
 def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> torch.Tensor:
     """Fold neighbourhoods of k along each of the n grid axes into the width.
 
-    float[B, N, D] -> float[B, N / k**n, k**n * D]. Neighbourhoods and the patches inside them are in reading order.
+    float[B, N, D] -> float[B, N / k**n, k**n * D]. Neighbourhoods and the patches inside them are in reading order. Zeros
+    complete the last neighbourhood of a grid of one axis.
     """
     batch, dims = grid.shape[0], len(grid_shape)
+    if dims == 1 and (missing := -grid_shape[0] % factor):
+        grid, grid_shape = F.pad(grid, (0, 0, 0, missing)), (grid_shape[0] + missing,)
     split = [size for side in grid_shape for size in (side // factor, factor)]
     outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
     folded = grid.reshape(batch, *split, -1).permute(0, *outer, *inner, 2 * dims + 1)  # (B, g.., k.., D)

@@ -153,6 +153,7 @@ def test_pictures_need_no_model(name: str) -> None:
 
 ASIDE = {
     "vision": ("omni", "omni.auto", "omni.fast"),
+    "audio": ("omni", "omni.auto"),
     "fast": ("omni", "omni.auto", "omni.cli.benching"),
     "scenes": ("omni",),
 }
@@ -167,9 +168,10 @@ def test_a_room_that_can_be_deleted_is_known_to_few(aside: str) -> None:
     assert not broken, listed(broken)
 
 
-def test_omni_works_when_its_own_encoder_is_deleted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plugin", ["vision", "audio"])
+def test_omni_works_when_a_plugin_of_its_own_is_deleted(plugin: str, tmp_path: Path) -> None:
     """Really deleted: what is left imports, and transformers' Auto classes with it."""
-    shutil.copytree(ROOT / "omni", tmp_path / "omni", ignore=shutil.ignore_patterns("vision", "__pycache__"))
+    shutil.copytree(ROOT / "omni", tmp_path / "omni", ignore=shutil.ignore_patterns(plugin, "__pycache__"))
     code = (
         "import omni; from omni import OmniForConditionalGeneration, OmniProcessor; "
         "from transformers import AutoConfig, AutoModel, AutoProcessor; print(omni.__file__)"

@@ -12,7 +12,7 @@ from omni.projectors import PROJECTORS, num_tokens
 
 D, T = 12, 20  # widths of the encoder and of the language model
 OUTPUTS = ("cls", "grid", "cls+grid")
-GRIDS = ((4, 6), (2, 2), (8,), (6,))
+GRIDS = ((4, 6), (2, 2), (8,), (6,), (7,), (1,))
 CASES = [
     (kind, output, factor, grid)
     for kind in PROJECTORS
@@ -51,7 +51,8 @@ def unshuffle_mlp(p: nn.Module, t: dict[str, torch.Tensor], grid: tuple[int, ...
             pattern = "b (h kh w kw) d -> b (h w) (kh kw d)"
             folded = rearrange(t["grid"], pattern, h=grid[0] // k, kh=k, w=grid[1] // k, kw=k)
         else:
-            folded = rearrange(t["grid"], "b (n k) d -> b n (k d)", k=k)
+            zeros = t["grid"].new_zeros(len(t["grid"]), -grid[0] % k, D)
+            folded = rearrange(torch.cat([t["grid"], zeros], dim=1), "b (n k) d -> b n (k d)", k=k)
         made.append(F.linear(folded, *p.fc1.parameters()))
     return torch.cat([F.linear(F.gelu(x), *p.fc2.parameters()) for x in made], dim=1)
 
@@ -123,7 +124,15 @@ def test_no_parameter_is_idle(output: str) -> None:
         assert all(p.grad is not None and p.grad.abs().sum() for p in projector.parameters()), kind
 
 
-@pytest.mark.parametrize("grid", [(3, 4), (4, 3), (5,)])
+def test_zeros_complete_the_last_neighbourhood_of_a_sound() -> None:
+    """Of 5 tokens by threes there are two."""
+    from omni.projectors import unshuffle
+
+    assert unshuffle(torch.arange(1.0, 6.0).reshape(1, 5, 1), (5,), 3)[0].tolist() == [[1, 2, 3], [4, 5, 0]]
+    assert [num_tokens("cls+grid", "unshuffle_mlp", 3, (n,)) for n in range(1, 8)] == [2, 2, 2, 3, 3, 3, 4]
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (4, 3), (2, 3, 2)])
 def test_a_grid_that_does_not_divide(grid: tuple[int, ...]) -> None:
     shape = "x".join(map(str, grid))
     with pytest.raises(ValueError, match=f"neighbourhoods of 2 .* grid of {shape} patches is not divisible by 2"):

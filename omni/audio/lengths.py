@@ -35,6 +35,6 @@ def num_tokens(config: Any, frames: Any) -> Any:
     if hasattr(config, "time_reduction"):
         return -(-frames // config.time_reduction)
     raise ValueError(
-        f"An encoder of type {config.model_type!r} cannot hear for omni; expected omni_audio, {WHISPER}, {SPECTROGRAM}, or one "
-        "of wav2vec2's kind."
+        f"An encoder of type {config.model_type!r} cannot hear for omni; expected omni_audio, {WHISPER}, {SPECTROGRAM}, or "
+        "one of wav2vec2's kind."
     )

@@ -12,7 +12,9 @@ from omni.registry import Modality
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
     """Tokens of each sound, by the frames that `audio_mask` int[I, F] leaves of it."""
-    shapes = [(int(num_tokens(config, int(sum(mask.tolist())))),) for mask in inputs["audio_mask"]]
+    shapes: list[tuple[int, ...]] = [
+        (int(num_tokens(config, int(sum(mask.tolist())))),) for mask in inputs["audio_mask"]
+    ]
     if any(shape < (1,) for shape in shapes):
         raise ValueError("A sound is too short for this encoder, which makes no token of it; lengthen it with silence.")
     return shapes

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from transformers import MODEL_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 
 from omni.audio.lengths import SPECTROGRAM, WHISPER, hears_samples, num_tokens
 from omni.audio.modeling_audio import OmniAudioOutput
@@ -24,16 +24,16 @@ def build_tower(config: Any) -> PreTrainedModel:
         ValueError: a model that is none of these.
     """
     num_tokens(config, 1)  # refuses others
-    tower: PreTrainedModel = _tower_class(type(config))(config)
+    tower: PreTrainedModel = _tower_class(config.model_type)(config)
     return tower
 
 
 @cache
-def _tower_class(config_class: type) -> Any:
-    if config_class.model_type == WHISPER:  # type: ignore[attr-defined]
+def _tower_class(model_type: str) -> Any:
+    if model_type == WHISPER:
         from transformers.models.whisper.modeling_whisper import WhisperEncoder as Model
     else:
-        Model = MODEL_MAPPING[config_class]
+        Model = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
     return type(f"{Model.__name__}Tower", (_Tower, Model), {"__module__": __name__})
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omni.files import write_text_whole
+
 REMOTE_CODE = '''"""What transformers runs of this checkpoint with trust_remote_code=True: the import of its package."""
 
 try:
@@ -33,7 +35,7 @@ def remote_code(folder: Any, classes: Mapping[str, str]) -> dict[str, str]:
     """
     path = Path(folder) / "omni_remote.py"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(REMOTE_CODE, encoding="utf-8")
+    write_text_whole(path, REMOTE_CODE)
     return {auto: f"{path.stem}.{name}" for auto, name in classes.items()}
 
 
@@ -65,7 +67,7 @@ def write_card(folder: str | Path, measured: str | None, model_type: str) -> Non
         text = NEW_CARD.format(tag=CARD_TAGS.get(model_type, "feature-extraction"), kind=model_type)
     else:
         text = MEASURED.sub("", text)
-    path.write_text(text, encoding="utf-8")
+    write_text_whole(path, text)
 
 
 CARD_TAGS = {"omni": "image-text-to-text", "omni_vision": "image-feature-extraction"}

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from omni.files import write_text_whole
+
 from .folder import CONFIG, CheckpointError, named, read_object
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     wide = torch.promote_types(tensor.dtype, torch.float32) if tensor.dtype.itemsize > 1 else None
     # A sum is quick, and finite where all of its terms are, unless they are huge. Pieces this small are summed by one
     # core: the others may be busy, and would be waited for.
-    for piece in tensor.reshape(-1).split(30_000):
+    for piece in torch.split(tensor.reshape(-1), 30_000):
         terms = piece.float() if wide is None else piece
         if not terms.sum(dtype=wide).isfinite() and not terms.isfinite().all():
             return False
@@ -167,5 +169,5 @@ def renew_fingerprints(folder: Path) -> dict[str, str]:
     saved, found = values.get("fingerprints") or {}, fingerprint_parts(tensors)
     if saved != found:
         text = json.dumps({**values, "fingerprints": found}, indent=2, sort_keys=True) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_text_whole(folder / CONFIG, text)
     return {part: mark for part, mark in saved.items() if found.get(part) != mark}

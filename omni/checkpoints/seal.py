@@ -18,6 +18,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from omni.files import write_text_whole
+
 from .folder import ADAPTERS, BASE, CONFIG, CheckpointError, expect_description, expect_folder, named, read_object
 
 MODEL, PROCESSOR, PREPROCESSOR, ADAPTER = (
@@ -219,7 +221,7 @@ def _render(files: Any, changed: Any) -> str:
 
 
 def _write(path: Path, files: Mapping[str, str], changed: list[dict[str, str]]) -> None:
-    path.write_text(_render(files, changed), encoding="utf-8")
+    write_text_whole(path, _render(files, changed))
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:

@@ -21,6 +21,7 @@ from omni.cli.console import (
     user_errors,
     write_file,
 )
+from omni.files import write_whole
 
 
 @app.command()
@@ -144,7 +145,7 @@ def attend(
             drawn = panels.draw_words(found, processor, opened)
             about |= {**vars(found), "answer": found.answer.answer, "question": question}
     if output is not None:
-        write_file(output, drawn.save)
+        write_file(output, lambda path: write_whole(path, lambda file: drawn.save(file, "PNG")))
     if as_json:
         typer.echo(json.dumps(about, indent=2, default=lambda array: array.tolist()))
     elif question is not None:

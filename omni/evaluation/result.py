@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, ValidationError
 
 from omni.data.manifests import PROMPT
+from omni.files import write_text_whole
 from omni.loading.checkpoint import ADAPTERS, base_of
 from omni.worlds import WorldError, find_world, worlds
 
@@ -196,7 +197,7 @@ class Result(Strict):
 
     def write(self, path: str | Path) -> None:
         """Write the document for `read`. An existing file is replaced."""
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text_whole(Path(path), self.model_dump_json(indent=2) + "\n")
 
     def score(self, kind: str) -> Score:
         """The score of one kind of question."""
@@ -313,4 +314,4 @@ def write_answers(path: str | Path, asked: Iterable[Asked]) -> None:
         }
         for each in asked
     )
-    Path(path).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_text_whole(Path(path), "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

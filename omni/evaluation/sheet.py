@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from omni.files import write_text_whole
+
 from .measuring import Outcome
 from .scores import Asked
 from .tables import remarks, tabulate, title
@@ -75,7 +77,7 @@ def write_sheet(path: str | Path, outcome: Outcome, limit: int = 60) -> None:
         *(_article(by_example[example], outcome.pictures(example)) for example in shown),
         "</main></body></html>",
     ]
-    Path(path).write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_text_whole(Path(path), "\n".join(parts) + "\n")
 
 
 def _row(tag: str, cells: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from omni.files import write_text_whole
+
 from .result import EncoderSettings, Result
 from .scores import SIGHTS, EvaluationError, Score
 
@@ -138,9 +140,9 @@ def update_card(path: str | Path, result: Result) -> None:
     before, marker, rest = text.partition(START)
     if marker:
         after = rest.partition(END)[2].removeprefix("\n")
-        card.write_text(before + section + after, encoding="utf-8")
+        write_text_whole(card, before + section + after)
     else:
-        card.write_text((text.rstrip("\n") + "\n\n" if text.strip() else "") + section, encoding="utf-8")
+        write_text_whole(card, (text.rstrip("\n") + "\n\n" if text.strip() else "") + section)
 
 
 def read_card(path: str | Path) -> str:

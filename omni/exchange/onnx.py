@@ -37,6 +37,7 @@ from torch import nn
 from torch.export import Dim
 from transformers import DynamicCache
 
+from omni.files import write_text_whole
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -148,7 +149,7 @@ def export(checkpoint: str | Path, output: str | Path, tolerance: float = TOLERA
         _write(parts, model if fused else encoder.model, folder)
         (processor if fused else encoder.image_processor).save_pretrained(folder)
         settings = _pixels(encoder.image_processor) | (_prompt(model, processor) if fused else {})
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_text_whole(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
         differences = _compare(folder, encoder, model if fused else None)
         if not all(difference <= tolerance for difference in differences.values()):  # false for NaN, too
             listed = ", ".join(f"{name} by {difference:.2g}" for name, difference in differences.items())

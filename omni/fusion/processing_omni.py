@@ -27,6 +27,7 @@ from transformers.utils import is_torchvision_available
 
 from omni.checkpoints.cards import remote_code
 from omni.checkpoints.seal import PROCESSOR, seal, verify_files
+from omni.files import write_text_whole
 from omni.registry import Modality, get_modality
 
 from .configuration_omni import OmniConfig
@@ -406,7 +407,7 @@ class OmniProcessor(ProcessorMixin):
             if found_as := getattr(preprocessor, "found_as", None):
                 values[_preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
         path = folder / "processor_config.json"
-        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text_whole(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
         seal(folder, PROCESSOR)
         return [str(path)]
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from omni.checkpoints.folder import BASE
 from omni.checkpoints.seal import ADAPTER, seal
+from omni.files import write_text_whole
 from omni.training.recipe import Lora, RecipeError
 
 
@@ -41,6 +42,6 @@ def note_base(model: nn.Module, folder: Path) -> None:
     config: Any = getattr(model, "config", None)
     if hasattr(model, "peft_config") and config.fingerprints:
         noted = {**config.fingerprints, "untrained": config.untrained or []}
-        (folder / BASE).write_text(json.dumps(noted, indent=2), encoding="utf-8")
+        write_text_whole(folder / BASE, json.dumps(noted, indent=2))
     if hasattr(model, "peft_config"):
         seal(folder, ADAPTER)

@@ -17,7 +17,7 @@ from transformers import TrainerState, TrainingArguments, get_scheduler, set_see
 from transformers.trainer_utils import get_last_checkpoint
 
 from omni.embedding.engine import bfloat16_pays
-from omni.files import write_whole
+from omni.files import write_text_whole
 from omni.fusion import acceleration
 from omni.registry import get_modality
 from omni.training.adapters import add_adapters, note_base
@@ -151,7 +151,7 @@ def _try_schedule(arguments: TrainingArguments) -> None:
 
 def _write(path: Path, text: str) -> None:
     with room(path.parent):
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_text_whole(path, text)
 
 
 def _rows_digest(examples: Any) -> str | None:

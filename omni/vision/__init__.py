@@ -1,1 +1,1 @@
-"""The vision encoder and its image processor: the first plug-in, and one that knows nothing of the rest of omni."""
+"""The plug-in for pictures: the vision encoder, its image processor, and how files become pictures."""

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from omni.audio.modeling_audio import OmniAudioModel, sinusoids
 
 SMALL = {"mel_bins": 10, "downsample_time": 4, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 48, "dropout": 0.1}
 MICRO = {"stem": "conv2d", "block_norm": "rms_norm", "position_embedding": "none", "cls_token": False}
-"""What makes it micro-Omni's."""
+"""What makes it micro-Omni's; tests/exchange/micro_omni compares it with that."""
 KINDS = [
     {},
     MICRO,
@@ -176,70 +175,6 @@ def test_outputs_and_gradients_of_a_batch_are_those_of_its_sounds(kind, implemen
     for name, parameter in model.named_parameters():
         assert_same(parameter.grad, gradients.pop(reference_name(name)).grad, 3 * tolerance, f"gradient of {name}")
     assert not gradients
-
-
-class MicroOmni(nn.Module):
-    """micro-Omni's audio encoder, from its facts alone: names and shapes of its tensors, and what stands where."""
-
-    def __init__(self, reduction: int, d: int = 192, layers: int = 4, ff: int = 768) -> None:
-        super().__init__()
-
-        def halve(channels: int) -> nn.Conv2d:
-            return nn.Conv2d(channels, 64, 3, 2, 1)
-
-        down = nn.Module()
-        down.net = nn.Sequential(halve(1), nn.GELU(), halve(64), nn.GELU())
-        down.forward = down.net.forward
-        self.down = nn.Sequential(down, halve(64), nn.GELU()) if reduction == 8 else down
-        self.proj = nn.Linear(64 * 128 // reduction, d)
-        self.blocks = nn.ModuleList(nn.Module() for _ in range(layers))
-        for block in self.blocks:
-            block.norm1, block.norm2 = nn.RMSNorm(d, eps=1e-5), nn.RMSNorm(d, eps=1e-5)
-            block.qkv_proj, block.out_proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
-            block.mlp = nn.Sequential(nn.Linear(d, ff), nn.GELU(), nn.Linear(ff, d))
-        self.norm = nn.RMSNorm(d, eps=1e-5)
-
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        """float[B, F, 128] -> float[B, N, D]."""
-        x = self.down(mel[:, None])
-        x = self.proj(x.permute(0, 2, 1, 3).flatten(2))
-        for block in self.blocks:
-            heads = block.qkv_proj(block.norm1(x)).unflatten(2, (3, 3, -1)).permute(2, 0, 3, 1, 4)
-            x = x + block.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
-            x = x + block.mlp(block.norm2(x))
-        return self.norm(x)
-
-
-MICRO_NAMES = {
-    r"down\.(0\.)?net\.0": "embeddings.stem.convolutions.0",
-    r"down\.(0\.)?net\.2": "embeddings.stem.convolutions.1",
-    r"down\.1": "embeddings.stem.convolutions.2",
-    r"^proj": "embeddings.stem.projection",
-    r"blocks": "layers",
-    r"qkv_proj": "attention.qkv",
-    r"out_proj": "attention.o_proj",
-    r"mlp\.0": "mlp.fc1",
-    r"mlp\.2": "mlp.fc2",
-}
-
-
-@pytest.mark.parametrize("reduction", [4, 8])
-@torch.no_grad()
-def test_micro_omnis_weights_under_our_names_compute_the_same(reduction: int) -> None:
-    theirs = MicroOmni(reduction).double()
-    randomise(theirs)
-    sizes = {"mel_bins": 128, "downsample_time": reduction, "d_model": 192, "n_layers": 4, "n_heads": 3, "d_ff": 768}
-    ours = OmniAudioModel(OmniAudioConfig(**sizes, **MICRO)).double().eval()
-    renamed = {}
-    for name, value in theirs.state_dict().items():
-        for pattern, our_name in MICRO_NAMES.items():
-            name = re.sub(pattern, our_name, name)
-        renamed[name] = value
-    ours.load_state_dict(renamed)
-    mel = torch.rand(2, 75, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 9
-    assert torch.equal(ours(mel).grid, theirs.eval()(mel))
-    if reduction == 8:
-        assert ours.num_parameters() == 2_049_408  # as it is published
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Sounds in the fused model: beside pictures, in chats, at any rate, through our encoder and through those of transformers."""
+"""Sounds in the fused model: beside pictures, in chats, at any rate, through our encoder and those of transformers."""
 
 import copy
 import json
@@ -313,6 +313,23 @@ def test_parts_of_the_output(output: str) -> None:
     inputs = processor(text=["<audio>", "<audio>a"], audio=[chirp(), chirp(0.1)], padding=True, return_tensors="pt")
     assert counts(processor, inputs) == ([1, 1] if output == "cls" else [tokens(8_000) - 1, tokens(1_600) - 1])
     assert model(**inputs).logits.isfinite().all()
+
+
+def test_odd_lengths_are_folded_and_rounded_up() -> None:
+    model, processor = build(projector="unshuffle_mlp", factor=4)
+    lengths = [8_000, 100, 3_000]
+    sounds = [chirp()[:length] for length in lengths]
+    inputs = processor(text=["<audio>" * 2, "<audio>"], audio=sounds, padding=True, return_tensors="pt")
+    expected = [1 + -(-(tokens(length) - 1) // 4) for length in lengths]
+    assert expected == [3, 2, 2]
+    assert counts(processor, inputs) == [5, 2]
+    with torch.no_grad():
+        together = model.get_audio_features(inputs["audio_features"], inputs["audio_mask"]).pooler_output
+        for sound, found in zip(sounds, together, strict=True):
+            one = processor(text="<audio>", audio=sound, return_tensors="pt")
+            alone = model.get_audio_features(one["audio_features"], one["audio_mask"]).pooler_output[0]
+            torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+        assert model(**inputs).logits.isfinite().all()
 
 
 def test_saved_and_loaded_nothing_differs(pair: Pair, tmp_path: Path) -> None:

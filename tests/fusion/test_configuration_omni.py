@@ -209,7 +209,7 @@ def test_a_section_that_cannot_be(section: dict[str, Any], message: str) -> None
 
 
 def test_an_unknown_modality_or_language_model() -> None:
-    with pytest.raises(ValueError, match=r"Unknown modality 'images'; known: \['image'\]"):
+    with pytest.raises(ValueError, match=r"Unknown modality 'images'; known: \['audio', 'image'\]"):
         OmniConfig(modalities={"images": {"token_id": 3}})
     with pytest.raises(ValueError, match="Unknown model_type 'gpt9' in text_config"):
         OmniConfig(text_config={"model_type": "gpt9"})

@@ -1,16 +1,17 @@
 """Both directions: micro-Omni's files become a folder that transformers loads, and such a folder becomes micro-Omni's files.
 
     vision.pt                            ->  OmniVisionModel, image processor
+    audio_enc.pt                         ->  OmniAudioModel, feature extractor
     thinker.pt, tokenizer.model          ->  LlamaForCausalLM, tokenizer
     omni.pt, vision.pt, tokenizer.model  ->  OmniForConditionalGeneration, processor; so does a merged file
 
-Parts that omni does not have (audio, speech, the heads of contrastive training) are kept in a file beside the model. The
+Parts that the model does not have (speech, the heads of training, sounds beside pictures) are kept in a file beside it. The
 way back puts them into micro-Omni's files again.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from omni.checkpoints.fingerprints import read_tensors, verify_weights
 from omni.checkpoints.seal import MODEL, verify_files
@@ -42,7 +50,10 @@ from omni.exchange.micro_omni.weights import (
     EMBEDDING,
     HEAD,
     PROJECTOR,
+    audio_names,
+    audio_settings,
     check,
+    their_audio_config,
     their_thinker_config,
     their_vision_config,
     thinker_config,
@@ -59,12 +70,14 @@ from omni.loading.checkpoint import model_type_of
 from omni.registry import get_modality
 
 ENCODER, PROJECTION, THINKER, IMAGE_TOKEN = "vision_encoder", "proj_v", "thinker", "image_token"
+AUDIO = "audio_encoder"
 """The parts of micro-Omni that omni has too; and the rows of embedding and head that only omni has, for `<image>`."""
 TOWER, PROJECTED_BY, DECODER = "model.image_tower.", "model.image_projector.", "model.language_model."
 ROWS = {"embedding": EMBEDDING, "head": HEAD}
-ENCODER_TYPE = "omni_vision"
+ENCODER_TYPE, AUDIO_TYPE = "omni_vision", "omni_audio"
 CLASSES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     ENCODER_TYPE: (lambda: get_modality("image").config_class, lambda: get_modality("image").model_class),
+    AUDIO_TYPE: (lambda: get_modality("audio").config_class, lambda: get_modality("audio").model_class),
     LlamaConfig.model_type: (lambda: LlamaConfig, lambda: LlamaForCausalLM),
     OmniConfig.model_type: (lambda: OmniConfig, lambda: OmniForConditionalGeneration),
 }
@@ -111,7 +124,8 @@ def convert(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike
     """
     expect_free(Path(output))
     source, notes = read(sources), list[str]()
-    found, files = {ENCODER, PROJECTION, THINKER} & set(source.parts), [str(path) for path in source.files]
+    found = {ENCODER, PROJECTION, THINKER} & set(source.parts) or {AUDIO} & set(source.parts)
+    files = [str(path) for path in source.files]
     kept = {name: tensors for name, tensors in source.parts.items() if name not in (*found, IMAGE_TOKEN)}
     if rotary := _take_rotary(source):
         kept[THINKER] = rotary
@@ -119,6 +133,9 @@ def convert(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike
     if found == {ENCODER}:
         model = _encoder(source, notes)
         companions = [_image_processor(model.config, source)]
+    elif found == {AUDIO}:
+        model = _audio_encoder(source, notes)
+        companions = [_feature_extractor(source)]
     elif found == {THINKER}:
         model = _thinker(source, rotary, notes)
         tokenizer = _tokenizer(source, model.config, None, notes)
@@ -171,6 +188,37 @@ def _encoder(source: Source, notes: list[str]) -> PreTrainedModel:
     names = vision_names(config.num_hidden_layers)
     model.load_state_dict(to_ours("vision encoder", names, _shapes(model), tensors), assign=True)
     return model
+
+
+def _audio_encoder(source: Source, notes: list[str]) -> PreTrainedModel:
+    modality, tensors, section = get_modality("audio"), source.parts[AUDIO], source.section("audio")
+    with _settings("audio encoder"):
+        config = modality.config_class(**audio_settings(tensors, section, notes))
+    model = _build(modality.model_class, config)
+    older = "blocks.0.attn.in_proj_weight" in tensors
+    source.config["audio"] = {**section, "older_attention": older}  # remembered for the way back
+    names = audio_names(config.num_hidden_layers, config.time_reduction, older)
+    model.load_state_dict(to_ours("audio encoder", names, _shapes(model), tensors), assign=True)
+    return model
+
+
+def _feature_extractor(source: Source) -> Any:
+    """The feature extractor of micro-Omni's audio encoder: power in mel bands, without a logarithm."""
+    return get_modality("audio").preprocessor_class(**_features(source.section("audio")))
+
+
+def _features(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the feature extractor; those that micro-Omni's configuration does not have are fixed in its code."""
+    return {
+        "sampling_rate": section.get("sample_rate", 16_000),
+        "n_fft": 1024,
+        "win_length": section.get("frame_win", 400),
+        "hop_length": section.get("frame_hop", 160),
+        "num_mel_bins": section.get("mel_bins", 128),
+        "mel_scale": "htk",
+        "log_mel": False,
+        "do_normalize": False,
+    }
 
 
 def _thinker(source: Source, rotary: Tensors, notes: list[str]) -> PreTrainedModel:
@@ -276,7 +324,8 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
     """Convert a checkpoint to micro-Omni's files.
 
     Args:
-        checkpoint: folder of omni's encoder, of a Llama, or of a fused model of both with a linear projector over CLS.
+        checkpoint: folder of one of omni's encoders, of a Llama, or of a fused model of a Llama and the encoder of pictures
+            with a linear projector over CLS.
         output: a new folder; or a new file that ends with .safetensors (the merged form) or with .pt (if micro-Omni keeps
             the model in one file).
 
@@ -289,8 +338,8 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
     kind, notes = model_type_of(folder), list[str]()
     if kind not in CLASSES:
         raise ConversionError(
-            f"The checkpoint {str(folder)!r} holds a model of type {kind!r}; expected an encoder (omni_vision), a Thinker "
-            "(llama), or a fused model of both (omni)."
+            f"The checkpoint {str(folder)!r} holds a model of type {kind!r}; expected an encoder (omni_vision, omni_audio), "
+            "a Thinker (llama), or a fused model (omni)."
         )
     config, tensors = _read_checkpoint(folder, kind)
     kept, settings = read_kept(folder)
@@ -302,6 +351,12 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
         settings["vision"] = theirs | {"normalize": _normalization(folder, encoder.image_size, notes)}
         names = vision_names(encoder.num_hidden_layers)
         parts[ENCODER] = to_theirs(names, tensors if kind == ENCODER_TYPE else _below(TOWER, tensors))
+    if kind == AUDIO_TYPE:
+        theirs = {**settings.get("audio", {}), **their_audio_config(config)}
+        settings["audio"] = theirs
+        names = audio_names(config.num_hidden_layers, config.time_reduction, theirs.pop("older_attention", False))
+        parts[AUDIO] = to_theirs(names, tensors)
+        _expect_their_features(folder, _features(theirs))
     if kind == OmniConfig.model_type:
         parts[PROJECTION] = to_theirs(PROJECTOR, _below(PROJECTED_BY, tensors))
     if kind in (LlamaConfig.model_type, OmniConfig.model_type):
@@ -314,7 +369,11 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
     return Conversion(
         output=str(output),
         model="micro-Omni",
-        parameters={name: _count(parts[name]) for name in sorted({ENCODER, PROJECTION, THINKER} & set(parts))},
+        parameters={
+            name: _count(parts[name])
+            for name in sorted({ENCODER, PROJECTION, THINKER, AUDIO} & set(parts))
+            if name == THINKER or name not in kept
+        },
         kept=sorted(set(kept) - {THINKER}),
         notes=notes,
         files=[str(folder)],
@@ -407,6 +466,19 @@ def _normalization(folder: Path, image_size: int, notes: list[str]) -> dict[str,
         "[0, 1]; normalise them there"
     )
     return {"mean": mean, "std": std}
+
+
+def _expect_their_features(folder: Path, theirs: dict[str, Any]) -> None:
+    """Refuse an encoder that was trained on other features than those that micro-Omni makes."""
+    try:
+        extractor = AutoFeatureExtractor.from_pretrained(folder)
+    except OSError:
+        return
+    if apart := [name for name, value in theirs.items() if getattr(extractor, name, None) != value]:
+        raise ConversionError(
+            f"The feature extractor in {str(folder)!r} has another {listed(apart)} than micro-Omni, so its encoder would "
+            "hear other features."
+        )
 
 
 def _their_tokenizer(folder: Path, target: Path, notes: list[str]) -> Path | None:

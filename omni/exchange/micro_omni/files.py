@@ -1,6 +1,7 @@
 """micro-Omni's files: which part stands under which name in which file. Reading a file never runs code from it.
 
     vision.pt     {"vit": encoder, "img_proj", "text_proj", "optimizer", ...}
+    audio_enc.pt  {"enc": encoder, "head", "optimizer", ...}
     thinker.pt    {"model": Thinker, "optimizer", ...}
     omni.pt       {"thinker", "proj_a", "proj_v", "optimizer", ...}, without the encoders
     *.safetensors all parts, each under its prefix: thinker. vision_encoder. proj_v. ...
@@ -41,6 +42,7 @@ PLACES = {
     "proj_v": ("omni.pt", "proj_v"),
     "image_token": ("omni.pt", "image_token"),
     "audio_encoder": ("audio_enc.pt", "enc"),
+    "ctc_head": ("audio_enc.pt", "head"),
     "rvq": ("talker.pt", "rvq"),
     "talker": ("talker.pt", "talker"),
     "ocr": ("ocr.pt", "model"),
@@ -254,6 +256,8 @@ def _by_prefix(tensors: Tensors, path: Path) -> dict[str, Tensors]:
         return {"thinker": tensors}
     if {"cls", "pos"} & set(tensors):
         return {"vision_encoder": tensors}
+    if any(name.startswith("down.") for name in tensors):
+        return {"audio_encoder": tensors}
     parts: dict[str, Tensors] = {}
     strange = []
     for name, tensor in tensors.items():
@@ -285,13 +289,15 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ConversionError(f"{str(path)!r} is no JSON ({error}); correct it, or move it elsewhere.") from error
     if not isinstance(values, dict) or values.get("model_type", "muomni") != "muomni":
         return {}
-    sections = {name: values[name] for name in ("thinker", "vision") if isinstance(values.get(name), dict)}
+    sections = {name: values[name] for name in ("thinker", "vision", "audio") if isinstance(values.get(name), dict)}
     if sections:
         if "thinker" in sections and "ctx_len" in values:  # fine-tuning writes it beside the section
             sections["thinker"] = {"ctx_len": values["ctx_len"], **sections["thinker"]}
         return {**values, **sections}
     if "img_size" in values or "patch" in values:
         return {"vision": values}
+    if "downsample_time" in values:
+        return {"audio": values}
     if "n_layers" in values and ("rope_theta" in values or "ctx_len" in values):
         return {"thinker": values}
     return {}

@@ -38,6 +38,21 @@ VISION_BLOCK = {
         ("linear1", "mlp.fc1"), ("linear2", "mlp.fc2"), ("norm1", "norm1"), ("norm2", "norm2"),
     )},
 }  # fmt: skip
+AUDIO = {
+    **{f"{theirs}.{kind}": f"embeddings.stem.{ours}.{kind}" for kind in ("weight", "bias") for theirs, ours in (
+        ("net.0", "convolutions.0"), ("net.2", "convolutions.1"), ("1", "convolutions.2"), ("proj", "projection"),
+    )},
+    "norm.weight": "norm.weight",
+}  # fmt: skip
+AUDIO_BLOCK = {
+    **{f"{theirs}{kind}": f"{ours}.{kind}" for kind in ("weight", "bias") for theirs, ours in (
+        ("qkv_proj.", "attention.qkv"), ("out_proj.", "attention.o_proj"), ("mlp.0.", "mlp.fc1"), ("mlp.2.", "mlp.fc2"),
+    )},
+    "norm1.weight": "norm1.weight",
+    "norm2.weight": "norm2.weight",
+}  # fmt: skip
+OLDER_ATTENTION = {"qkv_proj.": "attn.in_proj_", "out_proj.": "attn.out_proj."}
+"""How the audio encoder's attention was called before November 2025."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 THINKER = {"tok_emb.weight": EMBEDDING, "norm.weight": "model.norm.weight", "lm_head.weight": HEAD}
 THINKER_BLOCK = {
@@ -53,6 +68,8 @@ K = "blocks.0.attn.k.weight"
 
 OTHER_THINKERS = ("use_moe", "use_spiking", "use_ltc", "window_size", "rope_scaling", "rope_scaling_factor")
 """Settings of micro-Omni that, unless they are off, make its Thinker something else than a Llama."""
+THEIR_AUDIO = {"stem": "conv2d", "block_norm": "rms_norm", "position_embedding": "none", "cls_token": False}
+"""What makes an `OmniAudioModel` the audio encoder of micro-Omni."""
 NORM_EPS = 1e-5
 """The epsilon of all of micro-Omni's norms."""
 
@@ -60,6 +77,22 @@ NORM_EPS = 1e-5
 def vision_names(layers: int) -> Names:
     """The names of an encoder with `layers` blocks."""
     return _names(VISION, VISION_BLOCK, "layers", layers)
+
+
+def audio_names(layers: int, reduction: int, older: bool) -> Names:
+    """The names of an audio encoder with `layers` blocks that shortens time 8 or 4 times. `older`: see `OLDER_ATTENTION`."""
+    whole = {}
+    for theirs, ours in AUDIO.items():
+        if theirs.startswith("net."):
+            theirs = f"down.0.{theirs}" if reduction == 8 else f"down.{theirs}"
+        elif theirs.startswith("1."):
+            theirs = f"down.{theirs}"
+        if reduction == 8 or not theirs.startswith("down.1."):
+            whole[theirs] = ours
+    block = dict(AUDIO_BLOCK)
+    for new, old in OLDER_ATTENTION.items() if older else ():
+        block = {name.replace(new, old): ours for name, ours in block.items()}
+    return _names(whole, block, "layers", layers)
 
 
 def thinker_names(layers: int, joined: bool) -> Names:
@@ -168,6 +201,38 @@ def vision_settings(tensors: Tensors, config: Config, notes: list[str]) -> dict[
     }
 
 
+def audio_settings(tensors: Tensors, config: Config, notes: list[str]) -> dict[str, Any]:
+    """The settings of `OmniAudioConfig` for an audio encoder of micro-Omni.
+
+    Args:
+        tensors: the encoder's tensors.
+        config: the encoder's section of micro-Omni's configuration; empty if there is none.
+        notes: gets a note for each assumption.
+
+    Raises:
+        ConversionError: the tensors are no audio encoder's, or the configuration is another encoder's.
+    """
+    reduction = 8 if "down.1.weight" in tensors else 4
+    width, inputs = _shape("audio encoder", tensors, "proj.weight", 2)
+    hidden, _ = _shape("audio encoder", tensors, "blocks.0.mlp.0.weight", 2)
+    channels, *_ = _shape("audio encoder", tensors, "down.0.net.0.weight" if reduction == 8 else "down.net.0.weight", 4)
+    measured = {
+        "mel_bins": inputs // channels * reduction,
+        "downsample_time": reduction,
+        "d_model": width,
+        "n_layers": _blocks(tensors),
+        "d_ff": hidden,
+    }
+    _compare("audio encoder", measured, config)
+    return {
+        **measured,
+        **THEIR_AUDIO,
+        "stem_channels": channels,
+        "n_heads": _heads("audio encoder", width, config, notes),
+        "dropout": config.get("dropout", 0.1),
+    }
+
+
 def thinker_config(tensors: Tensors, config: Config, rotary: Sequence[torch.Tensor], notes: list[str]) -> LlamaConfig:
     """The configuration of their Thinker as a Llama.
 
@@ -234,6 +299,19 @@ def their_vision_config(config: Any) -> dict[str, Any]:
         "rms_norm_eps": (config.rms_norm_eps, NORM_EPS),
         "num_channels": (config.num_channels, 3),
     })  # fmt: skip
+    return {theirs: getattr(config, ours) for theirs, ours in config.attribute_map.items()}
+
+
+def their_audio_config(config: Any) -> dict[str, Any]:
+    """micro-Omni's settings for an `OmniAudioConfig`.
+
+    Raises:
+        ConversionError: micro-Omni cannot compute this encoder.
+    """
+    fixed = {**THEIR_AUDIO, "stem_channels": 64, "num_mel_bins": 128, "hidden_act": "gelu"}
+    fixed |= {"layer_norm_eps": NORM_EPS, "rms_norm_eps": NORM_EPS}
+    fixed["time_reduction"] = 4 if config.time_reduction == 4 else 8
+    _refuse_others("audio encoder", {name: (getattr(config, name), value) for name, value in fixed.items()})
     return {theirs: getattr(config, ours) for theirs, ours in config.attribute_map.items()}
 
 
