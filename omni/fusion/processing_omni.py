@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,9 @@ class OmniProcessor(ProcessorMixin):
                         "disable truncation or increase `max_length`."
                     )
 
+    @wraps(
+        ProcessorMixin.apply_chat_template, assigned=()
+    )  # whoever asks for its arguments finds those of transformers
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers.
 
