@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
 from typing import Any
 

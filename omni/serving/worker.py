@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from jinja2 import TemplateError
 from transformers import GenerationConfig, LogitsProcessorList
+from transformers.processing_utils import ProcessorMixin
 
 from omni.fusion.encoded_item import EncodedItem
 from omni.registry import ItemError, get_modality
@@ -244,7 +245,7 @@ class Worker:
 
     def _has_variable(self, name: str) -> bool:
         """Whether the chat template reads a variable that is the client's to set."""
-        ours = {"messages", *inspect.signature(self.processor.apply_chat_template).parameters}
+        ours = {"messages", *inspect.signature(ProcessorMixin.apply_chat_template).parameters}
         ours |= set(self.processor.tokenizer.special_tokens_map)
         return name not in ours and re.search(rf"\b{name}\b", str(self.processor.chat_template)) is not None
 
