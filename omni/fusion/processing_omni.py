@@ -293,9 +293,6 @@ class OmniProcessor(ProcessorMixin):
                         "disable truncation or increase `max_length`."
                     )
 
-    @wraps(
-        ProcessorMixin.apply_chat_template, assigned=()
-    )  # whoever asks for its arguments finds those of transformers
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers.
 
