@@ -366,7 +366,9 @@ def uninstalled(site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("uninstalled")
 def test_without_the_package_its_name_is_in_the_message(folder: Path) -> None:
     for cls in (OmniConfig, OmniForConditionalGeneration, OmniProcessor):
-        with pytest.raises(ValueError, match=r"Unknown modality 'signal'; known: \['audio', 'image'\]. Install the package"):
+        with pytest.raises(
+            ValueError, match=r"Unknown modality 'signal'; known: \['audio', 'image'\]. Install the package"
+        ):
             cls.from_pretrained(folder)
 
 
