@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Write a file under a hidden name in the same folder, and rename it once all of it is on the disk.
 
-    Until then an earlier file at `path` stays. A full disk or a kill leaves it unchanged. What is no regular file, such as
-    /dev/stdout, is written to as it is.
+    Until then an earlier file at `path` stays. A full disk or a kill leaves it unchanged. A path that is no regular
+    file, such as /dev/stdout, is written to directly.
 
     Args:
         path: path of the file.
@@ -36,7 +36,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """As `write_whole`, of text in UTF-8.
+    """Write text in UTF-8, as `write_whole` does.
 
     Raises:
         OSError: the file cannot be written.

@@ -55,7 +55,7 @@ QUESTION = "{question}"
 
 
 class ExportError(ValueError):
-    """A checkpoint that cannot be exported; the message is one sentence."""
+    """The checkpoint cannot be exported. The message is one sentence."""
 
 
 class Graph(BaseModel):
@@ -78,7 +78,13 @@ class Graph(BaseModel):
 
 
 class Export(BaseModel):
-    """What was exported."""
+    """An export that was written.
+
+    Attributes:
+        folder: its folder.
+        graphs: its graphs.
+        tolerance: the largest accepted difference from the model.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -196,7 +196,7 @@ def _audio_encoder(source: Source, notes: list[str]) -> PreTrainedModel:
         config = modality.config_class(**audio_settings(tensors, section, notes))
     model = _build(modality.model_class, config)
     older = "blocks.0.attn.in_proj_weight" in tensors
-    source.config["audio"] = {**section, "older_attention": older}  # remembered for the way back
+    source.config["audio"] = {**section, "older_attention": older}  # kept for the way back
     names = audio_names(config.num_hidden_layers, config.time_reduction, older)
     model.load_state_dict(to_ours("audio encoder", names, _shapes(model), tensors), assign=True)
     return model
@@ -477,7 +477,7 @@ def _expect_their_features(folder: Path, theirs: dict[str, Any]) -> None:
     if apart := [name for name, value in theirs.items() if getattr(extractor, name, None) != value]:
         raise ConversionError(
             f"The feature extractor in {str(folder)!r} has another {listed(apart)} than micro-Omni, so its encoder would "
-            "hear other features."
+            "read other features."
         )
 
 

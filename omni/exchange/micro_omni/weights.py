@@ -52,7 +52,7 @@ AUDIO_BLOCK = {
     "norm2.weight": "norm2.weight",
 }  # fmt: skip
 OLDER_ATTENTION = {"qkv_proj.": "attn.in_proj_", "out_proj.": "attn.out_proj."}
-"""How the audio encoder's attention was called before November 2025."""
+"""The names of the audio encoder's attention in files from before November 2025."""
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 THINKER = {"tok_emb.weight": EMBEDDING, "norm.weight": "model.norm.weight", "lm_head.weight": HEAD}
 THINKER_BLOCK = {
@@ -69,7 +69,7 @@ K = "blocks.0.attn.k.weight"
 OTHER_THINKERS = ("use_moe", "use_spiking", "use_ltc", "window_size", "rope_scaling", "rope_scaling_factor")
 """Settings of micro-Omni that, unless they are off, make its Thinker something else than a Llama."""
 THEIR_AUDIO = {"stem": "conv2d", "block_norm": "rms_norm", "position_embedding": "none", "cls_token": False}
-"""What makes an `OmniAudioModel` the audio encoder of micro-Omni."""
+"""The settings with which an `OmniAudioModel` is the audio encoder of micro-Omni."""
 NORM_EPS = 1e-5
 """The epsilon of all of micro-Omni's norms."""
 
