@@ -29,7 +29,6 @@ from omni.embedding import job
 from omni.embedding.batches import Decode, Task
 from omni.embedding.engine import Engine, Precision
 from omni.embedding.table import Part
-from omni.fast.jpeg import read_pixels
 from omni.loading.encoder import load_encoder
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
@@ -113,7 +112,7 @@ def _engine(precision: Precision, paths: Sequence[str]) -> Call:
     def embed() -> torch.Tensor:
         found = []
         for start in range(0, len(paths), BATCH):
-            read = [engine.prepare(read_pixels(path)[0]) for path in paths[start : start + BATCH]]
+            read = [engine.prepare(engine.read(path)[0]) for path in paths[start : start + BATCH]]
             found.append(engine(np.stack(read))[:, 0])
         return torch.from_numpy(np.concatenate(found))
 
