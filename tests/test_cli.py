@@ -268,6 +268,7 @@ def test_inspect_refuses() -> None:
         "inspect", "checkpoints/vision_tiny", "--image-size", "large"
     )
     assert "multiples of the patch size 16" in refuse("inspect", "checkpoints/vision_tiny", "--image-size", 225)
+    assert "at most 99,999 pixels" in refuse("inspect", "checkpoints/vision_tiny", "--image-size", "9" * 20)
 
 
 def test_modalities() -> None:

@@ -52,4 +52,7 @@ def _sides(text: str) -> tuple[int, int]:
     sides = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
     if sides is None:
         raise ValueError(f"Expected an image size such as 224 or 320x160 (height x width), found {text!r}.")
-    return int(sides[1]), int(sides[2] or sides[1])
+    height, width = sides[1], sides[2] or sides[1]
+    if max(len(height), len(width)) > 5:
+        raise ValueError(f"Expected sides of at most 99,999 pixels, found {text[:40]!r}; name a smaller size.")
+    return int(height), int(width)
