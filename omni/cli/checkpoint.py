@@ -1,12 +1,13 @@
 """The commands that work on the folder of a checkpoint: checkpoint seal."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import user_errors
+from omni.cli.console import AsJson, user_errors
 
 group = typer.Typer(help="Work on the folder of a checkpoint.", no_args_is_help=True)
 app.add_typer(group, name="checkpoint")
@@ -20,6 +21,7 @@ def _group() -> None:
 @group.command()
 def seal(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder whose files you changed.")],
+    as_json: AsJson = False,
 ) -> None:
     """Seal a checkpoint again after you changed its files: omni checkpoint seal FOLDER.
 
@@ -33,6 +35,10 @@ def seal(
         expect_folder(folder)
         parts = renew_fingerprints(folder)
         files = reseal(folder, parts)
-    for what, happened in {**{f"weights of {part}": "changed" for part in parts}, **files}.items():
-        typer.echo(f"{happened}: {what}")
+    happened = {**{f"weights of {part}": "changed" for part in parts}, **files}
+    if as_json:
+        typer.echo(json.dumps({"checkpoint": str(folder), "files": happened}, indent=2))
+        return
+    for what, how in happened.items():
+        typer.echo(f"{how}: {what}")
     typer.echo(f"{folder} is sealed with its current files.")
