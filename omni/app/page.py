@@ -21,9 +21,9 @@ from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Send
 
+from omni.checkpoints.folder import ADAPTERS
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading.checkpoint import ADAPTERS
 from omni.looking.attention import AttentionError
 from omni.registry import open_item
 from omni.session import QuestionError

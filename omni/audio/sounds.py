@@ -20,7 +20,6 @@ A file that lost samples is refused, never filled up (see `formats.py`). What is
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import md5
@@ -32,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni.audio.formats import CutError, DamagedError, Facts, after_id3, facts_of
+from omni.files import ReadError, read_whole
 from omni.registry import ItemError
 
 MAX_SAMPLES = 50_000_000
@@ -162,7 +162,7 @@ def read_sound(source: "Source | Sound") -> Sound:
     if isinstance(source, Sound):
         return source
     name = _name(source)
-    data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else _read(os.fsdecode(source), name)
+    data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else _read(os.fsdecode(source))
     if not data:
         raise SoundError(f"{name} is empty, expected {EXPECTED}; get the file again.")
     if len(data) > MAX_BYTES:
@@ -262,31 +262,12 @@ def _name(source: Source) -> str:
     raise TypeError(f"read_sound takes a path, bytes or a Sound, not {type(source).__name__}")
 
 
-def _read(path: str, name: str) -> bytes:
-    """The content of an ordinary file; anything else is told apart first, as opening a pipe would wait for ever."""
+def _read(path: str) -> bytes:
     try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISREG(kind):
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{size:,}")
-                return file.read(size)  # and no further: what the system makes up in /proc has size 0 and may never end
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if re.match(r"[a-z]+://", path):
-            raise SoundError(f"{name} is an address, expected a file; download the sound first.") from error
-        where = "" if os.path.isabs(path) else f" in {os.getcwd()!r}"
-        raise MissingSoundError(f"{name} does not exist{where}, expected {EXPECTED}; check the path.") from error
-    except PermissionError as error:
-        problem = "may not be read by this user, expected a readable file; change its permissions"
-        raise SoundError(f"{name} {problem}.") from error
-    except SoundError:
-        raise
-    except (OSError, ValueError) as error:  # too long, a null byte in it, a circle of links; or the disk
-        raise SoundError(f"{name} cannot be opened ({error}), expected {EXPECTED}; check the path.") from error
-    if stat.S_ISDIR(kind):
-        raise SoundError(f"{name} is a folder, expected {EXPECTED}; pass one of the files in it.")
-    raise SoundError(f"{name} is a pipe or a device, expected an ordinary file; save the sound first.")
+        return read_whole(path, "sound", EXPECTED, MAX_BYTES)
+    except ReadError as error:
+        kinds = {"missing": MissingSoundError, "too large": LargeSoundError}
+        raise kinds.get(error.kind, SoundError)(str(error)) from error
 
 
 def _strange(data: bytes, name: str) -> SoundError:

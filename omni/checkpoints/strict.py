@@ -24,8 +24,7 @@ from transformers import PreTrainedConfig
 
 from .cards import measured_card, remote_code, write_card
 from .fingerprints import fingerprint_parts, part_of, safetensors_files, verify_weights, weights_file
-from .folder import CONFIG, named
-from .folder import CheckpointError as CheckpointError
+from .folder import CONFIG, CheckpointError, named
 from .seal import MODEL, on_hub, seal, verify_files
 
 # What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.

@@ -123,8 +123,8 @@ def attend(
         opened = [open_item("image")(path) for path in pictures]
     folder = checkpoint or shipped_checkpoint(SHIPPED_ENCODER if question is None else SHIPPED)
     with status("starting"):
-        from omni.checkpoints.strict import CheckpointError
-        from omni.loading.checkpoint import load, model_type_of
+        from omni.checkpoints.folder import CheckpointError, model_type_of
+        from omni.loading.checkpoint import load
         from omni.loading.encoder import load_encoder
         from omni.looking import attention, panels
         from omni.session import QuestionError, check_question

@@ -39,7 +39,7 @@ def bench(
         refuse(f"--verify takes no jobs, found {', '.join(jobs)}; leave them out, or leave --verify out.")
     folder = checkpoint or shipped_checkpoint()
     with status("starting"):
-        from omni.checkpoints.strict import CheckpointError
+        from omni.checkpoints.folder import CheckpointError
         from omni.fast.verification import table
         from omni.fast.verification import verify as compare
         from omni.session import QuestionError

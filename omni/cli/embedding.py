@@ -54,7 +54,7 @@ def embed(
         refuse("--address names a Ray cluster; add --engine ray, or leave it out.")
     folder = checkpoint or shipped_checkpoint(SHIPPED_ENCODER)
     from omni import embedding
-    from omni.checkpoints.strict import CheckpointError
+    from omni.checkpoints.folder import CheckpointError
     from omni.data.sources import ManifestError
 
     quiet_transformers()

@@ -54,7 +54,7 @@ def evaluate(
 ) -> None:
     """Score the answers of a fused model, with 95 % intervals and the best constant answer; or probe an encoder."""
     from omni import evaluation
-    from omni.checkpoints.strict import CheckpointError
+    from omni.checkpoints.folder import CheckpointError
     from omni.data.sources import ManifestError
     from omni.registry import ItemError
     from omni.worlds import WorldError

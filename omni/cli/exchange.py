@@ -27,7 +27,7 @@ def compose(
     if output is None or image is None or thinker is None:
         refuse("Expected two folders and a new one, such as `omni compose --image clip --thinker qwen mine`.")
     with status("starting"):
-        from omni.checkpoints.strict import CheckpointError
+        from omni.checkpoints.folder import CheckpointError
         from omni.exchange import compose as composition
 
     quiet_transformers()
@@ -62,7 +62,7 @@ def convert(
     if to == "micro-omni" and len(sources) > 1:
         refuse(f"Expected one checkpoint for --to micro-omni, found {len(sources)}: {', '.join(map(str, sources))}.")
     with status("starting"):
-        from omni.checkpoints.strict import CheckpointError
+        from omni.checkpoints.folder import CheckpointError
         from omni.exchange import micro_omni
 
     quiet_transformers()
@@ -90,7 +90,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model as graphs that run without torch: omni export checkpoints/omni_tiny exported."""
-    from omni.checkpoints.strict import CheckpointError
+    from omni.checkpoints.folder import CheckpointError
     from omni.exchange import onnx as exporting
 
     quiet_transformers()

@@ -36,7 +36,7 @@ def serve(
         from omni.serving.server import serve as start
     except ImportError as error:
         refuse(f"Serving needs packages that are not installed ({error}): pip install 'omni-thinker[serve]'.")
-    from omni.checkpoints.strict import CheckpointError
+    from omni.checkpoints.folder import CheckpointError
 
     def ready() -> None:
         typer.echo(f"Serving {str(folder)!r} at http://{host}:{port}/v1", err=True)
@@ -59,7 +59,7 @@ def play(
     quiet_transformers()
     from omni.app.server import AppError
     from omni.app.server import serve as start
-    from omni.checkpoints.strict import CheckpointError
+    from omni.checkpoints.folder import CheckpointError
 
     def listening(where: str) -> None:
         typer.echo(f"Loading {str(folder)!r}; then the page is {where}; Ctrl-C ends it", err=True)

@@ -12,9 +12,9 @@ from typing import Any, Literal
 from PIL import Image
 from pydantic import ValidationError
 
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError, base_of, model_type_of, prompt_of
 from omni.fusion.configuration_omni import OmniConfig
-from omni.loading.checkpoint import base_of, load, model_type_of, prompt_of
+from omni.loading.checkpoint import load
 from omni.loading.encoder import load_encoder
 from omni.worlds import find_world
 

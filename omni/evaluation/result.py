@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, ValidationError
 
+from omni.checkpoints.folder import ADAPTERS, base_of
 from omni.data.manifests import PROMPT
 from omni.files import write_text_whole
-from omni.loading.checkpoint import ADAPTERS, base_of
 from omni.worlds import WorldError, find_world, worlds
 
 from .asking import Questionnaire

@@ -31,12 +31,11 @@ from transformers import AddedToken, AutoConfig, AutoImageProcessor, AutoModel, 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from omni.checkpoints.fingerprints import verify_weights
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError, model_type_of
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading.checkpoint import model_type_of
 from omni.projectors import PROJECTORS
 from omni.registry import get_modality
 from omni.session import make_prompts

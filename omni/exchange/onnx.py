@@ -37,12 +37,13 @@ from torch import nn
 from torch.export import Dim
 from transformers import DynamicCache
 
+from omni.checkpoints.folder import base_of, model_type_of
 from omni.files import write_text_whole
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.fusion.signature import CACHE
-from omni.loading.checkpoint import base_of, load, model_type_of
+from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
 from omni.registry import get_modality
 

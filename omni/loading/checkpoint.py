@@ -7,13 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from omni.checkpoints.fingerprints import expect_finite
-from omni.checkpoints.folder import ADAPTERS as ADAPTERS
-from omni.checkpoints.folder import BASE as BASE
-from omni.checkpoints.folder import CheckpointError, expect_answers, read_object, reason_of
-from omni.checkpoints.folder import base_of as base_of
-from omni.checkpoints.folder import expect_model as expect_model
-from omni.checkpoints.folder import model_type_of as model_type_of
-from omni.checkpoints.folder import prompt_of as prompt_of
+from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answers, read_object, reason_of
 from omni.checkpoints.seal import ADAPTER, verify_files
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor

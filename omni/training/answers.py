@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import CONFIG_MAPPING, BaseImageProcessor, EvalPrediction, PreTrainedModel
 
+from omni.checkpoints.folder import expect_model
 from omni.data.collate import IGNORED, ConversationCollator
 from omni.data.conversations import Example
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading.checkpoint import expect_model
 from omni.loading.encoder import Encoder
 from omni.registry import get_modality
 from omni.training.adapters import note_base

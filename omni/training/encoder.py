@@ -2,8 +2,8 @@
 
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from omni.checkpoints.folder import expect_model
 from omni.fusion.configuration_omni import OmniConfig
-from omni.loading.checkpoint import expect_model
 from omni.registry import get_modality
 from omni.training.recipe import EncoderSection, said_by_recipe
 

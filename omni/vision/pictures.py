@@ -27,7 +27,6 @@ noticed in all of them, a changed byte always in PNG (checksums), elsewhere only
 
 import os
 import re
-import stat
 import struct
 from functools import reduce
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
+from omni.files import ReadError, read_whole
 from omni.registry import ItemError
 from omni.vision import formats
 
@@ -151,7 +151,7 @@ def open_picture(source: Source, at_least: int | None = None) -> Opened:
     elif isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
     else:
-        data = _read(os.fsdecode(source), name)
+        data = _read(os.fsdecode(source))
     image = source if isinstance(source, Image.Image) and data is None else _header(data or b"", name)
     _check_size(image, name)
     full_size = image.size
@@ -176,31 +176,12 @@ def _name(source: Source) -> str:
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: str, name: str) -> bytes:
-    """The content of an ordinary file; anything else is told apart first, as opening a pipe would wait for ever."""
+def _read(path: str) -> bytes:
     try:
-        kind = os.stat(path).st_mode
-        if stat.S_ISREG(kind):
-            with open(path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_BYTES:
-                    raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{size:,}")
-                return file.read(size)  # and no further: what the system makes up in /proc has size 0 and may never end
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if re.match(r"[a-z]+://", path):
-            raise PictureError(f"{name} is an address, expected a file; download the picture first.") from error
-        where = "" if os.path.isabs(path) else f" in {os.getcwd()!r}"
-        raise MissingPictureError(f"{name} does not exist{where}, expected {EXPECTED}; check the path.") from error
-    except PermissionError as error:
-        problem = "may not be read by this user, expected a readable file; change its permissions"
-        raise PictureError(f"{name} {problem}.") from error
-    except PictureError:
-        raise
-    except (OSError, ValueError) as error:  # too long, a null byte in it, a circle of links; or the disk
-        raise PictureError(f"{name} cannot be opened ({error}), expected {EXPECTED}; check the path.") from error
-    if stat.S_ISDIR(kind):
-        raise PictureError(f"{name} is a folder, expected {EXPECTED}; pass one of the files in it.")
-    raise PictureError(f"{name} is a pipe or a device, expected an ordinary file; save the picture first.")
+        return read_whole(path, "picture", EXPECTED, MAX_BYTES)
+    except ReadError as error:
+        kinds = {"missing": MissingPictureError, "too large": LargePictureError}
+        raise kinds.get(error.kind, PictureError)(str(error)) from error
 
 
 def _file_of(image: Image.Image) -> bytes | None:

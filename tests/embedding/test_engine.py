@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from omni import scenes
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError
 from omni.embedding.engine import Engine, EngineError
 from omni.loading.encoder import Encoder, load_encoder
 from omni.registry import get_modality

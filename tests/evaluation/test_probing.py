@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from omni import scenes
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError
 from omni.evaluation import EncoderSettings, EvaluationError, evaluate
 from omni.evaluation.picture_sets import DIGIT, digit_pictures
 from omni.evaluation.probing import SAME, evaluate_encoder, features_of, nearest, neighbours, probe

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omni.checkpoints.folder import CheckpointError
 from omni.checkpoints.seal import reseal
-from omni.checkpoints.strict import CheckpointError
 from omni.evaluation import (
     EvaluationError,
     Hashes,

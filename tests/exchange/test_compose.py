@@ -41,7 +41,7 @@ from transformers import (
 from typer.testing import CliRunner
 
 from omni import OmniForConditionalGeneration, OmniProcessor
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError
 from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.exchange.compose import AS_TEXT, compose

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from omni import OmniForConditionalGeneration
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError
 from omni.loading.checkpoint import load
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run

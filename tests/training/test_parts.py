@@ -13,7 +13,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from omni import OmniConfig, OmniForConditionalGeneration, OmniProcessor
 from omni.checkpoints.fingerprints import part_of
-from omni.checkpoints.strict import CheckpointError
+from omni.checkpoints.folder import CheckpointError
 from omni.loading.checkpoint import load
 from omni.training.parts import FrozenParts, freeze
 from omni.training.recipe import Recipe

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from omni import OmniImageProcessor, OmniVisionModel
+from omni.checkpoints.folder import CheckpointError
 from omni.checkpoints.seal import reseal
-from omni.checkpoints.strict import CheckpointError
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
 from omni.evaluation.result import hash_weights

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from omni.checkpoints.fingerprints import read_tensors, verify_weights
+from omni.checkpoints.folder import model_type_of
 from omni.checkpoints.seal import MODEL, verify_files
 from omni.exchange.micro_omni.files import (
     KEPT,
@@ -66,7 +67,6 @@ from omni.exchange.micro_omni.weights import (
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading.checkpoint import model_type_of
 from omni.registry import get_modality
 
 ENCODER, PROJECTION, THINKER, IMAGE_TOKEN = "vision_encoder", "proj_v", "thinker", "image_token"
