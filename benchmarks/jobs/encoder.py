@@ -24,8 +24,8 @@ from omni.vision.image_processing_vision import OmniImageProcessor
 
 Prepare = Callable[[nn.Module], Any]
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.4}
-"""Largest difference that rounding explains, among a million numbers of about 1."""
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 0.4}
+"""Largest difference that rounding explains, among a million numbers of about 1, the largest 11."""
 
 
 def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:

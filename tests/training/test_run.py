@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 import omni
 from omni.embedding.engine import bfloat16_pays
+from omni.fusion.acceleration import Acceleration, using
 from omni.training.optimizer import Muon, MuonAdamW, make_optimizer
 from omni.training.recipe import Optimizer, Recipe, RecipeError
 from omni.training.run import run, settle
@@ -189,6 +190,21 @@ def test_bfloat16_is_taken_where_it_is_faster_and_kept_by_a_resumed_run(tmp_path
     assert begun.arguments == {**ARGUMENTS, "bf16": not fast}
     with pytest.raises(RecipeError, match="other settings of arguments"):
         settle(asked, tiny("vision_tiny", tmp_path, arguments={**ARGUMENTS, "max_steps": 5}))
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_speed_is_asked_about_a_model_before_it_learns(bf16: bool, tmp_path: Path) -> None:
+    class Noting(Acceleration):
+        asked: list[tuple[str, torch.dtype, bool]] = []
+
+        def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+            learning = any(parameter.requires_grad for parameter in model.parameters())
+            self.asked.append((device.type, dtype, learning))
+
+    with using(noting := Noting()):
+        few = ARGUMENTS | {"max_steps": 1, "bf16": bf16, "save_strategy": "no"}
+        run(tiny("vision_tiny", tmp_path / "out", model={"config": TINY_ENCODER}, arguments=few))
+    assert noting.asked == [("cpu", torch.bfloat16 if bf16 else torch.float32, True)]
 
 
 def test_an_earlier_run_is_not_overwritten(encoder: Path) -> None:
