@@ -107,6 +107,8 @@ class Modality:
         media_types: of its uploads: `("image/png", "image/*")`.
         noun: what messages call an item: "picture".
         show: an item as a picture of PIL, for sheets and pages.
+        stand_ins: for an item and a seed others in its place that tell nothing of it, `{"blank": ..., "noise": ...}`; an
+            evaluation asks with them whether the item is used at all.
         pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
             is none for them; see `Packed`.
     """
@@ -130,6 +132,7 @@ class Modality:
     media_types: tuple[str, ...] = ()
     noun: str = "item"
     show: Callable[[Any], Any] | None = None
+    stand_ins: Callable[[Any, int], Mapping[str, Any]] | None = None
     pack: Callable[[Any, Any, Any], Packed | None] | None = None
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Ask about pictures: a checkpoint folder, pictures and a question in, words out. What `omni ask` calls.
+"""Ask about pictures and sounds: a checkpoint folder, items and a question in, words out. What `omni ask` calls.
 
     model, processor = load("checkpoints/omni_tiny")
-    print(answer(model, processor, [read_picture("photo.jpg")], "what color is the circle?").answer)
+    print(answer(model, processor, ["photo.jpg"], "what color is the circle?").answer)
 
 Two things can be wrong with what somebody asks for, and each has its error: a checkpoint that cannot answer
 (`CheckpointError`), and a question that cannot be asked (`QuestionError`). Everything else that is raised is a bug.
@@ -14,7 +14,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
-from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from transformers import BatchFeature, GenerationConfig
 from transformers.cache_utils import DynamicLayer
@@ -26,6 +25,8 @@ from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OldTransformers, OmniProcessor
 from omni.fusion.signature import CACHE
+from omni.items import Item, nouns, read_items
+from omni.registry import get_modality
 
 
 class QuestionError(ValueError):
@@ -40,8 +41,8 @@ class Answer(BaseModel):
         question: what it was asked, without spaces around.
         checkpoint: the folder that the model came from.
         complete: whether the model ended by itself; False if it was stopped at `max_new_tokens`.
-        tokens_read, tokens_written: length of the prompt, pictures included, and of the answer.
-        seconds: wall-clock time by what it was spent on: preparing the prompt, encoding the pictures, reading the prompt
+        tokens_read, tokens_written: length of the prompt, items included, and of the answer.
+        seconds: wall-clock time by what it was spent on: preparing the prompt, encoding the items, reading the prompt
             (to the first token) and writing the rest.
     """
 
@@ -64,7 +65,7 @@ def check_question(question: str) -> str:
     """
     question = question.strip()
     if not question:
-        raise QuestionError("The question is empty; ask something about the picture.")
+        raise QuestionError("The question is empty; ask something.")
     try:
         question.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -72,9 +73,9 @@ def check_question(question: str) -> str:
     return question
 
 
-def make_prompts(processor: OmniProcessor, asked: Sequence[tuple[str, Sequence[Image.Image]]]) -> BatchFeature:
-    """A batch of questions about pictures, ready for `generate`."""
-    return write_prompts(processor, [ask(question, images=pictures) for question, pictures in asked])
+def make_prompts(processor: OmniProcessor, asked: Sequence[tuple[str, Sequence[Any]]]) -> BatchFeature:
+    """A batch of questions about items, ready for `generate`; an item may be a file, see `read_item`."""
+    return write_prompts(processor, [ask(question, items=read_items(items)) for question, items in asked])
 
 
 def write_prompts(processor: OmniProcessor, conversations: Sequence[list[Message]]) -> BatchFeature:
@@ -125,20 +126,28 @@ class _Tokens(BaseStreamer):
 
 
 class Session:
-    """Questions about the same pictures. They are encoded once, and what the model has read of them it does not read again.
+    """Questions about the same items. They are encoded once, and what the model has read of them it does not read again.
 
     Every question is answered as if it were the first; the answers are greedy, so the same every time.
 
     Args:
         model, processor: as `load` returns them.
-        pictures: in the order in which questions speak of them; see `omni.vision.pictures.read_picture`.
+        items: pictures, sounds or their files, in the order in which questions speak of them; see `omni.items.read_item`.
+
+    Raises:
+        QuestionError: an item that the model has no encoder for.
+        ItemError: a file that cannot be read.
     """
 
-    def __init__(
-        self, model: OmniForConditionalGeneration, processor: OmniProcessor, pictures: Sequence[Image.Image]
-    ) -> None:
+    def __init__(self, model: OmniForConditionalGeneration, processor: OmniProcessor, items: Sequence[Any]) -> None:
         self.model, self.processor = model, processor
-        self._items: Sequence[Any] = pictures  # from the first question on as `EncodedItem`s
+        self._items = read_items(items)  # from the first question on their values are `EncodedItem`s
+        known = model.config.modalities
+        if strangers := [item for item in self._items if item.modality not in known]:
+            takes = " and ".join(f"{get_modality(name).noun}s" for name in known) or "text alone"
+            raise QuestionError(
+                f"This model takes {takes}, found a {get_modality(strangers[0].modality).noun}; leave it out."
+            )
         self._cache: Any = None
         self._read: list[int] = []  # the tokens in the cache
 
@@ -152,30 +161,26 @@ class Session:
             streamer: one of transformers' streamers, which gets the answer while it is written; see `stream`, too.
 
         Raises:
-            QuestionError: an empty question, or more pictures and words than the model can read.
+            QuestionError: an empty question, or more items and words than the model can read.
         """
         start = time.perf_counter()
         question = check_question(question)
         try:
-            inputs = dict(write_prompts(self.processor, [ask(question, images=self._items)]).to(self.model.device))
+            inputs = dict(write_prompts(self.processor, [ask(question, items=self._items)]).to(self.model.device))
         except OldTransformers as error:
             raise QuestionError(str(error)) from error
         ids = inputs["input_ids"][0].tolist()
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
         if limit is not None and len(ids) + max_new_tokens > limit:
             raise QuestionError(
-                f"The question and its {len(self._items)} pictures are {len(ids)} tokens, with no room for an answer "
-                f"of {max_new_tokens} in the {limit} that the model takes; pass fewer pictures or a smaller max_new_tokens."
+                f"The question with {nouns(self._items)} is {len(ids)} tokens, with no room for an answer of "
+                f"{max_new_tokens} in the {limit} that the model takes; pass fewer of them or a smaller max_new_tokens."
             )
         prepared = time.perf_counter()
-        if "pixel_values" in inputs:
-            pixel_values = inputs.pop("pixel_values")
-            with acceleration.current().encoding():
-                self._items = self.model.model.encode_items("image", pixel_values=pixel_values)
-            inputs["mm_encoder_outputs"] = {"image": self._items}
+        self._encode(inputs)
         encoded = time.perf_counter()
         if self._take_back(ids):
-            inputs.pop("mm_encoder_outputs", None)  # all pictures have been read
+            inputs.pop("mm_encoder_outputs", None)  # all items have been read
         self._read = []  # until it is known again: whatever interrupts may leave the cache half filled
         clock = _Clock(streamer)
         greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
@@ -238,16 +243,28 @@ class Session:
 
     @property
     def count(self) -> int:
-        """How many pictures there are."""
+        """How many items there are."""
         return len(self._items)
 
     @property
-    def items(self) -> Sequence[EncodedItem]:
-        """The pictures as the encoder left them when the first question was asked; before it there are none."""
-        return [item for item in self._items if isinstance(item, EncodedItem)]
+    def items(self) -> Sequence[Item]:
+        """The items; from the first question on each is an `EncodedItem`."""
+        return self._items
+
+    def _encode(self, inputs: dict[str, Any]) -> None:
+        """Have what the encoders say stand in the place of their inputs."""
+        encoded: dict[str, list[EncodedItem]] = {}
+        for name in self.model.config.modalities:
+            if given := {key: inputs.pop(key) for key in get_modality(name).inputs if key in inputs}:
+                with acceleration.current().encoding():
+                    encoded[name] = self.model.model.encode_items(name, **given)
+        if encoded:
+            inputs["mm_encoder_outputs"] = encoded
+            waiting = {name: iter(items) for name, items in encoded.items()}
+            self._items = [Item(name, next(waiting[name])) for name, _ in self._items]
 
     def _take_back(self, ids: list[int]) -> bool:
-        """Leave in the cache what a new prompt begins with too, if that is all of its pictures; else start anew."""
+        """Leave in the cache what a new prompt begins with too, if that is all of its items; else start anew."""
         shared = 0
         for old, new in zip(self._read, ids[:-1], strict=False):  # one token at least is left to be read
             if old != new:
@@ -265,12 +282,12 @@ class Session:
 def answer(
     model: OmniForConditionalGeneration,
     processor: OmniProcessor,
-    pictures: Sequence[Image.Image],
+    items: Sequence[Any],
     question: str,
     max_new_tokens: int = 192,
 ) -> Answer:
-    """Ask one question about pictures; for more than one about the same, see `Session`."""
-    return Session(model, processor, pictures).ask(question, max_new_tokens)
+    """Ask one question about items or their files; for more than one about the same, see `Session`."""
+    return Session(model, processor, items).ask(question, max_new_tokens)
 
 
 def _can_be_cut(cache: Any) -> bool:

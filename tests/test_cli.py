@@ -210,7 +210,7 @@ def test_a_question_or_a_picture_left_out() -> None:
 
 
 def test_more_pictures_than_the_model_can_read() -> None:
-    assert "pass fewer pictures" in refuse("ask", *[SCENE] * 60, QUESTION)
+    assert "pass fewer of them" in refuse("ask", *[SCENE] * 60, QUESTION)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from omni.audio.lengths import num_tokens
-from omni.audio.sounds import LargeSoundError, is_sound, read_sound, sound_at
+from omni.audio.sounds import LargeSoundError, Sound, as_sound, is_sound, read_sound, sound_at
 from omni.registry import Modality
 
 
@@ -67,9 +67,18 @@ def _longest(preprocessor: Any) -> float | None:
 def show(sound: Any) -> Any:
     """A sound as a picture."""
     from omni.audio.drawing import draw
-    from omni.audio.sounds import as_sound
 
     return draw(as_sound(sound))
+
+
+def stand_ins(sound: Any, seed: int) -> dict[str, Any]:
+    """Silence of the same length, and noise that is as loud."""
+    sound = as_sound(sound)
+    noise = np.random.default_rng(seed).normal(0, np.sqrt(np.mean(sound.samples**2)), len(sound.samples))
+    return {
+        "blank": Sound(np.zeros_like(sound.samples), sound.rate),
+        "noise": Sound(noise.clip(-1, 1).astype(np.float32), sound.rate),
+    }
 
 
 audio = Modality(
@@ -89,4 +98,5 @@ audio = Modality(
     media_types=("audio/*",),
     noun="sound",
     show=show,
+    stand_ins=stand_ins,
 )

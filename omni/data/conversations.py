@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omni.items import Item
+
 Message = dict[str, Any]
 
 
@@ -47,16 +49,17 @@ class Example:
     unseen: Sequence[Sequence[str]] = ()
 
 
-def ask(question: str, answer: str | None = None, images: int | Sequence[Any] = 1) -> list[Message]:
-    """A chat of one question about some pictures, and its answer if there is one.
+def ask(question: str, answer: str | None = None, items: Sequence[Item | str] = ("image",)) -> list[Message]:
+    """A chat of one question about some items, and its answer if there is one.
 
     Args:
         question, answer: the texts.
-        images: the pictures; or their number, if the chat does not carry them.
+        items: the items; or the names of their modalities, if the chat does not carry them.
     """
-    blocks = (
-        [{"type": "image"}] * images if isinstance(images, int) else [{"type": "image", "image": i} for i in images]
-    )
+    blocks = [
+        {"type": item} if isinstance(item, str) else {"type": item.modality, item.modality: item.value}
+        for item in items
+    ]
     content = [*blocks, {"type": "text", "text": question}]
     messages: list[Message] = [{"role": "user", "content": content}]
     if answer is not None:

@@ -156,7 +156,7 @@ def _ask(given: dict[str, Any], saying: str, prompt: str, pictures: int) -> list
         raise ManifestError(f"`{answering}` is empty, expected text; write it or remove the row.", "no answer")
     if saying == "question" and is_blank(question):
         raise ManifestError("`question` is empty, expected text; write it or remove the row.")
-    return ask(question, answer, 0 if _PLACEHOLDER.search(question) else pictures)
+    return ask(question, answer, [] if _PLACEHOLDER.search(question) else ["image"] * pictures)
 
 
 def _named_pictures(given: dict[str, Any]) -> list[str]:

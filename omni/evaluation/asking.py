@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jinja2 import TemplateError
 from PIL import Image
 
 from omni.data.conversations import Message
+from omni.registry import get_modality
 from omni.session import write_prompts
 
 from .scores import Asked, EvaluationError, Parts, Sight
@@ -187,11 +187,9 @@ def shown(questionnaire: Questionnaire, index: int, example: Example, sight: Sig
         return example.pictures
     if sight == "swapped":
         return questionnaire.swapped(index)
-    if sight == "blank":
-        return tuple(Image.new("RGB", picture.size, (128, 128, 128)) for picture in example.pictures)
-    random = np.random.default_rng(index)
-    sizes = [(picture.height, picture.width, 3) for picture in example.pictures]
-    return tuple(Image.fromarray(random.integers(0, 256, size, dtype=np.uint8)) for size in sizes)
+    stand_ins = get_modality("image").stand_ins
+    assert stand_ins is not None
+    return tuple(stand_ins(picture, index)[sight] for picture in example.pictures)
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,8 @@ def session_attention(session: Session, question: str, max_new_tokens: int = 192
             "the grid."
         )
     tokens = _Tokens()
-    answer, items = session.ask(question, max_new_tokens, streamer=tokens), session.items
+    answer = session.ask(question, max_new_tokens, streamer=tokens)
+    items = [value for _, value in session.items]
     ids, start = torch.tensor([tokens.ids], device=model.device), answer.tokens_read
     outputs = model.model(input_ids=ids, mm_encoder_outputs={"image": items}, output_attentions=True, use_cache=False)
     # layers without attention (states, convolutions) return None

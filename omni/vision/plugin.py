@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from omni.registry import Modality
 from omni.vision.pictures import read_picture
 
@@ -34,6 +37,12 @@ def read(encoded: Any, num_patches: int) -> dict[str, Any]:
     return tokens
 
 
+def stand_ins(picture: Any, seed: int) -> dict[str, Any]:
+    """A grey picture of the same size, and one of noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (picture.height, picture.width, 3), dtype=np.uint8)
+    return {"blank": Image.new("RGB", picture.size, (128, 128, 128)), "noise": Image.fromarray(noise)}
+
+
 image = Modality(
     name="image",
     token="<image>",
@@ -49,4 +58,5 @@ image = Modality(
     media_types=("image/*",),
     noun="picture",
     show=lambda picture: picture,
+    stand_ins=stand_ins,
 )

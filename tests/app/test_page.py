@@ -221,7 +221,7 @@ def test_what_is_wrong_is_said_and_the_page_lives_on(visit: Any, damaged: Any) -
     visitor.pictures()
     visitor.ask("  ")
     visitor.page.wait_for_selector("text=The question is empty")
-    assert visitor.notices() == ["The question is empty; ask something about the picture."]
+    assert visitor.notices() == ["The question is empty; ask something."]
     visitor.ask("what color is the circle")
     assert visitor.answer() == "red"
     assert visitor.page.query_selector("#notice p") is None

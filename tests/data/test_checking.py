@@ -22,6 +22,7 @@ from omni.cli.app import app
 from omni.data.checking import KINDS, NOTES, Report, check, first_of_each, render
 from omni.data.conversations import ask
 from omni.data.manifests import Manifest, ManifestConversations
+from omni.items import Item
 from omni.vision.pictures import MAX_PIXELS
 
 OMNI = Path(sys.executable).with_name("omni")
@@ -354,7 +355,9 @@ def test_tokens_are_those_of_a_batch_of_training(make_pair: Callable[..., tuple[
     for i in range(12):
         shown = draw.choices("abc", k=draw.randrange(4))
         words = " ".join(draw.choices(["red", "what", "<|x|>", "grün", "漢字"], k=draw.randrange(1, 9)))
-        turns = ask(words + str(i), "a", [f"{name}.png" for name in shown]) + ask("b", words, 0) * draw.randrange(2)
+        turns = ask(words + str(i), "a", [Item("image", f"{name}.png") for name in shown]) + ask(
+            "b", words, []
+        ) * draw.randrange(2)
         rows.append({"messages": turns})
     for seed, name in enumerate("abc"):
         paint(f"{name}.png", seed)

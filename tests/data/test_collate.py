@@ -24,7 +24,7 @@ QUESTIONS = [("what shape is it", "a red circle"), ("how many", "blue square"), 
 
 
 def example(count: int = 3, seed: int = 0, images: int = 1) -> Example:
-    asked = [ask(question, answer, images) for question, answer in QUESTIONS[:count]]
+    asked = [ask(question, answer, ["image"] * images) for question, answer in QUESTIONS[:count]]
     return Example({"image": [photo(seed + i) for i in range(images)]}, asked)
 
 
@@ -80,7 +80,7 @@ CHATML = (
 @pytest.mark.parametrize("marked", [True, False])
 def test_labels_are_the_answers_of_any_template(marked: bool) -> None:
     chats = [
-        [*ask("what shape", "a red circle"), *ask("how many", "two, as a star", 0)],
+        [*ask("what shape", "a red circle"), *ask("how many", "two, as a star", [])],
         ask("is it so\nassistant", "yes"),
     ]
     processor = AutoProcessor.from_pretrained("checkpoints/omni_tiny")
@@ -183,7 +183,7 @@ def test_padding_learns_nothing_and_is_seen_by_nobody(make_pair: Pair) -> None:
 
 def test_conversations_without_pictures(make_pair: Pair) -> None:
     model, processor = make_pair()
-    talk = [ask("how many", "blue square", images=0)]
+    talk = [ask("how many", "blue square", items=[])]
     batch = ConversationCollator(processor)([Example({}, talk), example(2)])
     assert batch["pixel_values"].shape[0] == 1
     alone = ConversationCollator(processor)([Example({}, talk)])
@@ -194,7 +194,7 @@ def test_conversations_without_pictures(make_pair: Pair) -> None:
 
 def test_several_turns(make_pair: Pair) -> None:
     _, processor = make_pair()
-    turns = ask("what shape is it", "a red circle") + ask("how many", "blue square", images=0)
+    turns = ask("what shape is it", "a red circle") + ask("how many", "blue square", items=[])
     batch = ConversationCollator(processor)([Example({"image": [photo()]}, [turns])])
     labels = batch["labels"][0]
     assert processor.tokenizer.decode(labels[labels != IGNORED]) == "a red circle<|end|>blue square<|end|>"
@@ -233,7 +233,7 @@ def test_a_conversation_longer_than_the_language_model_is_named(make_pair: Pair)
 @pytest.mark.parametrize(("items", "placeholders"), [(0, 1), (2, 1), (1, 0), (1, 2)])
 def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placeholders: int) -> None:
     _, processor = make_pair()
-    given = Example({"image": [photo(i) for i in range(items)]}, [ask("how many", "a", images=placeholders)])
+    given = Example({"image": [photo(i) for i in range(items)]}, [ask("how many", "a", items=["image"] * placeholders)])
     with pytest.raises(
         ExampleError,
         match=rf"Example 1 of the batch has {items} items of modality 'image', .* {placeholders} placeholders",
@@ -244,7 +244,7 @@ def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placehol
 def test_items_that_nobody_takes(make_pair: Pair) -> None:
     _, processor = make_pair()
     with pytest.raises(ExampleError, match=r"Example 0 of the batch has items of \['sound'\]"):
-        ConversationCollator(processor)([Example({"sound": [1]}, [ask("how many", "a", images=0)])])
+        ConversationCollator(processor)([Example({"sound": [1]}, [ask("how many", "a", items=[])])])
 
 
 def test_the_longest_common_beginning() -> None:

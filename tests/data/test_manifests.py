@@ -670,7 +670,7 @@ def test_examples_have_their_pictures() -> None:
     assert len(data) == 2
     example = data[0]
     assert [picture.getpixel((0, 0)) for picture in example.items["image"]] == [(0, 128, 0), (255, 0, 0)]
-    assert example.conversations == [ask("which?", "green, red", 2)]
+    assert example.conversations == [ask("which?", "green, red", ["image"] * 2)]
 
 
 def test_a_picture_that_cannot_be_read_is_named_with_its_row() -> None:

@@ -33,7 +33,7 @@ class Recorded(SceneQuestions):
 
     def __getitem__(self, index: int) -> Example:
         picture = Image.new("RGB", (self.side, 2 * self.side), (index, 0, 0))
-        queries = tuple(Query("color", ask(question, images=1), "red") for question in ("one", "two"))
+        queries = tuple(Query("color", ask(question), "red") for question in ("one", "two"))
         return Example(f"picture {index}", (picture,), queries)
 
 
@@ -55,7 +55,7 @@ def test_a_batch_is_answered_as_each_question_alone(shipped: Any) -> None:
             example = super().__getitem__(index)
             (picture,), times = example.pictures, 1 + index % 2
             query = example.queries[index]
-            chat = ask(query.text, images=times)
+            chat = ask(query.text, items=["image"] * times)
             return Example(example.source, (picture,) * times, (Query(query.kind, chat, query.expected),))
 
     questions = Repeated("test", 6, 0)
@@ -151,7 +151,9 @@ def test_a_prompt_without_room_for_an_answer_is_named(shipped: Any) -> None:
     class Crowded(Recorded):
         def __getitem__(self, index: int) -> Example:
             example = super().__getitem__(index)
-            return Example(example.source, example.pictures * 50, (Query("color", ask("one", images=50), "red"),))
+            return Example(
+                example.source, example.pictures * 50, (Query("color", ask("one", items=["image"] * 50), "red"),)
+            )
 
     with pytest.raises(EvaluationError, match=r"picture 0 to picture 1: a prompt of \d+ tokens leaves no room"):
         ask_all(*shipped, Crowded())

@@ -45,6 +45,7 @@ from omni.checkpoints.folder import CheckpointError
 from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.exchange.compose import AS_TEXT, compose
+from omni.items import Item
 from omni.loading.checkpoint import load
 from omni.session import answer
 from omni.training.recipe import Recipe
@@ -244,7 +245,7 @@ def test_a_template_for_text_writes_text_as_before_and_pictures_too(parts: Path)
             for each in (chat, blocks):
                 written = composition.processor.apply_chat_template(each, tokenize=False, add_generation_prompt=more)
                 assert written == expected
-    shown = composition.processor.apply_chat_template(ask("why", images=2), tokenize=False)
+    shown = composition.processor.apply_chat_template(ask("why", items=["image"] * 2), tokenize=False)
     assert shown == "<|user|>user\n<image><image>why<|end|>\n"
     assert any("takes text alone" in note for note in composition.notes)
 
@@ -276,7 +277,10 @@ def test_padding_with_the_end_of_text_changes_no_answer(parts: Path) -> None:
     composition = compose(parts / "clip", parts / "llama")
     assert composition.processor.tokenizer.pad_token == "<|end|>"
     processor, model = composition.processor, composition.model
-    chats = [ask("what shape is it, is it a red circle", images=[PICTURE]), ask("red", images=[PICTURE])]
+    chats = [
+        ask("what shape is it, is it a red circle", items=[Item("image", PICTURE)]),
+        ask("red", items=[Item("image", PICTURE)]),
+    ]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     wide = processor.apply_chat_template(chats, processor_kwargs={"padding": True, "padding_side": "left"}, **options)
     alone = processor.apply_chat_template(chats[1], **options)

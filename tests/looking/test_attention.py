@@ -19,6 +19,7 @@ from omni import OmniImageProcessor, OmniProcessor, scenes
 from omni.checkpoints.fingerprints import read_tensors
 from omni.cli.app import app
 from omni.data.conversations import ask
+from omni.items import read_items
 from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
 from omni.looking.attention import (
@@ -196,7 +197,7 @@ def test_what_cannot_be_seen_is_said(encoder: Encoder, scene: Image.Image) -> No
 
 def looked_at_in_steps(model: Any, processor: Any, pictures: list[Image.Image], question: str, limit: int) -> Any:
     """The mean over heads and layers while each token is really written, with the cache: a row for each; and the ids."""
-    inputs = write_prompts(processor, [ask(question, images=pictures)])
+    inputs = write_prompts(processor, [ask(question, items=read_items(pictures))])
     made = model.generate(
         **inputs, max_new_tokens=limit, do_sample=False, output_attentions=True, return_dict_in_generate=True
     )

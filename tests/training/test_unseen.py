@@ -75,7 +75,7 @@ def test_the_tokens_stand_at_the_words_that_they_could_replace(tokenizer: Any) -
     for start in range(0, 60, 3):
         questions = [q for _, q in asked("train", 40)[start : start + 3]]
         examples.append(
-            Example({}, [ask(q.text, q.answer, 0) for q in questions], unseen=[q.unseen for q in questions])
+            Example({}, [ask(q.text, q.answer, []) for q in questions], unseen=[q.unseen for q in questions])
         )
         row: list[int] = []
         for question in questions:
@@ -109,7 +109,7 @@ def test_a_tokenizer_that_joins_words_is_said_and_adjusts_nothing(caplog: pytest
             return type("Encoded", (), {"input_ids": [len(text)]})
 
     labels = torch.tensor([[IGNORED, 11, 0]])
-    example = Example({}, [ask("what", "cyan circle", 0)], unseen=[("purple", "hexagon")])
+    example = Example({}, [ask("what", "cyan circle", [])], unseen=[("purple", "hexagon")])
     transformers_logger = pytest.importorskip("transformers").utils.logging.get_logger("omni.training.unseen")
     transformers_logger.addHandler(caplog.handler)
     try:

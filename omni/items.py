@@ -1,0 +1,115 @@
+"""A file becomes an item of the modality that it belongs to.
+
+    read_item("scene.png")        # Item("image", <PIL.Image>)
+    read_item("question.wav")     # Item("audio", Sound(2.10 s at 16,000 Hz))
+
+The suffix says which modality is asked first; what the file holds decides. So a WAV file that is named .png is a sound.
+"""
+
+from collections.abc import Iterable, Sequence
+from os import PathLike, fsdecode
+from typing import Any, NamedTuple
+
+from omni.files import ReadError, read_whole
+from omni.registry import ItemError, Modality, get_modality, modalities
+
+MAX_BYTES = 2**29
+"""Of a file whose suffix says nothing; each modality has a limit of its own."""
+
+
+class _MissingError(ItemError):
+    kind = "missing"
+
+
+class _LargeError(ItemError):
+    kind = "too large"
+
+
+class Item(NamedTuple):
+    """One input of a model, and the name of its modality."""
+
+    modality: str
+    value: Any
+
+
+def read_item(source: Any, among: Iterable[str] | None = None) -> Item:
+    """The item in a file.
+
+    Args:
+        source: a path, the bytes of a file, an open item such as a picture of PIL, or an `Item`, which stays as it is.
+        among: names of the modalities that may take it; by default all that open files.
+
+    Raises:
+        ItemError: none of them can read it. The message is that of the modality that the suffix belongs to.
+    """
+    if isinstance(source, Item):
+        return source
+    path = fsdecode(source) if isinstance(source, str | PathLike) else None
+    openers, broken = _openers(among)
+
+    def owns(modality: Modality) -> bool:
+        return path is not None and path.lower().endswith(modality.suffixes)
+
+    owned = any(map(owns, openers))
+    nouns = " or ".join(f"a {each.noun}" for each in openers) or "an item"
+    if path is not None and not owned:
+        _expect_file(path, nouns)
+    errors: list[ItemError] = []
+    for modality in sorted(openers, key=owns, reverse=True):
+        assert modality.open is not None
+        try:
+            return Item(modality.name, modality.open(source))
+        except TypeError:  # another modality's item
+            if path is not None or isinstance(source, bytes | bytearray | memoryview):
+                raise
+        except ItemError as error:
+            if error.kind != "unreadable":  # it knows the file, or there is none
+                raise
+            errors.append(error)
+    if owned:
+        raise errors[0]
+    reasons = " ".join(map(str, errors)) or f"Expected {nouns}, found {type(source).__name__}; pass a path or bytes."
+    unknown = f" The plug-ins of {', '.join(broken)} cannot be loaded." if broken else ""
+    raise ItemError(reasons + unknown)
+
+
+def read_items(sources: Iterable[Any], among: Iterable[str] | None = None) -> list[Item]:
+    """The items in some files; see `read_item`."""
+    names = None if among is None else list(among)
+    return [read_item(source, names) for source in sources]
+
+
+def suffixes(among: Iterable[str] | None = None) -> tuple[str, ...]:
+    """The suffixes of all files that become items."""
+    return tuple(suffix for modality in _openers(among)[0] for suffix in modality.suffixes)
+
+
+def nouns(items: Sequence[Item]) -> str:
+    """What messages call these items: "picture", "2 sounds", "picture and 2 sounds"."""
+    names = list(dict.fromkeys(item.modality for item in items))
+    counts = [(sum(item.modality == name for item in items), get_modality(name).noun) for name in names]
+    return " and ".join(noun if count == 1 else f"{count} {noun}s" for count, noun in counts)
+
+
+def _openers(among: Iterable[str] | None) -> tuple[list[Modality], list[str]]:
+    """The modalities that open files, and the names of those that cannot be loaded."""
+    found, broken = list[Modality](), list[str]()
+    for name in modalities() if among is None else among:
+        try:
+            modality = get_modality(name)
+        except ValueError:  # a broken plug-in is no reason to refuse the files of another
+            if among is not None:
+                raise
+            broken.append(name)
+            continue
+        if modality.open is not None:
+            found.append(modality)
+    return found, broken
+
+
+def _expect_file(path: str, nouns: str) -> None:
+    """Have the world's faults named before any modality is asked."""
+    try:
+        read_whole(path, "file", nouns, MAX_BYTES)
+    except ReadError as error:
+        raise {"missing": _MissingError, "too large": _LargeError}.get(error.kind, ItemError)(str(error)) from error
