@@ -11,6 +11,7 @@ from omni.registry import get_modality
 
 from . import acceleration
 from .placement import check_counts
+from .selection import take
 from .signature import CACHE
 from .thinker import cached_tokens, untrained_message
 
@@ -149,8 +150,3 @@ class OmniGenerationMixin(GenerationMixin):
                 items += row * expand_size
             expanded[name] = BaseModelOutputWithPooling(pooler_output=items)
         return expanded
-
-
-def take(tensor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """[B, L, ...] in another order of its L tokens, int64[B, L]."""
-    return torch.take_along_dim(tensor, order.reshape(*order.shape, *[1] * (tensor.ndim - 2)), dim=1)

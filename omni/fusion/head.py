@@ -57,7 +57,7 @@ def stock_head(config: Any) -> nn.Linear:
     """
     key = type(config), json.dumps(config.to_dict(), sort_keys=True, default=repr)
     if key not in _STOCK_HEADS:
-        _STOCK_HEADS[key] = _askstock_head(config)
+        _STOCK_HEADS[key] = _ask_stock_head(config)
     in_features, out_features, bias = _STOCK_HEADS[key]
     return nn.Linear(in_features, out_features, bias=bias)
 
@@ -66,7 +66,7 @@ _STOCK_HEADS: dict[tuple[type, str], tuple[int, int, bool]] = {}
 """What was found out, by configuration: asking takes a tenth of loading a small model."""
 
 
-def _askstock_head(config: Any) -> tuple[int, int, bool]:
+def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
     """Widths of the head, and whether it has a bias."""
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(_of_one_layer(config))
@@ -98,6 +98,24 @@ def _askstock_head(config: Any) -> tuple[int, int, bool]:
             "(scaling, soft capping, bias): its logits would be wrong. Choose another language model."
         )
     return head.in_features, head.out_features, bias
+
+
+def embedding_name(model: nn.Module) -> str:
+    """Name of the Thinker's input embedding weight, which differs from family to family."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+
+def note_ties(model: Any) -> None:
+    """Make `tie_word_embeddings` true to the weights: to replace head or embedding alone, as merged adapters do, unties."""
+    head, embedding = (
+        getattr(part, "weight", None) for part in (model.get_output_embeddings(), model.get_input_embeddings())
+    )
+    if isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and head.device.type != "meta":
+        tied = head is embedding
+        if tied != model.config.tie_word_embeddings:
+            model.config.tie_word_embeddings = tied
+            model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def _of_one_layer(config: Any) -> Any:

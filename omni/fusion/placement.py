@@ -1,6 +1,7 @@
 """Every item has its place in a prompt, and every placeholder an item."""
 
 import torch
+from transformers.utils import torch_compilable_check
 
 from omni.registry import get_modality
 
@@ -16,9 +17,14 @@ def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:
     Raises:
         ValueError: a row that has more or fewer; an item without a place.
     """
+    if torch.compiler.is_compiling():  # it knows no numbers: the message names none
+        torch_compilable_check(
+            mask.sum() == sum(lengths), f"Placeholders and projected tokens of modality {name!r} do not match."
+        )
+        return
     token, item = get_modality(name).token, 0
     if len(lengths) == 1 and lengths[0] == mask.sum():
-        return  # also how generate's chunked prefill hands over the tokens of several rows: as if of one item
+        return  # chunked prefill of `generate` passes the tokens of several rows as if they were one item
     for row, placeholders in enumerate(mask.sum(-1).tolist()):
         found = 0
         while found < placeholders and item < len(lengths):
