@@ -233,6 +233,7 @@ def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 # --- Where it is used -------------------------------------------------------------------------------------------------
 
+_WRITING: ContextVar[bool] = ContextVar("writing", default=False)
 _CURRENT: ContextVar[QuickStep | None] = ContextVar("quick step", default=None)
 _KNOWN: WeakKeyDictionary[nn.Module, "_Known"] = WeakKeyDictionary()
 
@@ -245,16 +246,17 @@ def stepping(language_model: Any) -> Iterator[None]:
     weights, hooks, other kernels, sliding windows and other architectures keep the model's own way. So does a model whose
     numbers differ by more than `TOLERANCE`, which is tried once, on made-up rows.
     """
-    token = _CURRENT.set(_step_of(language_model))
+    step, writing = _CURRENT.set(_step_of(language_model)), _WRITING.set(True)
     try:
         yield
     finally:
-        _CURRENT.reset(token)
+        _CURRENT.reset(step)
+        _WRITING.reset(writing)
 
 
 def prefilling() -> AbstractContextManager[Any]:
-    """For reading a prompt: a step hands its products to oneDNN by itself."""
-    return OneDnnProducts() if _CURRENT.get() is None else nullcontext()
+    """Products by oneDNN while `generate` reads a prompt. A quick step has them by itself, so it needs no context."""
+    return OneDnnProducts() if _WRITING.get() and _CURRENT.get() is None else nullcontext()
 
 
 def _step_of(language_model: Any) -> QuickStep | None:

@@ -1,4 +1,4 @@
-"""Every item has its place in a prompt, and every placeholder an item."""
+"""Every item has its place in a prompt, and every placeholder belongs to an item."""
 
 import torch
 from transformers.utils import torch_compilable_check
@@ -7,7 +7,7 @@ from omni.registry import get_modality
 
 
 def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:
-    """Each row must have as many placeholders as the items that stand in it have tokens.
+    """Check that each row has as many placeholders as its items have tokens.
 
     Args:
         name: the modality.
@@ -15,7 +15,7 @@ def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:
         lengths: how many tokens each item has, in the order of the rows.
 
     Raises:
-        ValueError: a row that has more or fewer; an item without a place.
+        ValueError: a row has more or fewer placeholders; an item has no place.
     """
     if torch.compiler.is_compiling():  # it knows no numbers: the message names none
         torch_compilable_check(

@@ -13,13 +13,13 @@ from transformers.utils import TransformersKwargs
 
 from omni.registry import get_modality, registered
 
-from . import acceleration
+from .acceleration import Acceleration, current
 from .signature import CACHE
 
 PASSED_ON = ("return_dict", "labels", "logits_to_keep", "shift_labels", "token_type_ids", "mm_token_type_ids",
              "cache_position", "attention_instances", "forward_batch", "debug_io", "cache", "block_table",
              "read_index", "write_index", "logits_indices", "logits_processor_args")  # fmt: skip
-"""Arguments beside the Thinker's own that trainers and servers (continuous batching, vLLM, SGLang) hand through a model."""
+"""Arguments that trainers and servers (continuous batching, vLLM, SGLang) pass through a model, beside the Thinker's own."""
 
 
 def think(
@@ -42,17 +42,18 @@ def think(
     """
     if position_ids is None:
         position_ids = positions_of(attention_mask, cache, inputs_embeds.shape[1])
-    if not torch.compiler.is_compiling():
-        done = acceleration.current().step(language_model, inputs_embeds, attention_mask, position_ids, cache, options)
+    use = Acceleration() if torch.compiler.is_compiling() else current()
+    with use.reading() if inputs_embeds.shape[1] > 1 else nullcontext():
+        done = use.step(language_model, inputs_embeds, attention_mask, position_ids, cache, options)
         if done is not None:
             return BaseModelOutputWithPast(last_hidden_state=done, **{CACHE: cache})
-    with attention_for_maps(language_model.config, options):
-        return language_model(
-            attention_mask=readable_mask(attention_mask, language_model.config, inputs_embeds.dtype),
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            **{CACHE: cache, **options},
-        )
+        with attention_for_maps(language_model.config, options):
+            return language_model(
+                attention_mask=readable_mask(attention_mask, language_model.config, inputs_embeds.dtype),
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **{CACHE: cache, **options},
+            )
 
 
 def cached_tokens(cache: Cache | None) -> int | None:
@@ -66,7 +67,8 @@ def cached_tokens(cache: Cache | None) -> int | None:
 def positions_of(mask: torch.Tensor | None, cache: Cache | None, length: int) -> torch.Tensor | None:
     """Positions of the last `length` tokens, int64[B, length], counted from each row's first real token.
 
-    Decoders count from the start of the row, so that with learned positions (GPT-2) padding on the left would matter.
+    Language models count from the start of the row. With learned positions (GPT-2), padding on the left would then change
+    the result.
     """
     past = cached_tokens(cache)
     if mask is None or past is None or mask.ndim != 2 or mask.shape[1] != past + length:
