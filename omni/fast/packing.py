@@ -6,8 +6,8 @@ It differs from `OmniVisionModel` in these ways, which make it faster:
   are resized by `resizing.py`.
 * For CLS alone, the last block computes one row. Its query is multiplied with the keys' weights, since q (W_k h) equals
   (q W_k) h, and the weighted sum is taken before the values' weights. So neither keys nor values are computed.
-* With a C++ compiler, everything is one function of machine code (`compiled_encoder.py`). Each thread takes a picture through
-  all layers within its own caches. It uses the processor's matrix units, if there are any.
+* With a C++ compiler, everything is one function of machine code (`compiled_encoder.py`). Each thread takes a picture
+  through all layers within its own caches. It uses the processor's matrix units, if there are any.
 * Without one, weights are stored in the layout of oneDNN's kernels. GELU and the residual sum are part of the product before
   them. In bfloat16, attention is two batched products, with one pass of powers of two between them (`_attend`).
 
