@@ -10,8 +10,6 @@ Parts have the names that transformers, its exporters and vLLM look for: `<name>
 `language_model`, `lm_head`, and a method `get_<name>_features` for each modality.
 """
 
-import inspect
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,18 +22,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from omni.projectors import PROJECTORS, compute_dtype
+from omni.projectors import PROJECTORS
 from omni.registry import get_modality
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
+from .encoding import encode_items, place, project, run_tower
 from .generation import OmniGenerationMixin
 from .head import embedding_name, note_ties, shape_logits, stock_head
-from .placement import check_counts
 from .pretrained import OmniCausalLMOutputWithPast, OmniModelOutputWithPast, OmniPreTrainedModel
 from .selection import keep, keep_labels
 from .signature import CACHE, cache_by_either_name, follow_registry
-from .thinker import attention_for_maps, cached_tokens, is_served, refuse_unknown, refuse_untrained, think
+from .thinker import cached_tokens, is_served, refuse_unknown, refuse_untrained, think
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
 
@@ -49,8 +47,6 @@ class OmniModel(OmniPreTrainedModel):
         super().__init__(config)
         for name, section in config.modalities.items():
             modality, encoder = get_modality(name), section["encoder"]
-            ours = type(encoder) is modality.config_class  # of others, the bundle or transformers knows the model
-            build = modality.model_class if ours else modality.build or AutoModel.from_config
             projector = PROJECTORS[section["projector"]](
                 hidden_size=encoder.hidden_size,
                 text_hidden_size=config.text_config.hidden_size,
@@ -58,7 +54,7 @@ class OmniModel(OmniPreTrainedModel):
                 grid_dims=modality.grid_dims,
                 output=section["output"],
             )
-            setattr(self, f"{name}_tower", build(encoder))
+            setattr(self, f"{name}_tower", modality.build_tower(encoder))
             setattr(self, f"{name}_projector", projector)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
@@ -104,7 +100,8 @@ class OmniModel(OmniPreTrainedModel):
         for name in self.config.modalities:
             if name in encoded or first:
                 features = encoded[name].pooler_output if name in encoded else []
-                inputs_embeds, placed[name] = self.place(name, features, input_ids, inputs_embeds)
+                placeholders = self.placeholders(name, input_ids, inputs_embeds)
+                inputs_embeds, placed[name] = place(name, placeholders, features, inputs_embeds)
         outputs = think(self.language_model, inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
         return OmniModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
@@ -146,7 +143,7 @@ class OmniModel(OmniPreTrainedModel):
         Returns:
             The encoder's output, with `pooler_output` the list of each item's projected tokens, float[n_i, T].
         """
-        encoded, items = self._run_tower(name, inputs)
+        encoded, items = run_tower(name, self.config.modalities[name], getattr(self, f"{name}_tower"), inputs)
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.get("last_hidden_state"),
             pooler_output=self.project(name, items),
@@ -161,67 +158,13 @@ class OmniModel(OmniPreTrainedModel):
             name: the modality.
             inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
         """
-        return self._run_tower(name, inputs)[1]
-
-    def _run_tower(self, name: str, inputs: Mapping[str, Any]) -> tuple[Any, list[EncodedItem]]:
-        """What the encoder of a modality returns, and the same item by item: the outputs that its projector reads."""
-        modality, section, tower = get_modality(name), self.config.modalities[name], getattr(self, f"{name}_tower")
-        if absent := [key for key in modality.inputs if inputs.get(key) is None]:
-            raise ValueError(f"The encoder of modality {name!r} reads {list(modality.inputs)}; missing: {absent}.")
-        arguments = {modality.arguments.get(key, key): value for key, value in inputs.items()} | {"return_dict": True}
-        if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
-            arguments["cls_only"] = True
-        with attention_for_maps(tower.config, inputs):
-            encoded = tower(**arguments)
-        shapes = [tuple(shape) for shape in modality.grid_shapes(section["encoder"], inputs)]
-        named: dict[tuple[int, ...], dict[str, Sequence[torch.Tensor]]] = {}
-        for shape in dict.fromkeys(shapes):
-            tokens, wanted = modality.read(encoded, math.prod(shape)), section["output"].split("+")
-            if lacking := [part for part in wanted if part not in tokens]:
-                raise ValueError(
-                    f"The encoder of modality {name!r} has no {lacking} for output {section['output']!r}; it has "
-                    f"{list(tokens)}."
-                )
-            # a batch of items of several lengths is padded to the longest: the item's own tokens come first
-            own = {"cls": slice(None), "grid": slice(math.prod(shape))}
-            named[shape] = {part: tokens[part][:, own[part]].unbind() for part in wanted}
-        items = [
-            EncodedItem({part: each[i] for part, each in named[shape].items()}, shape) for i, shape in enumerate(shapes)
-        ]
-        return encoded, items
+        return encode_items(name, self.config.modalities[name], getattr(self, f"{name}_tower"), inputs)
 
     def project(self, name: str, items: Sequence[EncodedItem]) -> list[torch.Tensor]:
-        """Tokens of the Thinker, float[n_i, T] for each encoded item; items of one grid pass the projector together."""
+        """Tokens of the Thinker, float[n_i, T] for each encoded item."""
         if name not in self.config.modalities:
             raise ValueError(f"Encoded items of {[name]}, but this model has {sorted(self.config.modalities)}.")
-        projector, parts = getattr(self, f"{name}_projector"), self.config.modalities[name]["output"].split("+")
-        # where weights are offloaded (on "meta"), accelerate brings tokens and weights together
-        device = next((each.device for each in projector.parameters() if each.device.type != "meta"), None)
-        features: list[torch.Tensor] = [torch.empty(0)] * len(items)
-        for shape in dict.fromkeys(item.grid_shape for item in items):
-            members = [i for i, item in enumerate(items) if item.grid_shape == shape]
-            tokens = {
-                part: torch.stack([torch.as_tensor(items[i].tokens[part], device=device) for i in members])
-                for part in parts
-            }
-            tokens = {part: value.to(dtype=compute_dtype(projector)) for part, value in tokens.items()}
-            for i, projected in zip(members, projector(tokens, shape), strict=True):
-                features[i] = projected
-        return features
-
-    def place(
-        self, name: str, features: Sequence[torch.Tensor], input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Write the projected tokens of a modality, I x float[n_i, T], over its placeholders, in order.
-
-        Returns `inputs_embeds` float[B, L, T] with them in place, and all of them as float[sum of n_i, T].
-        """
-        mask = self.placeholders(name, input_ids, inputs_embeds)
-        check_counts(name, mask, [len(item) for item in features])
-        if not features:
-            return inputs_embeds, None
-        tokens = torch.cat(list(features)).to(inputs_embeds.device, inputs_embeds.dtype)
-        return inputs_embeds.masked_scatter(mask.unsqueeze(-1), tokens), tokens
+        return project(self.config.modalities[name], getattr(self, f"{name}_projector"), items)
 
     def placeholders(
         self, name: str, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None

@@ -1,4 +1,4 @@
-"""A folder becomes an encoder of pictures and its image processor: the reference, as it was saved."""
+"""An encoder of pictures with what it needs around it, as the checkpoint has it; nothing here is made faster."""
 
 import copy
 import math
@@ -29,7 +29,7 @@ class Encoder:
 
     Attributes:
         pooled: whether its `pooler_output` is trained.
-        fused: the fused model that it belongs to, if any.
+        fused: the model that it is part of, if it is.
     """
 
     model: PreTrainedModel
@@ -39,29 +39,29 @@ class Encoder:
 
     @property
     def side(self) -> int:
-        """Height and width of the encoder's pictures, in pixels."""
+        """Height and width of the pictures that it was made for."""
         side = getattr(self.model.config, "image_size", None) or self.image_processor.size["height"]
         return int(side if isinstance(side, int) else side[0])
 
     def untrained(self, seed: int) -> "Encoder":
-        """The same architecture with random weights. A seed always gives the same weights."""
+        """The same architecture with new random weights, the same ones for every seed."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = AutoModel.from_config(copy.deepcopy(self.model.config), dtype=self.model.dtype)
         return replace(self, model=model.to(self.model.device).eval(), pooled=True)
 
     def prepare(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures as the encoder takes them, float[B, 3, H, W]."""
+        """float[B, 3, H, W]"""
         pixels = self.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.device, self.model.dtype)
 
     def grid_shape(self, pixel_values: torch.Tensor) -> tuple[int, ...]:
-        """Rows and columns of patches in prepared pictures, such as (14, 14)."""
+        """How many patches there are down and across prepared pictures."""
         return tuple(get_modality("image").grid_shapes(self.model.config, {"pixel_values": pixel_values})[0])
 
     @torch.inference_mode()
     def encode(self, pixel_values: torch.Tensor) -> Tokens:
-        """The encoder's tokens of prepared pictures, float[B, 3, H, W]."""
+        """What the encoder says of prepared pictures."""
         encoded = self.model(pixel_values=pixel_values)
         if not self.pooled:
             encoded["pooler_output"] = None
@@ -69,7 +69,7 @@ class Encoder:
 
     @torch.inference_mode()
     def name(self, encoded: Any, pixel_values: torch.Tensor) -> Tokens:
-        """The tokens in an encoder's output, by name; of a fused model also projected."""
+        """The tokens of an output by their names, and projected as the fused model does it."""
         shape = self.grid_shape(pixel_values)
         tokens: Tokens = get_modality("image").read(encoded, math.prod(shape))
         wanted = self.fused.config.modalities["image"]["output"].split("+") if self.fused else []
@@ -83,14 +83,14 @@ class Encoder:
 def load_encoder(checkpoint: str | Path) -> Encoder:
     """Load a vision encoder from a folder, omni's or one of transformers; nothing is fetched from anywhere.
 
-    If the folder holds a model of several parts, such as CLIP or a fused model, the encoder is its vision tower.
+    Of a model of several parts, such as CLIP or a fused model, its vision tower is taken.
 
     Raises:
-        CheckpointError: the folder holds no encoder of pictures or no image processor, the two do not fit, or weights are
-            missing or damaged.
+        CheckpointError: no encoder of pictures in the folder, no image processor, one that makes pictures which the
+            encoder does not take, or weights that are not whole.
     """
     folder, modality = Path(checkpoint), get_modality("image")
-    expect_folder(folder)  # transformers would look for a name on the hub, and say so
+    expect_folder(folder)  # transformers would look for it on the internet, and speak of that
     try:
         verify_files(folder, MODEL)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -108,7 +108,7 @@ def load_encoder(checkpoint: str | Path) -> Encoder:
                 )
             encoder = Encoder(model.eval(), AutoImageProcessor.from_pretrained(folder), pooled)
         encoder.encode(encoder.prepare([Image.new("RGB", (encoder.side, encoder.side))]))
-    except Exception as error:  # transformers and others read the files, and raise anything
+    except Exception as error:  # what a folder holds is read by the code of others, which says anything about it
         said = f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {reason_of(error)}"
         raise CheckpointError(said) from error
     return encoder
@@ -122,7 +122,7 @@ def _of_fused(folder: Path, config: OmniConfig) -> Encoder:
 
 
 def _of_transformers(folder: Path, config: Any) -> tuple[PreTrainedModel, bool]:
-    """A tower, and whether its pooler is trained. Classifiers are saved without ViT's pooler."""
+    """A tower, and whether its pooler is trained: classifiers are saved without ViT's, which comes after what is read."""
     model, report = AutoModel.from_pretrained(
         folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
     )
