@@ -1,4 +1,4 @@
-"""The registry: one frozen bundle per modality, one call to add it, and discovery of those that other packages bring.
+"""The registry: it holds one frozen bundle for each modality. A call adds a bundle, or an installed package brings one.
 
     from omni import Modality, register_modality
 
@@ -12,7 +12,7 @@ An installed package needs no call: it names its bundle in the entry-point group
     [project.entry-points."omni.modalities"]
     signal = "my_package.plugin:signal"
 
-and it is loaded when a configuration first asks for that name, so a broken plug-in breaks nobody else.
+and it is loaded when a configuration first asks for that name. So a broken plug-in does not disturb others.
 """
 
 import re
@@ -31,79 +31,83 @@ ItemProblem = Literal["missing", "truncated", "too large", "unreadable"]
 
 
 class ItemError(ValueError):
-    """A file that does not become an item. The message is one sentence: which, what was expected and found, what to do.
+    """A file cannot become an item. The message is one sentence: which file, what was expected and found, what to do.
 
-    `kind` belongs to the class, as a worker of a `DataLoader` hands on the class and the message of an error alone.
+    `kind` belongs to the class, because a worker of a `DataLoader` passes on only the class and the message of an error.
     """
 
     kind: ItemProblem = "unreadable"
 
 
 def is_one_item(given: Any) -> bool:
-    """Whether what the processor is given is an item, and not several: lists and tuples hold items."""
+    """Whether an argument of the processor is one item. Lists and tuples hold several."""
     return not isinstance(given, (list, tuple))
 
 
 def read_named_outputs(encoded: Any, num_patches: int) -> dict[str, Any]:
-    """The contract of an encoder's output: attributes `cls` float[B, 1, D] and/or `grid` float[B, N, D]."""
+    """The tokens of an encoder whose output has the attributes `cls` float[B, 1, D] and/or `grid` float[B, N, D]."""
     return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name, None) is not None}
 
 
 class Packed(Protocol):
-    """An encoder together with its preprocessor, packed for speed: the same tokens, up to rounding.
+    """An encoder and its preprocessor in a faster form, with the same tokens up to rounding.
 
     Attributes:
-        path: how it computes, in a word for reports.
+        path: one word that says how it computes, for reports.
     """
 
     path: str
 
     def read(self, source: Any, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
-        """An item from its file, in a form that `prepare` takes; the size that it has in full; a note of the decoder.
+        """Read an item from its file.
 
         Args:
             source: the file.
-            at_least: read no more of it than is needed for so many pixels a side.
+            at_least: the item may be read smaller, if both sides keep so many pixels.
+
+        Returns:
+            The item in a form that `prepare` takes, its full size, and a note if the decoder warned.
         """
 
     def prepare(self, item: Any) -> Any:
-        """One item as an array, in the form that `__call__` takes; all are of one shape."""
+        """One item as an array. All arrays have one shape; `__call__` takes a batch of them."""
 
     def __call__(self, prepared: Any, cls_only: bool = False) -> Any:
-        """A tensor of B prepared items -> the encoder's output; of CLS alone if nothing else is wanted."""
+        """From a tensor of B prepared items to the encoder's output; with `cls_only`, to that of CLS alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
-    """Everything that omni has to know of a kind of input.
+    """Everything that omni has to know about a kind of input.
 
     Attributes:
         name: an identifier such as "image". It names the parts of the fused model: `image_tower`, `image_projector`,
             `get_image_features`, and in the configuration `image_config`, `image_token_id`.
         token: the placeholder that stands for one item in a prompt, such as "<image>".
         inputs: the batch keys that the encoder reads, each with the argument of its forward: `{"video_values":
-            "pixel_values"}`; of names alone, `("signal_values",)`, key and argument are the same. The first axis of each
-            counts items, over all rows.
-        config_class: the configuration class of the default encoder. This class and the next two may be named, as
-            "package.module:Class"; then they are imported when they are first used, and it is for the package to put them
+            "pixel_values"}`. In a tuple of names, `("signal_values",)`, key and argument are the same. The first axis of
+            each counts items, over all rows.
+        config_class: the configuration class of the default encoder. This class and the next two may be given as text,
+            "package.module:Class". They are then imported when they are first used, and the package itself must put them
             into the Auto tables of transformers.
-        model_class: its model, a `PreTrainedModel` whose output `read` understands. A tower with a configuration of this
-            very class is built from it, one with another by `build`.
+        model_class: the encoder's class, a `PreTrainedModel` whose output `read` understands. It builds a tower from a
+            configuration of `config_class` itself; `build` builds all others.
         preprocessor_class: turns raw items into `inputs`: `__call__(items, return_tensors=...)`, `to_dict()`,
             `cls(**dict)` and `model_input_names` (in the order of `inputs`).
-        build: from a configuration of another class the tower, which takes the same arguments; by default `AutoModel`'s.
-        prepare: from a preprocessor, items and the options of the call the batch of `inputs`, where a preprocessor of
-            transformers takes other items or makes other names.
-        grid_shapes: from the encoder's configuration and the batch of `inputs`, the shape of each item's grid of
-            tokens: `(14, 14)` for a picture of 14 x 14 patches, `(16,)` for a signal of 16 frames. Their product is N.
-        grid_dims: axes of that grid: 2 for pictures, 1 for signals.
-        outputs: which named outputs may be handed to the projector.
-        read: from the encoder's output and N, the named tensors `cls` float[B, 1, D] and `grid` float[B, N, D].
+        build: takes a configuration of another class and returns a tower that takes the same arguments; by default
+            `AutoModel` does.
+        prepare: takes a preprocessor, items and the options of the call, and returns the batch of `inputs`. It is for a
+            preprocessor of transformers that takes other items or makes other names.
+        grid_shapes: takes the encoder's configuration and the batch of `inputs`, and returns the shape of each item's grid
+            of tokens: `(14, 14)` for a picture of 14 x 14 patches, `(16,)` for a signal of 16 frames. Their product is N.
+        grid_dims: the number of axes of that grid: 2 for pictures, 1 for signals.
+        outputs: the outputs that a projector may read.
+        read: takes the encoder's output and N, and returns the tensors `cls` float[B, 1, D] and `grid` float[B, N, D].
         argument: the processor's argument for the items; "images" for "image".
-        is_item: tells an item from a list of items; a sound may be a tuple `(array, rate)`.
-        open: from a path or the bytes of a file to an item; raises `ItemError`. With it, whatever takes files takes this
-            modality.
-        suffixes: of its files, in small letters: `(".png", ".jpg")`.
+        is_item: tells one item from a list of items; a sound may be a tuple `(array, rate)`.
+        open: takes a path or the bytes of a file and returns an item, or raises `ItemError`. With it, every command that
+            takes files takes this modality.
+        suffixes: the suffixes of its files, in small letters: `(".png", ".jpg")`.
         media_types: of its uploads: `("image/png", "image/*")`.
         noun: what messages call an item: "picture".
         show: an item as a picture of PIL, for sheets and pages.
@@ -188,14 +192,14 @@ def register_modality(modality: Modality) -> Modality:
     """Add a modality and return it.
 
     Raises:
-        ValueError: the name, the placeholder, an input or the processor's argument belongs to another modality already.
+        ValueError: another modality has the same name, placeholder, input or argument of the processor.
     """
     _add(modality)
     return modality
 
 
 def declare_builtin(name: str, value: str) -> None:
-    """Name a modality that omni itself brings, as "module:attribute"; loaded like an entry point, when asked for."""
+    """Declare a modality of omni itself as "module:attribute". Like an entry point, it is loaded when it is needed."""
     _builtin[name] = EntryPoint(name=name, value=value, group=ENTRY_POINT_GROUP)
 
 
@@ -215,7 +219,7 @@ def _add(modality: Modality, entry_point: str | None = None) -> None:
                 f"The modality {modality.name!r} wants {', '.join(map(repr, taken))}, which belongs to {other.name!r}; "
                 "placeholders, inputs and arguments must tell modalities apart."
             )
-    if "config_class" in vars(modality):  # one that is only named is in its tables already
+    if "config_class" in vars(modality):  # if it is given as text, its package fills the tables
         _tell_transformers(modality)
     _registered[modality.name] = modality
     _origins[modality.name] = entry_point or f"registered by {modality.model_class.__module__}"
@@ -224,7 +228,7 @@ def _add(modality: Modality, entry_point: str | None = None) -> None:
 
 
 def _tell_transformers(modality: Modality) -> None:
-    """Have AutoConfig and AutoModel know the encoder; what they make of transformers' own configurations stays."""
+    """Register the encoder with AutoConfig and AutoModel. transformers' own configurations keep their models."""
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
 
     config_class, model_type = modality.config_class, modality.config_class.model_type
@@ -240,10 +244,10 @@ def _tell_transformers(modality: Modality) -> None:
 
 
 def get_modality(name: str) -> Modality:
-    """The modality of this exact name, loaded from its entry point if need be.
+    """The modality of this name. It is loaded from its entry point if needed.
 
     Raises:
-        ValueError: no such modality; the message lists the known ones. Or its plug-in cannot be loaded.
+        ValueError: there is no such modality (the message lists the known ones), or its plug-in cannot be loaded.
     """
     if name not in _registered:
         found = _entry_points().get(name)
@@ -260,16 +264,16 @@ def get_modality(name: str) -> Modality:
             ) from error
         if isinstance(modality, Modality) and modality.name != name:
             raise ValueError(f"The entry point {name!r} ({_described(found)}) holds the modality {modality.name!r}.")
-        if _registered.get(name) is not modality:  # another thread may have been sooner
+        if _registered.get(name) is not modality:  # another thread may have added it meanwhile
             _add(modality, _described(found))
     return _registered[name]
 
 
 def open_item(name: str) -> Callable[..., Any]:
-    """How files of a modality are opened, see `Modality.open`.
+    """The function that opens files of a modality; see `Modality.open`.
 
     Raises:
-        ValueError: no such modality, or one that has no files.
+        ValueError: there is no such modality, or it opens no files.
     """
     opened = get_modality(name).open
     if opened is None:
@@ -278,25 +282,25 @@ def open_item(name: str) -> Callable[..., Any]:
 
 
 def modalities() -> dict[str, str]:
-    """Names of all modalities, registered or discovered, and where each comes from; nothing is loaded."""
+    """The names of all modalities, registered or installed, and where each comes from. Nothing is loaded."""
     origins = {name: _described(found) for name, found in _entry_points().items()} | _origins
     return {name: origins[name] for name in sorted(origins)}
 
 
 def registered() -> tuple[Modality, ...]:
-    """The modalities loaded so far, sorted by name."""
+    """The modalities that are loaded, sorted by name."""
     return tuple(_registered[name] for name in sorted(_registered))
 
 
 def on_change(listener: Callable[[], None]) -> None:
-    """Call `listener` now and whenever the registered modalities change."""
+    """Call `listener` now, and again whenever the registered modalities change."""
     _listeners.append(listener)
     listener()
 
 
 @contextmanager
 def temporary() -> Iterator[None]:
-    """Registrations made inside the block are undone at its end (Auto classes keep theirs); for tests and notebooks."""
+    """Undo registrations at the end of the block, for tests and notebooks. The Auto classes keep theirs."""
     before, origins = dict(_registered), dict(_origins)
     try:
         yield
