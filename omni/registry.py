@@ -162,6 +162,16 @@ class Modality:
         vars(self)[name] = EntryPoint(name=name, value=self._named[name], group=ENTRY_POINT_GROUP).load()
         return vars(self)[name]
 
+    def build_tower(self, config: Any) -> Any:
+        """The encoder of a configuration: ours from `model_class`, another by `build`."""
+        if type(config) is self.config_class:
+            return self.model_class(config)
+        if self.build is not None:
+            return self.build(config)
+        from transformers import AutoModel
+
+        return AutoModel.from_config(config)
+
     @property
     def arguments(self) -> dict[str, str]:
         """For each batch key the argument of the encoder's forward."""

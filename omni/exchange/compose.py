@@ -35,6 +35,7 @@ from omni.checkpoints.folder import CheckpointError, model_type_of
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.fusion.parts import grow_vocabulary
 from omni.fusion.processing_omni import OmniProcessor
 from omni.projectors import PROJECTORS
 from omni.registry import get_modality
@@ -306,7 +307,7 @@ def _add_placeholder(tokenizer: Any, model: Any, notes: list[str]) -> int:
     if token_id < rows:
         notes.append(f"the tokenizer gets {token} as id {token_id}, which was free among {rows:,} embeddings")
     else:
-        model.resize_token_embeddings(token_id + 1, mean_resizing=False)
+        grow_vocabulary(model, token_id + 1)
         notes.append(f"the tokenizer gets {token} as id {token_id}; the {rows:,} embeddings grow to {token_id + 1:,}")
     return int(token_id)
 

@@ -13,8 +13,10 @@ Parts have the names that transformers, its exporters and vLLM look for: `<name>
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
 from .generation import OmniGenerationMixin, take
 from .head import shape_logits, stock_head
+from .parts import gather, kept_apart
 from .placement import check_counts
 from .quantization import spare_small_parts
 from .signature import CACHE, cache_by_either_name, follow_registry
@@ -107,10 +110,24 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As `StrictLoadingMixin.from_pretrained`; a `quantization_config` is for the Thinker, see `spare_small_parts`."""
+        """As `StrictLoadingMixin.from_pretrained`; parts may come from folders of their own, see `parts.py`.
+
+        A `quantization_config` is for the Thinker, see `spare_small_parts`.
+        """
         if (quantization := kwargs.get("quantization_config")) is not None:
             kwargs["quantization_config"] = spare_small_parts(quantization)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def gather(cls, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        """See `StrictLoadingMixin.gather`."""
+        return gather(cls, folder, kwargs)
+
+    @contextmanager
+    def apart(self, tensors: Mapping[str, torch.Tensor], save_directory: Any) -> Iterator[dict[str, dict[str, str]]]:
+        """See `StrictLoadingMixin.apart`."""
+        with kept_apart(self.config, tensors, Path(save_directory)) as apart:
+            yield apart
 
     def train(self, mode: bool = True) -> "OmniPreTrainedModel":
         """Training mode for the parts that learn; a part that is frozen as a whole stays in eval mode, without dropout."""
@@ -133,9 +150,7 @@ class OmniModel(OmniPreTrainedModel):
             encoder = section["encoder"]
             projector = PROJECTORS[section["projector"]]
             modality = get_modality(name)
-            ours = type(encoder) is modality.config_class  # of others, the bundle or transformers knows the model
-            build = modality.model_class if ours else modality.build or AutoModel.from_config
-            setattr(self, f"{name}_tower", build(encoder))
+            setattr(self, f"{name}_tower", modality.build_tower(encoder))
             setattr(
                 self,
                 f"{name}_projector",
