@@ -147,6 +147,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def expect_new(folder: str | Path) -> Path:
+    """Check that a checkpoint can be written to a folder without replacing anything, and return the folder as a path.
+
+    Raises:
+        FileExistsError: `folder` exists and is not an empty folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"Expected a new folder, but {str(folder)!r} exists already; name another, or remove it.")
+    return folder
+
+
 # --- Models -----------------------------------------------------------------------------------------------------------
 
 

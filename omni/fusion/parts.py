@@ -56,6 +56,12 @@ def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Te
     return tensors
 
 
+def elsewhere(config: Any) -> set[str]:
+    """The parts that are not saved with the others; a language model brings its head."""
+    parts = set(getattr(config, "parts_from", None) or ())
+    return parts | {"lm_head"} if "language_model" in parts else parts
+
+
 def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
     """The tensors of the parts that `config.parts_from` names, or of some of them, under their names in the fused model.
 

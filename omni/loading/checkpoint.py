@@ -1,5 +1,7 @@
 """A folder becomes a fused model and its processor, adapters merged; or one sentence says why not."""
 
+import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from omni.checkpoints.fingerprints import expect_finite
-from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answers, read_object, reason_of
+from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answers, expect_new, read_object, reason_of
 from omni.checkpoints.seal import ADAPTER, verify_files
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -76,3 +78,20 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
     noted = trained_for.get("untrained")
     merged.config.untrained = noted if isinstance(noted, list) else rest
     return merged
+
+
+def save_new(model: OmniForConditionalGeneration, processor: OmniProcessor, folder: str | Path) -> Path:
+    """Write a checkpoint. If writing fails, no folder of that name appears.
+
+    Raises:
+        FileExistsError: `folder` exists and is not an empty folder.
+    """
+    folder = expect_new(folder)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    processor.save_pretrained(unfinished)
+    if folder.exists():
+        folder.rmdir()
+    os.replace(unfinished, folder)
+    return folder

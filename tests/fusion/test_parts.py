@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
 
 from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniModel, OmniVisionConfig, OmniVisionModel
 from omni.checkpoints.folder import CheckpointError
+from omni.cli.app import app
 from omni.exchange.compose import compose
 from omni.fusion.parts import grow_vocabulary
 from omni.loading.checkpoint import load
 from omni.session import make_prompts
+from omni.training.recipe import Recipe
+from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -40,10 +44,8 @@ def saved(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     OmniVisionModel(OmniVisionConfig(**SMALL, image_size=32, patch_size=8)).save_pretrained(root / "encoder")
     OmniImageProcessor(size={"height": 32, "width": 32}).save_pretrained(root / "encoder")
     composition = compose(root / "encoder", root / "lm")
-    model = composition.model
-    model.config.parts_from = {"image_tower": str(root / "encoder"), "language_model": str(root / "lm")}
-    model.config.untrained = None
-    composition.save(root / "mine")
+    composition.model.config.untrained = None
+    composition.save(root / "mine", apart=True)
     return root
 
 
@@ -122,3 +124,54 @@ def test_a_new_token_is_never_the_most_likely(tied: bool) -> None:
     torch.testing.assert_close(logits[..., :300], before)
     assert (logits[..., 300:] < before.max(-1, keepdim=True).values).all()
     assert torch.equal(logits[..., 300], logits[..., 302])
+
+
+def test_a_merged_checkpoint_is_whole(saved: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["checkpoint", "merge", str(saved / "mine"), str(tmp_path / "whole"), "--json"])
+    assert json.loads(done.stdout) == {"checkpoint": str(tmp_path / "whole"), "dtype": "float32"}
+    shutil.copytree(saved / "mine", tmp_path / "mine")
+    whole, mine = load(tmp_path / "whole")[0], load(saved / "mine")[0]
+    assert whole.config.parts_from is None
+    assert all(torch.equal(whole.state_dict()[name], tensor) for name, tensor in mine.state_dict().items())
+    refused = CliRunner().invoke(app, ["checkpoint", "merge", str(saved / "mine"), str(tmp_path / "whole")])
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_training_writes_what_it_learns_alone(saved: Path, tmp_path: Path, lora: bool) -> None:
+    PICTURE.save(tmp_path / "red.png")
+    (tmp_path / "rows.jsonl").write_text('{"image": "red.png", "question": "what shape", "answer": "red"}\n' * 4)
+    rows = {"path": str(tmp_path / "rows.jsonl")}
+    learns = {"lora": {"target_modules": ".*language_model.*q_proj", "modules_to_save": ["image_projector"]}}
+    recipe = {
+        "objective": "answers",
+        "model": {"checkpoint": str(saved / "mine")},
+        "train": rows,
+        **(learns if lora else {"freeze": [r"^(?!model\.image_projector)"]}),
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "arguments": {
+            "max_steps": 2,
+            "per_device_train_batch_size": 2,
+            "save_steps": 1,
+            "report_to": "none",
+            "use_cpu": True,
+        },
+        "output": str(tmp_path / "out"),
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    run(Recipe.read(tmp_path / "recipe.json"))
+    again = Recipe.read(tmp_path / "recipe.json")
+    shutil.rmtree(tmp_path / "out" / "run" / "checkpoint-2")
+    for file in (tmp_path / "out").glob("*.*"):
+        file.unlink()
+    run(again, resume=True)
+    megabytes = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.safetensors"))
+    assert megabytes < 2 * sum(file.stat().st_size for file in (saved / "mine").glob("*.safetensors")) * (
+        3 if lora else 1.1
+    )
+    model, _ = load(tmp_path / "out")
+    assert not model.config.untrained
+    before = load(saved / "mine")[0].state_dict()
+    changed = {name.split(".")[1] for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == ({"image_projector", "language_model"} if lora else {"image_projector"})
