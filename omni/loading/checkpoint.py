@@ -1,7 +1,5 @@
 """A folder becomes a fused model and its processor, adapters merged; or one sentence says why not."""
 
-import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from omni.checkpoints.fingerprints import expect_finite
-from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answers, expect_new, read_object, reason_of
+from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answers, new_folder, read_object, reason_of
 from omni.checkpoints.seal import ADAPTER, verify_files
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -86,12 +84,7 @@ def save_new(model: OmniForConditionalGeneration, processor: OmniProcessor, fold
     Raises:
         FileExistsError: `folder` exists and is not an empty folder.
     """
-    folder = expect_new(folder)
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    processor.save_pretrained(unfinished)
-    if folder.exists():
-        folder.rmdir()
-    os.replace(unfinished, folder)
-    return folder
+    with new_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+    return Path(folder)

@@ -167,9 +167,8 @@ def test_training_writes_what_it_learns_alone(saved: Path, tmp_path: Path, lora:
         file.unlink()
     run(again, resume=True)
     megabytes = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.safetensors"))
-    assert megabytes < 2 * sum(file.stat().st_size for file in (saved / "mine").glob("*.safetensors")) * (
-        3 if lora else 1.1
-    )
+    alone = sum(file.stat().st_size for file in (saved / "mine").glob("*.safetensors"))
+    assert megabytes <= 3 * alone * (2 if lora else 1)  # the result and two checkpoints of the run
     model, _ = load(tmp_path / "out")
     assert not model.config.untrained
     before = load(saved / "mine")[0].state_dict()
