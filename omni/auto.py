@@ -1,6 +1,7 @@
 """omni's classes in the Auto tables of transformers.
 
-Nothing is imported for it: a class is registered as soon as the module of transformers with its table is imported.
+This imports neither torch nor transformers. A class is registered when somebody imports the module of transformers that
+holds its table.
 """
 
 import sys
@@ -12,9 +13,9 @@ from wrapt import register_post_import_hook
 
 
 def when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
-    """Call `register` once the module `auto` is there, importing omni's modules `own` for it.
+    """Call `register` as soon as the module `auto` is imported. `register` imports omni's modules `own`.
 
-    If one of those is being imported at that moment (it may be what imports transformers), wait until it is complete.
+    One of those may be in the middle of its own import, because it imports transformers. The call then waits for its end.
     """
 
     def attempt(loaded: ModuleType) -> None:
@@ -38,7 +39,7 @@ def _vision_model(auto: ModuleType) -> None:
     from omni.vision.modeling_vision import OmniVisionModel
 
     auto.AutoModel.register(OmniVisionConfig, OmniVisionModel, exist_ok=True)
-    # pipelines and `transformers serve` look the names of classes up in tables that `register` does not fill
+    # pipelines and `transformers serve` look up names of classes in tables that `register` does not fill
     auto.MODEL_MAPPING_NAMES.setdefault("omni_vision", "OmniVisionModel")
 
 
@@ -50,7 +51,7 @@ def _vision_image_processor(auto: ModuleType) -> None:
 
 
 def _no_video_processor(auto: ModuleType) -> None:
-    """Tell transformers that there is none, else it takes one for code in the checkpoint, and asks whether to run it."""
+    """Tell transformers that there is no video processor. It would ask whether to run code of the checkpoint for one."""
     from omni.vision.configuration_vision import OmniVisionConfig
 
     auto.AutoVideoProcessor.register(OmniVisionConfig, video_processor_classes={}, exist_ok=True)
@@ -103,13 +104,13 @@ def _fusion_processor(auto: ModuleType) -> None:
 
 
 def register_when_imported() -> None:
-    """Have each class registered as soon as the table of transformers that it concerns is there."""
+    """Have each class registered as soon as transformers' table for it is imported."""
     registrations = [
         ("configuration_auto", ("omni.fusion.configuration_omni",), _fusion_configuration),
         ("modeling_auto", ("omni.fusion.configuration_omni", "omni.fusion.modeling_omni"), _fusion_model),
         ("processing_auto", ("omni.fusion.configuration_omni", "omni.fusion.processing_omni"), _fusion_processor),
     ]
-    if find_spec("omni.vision") is not None:  # a plug-in like any other: without it the rest still works
+    if find_spec("omni.vision") is not None:  # a plug-in like any other, which may be deleted
         vision = "omni.vision.configuration_vision"
         registrations += [
             ("configuration_auto", (vision,), _vision_configuration),

@@ -22,7 +22,7 @@ from transformers.utils import TransformersKwargs
 
 
 class BlockConfig(Protocol):
-    """What a block reads of its encoder's configuration."""
+    """The settings of an encoder that its blocks read."""
 
     hidden_size: int
     num_attention_heads: int
@@ -38,9 +38,9 @@ class BlockConfig(Protocol):
 
 
 def attention_of(config: Any, options: Mapping[str, Any]) -> Any:
-    """Name of the attention that computes: the configured one, or "eager" where maps are asked for.
+    """Name of the attention to use: the configured one, or "eager" if attention maps are asked for.
 
-    Any other has no maps to give, and would return none without a word.
+    Only "eager" returns maps; any other would return none and say nothing.
     """
     return "eager" if options.get("output_attentions", config.output_attentions) else config._attn_implementation
 
@@ -51,9 +51,9 @@ def padding_mask(
     """The mask that hides padding from every token, in the form that the attention reads.
 
     Args:
-        config: of the encoder.
+        config: the encoder's configuration.
         hidden_states: float[B, n, D].
-        mask: bool[B, n], true for real tokens; None where all are.
+        mask: bool[B, n], true for real tokens; None if all tokens are real.
         options: those of the forward pass.
     """
     if mask is None:
@@ -76,17 +76,17 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out: float[B, h, n, d] each -> float[B, n, h, d] and the maps, float[B, h, n, n]."""
+    """Attention step by step: query, key, value float[B, h, n, d] -> float[B, n, h, d] and maps float[B, h, n, n]."""
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
-    weights = weights.softmax(dim=-1)  # of half precision PyTorch adds up in float32 by itself
+    weights = weights.softmax(dim=-1)  # for half precision, PyTorch sums in float32
     output = torch.matmul(F.dropout(weights, p=dropout, training=module.training), value)
     return output.transpose(1, 2), weights
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention: every token sees every other that the mask leaves."""
+    """Multi-head self-attention: every token sees all tokens that the mask does not hide."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class SelfAttention(nn.Module):
         self.num_attention_heads = config.num_attention_heads
         self.scaling = config.head_dim**-0.5
         self.is_causal = False
-        # queries, keys and values in one product: their rows stand in this order, as in nn.MultiheadAttention
+        # one product for queries, keys and values; their rows are in this order, as in nn.MultiheadAttention
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -109,8 +109,8 @@ class SelfAttention(nn.Module):
 
         Args:
             hidden_states: float[B, n, D].
-            attention_mask: as `padding_mask` makes it; None where every token may be seen.
-            cls_only: compute the first token alone, without a mask.
+            attention_mask: as `padding_mask` makes it; None to hide nothing.
+            cls_only: compute the first token alone. This takes no mask.
 
         Returns:
             float[B, m, D] and maps float[B, h, m, n] or None; m is 1 for `cls_only`, else n.
@@ -158,11 +158,11 @@ class MLP(nn.Module):
 
 
 class Block(GradientCheckpointingLayer):
-    """float[B, n, D] -> float[B, n, D], or the first token alone, float[B, 1, D].
+    """float[B, n, D] -> float[B, n, D], or float[B, 1, D] for the first token alone.
 
     Args:
-        config: of the encoder.
-        norm: class of its two norms.
+        config: the encoder's configuration.
+        norm: the class of the block's two norms.
     """
 
     def __init__(self, config: BlockConfig, norm: type[Any] = nn.LayerNorm) -> None:

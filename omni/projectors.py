@@ -26,7 +26,8 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
         output: the encoder's outputs that the projector reads: "cls", "grid" or "cls+grid".
         projector: a key of `PROJECTORS`.
         factor: side k of the neighbourhoods that `unshuffle_mlp` folds into one token; 1 for other projectors.
-        grid_shape: the item's grid of patches, such as (14, 14). Of one axis, its last neighbourhood may be incomplete.
+        grid_shape: the item's grid of patches, such as (14, 14). In a grid of one axis, the last neighbourhood may be
+            incomplete.
 
     Raises:
         ValueError: the factor does not divide a grid of several axes.
@@ -42,7 +43,7 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
 
 
 class LinearProjector(nn.Module):
-    """A linear layer with bias, applied to every token: micro-Omni's `proj_v` (33,024 parameters from 128 to 256)."""
+    """A linear layer with bias for every token: micro-Omni's `proj_v` (33,024 parameters from width 128 to 256)."""
 
     uses_factor = False
 
@@ -56,9 +57,7 @@ class LinearProjector(nn.Module):
 
 
 class MLPProjector(nn.Module):
-    """Linear, exact GELU, linear, applied to every token (Liu et al., 2023, "Improved Baselines with Visual Instruction
-    Tuning").
-    """
+    """Linear, exact GELU, linear for every token (Liu et al., 2023, "Improved Baselines with Visual Instruction Tuning")."""
 
     uses_factor = False
 
@@ -118,9 +117,9 @@ def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> t
 
 
 def compute_dtype(projector: nn.Module) -> torch.dtype | None:
-    """What a projector takes its tokens in: the type of its first floating-point parameter.
+    """The type of a projector's input: that of its first floating-point parameter.
 
-    None where all of its parameters are quantized to integers: then it takes them as they are.
+    None if all of its parameters are quantized to integers: it then takes tokens of any type.
     """
     return next((each.dtype for each in projector.parameters() if each.is_floating_point()), None)
 

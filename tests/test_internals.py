@@ -78,12 +78,6 @@ TRANSFORMERS = [
         ("inputs_tensor", "model_kwargs"),
     ),
     Internal(
-        f"{GENERATION}._prepare_multimodal_encoder_kwargs_for_generation",
-        "items of every modality are encoded once",
-        ("model_kwargs",),
-    ),
-    Internal(f"{GENERATION}._prefill", "the prompt is read in a context of its own"),
-    Internal(
         f"{GENERATION}._expand_multimodal_outputs",
         "encoded items repeat with their row",
         ("input_ids", "mm_encoder_output", "expand_size", "inputs_embeds"),
@@ -99,14 +93,6 @@ TRANSFORMERS = [
     Internal(f"{MODEL}._init_weights", "CLS and positions start at zero", ("module",)),
     Internal(
         "transformers.configuration_utils:PreTrainedConfig._attn_implementation", "which attention a part runs on", made=True
-    ),
-    Internal(
-        "transformers.configuration_utils:PreTrainedConfig._remove_keys_not_serialized",
-        "a configuration holds what its class declares",
-    ),
-    Internal(
-        "transformers:GenerationConfig._get_default_generation_params",
-        "settings of generate in old configurations are known",
     ),
     Internal(
         f"{PROCESSOR}._multimodal_inputs_from_conversations",

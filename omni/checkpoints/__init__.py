@@ -1,1 +1,1 @@
-"""Weights on disk: strict loading, a fingerprint of each part, and what a saved folder says of itself."""
+"""Checkpoints on disk: strict loading, fingerprints of the weights, seals of the other files, and the model card."""

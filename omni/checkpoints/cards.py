@@ -1,4 +1,4 @@
-"""What a saved folder says of itself: to transformers which code it needs, and to people what the model is."""
+"""Two files that go into a saved folder: the code that transformers imports for it, and the model card for people."""
 
 import json
 import re
@@ -30,8 +30,8 @@ def remote_code(folder: Any, classes: Mapping[str, str]) -> dict[str, str]:
     """Write the module that transformers imports with `trust_remote_code=True`, and return its `auto_map`.
 
     Args:
-        folder: of a checkpoint.
-        classes: for each Auto class the class of omni that it shall find.
+        folder: the folder of a checkpoint.
+        classes: for each Auto class, the class of omni that it returns.
     """
     path = Path(folder) / "omni_remote.py"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ MEASURED = re.compile(r"<!-- omni evaluate -->\n.*?<!-- end of omni evaluate -->
 
 
 def measured_card(config: Any) -> str | None:
-    """The model card of the checkpoint that a model was loaded from, if the weights are still those; else None."""
+    """The model card of the folder that a model was loaded from; None if the weights have changed since."""
     source = Path(str(config.name_or_path or ""))
     try:
         same = json.loads((source / "config.json").read_text(encoding="utf-8"))["fingerprints"] == config.fingerprints
@@ -54,10 +54,13 @@ def measured_card(config: Any) -> str | None:
 
 
 def write_card(folder: str | Path, measured: str | None, model_type: str) -> None:
-    """Put a model card into a folder that goes to the hub, whose README.md is what transformers would send.
+    """Write the model card of a folder that goes to the hub, as README.md.
 
-    Without a card of these very weights they have not been measured: the hub's card stays, without tables that were
-    measured on others, or there is a new one that says so.
+    Args:
+        folder: the folder. transformers has put the hub's README.md or a generated one there.
+        measured: a card with scores of these weights. Without it, the hub's card stays but loses its scores, which belong
+            to other weights; a generated card is replaced by one that says that nothing has been measured.
+        model_type: the model's type.
     """
     path = Path(folder) / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""

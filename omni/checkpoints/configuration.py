@@ -1,6 +1,7 @@
-"""A configuration that refuses what it does not know: the base of the encoders' configurations.
+"""A configuration that refuses unknown keys: the base of the encoders' configurations.
 
-A number may have two names (`attribute_map`): Hugging Face's, which is a field, and another, as `d_model` for `hidden_size`.
+A number may have two names (`attribute_map`): a field with Hugging Face's name, such as `hidden_size`, and another name for
+it, such as `d_model`.
 """
 
 from dataclasses import fields
@@ -28,7 +29,7 @@ class StrictConfig(PreTrainedConfig):
     multiples: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuse one number under two names; after this, given values cannot be told from defaults."""
+        """Refuse two values for one number. Later, given values cannot be told from defaults."""
         for alias, name in cls.attribute_map.items():
             if alias in kwargs and kwargs.get(name, kwargs[alias]) != kwargs[alias]:
                 raise ValueError(
@@ -38,24 +39,23 @@ class StrictConfig(PreTrainedConfig):
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # The base class applies aliases only after this method, too late for whatever is derived here.
+        # the base class applies the other names after this method, too late for the checks here
         for alias, name in self.attribute_map.items():
             if alias in kwargs:
                 setattr(self, name, kwargs.pop(alias))
-        inherited = INHERITED_KEYS | set(_generation_keys())
-        if unknown := sorted(set(kwargs) - inherited):
+        if unknown := sorted(set(kwargs) - INHERITED_KEYS):
             inherited_fields = {field.name for field in fields(PreTrainedConfig)}
             known = sorted({field.name for field in fields(self)} - inherited_fields | {*self.attribute_map})
             raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for {type(self).__name__}; known: {known}.")
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # `@strict` would wrap the ValueError into an error that is none
+        self.validate_architecture()  # here, since `@strict` would turn the ValueError into another error
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
+        """Does nothing; see `StrictLoadingMixin.register_for_auto_class`."""
 
     def validate_architecture(self) -> None:
-        """Sizes that fit each other; `@strict` calls this again before saving."""
+        """Check that sizes fit each other. `@strict` calls this again before saving."""
         for name in self.sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, found {getattr(self, name)}.")
@@ -66,13 +66,6 @@ class StrictConfig(PreTrainedConfig):
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: the declared settings alone. What else somebody hung on this object would be refused when read again."""
+        """As JSON: the declared settings alone. Any other attribute would be refused when the file is read."""
         known = {*(field.name for field in fields(self)), *INHERITED_KEYS}
         return {key: value for key, value in super().to_dict().items() if key in known}
-
-
-def _generation_keys() -> list[str]:
-    """Settings of `generate` that old config files carry; transformers drops them."""
-    from transformers import GenerationConfig
-
-    return list(GenerationConfig._get_default_generation_params())

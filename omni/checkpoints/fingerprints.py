@@ -1,7 +1,7 @@
-"""The weights of a checkpoint on disk: what is in its files, and a hash by which a damaged or exchanged part is found.
+"""The weights of a checkpoint on disk: reading them, and a hash that finds a damaged or exchanged part.
 
-A saved configuration carries a fingerprint of each part's weights, under `fingerprints`. Whoever loads the weights hashes
-them again, part by part, and compares. Weights that are no numbers are refused with and without.
+A saved configuration holds a fingerprint of each part's weights, under `fingerprints`. Loading hashes the weights again,
+part by part, and compares. Weights with NaN or infinity are refused, even if there are no fingerprints.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from .folder import CONFIG, CheckpointError, named, read_object
 
 
 def read_tensors(folder: str | Path, variant: str | None = None) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint folder as they stand in its safetensors file or shards (memory-mapped).
+    """All tensors in the safetensors file or shards of a checkpoint folder (memory-mapped).
 
     Raises:
-        CheckpointError: a file that is not whole.
-        OSError: one that is not there.
+        CheckpointError: a file is damaged.
+        OSError: a file is missing.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in safetensors_files(Path(folder), variant):
@@ -40,17 +40,17 @@ def read_tensors(folder: str | Path, variant: str | None = None) -> dict[str, to
 
 
 def weights_file(folder: Path, variant: str | None) -> Path:
-    """The one file with weights, or the index of several; `save_pretrained(variant="ema")` has its name in all of them."""
+    """The file with the weights, or the index of several. The files of `save_pretrained(variant="ema")` end with "ema"."""
     middle = f".{variant}" if variant else ""
     index, whole = folder / f"model.safetensors.index{middle}.json", folder / f"model{middle}.safetensors"
     return index if index.exists() and not whole.exists() else whole
 
 
 def safetensors_files(folder: Path, variant: str | None) -> list[Path]:
-    """The one file with weights, or those that the index names.
+    """The file with the weights, or the files that the index names.
 
     Raises:
-        CheckpointError: an index that names none.
+        CheckpointError: the index names no files.
     """
     index = weights_file(folder, variant)
     if index.suffix != ".json":
@@ -73,9 +73,9 @@ def part_of(name: str) -> str:
 
 
 def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """A hash of names, types, shapes and values of each part's tensors; equal exactly when the tensors are.
+    """For each part, a hash of its tensors' names, types, shapes and values.
 
-    A tower's fingerprint equals that of the same encoder saved alone.
+    A tower has the fingerprint that the same encoder has when it is saved alone.
     """
     digests: dict[str, Any] = {}
     for name in sorted(tensors):
@@ -88,18 +88,17 @@ def fingerprint_parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def verify_weights(folder: Path, variant: str | None = None, untrained: Collection[str] = ()) -> None:
-    """Compare the weights in a folder with the fingerprints in its configuration, where it has them, and see them finite.
+    """Compare the weights in a folder with the fingerprints in its configuration, and check that all are finite.
 
     Args:
-        folder: with a config.json.
-        variant: of the files with the weights.
-        untrained: parts that are known not to be those that were saved.
+        folder: the folder of a checkpoint.
+        variant: the variant of the files with the weights, as in `from_pretrained`.
+        untrained: parts that are not compared, since they are random.
 
     Raises:
-        ValueError: a part whose weights are not those that were saved together with the others, or a tensor with NaN or
-            infinity in it.
+        CheckpointError: a part's weights are not those that were saved with the others, or a tensor holds NaN or infinity.
     """
-    if not weights_file(folder, variant).exists():  # of another format, which somebody has asked for
+    if not weights_file(folder, variant).exists():  # the caller asked for weights in another format
         return
     saved = read_object(folder / CONFIG).get("fingerprints")
     verify_tensors(read_tensors(folder, variant), saved, named(weights_file(folder, variant)), untrained)
@@ -123,14 +122,14 @@ def verify_tensors(
 
 
 def expect_finite(tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Refuse weights with NaN or infinity in them, which turn every answer into nothing.
+    """Refuse weights that hold NaN or infinity.
 
     Args:
-        tensors: by name.
-        where: they are, as the message quotes it.
+        tensors: the weights, by name.
+        where: the file or folder, as the message quotes it.
 
     Raises:
-        CheckpointError: such tensors, by name.
+        CheckpointError: some hold NaN or infinity; the message names them.
     """
     names = [name for name, tensor in tensors.items() if not _is_finite(tensor)]
     if names:
@@ -145,8 +144,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
     if not tensor.dtype.is_floating_point:
         return True
     wide = torch.promote_types(tensor.dtype, torch.float32) if tensor.dtype.itemsize > 1 else None
-    # A sum is quick, and finite where all of its terms are, unless they are huge. Pieces this small are summed by one
-    # core: the others may be busy, and would be waited for.
+    # A sum is quick to compute, and finite if all of its terms are, unless they are huge. A piece of this size is summed
+    # on one core, so that nothing waits for another core that is busy.
     for piece in torch.split(tensor.reshape(-1), 30_000):
         terms = piece.float() if wide is None else piece
         if not terms.sum(dtype=wide).isfinite() and not terms.isfinite().all():
@@ -155,13 +154,13 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def renew_fingerprints(folder: Path) -> dict[str, str]:
-    """Write the fingerprints of a folder's weights as they are now into its config.json, if it is that of omni's model.
+    """Write the fingerprints of a folder's present weights into its config.json, if that describes a model of omni.
 
     Returns:
-        Those that it had of the parts that are others now.
+        The earlier fingerprints of the parts that have changed.
 
     Raises:
-        CheckpointError: weights that cannot be read, or with NaN or infinity in them.
+        CheckpointError: the weights cannot be read, or hold NaN or infinity.
     """
     if not (folder / CONFIG).is_file():
         return {}

@@ -1,7 +1,7 @@
-"""The files of a checkpoint folder, looked at with care before any of them is believed and anything heavy is imported.
+"""Careful reading of the files in a checkpoint folder, before anything heavy is imported or built.
 
-A folder comes from anywhere: it may hold a pipe that is waited for for ever, JSON that is nested a hundred thousand times,
-or sizes that no memory has room for. Each of these is one sentence here.
+A folder may come from anywhere. It may hold a pipe that never ends, JSON that is nested a hundred thousand times, or sizes
+that fit into no memory. Each of these is an error of one sentence.
 """
 
 import json
@@ -15,33 +15,33 @@ from typing import Any
 
 CONFIG = "config.json"
 ADAPTERS = "adapter_config.json"
-"""Of peft: what its adapters are, and for which model."""
+"""peft's file about adapters: what they are, and for which model."""
 BASE = "base_fingerprints.json"
-"""Beside adapters that a recipe trained: the fingerprints of their model's parts, as in its configuration, and under
-"untrained" the parts that are still at random."""
+"""A file beside adapters that a recipe trained. It holds the fingerprints of their model's parts, and under "untrained" the
+parts that are still random."""
 
 MOST_LAYERS = 10_000
 LAYERS = re.compile(r"(layers?|blocks?|depths?|stages?)$")
-"""Ends of keys of a configuration that count what is built one after the other."""
+"""Ends of the keys that count layers in a configuration."""
 LONGEST_SIDE = 100_000
 SIDES = re.compile(r"(^|\.)(size|crop_size)(\.height|\.width)?$")
-"""Keys of an image processor that say how large pictures become, in pixels."""
+"""Keys of an image processor for the size of its output, in pixels."""
 SECTIONS = re.compile(r"^(modalities(\.[^.]+(\.encoder)?)?|image_processor)$|(_preprocessor|_config)$")
-"""Keys of a configuration that hold that of a part."""
+"""Keys of a configuration that hold the configuration of a part."""
 
 
 class CheckpointError(ValueError):
-    """A folder that cannot be used for what it is needed for; the message says which, why, and what to do."""
+    """A folder cannot be used. The message says which, why, and what to do."""
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
 def expect_folder(folder: Path) -> None:
-    """Refuse what is no folder, and one with something else in it than files and folders.
+    """Check that this is a folder, and that it holds nothing but files and folders.
 
     Raises:
-        CheckpointError: no folder, or a pipe, a device or a link to nothing in it.
+        CheckpointError: it is no folder, or it holds a pipe, a device or a link to nothing.
     """
     try:
         strange = [entry.name for entry in os.scandir(folder) if not (entry.is_file() or entry.is_dir())]
@@ -53,7 +53,7 @@ def expect_folder(folder: Path) -> None:
         raise CheckpointError(
             f"The checkpoint {named(folder)} is a file; expected the folder of a saved model."
         ) from None
-    except (OSError, ValueError) as error:  # a name that is too long, or none
+    except (OSError, ValueError) as error:  # such as a name that is too long
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
             f"The checkpoint {named(folder)} cannot be looked at ({reason}); expected the folder of a saved model."
@@ -66,16 +66,16 @@ def expect_folder(folder: Path) -> None:
 
 
 def named(path: Path) -> str:
-    """A path as a message quotes it; of a very long one both ends."""
+    """A path as a message quotes it. Of a very long path it quotes both ends."""
     text = str(path)
     return repr(text if len(text) <= 300 else f"{text[:100]}...{text[-100:]}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint; transformers passes over some that are cut off, or names another cause.
+    """The object in a JSON file of a checkpoint. transformers ignores some damaged files, or names another cause.
 
     Raises:
-        CheckpointError: no file that can be read, no JSON, or something else in it than an object.
+        CheckpointError: the file cannot be read, is no JSON, or holds no object.
     """
     try:
         if not path.is_file():
@@ -93,17 +93,17 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says of a folder, in one line; with its kind, where it was not written for people."""
+    """An error's message in one line, after the name of its class if the message is not meant for users."""
     said = " ".join(str(error).split())
     for_people = isinstance(error, (ValueError, OSError)) or type(error).__name__.startswith("StrictDataclass")
     return said if for_people and said else f"{type(error).__name__}, {said}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder, which describes a model.
+    """The config.json of a folder.
 
     Raises:
-        CheckpointError: none, or another one.
+        CheckpointError: there is none, or it describes no model; see `expect_description`.
     """
     expect_folder(folder)
     path = folder / CONFIG
@@ -117,11 +117,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def expect_description(values: dict[str, Any], path: Path) -> None:
-    """Refuse a configuration that describes no model, before anything is built from it.
+    """Check that a configuration can describe a model, before anything is built from it.
 
     Raises:
-        CheckpointError: a section that is no object, a name of a model that is no text, more layers than `MOST_LAYERS`,
-            pictures larger than `LONGEST_SIDE`, or a whole number of more than 64 bits.
+        CheckpointError: a section is no object, a model_type is no text, there are more layers than `MOST_LAYERS`,
+            pictures are larger than `LONGEST_SIDE`, or a whole number has more than 64 bits.
     """
     waiting: list[tuple[str, Any]] = [("", values)]
     while waiting:
@@ -183,10 +183,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def base_of(folder: Path) -> Path:
-    """The folder itself; if it holds adapters and no model, the folder of the model that they were trained for.
+    """The folder with the model: this one, or, if it holds adapters alone, that of the model they were trained for.
 
     Raises:
-        CheckpointError: no folder, or that model is not where the adapters say.
+        CheckpointError: this is no folder, or the model is not where the adapters say.
     """
     expect_folder(folder)
     if os.path.exists(folder / CONFIG) or not os.path.exists(folder / ADAPTERS):
@@ -202,10 +202,10 @@ def base_of(folder: Path) -> Path:
 
 
 def model_type_of(folder: Path) -> str:
-    """The `model_type` that config.json in a folder names.
+    """The `model_type` in the config.json of a folder.
 
     Raises:
-        CheckpointError: no folder, no config.json in it, or one that names none.
+        CheckpointError: this is no folder, it has no config.json, or config.json names no model_type.
     """
     found = read_config(folder).get("model_type")
     if not isinstance(found, str):
@@ -214,10 +214,10 @@ def model_type_of(folder: Path) -> str:
 
 
 def expect_model(folder: str | Path, *kinds: str) -> None:
-    """Refuse a folder with a model of another `model_type` than these.
+    """Check that a folder holds a model of one of these types.
 
     Raises:
-        CheckpointError: such a model, or none.
+        CheckpointError: it holds another model, or none.
     """
     if (found := model_type_of(Path(folder))) not in kinds:
         expected = " or ".join(map(repr, kinds))
@@ -228,10 +228,10 @@ def expect_model(folder: str | Path, *kinds: str) -> None:
 
 
 def expect_answers(folder: str | Path) -> None:
-    """Refuse, by its JSON files alone, a folder whose model cannot answer questions.
+    """Check, by its JSON files alone, that the model in a folder can answer questions.
 
     Raises:
-        CheckpointError: no fused model, or one with parts that were never trained; adapters count as what they trained.
+        CheckpointError: it is no fused model, or a part of it was never trained. Adapters may have trained a part.
     """
     folder = Path(folder)
     base = base_of(folder)
@@ -262,7 +262,7 @@ def prompt_of(folder: str | Path) -> str | None:
     """The question that the model in a folder was trained with, if its processor has one.
 
     Raises:
-        CheckpointError: a processor_config.json that cannot be read.
+        CheckpointError: processor_config.json cannot be read.
     """
     path = Path(folder) / "processor_config.json"
     prompt = read_object(path).get("prompt") if os.path.isfile(path) else None

@@ -9,10 +9,12 @@ from .seal import PREPROCESSOR, seal, verify_files
 
 
 class SealedPreprocessorMixin:
-    """Saves preprocessor_config.json with its seal, and loads it only as it was sealed; stands before transformers' class.
+    """Saves preprocessor_config.json with its seal, and refuses to load it if it has changed since.
+
+    In a list of base classes it comes before transformers' class.
 
     Attributes:
-        found_as: for each Auto class the class of omni that it shall find, see `remote_code`.
+        found_as: for each Auto class, the class of omni that it returns; see `remote_code`.
     """
 
     found_as: Mapping[str, str] = {}
@@ -22,7 +24,7 @@ class SealedPreprocessorMixin:
         """Load from a folder or hub name.
 
         Raises:
-            CheckpointError: a file that is not as it was sealed.
+            CheckpointError: a file has changed since it was sealed.
         """
         verify_files(pretrained_model_name_or_path, PREPROCESSOR, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
@@ -32,10 +34,10 @@ class SealedPreprocessorMixin:
         self.auto_map = remote_code(save_directory, self.found_as)
         saved = super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         seal(save_directory, PREPROCESSOR)
-        if push_to_hub:  # now, so that the seal goes with it
+        if push_to_hub:  # after the seal, so that it is uploaded too
             self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)  # type: ignore[attr-defined]
         return saved
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
+        """Does nothing; see `StrictLoadingMixin.register_for_auto_class`."""

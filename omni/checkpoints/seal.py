@@ -1,11 +1,12 @@
-"""A seal on everything in a checkpoint folder that decides an answer, beside the weights.
+"""A seal: the hashes of all files of a checkpoint folder that answers depend on, except the weights.
 
 A bit that flips in a tokenizer, a chat template, the mean of an image processor or an epsilon of the configuration changes
-answers without a word. So whoever saves files writes their hashes beside them, and whoever loads anything from the folder
-compares all of them. The weights have fingerprints of their own, in config.json (`fingerprints.py`).
+answers silently. So saving writes the hashes of the files beside them, and loading anything from the folder compares all
+of them. The weights have fingerprints instead, in config.json (`fingerprints.py`).
 
-Model and processor are saved apart, in either order, and so each has a seal of its own (`SEALS`). A configuration counts
-by its content: order and spaces, and how a tokenizer was found, change nothing. Any other file counts by its bytes.
+Model and processor are saved separately, in either order. So each has its own seal (`SEALS`). A configuration is compared by
+content: the order of its keys, its spaces, and the place where a tokenizer was found do not count. Any other file is
+compared by its bytes.
 """
 
 import datetime
@@ -53,37 +54,37 @@ SEALS: dict[str, tuple[str, ...]] = {
     PREPROCESSOR: ("preprocessor_config.json",),
     ADAPTER: (ADAPTERS, "adapter_model.safetensors", BASE),
 }
-"""For each seal the files that it is of, if they are there."""
+"""For each seal, the files that it covers if they exist."""
 
 DESCRIPTIONS = (CONFIG, "processor_config.json", "preprocessor_config.json")
-"""What a model is built from; elsewhere there may be numbers of any size."""
+"""Files that a model is built from. Other files may hold numbers of any size."""
 
 HOW_FOUND = ("is_local", "local_files_only")
-"""What transformers notes in a tokenizer's configuration about the place that it was loaded from; nothing reads it."""
+"""Keys that transformers adds to a tokenizer's configuration about the place it was loaded from. Nothing reads them."""
 
 
 def seal(folder: str | Path, kind: str) -> None:
-    """Write the seal of this kind for the files of a folder as they are now.
+    """Write the seal of this kind for the present files of a folder.
 
     Raises:
-        CheckpointError: one of them cannot be read.
+        CheckpointError: a file cannot be read.
     """
     folder = Path(folder)
     _write(folder / kind, {name: _digest(folder / name) for name in _members(folder, kind)}, [])
 
 
 def reseal(folder: Path, parts: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Seal a folder whose files were changed on purpose; the seals note what was changed, and when.
+    """Seal a folder again after its files were changed on purpose. The seals note the changes and the day.
 
     Args:
-        folder: of a checkpoint.
-        parts: fingerprints of weights that were changed, as they were before, by part.
+        folder: the folder of a checkpoint.
+        parts: for each part whose weights changed, its earlier fingerprint.
 
     Returns:
-        What happened to each file that is not as it was sealed: "changed", "removed", or "sealed" for the first time.
+        What happened to each file since it was sealed: "changed", "removed", or "sealed" for the first time.
 
     Raises:
-        CheckpointError: no folder of a checkpoint, or a file of it that cannot be read.
+        CheckpointError: this is no folder of a checkpoint, or a file cannot be read.
     """
     expect_folder(folder)
     today, happened = datetime.datetime.now(datetime.UTC).date().isoformat(), dict[str, str]()
@@ -114,18 +115,17 @@ def reseal(folder: Path, parts: Mapping[str, str] | None = None) -> dict[str, st
 
 
 def verify_files(name: Any, kind: str, /, **place: Any) -> None:
-    """Refuse a checkpoint with files that are damaged, none, or not as they were sealed.
+    """Check that the files of a checkpoint have not changed since they were sealed.
 
-    In a folder all seals are compared; of a repository on the hub, that of this kind. Without a seal, files have to be
-    readable.
+    In a folder all seals are compared; in a repository on the hub, that of this kind. Files without a seal must be readable.
 
     Args:
-        name: as `from_pretrained` takes it: a folder, or a name on the hub.
-        kind: what is about to be loaded.
-        place: what else says where it is, of the arguments of `from_pretrained`: `subfolder`, `revision`, ...
+        name: a folder or a name on the hub, as `from_pretrained` takes it.
+        kind: the seal of the files that are about to be loaded.
+        place: arguments of `from_pretrained` that say where the files are: `subfolder`, `revision`, ...
 
     Raises:
-        CheckpointError: such a file, by name.
+        CheckpointError: a file is damaged, changed, missing or new; the message names it.
     """
     if not os.path.isdir(name):
         return _verify_on_hub(name, kind, place)
@@ -167,7 +167,7 @@ def _verify_on_hub(name: Any, kind: str, place: Mapping[str, Any]) -> None:
 
 
 def on_hub(name: Any, file: str, place: Mapping[str, Any]) -> Path | None:
-    """Where a file of a repository is on this machine, fetched if need be; None if the repository has none."""
+    """The local path of a file in a repository on the hub, which is fetched if needed; None if there is no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -175,11 +175,7 @@ def on_hub(name: Any, file: str, place: Mapping[str, Any]) -> Path | None:
     options = {key: place[key] for key in keys if place.get(key)}
     try:
         return Path(hf_hub_download(str(name), file, **options))
-    except (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    ):  # transformers says what is wrong with the name
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):  # transformers says what is wrong
         return None
 
 
@@ -187,14 +183,14 @@ def on_hub(name: Any, file: str, place: Mapping[str, Any]) -> Path | None:
 
 
 def _members(folder: Path, kind: str) -> list[str]:
-    """The files of a folder that a seal of this kind is of, by their names relative to it."""
+    """The files of a folder that a seal of this kind covers, as paths relative to the folder."""
     names = [path.name for path in folder.iterdir()]
     names += [f"{TEMPLATES}/{path.name}" for path in folder.glob(f"{TEMPLATES}/*")]
     return sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in SEALS[kind]))
 
 
 def _digest(path: Path) -> str:
-    """Of the content of a configuration, of the bytes of any other file."""
+    """A hash of a configuration's content, or of the bytes of any other file."""
     try:
         if path.name.endswith("config.json"):
             values = {key: value for key, value in read_object(path).items() if key not in HOW_FOUND}
@@ -214,7 +210,7 @@ def _sha256(text: str) -> str:
 
 
 def _render(files: Any, changed: Any) -> str:
-    """The text of a seal: hashes by file, what was changed on purpose, and a hash of both."""
+    """The text of a seal: the hash of each file, the changes made on purpose, and a hash of both."""
     content = {"changed": changed, "files": files}
     return (
         json.dumps({**content, "seal": _sha256(json.dumps(content, sort_keys=True))}, indent=2, sort_keys=True) + "\n"

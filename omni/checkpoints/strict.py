@@ -1,13 +1,12 @@
-"""Strict loading: a checkpoint is loaded whole and unchanged, or it raises and names what is wrong.
+"""Strict loading: a checkpoint is loaded whole and unchanged, or an error names what is wrong.
 
-transformers' `from_pretrained` fills a missing tensor with random numbers and mentions it in a warning. For a model of
-several parts that were trained apart this is the classic silent failure: an encoder or projector that is half random
-still lets the language model answer fluently. Here every missing, unexpected or mis-shaped tensor is an error, unless
-the caller asked for the report (`output_loading_info=True`) or named what may be missing.
+transformers' `from_pretrained` fills a missing tensor with random numbers and warns. In a model of several parts this is
+the classic silent failure: with a half-random encoder or projector, the language model still answers fluently. Here every
+missing, unexpected or mis-shaped tensor is an error, unless the caller asks for the report (`output_loading_info=True`) or
+names the tensors that may be missing.
 
-A flipped bit, or the tensors of a stranger put among those that were trained together, does not pass either: a saved
-configuration carries a fingerprint of each part's weights (`fingerprints.py`), and the files beside them have a seal
-(`seal.py`).
+A flipped bit, or a part from another model, is an error as well. A saved configuration holds a fingerprint of each part's
+weights (`fingerprints.py`), and the other files have a seal (`seal.py`).
 """
 
 import os
@@ -27,7 +26,7 @@ from .fingerprints import fingerprint_parts, part_of, safetensors_files, verify_
 from .folder import CONFIG, CheckpointError, named
 from .seal import GENERATION, MODEL, on_hub, seal, verify_files
 
-# What transformers itself writes into a config.json or passes on beside the declared fields. Anything else is a typo.
+# Keys that transformers writes into a config.json, or passes on, beside the declared fields. Any other key is a mistake.
 INHERITED_KEYS = frozenset(
     [
         "_attn_implementation_internal",
@@ -54,21 +53,24 @@ INHERITED_KEYS = frozenset(
 
 
 _LOADING = threading.RLock()
-"""While transformers loads a model, no thread ties weights, and all have its default type; two would spoil each other."""
+"""One thread loads a model at a time. Meanwhile transformers changes settings of all threads: the default type, and whether
+weights are tied."""
 
 _room = threading.local()
-"""`limit`: of a model that is built in this thread for a checkpoint, how many numbers it may have, and that folder."""
+"""`limit`: how many numbers a model may have that this thread builds for a checkpoint, and the folder of that checkpoint."""
 
 ROOM = 8, 2**24
-"""A model has at most so many numbers for each byte of its checkpoint (they may be packed), and so many more."""
+"""How many numbers a model may have for each byte of its checkpoint (a byte may hold several), and how many on top."""
 
 
 class StrictLoadingMixin:
-    """`from_pretrained` that raises on anything but a complete, intact checkpoint; stands before `PreTrainedModel`.
+    """`from_pretrained` that raises unless the checkpoint is complete and intact.
+
+    In a list of base classes it comes before `PreTrainedModel`.
 
     Attributes:
         left_to_others: names of tensors that a checkpoint may hold for another class.
-        found_as: for each Auto class the class of omni that it shall find for a saved checkpoint, see `remote_code`.
+        found_as: for each Auto class, the class of omni that it returns for a saved checkpoint; see `remote_code`.
     """
 
     left_to_others = re.compile(r"(?!)")
@@ -83,20 +85,20 @@ class StrictLoadingMixin:
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, and refuse to leave anything at random.
+        """Load a checkpoint as `PreTrainedModel.from_pretrained` does, and refuse one that would leave weights random.
 
-        The folder of a fused model serves its encoders too: `OmniVisionModel.from_pretrained(fused)` takes the tower.
+        The folder of a fused model also serves its encoders: `OmniVisionModel.from_pretrained(fused)` loads the tower.
 
         Args:
             pretrained_model_name_or_path: a folder (or hub name) with safetensors weights.
-            allow_missing: regular expressions; a missing tensor whose name one of them matches is initialised at random
-                and its part is recorded in `config.untrained`.
-            output_loading_info: return `(model, report)` and leave the judgement to the caller, as in transformers.
+            allow_missing: regular expressions. A missing tensor may be random if one of them matches its name; its part is
+                then listed in `config.untrained`.
+            output_loading_info: return `(model, report)` without an error, as in transformers.
 
         Raises:
-            CheckpointError: missing, unexpected or mis-shaped tensors, by name; weights that differ from the fingerprints
-                that were saved with them, or that are not finite; a file that is damaged, or not as it was sealed.
-            OSError: no such folder, or no weights in it.
+            CheckpointError: a tensor is missing, unexpected or mis-shaped; a part's weights do not have the fingerprint
+                that was saved with them, or are not finite; a file is damaged, or has changed since it was sealed.
+            OSError: there is no such folder, or it holds no weights.
         """
         kwargs.setdefault("use_safetensors", True)
         mismatched_allowed = kwargs.pop("ignore_mismatched_sizes", False)
@@ -115,7 +117,7 @@ class StrictLoadingMixin:
                     name if gathered is None else None,
                     *model_args,
                     output_loading_info=True,
-                    # otherwise collected in the report, so that one message names all of them
+                    # without this they are collected in the report, so that one message names all of them
                     ignore_mismatched_sizes=mismatched_allowed or not output_loading_info,
                     **kwargs,
                 )
@@ -125,7 +127,7 @@ class StrictLoadingMixin:
             ) from error
         if output_loading_info:
             return model, report
-        if name is None:  # no checkpoint: weights in `state_dict`, the rest is asked to be new
+        if name is None:  # no checkpoint: weights come from `state_dict`, and the caller wants the rest new
             return model
         if mismatched_allowed:
             report["mismatched_keys"] = []
@@ -165,7 +167,7 @@ class StrictLoadingMixin:
         yield {}
 
     def post_init(self) -> None:
-        """As in transformers; a model that is far larger than the checkpoint it is for is refused before it gets memory."""
+        """As in transformers. A model that is far larger than its checkpoint is refused before it takes memory."""
         super().post_init()  # type: ignore[misc]
         most, folder = getattr(_room, "limit", None) or (None, Path())
         tensors = [*self.parameters(), *self.buffers()]  # type: ignore[attr-defined]
@@ -176,24 +178,24 @@ class StrictLoadingMixin:
             )
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
-        """Save as `PreTrainedModel.save_pretrained` does, with the fingerprints of the weights in the configuration."""
+        """Save as `PreTrainedModel.save_pretrained` does, with the weights' fingerprints and a seal."""
         config = self.config  # type: ignore[attr-defined]
         tensors = kwargs.get("state_dict") or self.state_dict()  # type: ignore[attr-defined]
-        # weights that are elsewhere (offloaded, sharded over processes) cannot be hashed here
+        # weights that are offloaded or sharded over processes cannot be hashed here
         whole = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type != "meta" for t in tensors.values())
         tied = set(getattr(self, "all_tied_weights_keys", None) or {})
         saved = {name: tensor for name, tensor in tensors.items() if name not in tied}
         config.fingerprints = fingerprint_parts(saved) if whole else None
         if self.found_as:
             config.auto_map = remote_code(save_directory, self.found_as)
-        # under the names that the tensors have here, which the fingerprints are of: some towers would get older ones
+        # fingerprints include the names of tensors; transformers would give those of some towers older names
         kwargs.setdefault("save_original_format", False)
         with self.apart(saved if whole else {}, save_directory) as apart:
             if apart:
                 elsewhere = {part: mark for marks in apart.values() for part, mark in marks.items()}
                 config.fingerprints |= elsewhere
                 kwargs["state_dict"] = {name: t for name, t in saved.items() if part_of(name) not in elsewhere}
-            self._card = measured_card(config)  # now: on the way to the hub, transformers overwrites README.md
+            self._card = measured_card(config)  # before transformers overwrites README.md on the way to the hub
             result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.should_save_on_this_rank(kwargs.get("is_main_process", True)):  # type: ignore[attr-defined]
             seal(save_directory, MODEL)
@@ -201,10 +203,10 @@ class StrictLoadingMixin:
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing: transformers would copy our source files into the next checkpoint; `remote_code` does what is needed."""
+        """Does nothing. transformers would copy omni's source files into the checkpoint; see `remote_code` instead."""
 
     def _upload_modified_files(self, working_dir: Any, *args: Any, **kwargs: Any) -> Any:
-        """Before a folder goes to the hub, by either of transformers' ways: put the model card and the seal into it."""
+        """Put the model card and the seal into a folder before transformers uploads it to the hub."""
         write_card(working_dir, self._card, self.config.model_type)  # type: ignore[attr-defined]
         seal(working_dir, MODEL)
         return super()._upload_modified_files(working_dir, *args, **kwargs)  # type: ignore[misc]
@@ -215,7 +217,7 @@ WHERE = ("subfolder", "revision", "token", "cache_dir", "force_download", "local
 
 
 def _folder_of(name: Any, place: Mapping[str, Any]) -> Path | None:
-    """The folder with the files of a checkpoint, of one on the hub its copy on this machine; None if there is none."""
+    """The folder with the files of a checkpoint; for one on the hub, its local copy. None if there is none."""
     if os.path.isdir(name):
         return Path(name) / (place.get("subfolder") or "")
     config = on_hub(name, CONFIG, place)
@@ -224,9 +226,9 @@ def _folder_of(name: Any, place: Mapping[str, Any]) -> Path | None:
 
 @contextmanager
 def _room_for(folder: Path | None, variant: str | None) -> Iterator[None]:
-    """Inside, a model has to be of about the size of the files in this folder."""
+    """Inside of the block, a model may not be much larger than the files in this folder."""
     files = [] if folder is None else [file for file in safetensors_files(folder, variant) if file.exists()]
-    if folder is not None and files:  # transformers says what is missing
+    if folder is not None and files:  # without files, transformers says what is missing
         _room.limit = ROOM[0] * sum(file.stat().st_size for file in files) + ROOM[1], folder
     try:
         yield
@@ -235,16 +237,16 @@ def _room_for(folder: Path | None, variant: str | None) -> Iterator[None]:
 
 
 def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str] | None:
-    """If `folder` holds a fused model with an encoder of this class, arrange that its tower is loaded.
+    """If `folder` holds a fused model with an encoder of this class, change `kwargs` so that its tower is loaded.
 
-    Returns the pattern of the checkpoint's tensors that belong to others; None for a checkpoint of this class.
+    Returns a pattern of the tensors that belong to other parts; None if the checkpoint is one of this class.
     """
     own_type = cls.config_class.model_type
     if isinstance(kwargs.get("config"), PreTrainedConfig):
         return None
     where = {key: kwargs[key] for key in ("subfolder", "revision", "token", "cache_dir") if key in kwargs}
     values, _ = PreTrainedConfig.get_config_dict(folder, **where)
-    if not values:  # transformers would take the defaults: a stranger's model of the default size, at random
+    if not values:  # transformers would build a random model with the default settings
         raise OSError(f"{str(folder)!r} holds no config.json, or an empty one; expected the folder of a checkpoint.")
     sections = values.get("modalities")
     if not isinstance(sections, dict) or own_type == values.get("model_type"):
@@ -267,7 +269,7 @@ def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str
 
 
 def _problems(model: Any, report: Mapping[str, Any], excused: Collection[str], others: re.Pattern[str]) -> list[str]:
-    """What is wrong with the tensors of a checkpoint, a line for each; `others` are those of another class."""
+    """What is wrong with the tensors of a checkpoint, one line each. `others` matches tensors of other classes."""
     problems = [f"missing: {name}" for name in sorted(set(report["missing_keys"]) - set(excused))]
     problems += [f"unexpected: {name}" for name in sorted(report["unexpected_keys"]) if not others.match(name)]
     problems += [

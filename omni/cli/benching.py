@@ -40,8 +40,7 @@ def bench(
     folder = checkpoint or shipped_checkpoint()
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError
-        from omni.fast.verification import table
-        from omni.fast.verification import verify as compare
+        from omni.fast.comparison import compare, table
         from omni.session import QuestionError
         from omni.worlds import WorldError
 

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from omni.checkpoints.folder import CheckpointError, named
-from omni.loading.checkpoint import new_folder
+from omni.checkpoints.folder import CheckpointError, named, new_folder
 
 
 def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:

@@ -1,1 +1,1 @@
-"""Speed alone. Every file here stands in for a slower way elsewhere, and is compared with it before it is used."""
+"""Faster ways to compute what other rooms compute. Each is compared with the reference before it is used."""

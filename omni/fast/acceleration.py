@@ -1,4 +1,4 @@
-"""What `omni.fusion.acceleration` gets from here: generation on a CPU, and training in bfloat16 there."""
+"""The acceleration for `omni.fusion.acceleration`: generation on a CPU, and training in bfloat16 on a CPU."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,23 +14,23 @@ from omni.fusion.acceleration import Acceleration
 from .generation import OneDnnProducts, RoomyCache, prefilling, quick_step, stepping
 
 WRITTEN_OUT = ("omni_vision",)
-"""Model types that learn faster with attention written out, on CPUs in bfloat16: two products take a third of the time of
-sdpa's kernel, backward included."""
+"""Model types that train faster with eager attention on CPUs in bfloat16. Its two products take a third of the time of
+sdpa's kernel, including the backward pass."""
 
 
 class FastAcceleration(Acceleration):
-    """The answers of `omni.fast.generation`."""
+    """The reference's methods, by `omni.fast.generation`."""
 
     def encoding(self) -> AbstractContextManager[Any]:
-        """Products of many rows by oneDNN."""
+        """oneDNN computes products of many rows."""
         return OneDnnProducts()
 
     def writing(self, language_model: Any) -> AbstractContextManager[Any]:
-        """Have quick steps where the Thinker is known."""
+        """Quick steps for a Thinker of a known architecture."""
         return stepping(language_model)
 
     def reading(self) -> AbstractContextManager[Any]:
-        """Products by oneDNN where there is no quick step, which has them by itself."""
+        """oneDNN computes products, unless a quick step does."""
         return prefilling()
 
     def step(
@@ -42,18 +42,18 @@ class FastAcceleration(Acceleration):
         cache: Cache | None,
         options: Mapping[str, Any],
     ) -> torch.Tensor | None:
-        """A quick step where there is one."""
+        """The quick step, if there is one."""
         step = quick_step(language_model, cache, hidden, mask, options)
         if step is None or cache is None:
             return None
         return step(hidden, mask, positions, cache)
 
     def cache(self, config: Any) -> DynamicCache:
-        """A cache with room for what comes."""
+        """A cache with room for further tokens."""
         return RoomyCache(config)
 
     def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Have attention written out where that is faster and nobody chose otherwise."""
+        """Use eager attention where that is faster and the user has not chosen another."""
         if device.type != "cpu" or dtype != torch.bfloat16:
             return
         for module in model.modules():

@@ -1,15 +1,15 @@
-"""C++ that lies beside a module, compiled on the user's machine the first time it is wanted, and what it may be handed.
+"""Compiles C++ files on the user's machine when they are first needed, and checks the buffers that go to them.
 
-    library = compile_library(Path(__file__).with_name("encoder.cpp"), "encode_float32")
+    library = compile_library(Path(__file__).with_name("compiled_encoder.cpp"), "encode_float32")
     if library is not None:
         library.encode_float32(..., address(pictures, torch.uint8, 4, 224, 224, 3), ..., threads())
 
-The result is kept in the user's cache folder ($XDG_CACHE_HOME/omni, or ~/.cache/omni), under the hash of all that it depends
-on. Without a C++ compiler, or on a processor that the code is not for, there is none, so whoever asks has another way. $CXX
-names the compiler, with options if need be; CXX=false does without.
+The result is kept in the user's cache folder ($XDG_CACHE_HOME/omni, or ~/.cache/omni). Its name is a hash of the source, the
+compiler and the options. Without a C++ compiler, or on an unsupported processor, there is no library, and the caller uses
+another way. $CXX names the compiler and may add options; CXX=false turns compilation off.
 
-Machine code believes what it is told. So every buffer goes through `address`, which looks at type, size, order and device.
-What is made for it is made with a type and a device: torch's defaults are the user's to change.
+Machine code does not check its arguments. So every buffer goes through `address`, which checks type, shape, order and
+device. Buffers for it are made with an explicit type and device, because the user may change torch's defaults.
 """
 
 import ctypes
@@ -28,16 +28,16 @@ import torch
 from torch import nn
 
 HEADER = Path(__file__).with_name("vectors.h")
-"""What all of it includes."""
+"""All C++ files include this one."""
 
 OPTIONS = ["-std=c++17", "-O3", "-fPIC", "-fno-exceptions", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"]
-"""Parallel loops run on the threads that torch has started: it has loaded their library, so none is linked."""
+"""Parallel loops run on torch's threads. torch has loaded the library for them, so none is linked here."""
 
 INSTRUCTIONS = {
     "AVX2": ["-mavx2", "-mfma"],
     "AVX512": ["-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
-"""By what torch calls the processor's capability; others have no vectors that our code is written for."""
+"""Options for each capability of a processor, by torch's name. Other processors are not supported."""
 
 BFLOAT16 = ["-mavx512bf16"]
 MATRIX_UNITS = ["-mamx-tile", "-mamx-bf16"]
@@ -48,7 +48,7 @@ _PROCESS = os.getpid()
 
 @cache
 def compile_library(source: Path, *functions: str) -> ctypes.CDLL | None:
-    """The functions of a file that are `extern "C"`, or None; `functions` are those without which it is of no use."""
+    """The `extern "C"` functions of a file; None if it cannot be compiled, or if one of `functions` is not in it."""
     if "OpenMP" not in torch.__config__.parallel_info():
         return None
     for instructions in _instructions():
@@ -59,15 +59,15 @@ def compile_library(source: Path, *functions: str) -> ctypes.CDLL | None:
 
 
 def threads() -> int:
-    """On how many threads machine code may run: torch's, but one alone in a forked process, where the others are missing."""
+    """How many threads machine code may use: torch's number, but one in a forked process, which lacks torch's threads."""
     return torch.get_num_threads() if os.getpid() == _PROCESS else 1
 
 
 def address(buffer: Any, dtype: Any, *shape: int) -> int:
-    """Where the first number of a tensor or an array lies, for machine code that takes it for `dtype` of this shape.
+    """The address of a tensor's or an array's first number, for machine code that reads it with this type and shape.
 
     Raises:
-        BufferError: it is something else.
+        BufferError: it has another type, shape, order or device.
     """
     if not fits(buffer, dtype, *shape):
         found = f"{buffer.dtype} of shape {tuple(buffer.shape)} on {buffer.device}"
@@ -78,17 +78,17 @@ def address(buffer: Any, dtype: Any, *shape: int) -> int:
 
 
 def fits(buffer: Any, dtype: Any, *shape: int) -> bool:
-    """Whether `address` has an address for it."""
+    """Whether `address` accepts it."""
     if buffer.shape != shape or buffer.dtype != dtype:
         return False
     if type(buffer) in (torch.Tensor, nn.Parameter):
         plain = buffer.is_cpu and buffer.layout is torch.strided and buffer.is_contiguous()
-        return bool(plain) and not buffer.is_neg()  # the sign of a view may be yet to be turned
+        return bool(plain) and not buffer.is_neg()  # such a view has not turned its signs yet
     return isinstance(buffer, np.ndarray) and bool(buffer.flags.c_contiguous)
 
 
 def _instructions() -> Iterator[list[str]]:
-    """What this processor has, and less of it for compilers that do not know everything."""
+    """Options for this processor's instructions; then fewer, for compilers that do not know all of them."""
     if plain := INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability()):
         if torch.cpu._is_avx512_bf16_supported():
             if torch.cpu._init_amx():  # asks the system for the matrix units: they are there and may be used
@@ -112,8 +112,8 @@ def _compile(source: Path, instructions: list[str]) -> ctypes.CDLL | None:
                 compile += [f"-I{HEADER.parent}", str(source), "-o", compiled]
                 for step in (compile, [*link, compiled, "-o", linked]):
                     subprocess.run(step, check=True, stdin=subprocess.DEVNULL, capture_output=True, timeout=300)
-                os.replace(linked, library)  # in one step: two processes may do this at a time
+                os.replace(linked, library)  # in one step, since two processes may compile at the same time
         return ctypes.CDLL(str(library))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
-        # no compiler, no home, a $CXX that is no command, or a result that does not load
+        # no compiler, no home folder, a $CXX that is no command, or a library that does not load
         return None

@@ -1,15 +1,15 @@
-"""Generation on a CPU, quicker than the modules' own way; `install.py` puts it where `generate` asks for it.
+"""Faster generation on a CPU. `install.py` puts it where `generate` asks for it.
 
-Encoding and reading the prompt are products of many rows, in which oneDNN is up to twice as fast as what `nn.Linear`
-calls: `OneDnnProducts` hands them over, of whatever tower, projector or Thinker.
+Encoding and reading the prompt are products of many rows. oneDNN computes them up to twice as fast as `nn.Linear` does.
+`OneDnnProducts` passes them to oneDNN, for any tower, projector or Thinker.
 
-Writing is one token after the other. A small language model spends most of such a step between its products, in hundreds
-of operations on a few numbers each. `QuickStep` computes the step of the common architecture (RMSNorm, rotary positions,
-grouped attention, gated MLP: Llama, Mistral, Qwen2, Qwen3) with a third of them, or as one where there is a C++ compiler
-(`decoder.py`), and its cache has room for what comes.
+Writing is one token after the other. A small language model spends most of such a step between its products, in hundreds of
+operations on a few numbers each. `QuickStep` computes the step of the common architecture (RMSNorm, rotary positions,
+grouped attention, gated MLP: Llama, Mistral, Qwen2, Qwen3) with a third of the operations. With a C++ compiler it is one
+operation (`compiled_layers.py`). Its cache has room for further tokens.
 
-All of it reads the weights where they are, so there is no second copy to grow stale, and none of it is for training,
-other devices or other precisions than float32.
+All of this reads the model's own weights, so no copy can become stale. It is not for training, for other devices, or for
+other precisions than float32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,10 +25,10 @@ from torch.overrides import TorchFunctionMode
 from transformers.activations import SiLUActivation
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from .decoder import TOKENS, CompiledLayers, Dimensions, is_possible
+from .compiled_layers import TOKENS, CompiledLayers, Dimensions, is_possible
 
 TOLERANCE = 1e-4
-"""Largest difference of the quick step from the model's own, relative to the largest number."""
+"""Largest difference between the quick step and the model's own step, relative to the largest number."""
 
 ACTIVATIONS = (nn.SiLU, SiLUActivation)
 
@@ -39,7 +39,7 @@ LAYERS = {
 
 
 class _Layer(NamedTuple):
-    """The modules of one decoder layer; norms of queries and keys are Qwen3's, others have None."""
+    """The modules of one layer. Only Qwen3 has norms of queries and keys; they are None for the others."""
 
     input_norm: nn.Module
     query: nn.Linear
@@ -68,7 +68,7 @@ class _Layer(NamedTuple):
 
 
 class QuickStep:
-    """Tokens through a Thinker whose cache holds those before them: one for each row, or a prompt."""
+    """Takes tokens through a Thinker whose cache holds the earlier ones: one token of each row, or a prompt."""
 
     def __init__(self, language_model: Any) -> None:
         self.layers = [_Layer.of(layer) for layer in language_model.layers]
@@ -78,7 +78,7 @@ class QuickStep:
         self.compiled: CompiledLayers | None = None
 
     def compile(self) -> bool:
-        """Have a few tokens at a time go through one function of machine code, if that can be had."""
+        """Compile the layers for a few tokens at a time. Returns whether that is possible."""
         first, query_norm = self.layers[0], self.layers[0].query_norm
         dimensions = Dimensions(
             width=first.query.in_features,
@@ -93,9 +93,8 @@ class QuickStep:
         if isinstance(first.activation, ACTIVATIONS) and is_possible(dimensions):
             layers = [[part for part in layer if part is not layer.activation] for layer in self.layers]
             compiled = CompiledLayers(layers, self.norm, dimensions)
-            self.compiled = (
-                compiled if compiled.weights() is not None else None
-            )  # not all layers need be like the first
+            if compiled.weights() is not None:  # a layer may have other shapes than the first
+                self.compiled = compiled
         return self.compiled is not None
 
     def __call__(
@@ -105,8 +104,8 @@ class QuickStep:
 
         Args:
             hidden: float[B, n, T], the embedded tokens.
-            mask: int64[B, L], 1 for those of the L tokens (with the new ones) that are seen; None for all.
-            positions: int64[B, n] of the new tokens; None for the places where they stand.
+            mask: int64[B, L], 1 for tokens that are seen, of all L tokens with the new ones; None for all.
+            positions: int64[B, n] of the new tokens; None to count them from the start of the row.
             cache: its layers hold keys and values float[B, G, L - n, D], for G groups of heads.
         """
         (batch, new), dim, held = hidden.shape[:2], self.head_dim, cache.get_seq_length()
@@ -130,7 +129,7 @@ class QuickStep:
             both = torch.addcmul(both * cos, both.roll(dim // 2, -1), sin)
             keys, values = cached.update(both[:, :, heads:].transpose(1, 2), value.transpose(1, 2))
             query = both[:, :, :heads]
-            if new == 1:  # the heads of a group have the same keys and values: they become its queries
+            if new == 1:  # the heads of a group share keys and values: they are its queries
                 query = query.view(batch, groups, heads // groups, dim)
                 read = F.scaled_dot_product_attention(query, keys, values, seen, scale=self.scaling)
             else:
@@ -159,13 +158,13 @@ class QuickStep:
 
 
 def _seen(mask: torch.Tensor | None, held: int, new: int) -> torch.Tensor | None:
-    """bool[B, 1, n, L], what each new token sees; None for one that sees everything."""
+    """bool[B, 1, n, L], true where a new token sees another; None for a single token that sees everything."""
     mask = None if mask is None or mask.all() else mask[:, None, None].bool()
     if new == 1:
         return mask
     places = torch.arange(held + new, device="cpu")[None]
     own = places[:, held:].T
-    # padding sees itself: of nothing at all there is no average
+    # padding sees itself, since the average of nothing is not a number
     return (places <= own)[None, None] if mask is None else (mask & (places <= own)) | (places == own)
 
 
@@ -175,20 +174,20 @@ def _norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _normed(x: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """x / sqrt(mean(x * x) + epsilon) over the last axis, the mean by one product of each row with itself."""
+    """x / sqrt(mean(x * x) + epsilon) over the last axis. The mean is one product of each row with itself."""
     rows = x.reshape(-1, 1, x.shape[-1])
     squares = torch.baddbmm(x.new_full((1, 1, 1), epsilon), rows, rows.mT, alpha=1 / x.shape[-1])
     return (rows * squares.rsqrt_()).view(x.shape)
 
 
 def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """The layer's product, float[B, n, I] -> float[B, n, O], by what is quickest for so many rows."""
+    """The layer's product, float[B, n, I] -> float[B, n, O], in the fastest way for so many rows."""
     rows = x.shape[0] * x.shape[1]
     if HAS_ONEDNN and rows >= ROWS:
         return product(x, linear.weight, linear.bias)
     if rows == 1:
         return F.linear(x, linear.weight, linear.bias)
-    # W x^T is quicker than x W^T, by a third for 4 rows, if x lies row by row
+    # for 4 rows, W x^T is faster than x W^T by a third, if x is stored row by row
     few = torch.mm(linear.weight, x.reshape(rows, -1).contiguous().t()).t()
     return (few if linear.bias is None else few + linear.bias).view(*x.shape[:2], -1)
 
@@ -197,7 +196,7 @@ def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 ROWS = 16
-"""From so many rows on oneDNN is the quicker one, although it rearranges the weights for each product."""
+"""With at least so many rows oneDNN is faster, although it rearranges the weights for each product."""
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -207,10 +206,10 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 
 class OneDnnProducts(TorchFunctionMode):
-    """Inside, linear layers in float32 on the CPU are computed by oneDNN where that is quicker and no gradient is asked."""
+    """Inside of the block, oneDNN computes linear layers in float32 on the CPU if that is faster and needs no gradient."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Hand over `F.linear`; nothing else."""
+        """Pass `F.linear` to oneDNN, and nothing else."""
         if func is F.linear and not kwargs and _suits_onednn(*args):
             return product(args[0], args[1], args[2] if len(args) > 2 else None)
         return func(*args, **(kwargs or {}))
@@ -233,28 +232,30 @@ def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 # --- Where it is used -------------------------------------------------------------------------------------------------
 
+_WRITING: ContextVar[bool] = ContextVar("writing", default=False)
 _CURRENT: ContextVar[QuickStep | None] = ContextVar("quick step", default=None)
 _KNOWN: WeakKeyDictionary[nn.Module, "_Known"] = WeakKeyDictionary()
 
 
 @contextmanager
 def stepping(language_model: Any) -> Iterator[None]:
-    """Inside, `quick_step` has the step of this Thinker, if it has one.
+    """Inside of the block, `quick_step` returns the step of this Thinker, if it has one.
 
-    It has none where its parts are not all plain modules that are known, in float32 on the CPU: adapters, quantised
-    weights, hooks, other kernels, sliding windows and other architectures keep the model's own way. So does a model whose
-    numbers differ by more than `TOLERANCE`, which is tried once, on made-up rows.
+    A Thinker has one if all of its parts are plain, known modules in float32 on the CPU. With adapters, quantised weights,
+    hooks, other kernels, sliding windows or another architecture it has none. Nor has it one if the step differs by more
+    than `TOLERANCE`, which is measured once, on random rows.
     """
-    token = _CURRENT.set(_step_of(language_model))
+    step, writing = _CURRENT.set(_step_of(language_model)), _WRITING.set(True)
     try:
         yield
     finally:
-        _CURRENT.reset(token)
+        _CURRENT.reset(step)
+        _WRITING.reset(writing)
 
 
 def prefilling() -> AbstractContextManager[Any]:
-    """For reading a prompt: a step hands its products to oneDNN by itself."""
-    return OneDnnProducts() if _CURRENT.get() is None else nullcontext()
+    """Products by oneDNN while `generate` reads a prompt. A quick step has them by itself, so it needs no context."""
+    return OneDnnProducts() if _WRITING.get() and _CURRENT.get() is None else nullcontext()
 
 
 def _step_of(language_model: Any) -> QuickStep | None:
@@ -277,7 +278,7 @@ def _step_of(language_model: Any) -> QuickStep | None:
 
 
 class _Known(NamedTuple):
-    """A step, the modules of its Thinker without the Thinker itself, and what each consists of, the Thinker first."""
+    """A step, the modules of its Thinker without the Thinker itself, and the children of each, the Thinker's first."""
 
     step: QuickStep
     modules: list[nn.Module]
@@ -289,7 +290,7 @@ class _Known(NamedTuple):
         return cls(step, modules, [_children(module) for module in (language_model, *modules)])
 
     def still_holds(self, language_model: nn.Module) -> bool:
-        """Whether all modules are those that they were, and do what their classes say."""
+        """Whether the Thinker still has the same modules, and each does what its class says."""
         return all(
             not _is_changed(module) and _children(module) == children
             for module, children in zip((language_model, *self.modules), self.children, strict=True)
@@ -307,13 +308,13 @@ def quick_step(
     mask: torch.Tensor | None,
     options: Mapping[str, Any],
 ) -> QuickStep | None:
-    """The step for what a forward pass of the Thinker was given, or None: then it goes its own way.
+    """The step for a forward pass of the Thinker with these arguments; None if the Thinker has to compute it.
 
     Args:
         language_model: the Thinker.
         cache: what it has read.
         hidden: float[B, n, T], the embedded tokens.
-        mask: of attention.
+        mask: the attention mask.
         options: the other arguments.
     """
     step = _CURRENT.get()
@@ -347,7 +348,7 @@ def _is_plain(language_model: Any) -> bool:
 
 
 def _is_changed(module: nn.Module) -> bool:
-    """Whether it does more than its class says, or elsewhere, or in another precision."""
+    """Whether a module does more than its class says, or computes on another device or in another precision."""
     own: Any = vars(module)
     if own["_forward_hooks"] or own["_forward_pre_hooks"] or "forward" in own:
         return True
@@ -361,7 +362,7 @@ def _is_changed(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _difference(step: QuickStep, language_model: Any) -> float:
-    """Of the step from the model's own, relative to the largest number, for two rows of which one has padding."""
+    """The step's difference from the model, relative to the largest number, on two rows of which one has padding."""
     generator, width = torch.Generator("cpu").manual_seed(0), language_model.config.hidden_size
     rows = torch.randn(2, 4, width, generator=generator, dtype=torch.float32, device="cpu")
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]], device="cpu")
@@ -376,11 +377,11 @@ def _difference(step: QuickStep, language_model: Any) -> float:
 # --- The cache --------------------------------------------------------------------------------------------------------
 
 ROOM = 64
-"""Tokens at least for which a layer of the cache makes room at once."""
+"""A layer of the cache makes room for at least so many tokens at once."""
 
 
 class RoomyCache(DynamicCache):
-    """A `DynamicCache` whose layers of full attention have room for tokens to come."""
+    """A `DynamicCache` whose layers of full attention have room for further tokens."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config=config)
@@ -391,7 +392,7 @@ class RoomyCache(DynamicCache):
 class RoomyLayer(DynamicLayer):
     """Keys and values, float[B, G, L, D], at the beginning of longer tensors.
 
-    transformers' own layer copies all that it holds for each new token.
+    transformers' own layer copies everything it holds for each new token.
     """
 
     def __init__(self) -> None:
@@ -401,7 +402,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append; float[B, G, n, D] -> everything that is held now."""
+        """Append keys and values, float[B, G, n, D]. Returns all that the layer holds."""
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and key_states.requires_grad):
             both: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states, *args, **kwargs)
             return both
@@ -412,7 +413,7 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def extend(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make what is held longer by float[B, G, n, D], and leave it to the caller to write that into the longer tensors.
+        """Make room for n more tokens. The caller writes their keys and values, float[B, G, n, D].
 
         Returns:
             The longer tensors, float[B, G, room, D].
@@ -432,11 +433,11 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
     def _has_room(self, length: int) -> bool:
-        """Whether what is held still is the beginning of the longer tensors: beams, for one, put other tensors here."""
+        """Whether keys and values are still the beginning of the longer tensors. Beams, for one, replace them."""
         if not self._longer or self._longer[0].shape[-2] < length:
             return False
         if self._longer[0].is_inference() and not torch.is_inference_mode_enabled():
-            return False  # torch would not let it be written
+            return False  # torch refuses to write into it
         return all(
             part.data_ptr() == longer.data_ptr() and part.stride() == longer.stride() and len(part) == len(longer)
             for part, longer in zip((self.keys, self.values), self._longer, strict=True)

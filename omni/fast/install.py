@@ -1,7 +1,7 @@
-"""Puts what is here where the rest of omni asks for it, as soon as that is imported.
+"""Installs the fast paths, as soon as the modules that use them are imported.
 
-Generation goes into `omni.fusion.acceleration`, the packed encoder into the image plug-in. `omni/__init__.py` calls
-`install_when_imported`, so nobody else has to. It imports nothing heavy.
+Generation goes into `omni.fusion.acceleration`, the packed encoder into the bundle of pictures. `omni/__init__.py` calls
+`install_when_imported`. It imports nothing heavy.
 """
 
 from types import ModuleType
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 
 def install_when_imported() -> None:
-    """Have speed where it may enter, from the moment that somebody could notice."""
+    """Install each fast path when the module that uses it is imported."""
     when_imported("omni.fusion.acceleration", ("omni.fast.acceleration",), _accelerate)
     when_imported("omni.vision.plugin", (), _pack_pictures)
 
 
-def _accelerate(seam: ModuleType) -> None:
+def _accelerate(acceleration: ModuleType) -> None:
     from omni.fast.acceleration import FastAcceleration
 
-    seam.install(FastAcceleration())
+    acceleration.install(FastAcceleration())
 
 
 def _pack_pictures(plugin: ModuleType) -> None:
-    # not by `replace`, which would import the classes that the bundle only names
+    # `dataclasses.replace` would import the classes that the bundle only names
     object.__setattr__(plugin.image, "pack", pack)
 
 
 def pack(model: Any, preprocessor: Any, dtype: Any) -> "PackedVisionModel | None":
-    """See `omni.fast.packing.pack`, which is imported when an encoder is to be packed."""
+    """As `omni.fast.packing.pack`, which is imported at the first call."""
     from omni.fast import packing
 
     return packing.pack(model, preprocessor, dtype)

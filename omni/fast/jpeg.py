@@ -1,7 +1,7 @@
-"""JPEG files to pixels, for who scales them at once and needs no picture of PIL.
+"""JPEG files to pixels, without a picture of PIL in between.
 
-The decoder is that of `read_picture`, so the pixels are the same. But memory of PIL has to be filled with them once more,
-which for the photograph of a phone takes as long as decoding does.
+The decoder is that of `read_picture`, so the pixels are the same. To copy them into a picture of PIL would take as long as
+decoding them, for a photograph of a phone.
 """
 
 from typing import NamedTuple
@@ -14,21 +14,21 @@ from omni.vision.formats import Jpeg
 from omni.vision.pictures import Source, decode, open_picture, orientation
 
 Pixels = Image.Image | NDArray[np.uint8]
-"""An RGB picture of PIL; or uint8[H, W, 4], red, green, blue and a byte of no account."""
+"""An RGB picture of PIL; or uint8[H, W, 4]: red, green, blue and an unused byte."""
 
 
 class ReadPixels(NamedTuple):
-    """What was read of a file."""
+    """The pixels of a picture file."""
 
     pixels: Pixels
     size: tuple[int, int]
-    """Width and height that it has in full."""
+    """Width and height of the whole picture, before it is decoded smaller."""
     note: str | None
-    """What the decoder disliked in a file of which no pixel is missing."""
+    """The decoder's warning about a file whose pixels are all there; None if it has none."""
 
 
 def read_pixels(source: Source, at_least: int | None = None) -> ReadPixels:
-    """What `read_picture` reads; of a JPEG file in colours without a picture of PIL.
+    """The pixels that `read_picture` reads. For a JPEG file in colours, they come without a picture of PIL.
 
     Raises:
         PictureError: as `read_picture`.
@@ -38,7 +38,7 @@ def read_pixels(source: Source, at_least: int | None = None) -> ReadPixels:
     if isinstance(image, Jpeg) and image.mode == "RGB":
         try:
             pixels = _upright(image.pixels(), orientation(image))
-        except Exception:  # which `decode` says in a sentence
+        except Exception:  # `decode` raises it again, in one sentence
             pass
         else:
             return ReadPixels(pixels, opened.full_size, image.info.get("note"))
@@ -47,7 +47,7 @@ def read_pixels(source: Source, at_least: int | None = None) -> ReadPixels:
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """uint8[H, W, 4] as it is stored -> the same, upright."""
+    """uint8[H, W, 4] as it is stored -> the same picture, upright."""
     if orientation not in range(2, 9):
         return pixels
     whole = pixels.view(np.uint32)

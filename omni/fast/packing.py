@@ -1,15 +1,15 @@
-"""The encoder of pictures, packed for inference on CPUs: the same arithmetic on weights prepared once, and on bytes.
+"""The encoder of pictures, packed for inference on CPUs: its weights are prepared once, and it reads bytes.
 
-What is different from `OmniVisionModel`, and why it is faster:
+It differs from `OmniVisionModel` in these ways, which make it faster:
 
-* Pictures may stay uint8[B, H, W, C]: rescaling and normalising are folded into the patch embedding. They are scaled to the
-  encoder's size by `resizing.py`.
-* For CLS alone the last block computes one row, and by associativity its query goes through the keys' weights,
-  q (W_k h) = (q W_k) h, and the weighted sum is taken before the values' weights: neither keys nor values are formed.
-* Where there is a C++ compiler, everything is one function of machine code, in which each thread takes a picture through all
-  layers within its own caches (`encoder.py`), on the processor's matrix units where it has some.
-* Elsewhere weights lie as oneDNN's kernels read them; GELU and the residual sum are part of the product before them. In
-  bfloat16 attention is two batched products, and the softmax between them one pass of powers of two (`_attend`).
+* Pictures may stay uint8[B, H, W, C]: rescaling and normalising are part of the patch embedding's weights. Pictures
+  are resized by `resizing.py`.
+* For CLS alone, the last block computes one row. Its query is multiplied with the keys' weights, since q (W_k h) equals
+  (q W_k) h, and the weighted sum is taken before the values' weights. So neither keys nor values are computed.
+* With a C++ compiler, everything is one function of machine code (`compiled_encoder.py`). Each thread takes a picture
+  through all layers within its own caches. It uses the processor's matrix units, if there are any.
+* Without one, weights are stored in the layout of oneDNN's kernels. GELU and the residual sum are part of the product before
+  them. In bfloat16, attention is two batched products, with one pass of powers of two between them (`_attend`).
 
 In float32 the result differs from the model's by rounding alone.
 """
@@ -32,24 +32,25 @@ from omni.fast.jpeg import Pixels, ReadPixels, read_pixels
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel, OmniVisionOutput
 
-from .encoder import CompiledEncoder, is_possible
+from .compiled_encoder import CompiledEncoder, is_possible
 from .resizing import resize
 
 CENTER = 128
-"""Bytes are read as -128..127: all of these are exact in bfloat16, and around zero little is lost to rounding."""
+"""Bytes are read as -128..127. All of these are exact in bfloat16, and rounding errors are small around zero."""
 
 SAFE = 2.0**100
-"""Of the sum of a row of powers of two; a bfloat16 reaches 2^127, and 2^-126 before it loses digits."""
+"""Bound on the sum of a row of powers of two. A bfloat16 reaches 2^127, and keeps all its digits down to 2^-126."""
 
 FUSED = {"gelu": ("gelu", "none"), "gelu_pytorch_tanh": ("gelu", "tanh"), "relu": ("relu", "")}
-"""Activations that oneDNN computes along with a product, by their names in transformers and there."""
+"""Activations that oneDNN computes with a product: transformers' name and oneDNN's."""
 
 
 def pack(model: Any, processor: Any, dtype: torch.dtype) -> "PackedVisionModel | None":
-    """The packed form of an encoder and its image processor; None where there is none.
+    """The packed form of an encoder and its image processor; None if there is none.
 
-    There is one for an `OmniVisionModel` on a CPU that consists of what its configuration says (no adapters, hooks,
-    quantised or cut weights), with an `OmniImageProcessor` that scales pictures to its size and does no more to their shape.
+    The encoder must be an `OmniVisionModel` on a CPU, just as its configuration describes it (without adapters, hooks,
+    quantised or cut weights). The image processor must be an `OmniImageProcessor` that resizes pictures to the encoder's
+    size, and does not crop or pad them.
     """
     if type(model) is not OmniVisionModel or type(processor) is not OmniImageProcessor or not _is_plain(model):
         return None
@@ -74,13 +75,13 @@ def _is_plain(model: OmniVisionModel) -> bool:
 
 
 class PackedVisionModel:
-    """An `OmniVisionModel` in eval mode, to be called many times; what is done to the model later changes nothing here.
+    """An `OmniVisionModel` in eval mode, prepared for many calls. It copies the weights: later changes do not count.
 
     Args:
         model: the encoder, on a CPU.
-        processor: makes its pictures.
-        dtype: float32 or bfloat16, of weights and activations.
-        at_once: pictures that go through all layers together where it is not compiled; more would not fit into the
+        processor: the image processor.
+        dtype: type of weights and activations, float32 or bfloat16.
+        at_once: how many pictures go through all layers together, if there is no compiled code; more would not fit into the
             processor's cache.
 
     Attributes:
@@ -129,7 +130,7 @@ class PackedVisionModel:
         self.norm = model.norm.weight.detach().to(torch.float32, copy=True)
 
     def read(self, source: Any, at_least: int | None = None) -> ReadPixels:
-        """See `read_pixels`."""
+        """As `read_pixels`."""
         return read_pixels(source, at_least)
 
     def prepare(self, picture: Pixels) -> NDArray[np.uint8]:
@@ -143,10 +144,10 @@ class PackedVisionModel:
 
         Args:
             pictures: uint8[B, H, W, C] as `prepare` makes them, or float[B, C, H, W] as the image processor does.
-            cls_only: the CLS token alone; `grid` is None.
+            cls_only: compute the CLS token alone; `grid` is None.
 
         Raises:
-            ValueError: pictures of another size or type, another number of channels, or on another device.
+            ValueError: the pictures have another size, type, number of channels or device.
         """
         is_dense = pictures.is_cpu and pictures.layout is torch.strided
         if not is_dense or not (pictures.dtype == torch.uint8 or pictures.is_floating_point()):
@@ -198,7 +199,7 @@ class PackedVisionModel:
 
 
 class _PackedBlock:
-    """float[B, 1+N, D] -> float[B, 1+N, D], see `Block`; or to the CLS row alone."""
+    """As `Block`: float[B, 1+N, D] -> float[B, 1+N, D], or the CLS row alone."""
 
     def __init__(self, layer: Block, dtype: torch.dtype, rows: int) -> None:
         attention, mlp = layer.attention, layer.mlp
@@ -233,7 +234,7 @@ class _PackedBlock:
 
 
 def _scale_and_shift(processor: OmniImageProcessor, channels: int) -> tuple[list[float], list[float]]:
-    """`pixel_values = pixel * scale + shift` for each channel and pixels of 0..255, as the processor's settings have it."""
+    """For each channel, `scale` and `shift` in `pixel_values = pixel * scale + shift`, for pixels of 0..255."""
     rescale = processor.rescale_factor if processor.do_rescale else 1.0
     if not processor.do_normalize:
         return [rescale] * channels, [0.0] * channels
@@ -246,11 +247,11 @@ Affine = tuple[torch.Tensor, torch.Tensor]
 
 
 def _attention_weights(layer: Block, factor: float) -> tuple[Affine, Affine, Affine]:
-    """What a block's attention is made of; its scores come out `factor` times, such as log2(e) for 2^(x log2(e)) = e^x.
+    """The weights of a block's attention. Scores are multiplied by `factor`, such as log2(e) for 2^(x log2(e)) = e^x.
 
     Returns:
-        qkv, whose queries hold the scaling; then for CLS alone, for each head, queries and keys as one matrix (a key's bias
-        adds the same to every score, so it goes), and values and output as another.
+        qkv, with the scaling in the queries' weights. Then, for CLS alone and for each head: queries and keys as one matrix
+        (without the keys' bias, which adds the same to every score), and values and output as another.
     """
     attention = layer.attention
     width, heads = attention.o_proj.in_features, attention.num_attention_heads
@@ -270,7 +271,7 @@ def _attention_weights(layer: Block, factor: float) -> tuple[Affine, Affine, Aff
 
 
 def _parameters(layer: Block) -> list[torch.Tensor]:
-    """Those of a block, in the order of `encoder.cpp`."""
+    """The parameters of a block, in the order of `compiled_encoder.cpp`."""
     attention, mlp = layer.attention, layer.mlp
     qkv, _, _ = _attention_weights(layer, math.log2(math.e))
     return [
@@ -280,18 +281,18 @@ def _parameters(layer: Block) -> list[torch.Tensor]:
 
 
 def _attend(qkv: torch.Tensor, heads: int) -> torch.Tensor:
-    """bfloat16[B, n, 3 D] -> bfloat16[B, n, D]: softmax(q k^T) v, where the queries hold a factor of log2(e).
+    """bfloat16[B, n, 3 D] -> bfloat16[B, n, D]: softmax(q k^T) v, for queries that hold a factor of log2(e).
 
-    2^x goes without the usual search for each row's largest score, and dividing by the row's sum waits for the second
-    product, whose rows are shorter. A row's sum is at least its largest power, and at most n times that: sums within
-    `SAFE` say that nothing overflowed, and that what underflowed is nothing beside the sum. Other scores go the usual way.
+    The usual softmax first finds each row's largest score. This one does not. It divides by the row's sum after the second
+    product, whose rows are shorter. A row's sum is at least its largest power, and at most n times that. So if the sums are
+    within `SAFE`, nothing has overflowed, and what has underflowed is negligible. Otherwise the usual softmax is used.
     """
     batch = len(qkv)
     query, key, value = rearrange(qkv, "b n (k h d) -> k (b h) n d", k=3, h=heads)
     powers = torch.bmm(query, key.transpose(1, 2)).exp2_()
     sums = powers.sum(-1, keepdim=True, dtype=torch.float32)
     least, most = sums.aminmax()
-    if least > 1 / SAFE and most < SAFE:  # also not where there are NaN
+    if least > 1 / SAFE and most < SAFE:  # false for NaN
         attended = torch.bmm(powers, value).div_(sums)
     else:
         scores = torch.bmm(query, key.transpose(1, 2)).float() * math.log(2)
@@ -300,10 +301,10 @@ def _attend(qkv: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _keep_memory() -> None:
-    """Free a block of 31 MiB, from which glibc learns to keep freed memory up to twice that size.
+    """Free a block of 31 MiB. glibc then keeps freed memory up to twice that size.
 
-    Otherwise every layer gets new pages from the system, which zeroes them, and gives
-    them back: about an eighth of the time.
+    Otherwise every layer takes new pages from the system, which fills them with zeros, and returns them: about an eighth of
+    the time.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
 
@@ -316,9 +317,9 @@ def _layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Callable[[torch.Tenso
 def _linear(
     weight: torch.Tensor, bias: torch.Tensor, dtype: torch.dtype, rows: int, activation: str | None = None
 ) -> Callable[..., torch.Tensor]:
-    """`f(x)` = activation(x W^T + b), and `f(x, residual)` = x W^T + b + residual, on a private copy of the weights.
+    """`f(x)` = activation(x W^T + b) and `f(x, residual)` = x W^T + b + residual, on a private copy of the weights.
 
-    With oneDNN that is one kernel on a layout chosen for so many `rows`; elsewhere what PyTorch has.
+    With oneDNN this is one kernel, in a layout for so many `rows`; otherwise it is PyTorch's.
     """
     weight, bias = (tensor.detach().to(dtype, copy=True).contiguous() for tensor in (weight, bias))
     if not (_has_onednn(dtype) and activation in (None, *FUSED)):
@@ -329,19 +330,19 @@ def _linear(
             return result if residual is None else result + residual
 
         return plain
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
     name, algorithm = FUSED[activation] if activation else ("none", "")
 
     def fused(x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         if residual is None:
-            return torch.ops.mkldnn._linear_pointwise(x, packed, bias, name, [], algorithm)
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed, bias, "add")
+            return torch.ops.mkldnn._linear_pointwise(x, reordered, bias, name, [], algorithm)
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, reordered, bias, "add")
 
     return fused
 
 
 def _has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is there, wanted, and packs weights of this type on this processor."""
+    """Whether oneDNN is available and enabled, and takes weights of this type on this processor."""
     known = dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     wanted = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled  # type: ignore[no-untyped-call]
     return bool(known and wanted)

@@ -1,7 +1,7 @@
-"""Scaling pictures as `Image.resize` of Pillow does it, to the last bit, and several times as fast.
+"""Resizes pictures to the same bytes as Pillow's `Image.resize`, several times as fast.
 
-Most of the time between a file and an encoder is spent on decoding and scaling. Pillow computes pixel by pixel; its own
-arithmetic on vectors (`resize.cpp`) gives the same bytes. Where that cannot be had, Pillow is asked.
+Decoding and resizing take most of the time between a file and an encoder. Pillow computes pixel by pixel; `resize.cpp` does
+the same arithmetic on vectors. Without compiled code, Pillow resizes.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ BITS, HALF = 22, 11
 
 
 def resize(picture: Pixels, width: int, height: int, resample: int) -> NDArray[np.uint8]:
-    """A picture of any size -> uint8[height, width, 3], equal to what `Image.resize` of Pillow makes of it."""
+    """A picture of any size -> uint8[height, width, 3], the same bytes as Pillow's `Image.resize`."""
     if resample == Image.Resampling.BILINEAR and (library := _library()) is not None:
         pixels = _pixels(picture) if isinstance(picture, Image.Image) else picture
         if pixels is not None and min(width, height) > 0 and _is_for_us(pixels):
@@ -32,7 +32,7 @@ def resize(picture: Pixels, width: int, height: int, resample: int) -> NDArray[n
 
 def _is_for_us(pixels: NDArray[np.uint8]) -> bool:
     if pixels.ndim != 3 or not 0 < len(pixels) <= 100 * pixels.shape[1]:
-        return False  # of higher ones Pillow scales the columns first
+        return False  # if a picture is higher, Pillow resizes the columns first
     return fits(pixels, np.uint8, *pixels.shape[:2], 4)
 
 
@@ -62,25 +62,25 @@ def _resize(library: ctypes.CDLL, pixels: NDArray[np.uint8], width: int, height:
 
 
 def _pixels(picture: Image.Image) -> NDArray[np.uint8] | None:
-    """Pillow's own memory of an RGB picture, uint8[H, W, 4]; None where it is not in one piece, or cannot be had."""
+    """Pillow's own memory of an RGB picture, uint8[H, W, 4]; None if it is not in one piece or not accessible."""
     if picture.mode != "RGB" or picture.readonly or not hasattr(picture, "__arrow_c_array__"):
-        return None  # memory that is not Pillow's own it exports with a segmentation fault (its issue 9896)
-    import pyarrow as pa  # here: it takes a quarter of a second
+        return None  # to export memory that is not its own, Pillow crashes (its issue 9896)
+    import pyarrow as pa  # not at the top, because it takes a quarter of a second
 
     try:
         pixels: Any = pa.array(picture)
     except ValueError:
         return None
-    values = np.frombuffer(pixels.values.buffers()[1], np.uint8)  # without `to_numpy`, which imports pandas
+    values = np.frombuffer(pixels.values.buffers()[1], np.uint8)  # `to_numpy` would import pandas
     return values.reshape(picture.height, picture.width, 4)
 
 
 @lru_cache(maxsize=64)
 def _weights(size: int, new: int, multiple: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """For each of `new` pixels its first neighbour, how many there are, and their weights, int32[new, taps].
+    """For each of `new` pixels: its first neighbour, how many neighbours it has, and their weights, int32[new, taps].
 
-    Step for step what Pillow computes (`precompute_coeffs` and `normalize_coeffs_8bpc` of its Resample.c), in float64;
-    `taps` is a multiple of `multiple`.
+    This follows Pillow step by step (`precompute_coeffs` and `normalize_coeffs_8bpc` in its Resample.c), in float64. `taps`
+    is a multiple of `multiple`.
     """
     scale = size / new
     stretch = max(scale, 1.0)
@@ -90,14 +90,14 @@ def _weights(size: int, new: int, multiple: int) -> tuple[NDArray[np.int32], NDA
     neighbours = np.arange(-(-counts.max() // multiple) * multiple)
     distance = np.abs((neighbours + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
     weights = np.where((distance < 1.0) & (neighbours < counts[:, None]), 1.0 - distance, 0.0)
-    weights /= np.cumsum(weights, axis=1)[:, -1:]  # one after the other, as Pillow adds them up
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # a sum in Pillow's order
     integers = (0.5 + weights * (1 << BITS)).astype(np.int32)
     return first.astype(np.int32), counts.astype(np.int32), integers
 
 
 @lru_cache(maxsize=64)
 def _across(size: int, new: int, multiple: int) -> tuple[NDArray[np.int32], NDArray[np.int16]]:
-    """First neighbours and weights as `resize.cpp` reads them of columns, int16[new, 2, taps / 2, 4, 2]."""
+    """First neighbours and weights of columns as `resize.cpp` reads them, int16[new, 2, taps / 2, 4, 2]."""
     firsts, _, weights = _weights(size, new, multiple)
     halves = np.stack([weights >> HALF, weights & ((1 << HALF) - 1)], axis=1).astype(np.int16)
     return firsts, np.repeat(halves.reshape(new, 2, -1, 1, 2), 4, axis=3)

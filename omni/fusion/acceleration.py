@@ -1,11 +1,11 @@
-"""The one seam through which speed may enter.
+"""The one place where speed may enter.
 
-The fused model and `Session` compute with torch's modules and transformers' caches. At the few points where the same may be
-had faster, they ask `current()`, and the `Acceleration` of this file answers: go on as usual. It is the reference.
+The fused model and `Session` compute with torch's modules and transformers' caches. Where the same result can be had
+sooner, they ask `current()`. The `Acceleration` of this file is the reference: it changes nothing.
 
-Something faster subclasses `Acceleration`, overrides what it can do better, and is put in by `install`. omni's own lies in
-`omni/fast`; `omni/__init__.py` has it put in where it is there. Whatever is put in gives the same results up to rounding,
-and steps aside for a model that it does not know.
+A faster one is a subclass. It overrides the methods that it has a faster way for, and `install` puts it in place. omni's
+own is in `omni/fast`; `omni/__init__.py` installs it unless that folder is deleted. A subclass gives the same results up to
+rounding, and leaves a model that it does not know to the reference.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 
 class Acceleration:
-    """What is asked at each point; every answer here is that of the reference."""
+    """One method for each place where speed may enter. These are the reference's."""
 
     def encoding(self) -> AbstractContextManager[Any]:
         """A context in which items are encoded and projected, without gradients."""
@@ -30,7 +30,7 @@ class Acceleration:
         return nullcontext()
 
     def reading(self) -> AbstractContextManager[Any]:
-        """A context in which the Thinker reads a prompt."""
+        """A context in which the Thinker reads more than one token of a row, such as a prompt."""
         return nullcontext()
 
     def step(
@@ -47,8 +47,8 @@ class Acceleration:
         Args:
             language_model: the Thinker.
             hidden: float[B, n, T], the embedded tokens.
-            mask: int64[B, L] over all L tokens, those in the cache included; None; or another form that the Thinker takes.
-            positions: int64[B, n]; None for the places where the tokens stand.
+            mask: int64[B, L] over all L tokens, including those in the cache; None; or another form that the Thinker takes.
+            positions: int64[B, n]; None to count them from the start of the row.
             cache: what the Thinker has read.
             options: its other arguments.
 
@@ -58,11 +58,11 @@ class Acceleration:
         return None
 
     def cache(self, config: Any) -> DynamicCache:
-        """An empty cache that grows, for a Thinker of this configuration."""
+        """An empty cache for a Thinker of this configuration. It grows with each token."""
         return DynamicCache(config=config)
 
     def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Called once for a model that is about to be trained on this device, with products in this precision."""
+        """Called once, before a model is trained on this device in this precision."""
 
 
 _installed = Acceleration()
@@ -75,14 +75,14 @@ def current() -> Acceleration:
 
 
 def install(acceleration: Acceleration) -> None:
-    """Use this one from now on, in all threads."""
+    """Use this acceleration from now on, in all threads."""
     global _installed
     _installed = acceleration
 
 
 @contextmanager
 def using(acceleration: Acceleration) -> Iterator[None]:
-    """Inside, and in this thread, use this one: `using(Acceleration())` is the reference."""
+    """Use this acceleration inside of the block, in this thread. `using(Acceleration())` is the reference."""
     token = _used.set(acceleration)
     try:
         yield

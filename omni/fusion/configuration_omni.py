@@ -13,9 +13,9 @@
         text_config={"model_type": "qwen3", "hidden_size": 256},
     )
 
-The set of modalities is open, so no class can declare a field for each. A section's encoder is a configuration *object*
-inside the dictionary, and `<name>_config` and `<name>_token_id` reach into it: these flat names are the ones that
-transformers uses to hand down dtype and attention implementation, in `generate`, and in config.json.
+The set of modalities is open, so no class can declare a field for each. `modalities` is a dictionary of sections, and a
+section's encoder is a configuration object. The flat names `<name>_config` and `<name>_token_id` read and write the
+sections: transformers uses these names for dtype and attention implementation, in `generate`, and in config.json.
 """
 
 import json
@@ -43,7 +43,7 @@ SMALL_THINKER = {
     "head_dim": 64,
     "intermediate_size": 768,
 }
-"""The default language model; that of transformers would have eight billion parameters."""
+"""The default Thinker. transformers' default for this type has eight billion parameters."""
 SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS)
 
 
@@ -68,8 +68,8 @@ class OmniConfig(PreTrainedConfig):
             By default, pictures through the ViT-Tiny encoder.
         text_config: configuration of any causal language model.
         tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
-        untrained: parts of the model whose weights are random, for all that is known; `generate` refuses them.
-        fingerprints: hashes of the weights of the parts as they were saved together.
+        untrained: parts of the model whose weights are random. `generate` refuses to use them.
+        fingerprints: hashes of the weights of each part, as they were saved together.
         parts_from: for a part that is not saved with the others its folder, see `parts.py`.
 
     Raises:
@@ -129,7 +129,7 @@ class OmniConfig(PreTrainedConfig):
 
     @classmethod
     def _take_flat(cls, values: dict[str, Any], modalities: Mapping[str, Any]) -> dict[str, Any]:
-        """Take the flat names out of `values`, as changes to sections; a section whose encoder is None goes."""
+        """Take the flat names out of `values`, and return them as changes to sections. An encoder of None removes one."""
         changes: dict[str, Any] = {}
         for key in list(values):
             if (flat := cls._flat_name(key, modalities)) is not None:
@@ -143,10 +143,10 @@ class OmniConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As for any configuration; what is given beside the dictionary overrides parts of it before anything is built.
+        """As for any configuration. Keyword arguments override parts of the dictionary before anything is built.
 
-        `modalities={"image": {"output": "cls"}}` and `image_config={"image_size": 64}` change just that, and None leaves
-        a modality out, also one whose plug-in is not installed.
+        `modalities={"image": {"output": "cls"}}` and `image_config={"image_size": 64}` change only that. None leaves a
+        modality out, even one whose plug-in is not installed.
         """
         values = dict(config_dict)
         if (saved := values.get("modalities")) is not None:
@@ -176,7 +176,7 @@ class OmniConfig(PreTrainedConfig):
 
     @property
     def tie_word_embeddings(self) -> bool:
-        """Whether the head shares the embedding: the language model's own setting, kept in one place."""
+        """Whether head and embedding share their weight. The setting is stored in `text_config`."""
         return bool(getattr(self.text_config, "tie_word_embeddings", False))
 
     @tie_word_embeddings.setter
@@ -184,7 +184,7 @@ class OmniConfig(PreTrainedConfig):
         self.text_config.tie_word_embeddings = value
 
     def __repr__(self) -> str:
-        """All values. transformers shows those that differ from the defaults, which it builds anew whenever it loads one."""
+        """All values. transformers would build a default configuration on each load, to show the differences alone."""
         return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)}"
 
     # --- the token plan -----------------------------------------------------------------------------------------------
@@ -197,17 +197,16 @@ class OmniConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """As JSON: encoders under their flat names (`image_config`), where transformers looks for parts of a model."""
         output = super().to_dict()
-        # what else somebody hung on this object is no setting, and would be refused when it is read again
+        # any other attribute is no setting, and would be refused when the file is read
         known = {*(field.name for field in fields(self)), *INHERITED_KEYS}
         output = {key: value for key, value in output.items() if key in known}
         for name, section in output["modalities"].items():
             output[f"{name}_config"] = _without_its_folder(section.pop("encoder").to_dict())
-        self._remove_keys_not_serialized(output)
         self.dict_dtype_to_str(output)
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What is written to disk; of the parts only what differs from the defaults."""
+        """As it is written to disk: of each part only the values that differ from the defaults."""
         output = super().to_diff_dict()
         output["tie_word_embeddings"] = self.tie_word_embeddings  # at the top, too, where other programs look for it
         output["text_config"] = _without_its_folder(self.text_config.to_diff_dict())
@@ -217,7 +216,7 @@ class OmniConfig(PreTrainedConfig):
 
 
 def _without_its_folder(values: dict[str, Any]) -> dict[str, Any]:
-    """A part's settings without what is of the folder that it was saved in alone, its fingerprint among it."""
+    """A part's settings, without those that belong to the folder it was saved in, such as its fingerprint."""
     of_folder = ("transformers_version", "auto_map", "fingerprints")
     return {key: value for key, value in values.items() if key not in of_folder}
 
@@ -231,7 +230,7 @@ def _build(values: Mapping[str, Any], where: str, default: str) -> PreTrainedCon
 
 
 def _merge(sections: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections with changes put in, by name and key; a modality that is None goes."""
+    """The sections with changes to them, by name and key. A change of None removes the section."""
     merged = {name: dict(section) for name, section in sections.items() if section is not None}
     for name, change in changes.items():
         if change is None:
@@ -246,7 +245,7 @@ def _merge(sections: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
 
 
 def _override(old: Mapping[str, Any] | PreTrainedConfig, new: Mapping[str, Any]) -> dict[str, Any] | PreTrainedConfig:
-    """An encoder's configuration with some values replaced, or another encoder if `new` names another model_type."""
+    """An encoder's configuration with new values. If `new` names another model_type, it is the configuration."""
     values = old.to_dict() if isinstance(old, PreTrainedConfig) else dict(old)
     if new.get("model_type", values.get("model_type")) != values.get("model_type"):
         return dict(new)
@@ -258,7 +257,7 @@ def _override(old: Mapping[str, Any] | PreTrainedConfig, new: Mapping[str, Any])
 
 
 def _complete(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section with its defaults, its encoder an object, everything checked."""
+    """A section with its defaults and with its encoder as an object, after all checks."""
     modality = get_modality(name)
     if unknown := sorted(set(section) - set(SECTION_KEYS)):
         raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for modality {name!r}; known: {SECTION_KEYS}.")

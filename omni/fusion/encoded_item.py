@@ -1,17 +1,17 @@
-"""An item that an encoder has seen already, to stand where the item itself would: in a prompt, in a batch, in a cache."""
+"""An item after its encoder. It may take the place of the item itself: in a prompt, in a batch, in a cache."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 class EncodedItem:
-    """What the encoder said of one item, before the projector.
+    """The encoder's tokens of one item, before the projector.
 
-    No dataclass: in a message transformers would take it for a part of the message and turn it into a dictionary.
+    This is not a dataclass: transformers would turn a dataclass inside of a message into a dictionary.
 
     Args:
         tokens: by name, `cls` float[1, D] and/or `grid` float[N, D], of torch or NumPy.
-        grid_shape: shape of the grid, such as (14, 14); the token plan is made from it.
+        grid_shape: shape of the grid, such as (14, 14). The token plan follows from it.
     """
 
     __slots__ = ("grid_shape", "tokens")

@@ -11,27 +11,28 @@ from omni.registry import get_modality
 
 from . import acceleration
 from .placement import check_counts
+from .selection import take
 from .signature import CACHE
 from .thinker import cached_tokens, untrained_message
 
 PER_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
-"""What moves along when the padding of a batch is moved."""
+"""Inputs with one value per token. They move when padding moves."""
 
 
 class OmniGenerationMixin(GenerationMixin):
-    """`generate` for a model of encoders and a Thinker; its class has `config` and `model`, an `OmniModel`."""
+    """`generate` for the fused model. The class that uses it has `config` and `model`, an `OmniModel`."""
 
     config: Any
     model: Any
 
     def generate(self, *args: Any, allow_untrained: bool = False, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`, for padding on either side; the prompts it returns are padded on the left.
+        """As `GenerationMixin.generate`. Prompts may be padded on either side; those that it returns are padded on the left.
 
         Args:
             allow_untrained: generate although parts of the model have random weights.
 
         Raises:
-            ValueError: untrained parts that are needed; tower and projector of a modality are, where it has an item.
+            ValueError: a part that is needed is untrained. A tower and its projector are needed for an item of theirs.
         """
         encoded = kwargs.get("mm_encoder_outputs") or {}
         needless = {
@@ -50,7 +51,7 @@ class OmniGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """Where transformers would take its own growing cache, take that of `acceleration`."""
+        """Replace transformers' own growing cache by that of `acceleration`."""
         given = model_kwargs.get(CACHE)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
         cache: Any = model_kwargs.get(CACHE)
@@ -58,7 +59,7 @@ class OmniGenerationMixin(GenerationMixin):
             model_kwargs[CACHE] = acceleration.current().cache(self.config.get_text_config(decoder=True))
 
     def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, str | None, dict[str, Any]]:
-        """Move padding to the left, where generation needs it, so that no row sees a gap before its answer."""
+        """Move padding to the left, so that no row has a gap between its prompt and its answer."""
         inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **kwargs)
         mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
         pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
@@ -68,7 +69,7 @@ class OmniGenerationMixin(GenerationMixin):
             and pad is not None
             and pad not in (eos if isinstance(eos, list) else [eos])
         ):
-            mask = inputs != pad  # what transformers will assume
+            mask = inputs != pad  # as transformers will assume
         if mask is None or mask.shape != inputs.shape[:2] or cached_tokens(cache) != 0:
             return inputs, name, model_kwargs
         ids, embeds = (inputs, None) if name == "input_ids" else (model_kwargs.get("input_ids"), inputs)
@@ -81,39 +82,29 @@ class OmniGenerationMixin(GenerationMixin):
         return take(inputs, order), name, model_kwargs
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """What is generated is text: a placeholder would be an item that nobody gave."""
+        """Write no placeholder: it would stand for an item that nobody gave."""
         processors = super()._get_logits_processor(*args, **kwargs)
         token_ids = [section["token_id"] for section in self.config.modalities.values()]
-        if token_ids:  # first, so that top-k and the like choose among what is left
+        if token_ids:  # first, so that top-k and the like choose among the other tokens
             processors.insert(0, SuppressTokensLogitsProcessor(token_ids, device=kwargs.get("device") or "cpu"))
         return processors
 
-    # transformers prepares and expands encoded items for pictures and videos alone; here it is every modality
+    # transformers encodes and repeats items of pictures and videos alone; here it is every modality
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Encode, and check the counts here: beams repeat rows and chunks cut them before forward sees them."""
-        model_kwargs = self._prepare_multimodal_encoder_kwargs_for_generation(model_kwargs)
+        """Encode every item once, before the first step, and check the counts: beams repeat rows, and chunks cut them."""
+        with acceleration.current().encoding():
+            encoded_items = self.model.encode(model_kwargs, model_kwargs.pop("mm_encoder_outputs", None))
+        if encoded_items:
+            model_kwargs["mm_encoder_outputs"] = encoded_items
         ids, embeds = (inputs_tensor, None) if inputs_tensor.ndim == 2 else (None, inputs_tensor)
         for name in self.config.modalities if cached_tokens(model_kwargs.get(CACHE)) == 0 else ():
-            encoded = model_kwargs.get("mm_encoder_outputs", {}).get(name)
+            encoded = encoded_items.get(name)
             lengths = [len(item) for item in encoded.pooler_output] if encoded is not None else []
             check_counts(name, self.model.placeholders(name, ids, embeds), lengths)
         return model_kwargs
-
-    def _prepare_multimodal_encoder_kwargs_for_generation(self, model_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Encode every item once, before the first step."""
-        with acceleration.current().encoding():
-            encoded = self.model.encode(model_kwargs, model_kwargs.pop("mm_encoder_outputs", None))
-        if encoded:
-            model_kwargs["mm_encoder_outputs"] = encoded
-        return model_kwargs
-
-    def _prefill(self, *args: Any, **kwargs: Any) -> Any:
-        """Read the prompt."""
-        with acceleration.current().reading():
-            return super()._prefill(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -122,8 +113,10 @@ class OmniGenerationMixin(GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """A step on an empty cache is the first one; a drafting assistant's is not marked so and would lose its items."""
-        kwargs.pop("tokenizer", None)  # for stop strings; `generate` hands it on to the model as well
+        """A step on an empty cache is the first one. transformers does not mark it for a drafting assistant, whose items
+        would be lost.
+        """
+        kwargs.pop("tokenizer", None)  # it is for stop strings; `generate` passes it to the model as well
         cache = kwargs.get(CACHE)
         first = is_first_iteration or (cache is not None and cached_tokens(cache) == 0)
         return super().prepare_inputs_for_generation(
@@ -137,7 +130,7 @@ class OmniGenerationMixin(GenerationMixin):
         expand_size: int = 1,
         inputs_embeds: torch.Tensor | None = None,
     ) -> dict[str, Any]:
-        """For beams and samples: each row's items repeat as a group, A B -> A B A B, where its row repeats."""
+        """Repeat a row's items with the row, for beams and samples: A B -> A B A B."""
         expanded = {}
         for name, encoded in mm_encoder_output.items():
             counts = self.model.placeholders(name, input_ids, inputs_embeds).sum(-1).tolist()
@@ -149,8 +142,3 @@ class OmniGenerationMixin(GenerationMixin):
                 items += row * expand_size
             expanded[name] = BaseModelOutputWithPooling(pooler_output=items)
         return expanded
-
-
-def take(tensor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """[B, L, ...] in another order of its L tokens, int64[B, L]."""
-    return torch.take_along_dim(tensor, order.reshape(*order.shape, *[1] * (tensor.ndim - 2)), dim=1)

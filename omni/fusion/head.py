@@ -1,7 +1,7 @@
-"""The output head of a language model's family, asked of the family itself.
+"""The output head of a Thinker: the same logits as the stock class of transformers, or an error.
 
-Families differ in what they do after the decoder: a bias, a scale, a soft cap. The stock class of transformers is run on
-made-up hidden states and compared with what is done here. A family that does more is refused.
+Language models differ in what follows their last layer: a bias, a scale, a soft cap. So the stock class runs once, on
+random hidden states, and its logits are compared with those of this file. A model whose head does more is refused.
 """
 
 import copy
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
 def shape_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """What some families do to their logits: scale (Cohere), divide (Granite), cap softly (Gemma 2)."""
+    """Scale (Cohere), divide (Granite) or softly cap (Gemma 2) logits, as the configuration says."""
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
@@ -27,11 +27,11 @@ def shape_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
 
 class _ReplayedOutput(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
-        """Families pass on fields of their own (cross attentions, router logits); here they are empty."""
+        """Fields of one family, such as router logits. They are empty here."""
 
 
 class _Replay(nn.Module):
-    """Stands in for a language model's decoder and returns given hidden states."""
+    """Takes the place of a language model's layers and returns given hidden states."""
 
     def __init__(self, hidden_states: torch.Tensor) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class _Replay(nn.Module):
 
     @property
     def decoder(self) -> "_Replay":
-        """Where OPT's stock class looks for it."""
+        """OPT's stock class looks here."""
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPast:
@@ -47,26 +47,25 @@ class _Replay(nn.Module):
 
 
 def stock_head(config: Any) -> nn.Linear:
-    """An output head like that of the stock causal language model, if ours gives the same logits as it.
+    """A head of the widths of the stock causal language model's. `shape_logits` completes it.
 
-    The stock class runs for real, but on hidden states made up here and with a vocabulary of a few words, so that the
-    question "what does this family do after the decoder?" is answered by the family itself, at no cost.
+    The stock class runs, on random hidden states and with a vocabulary of eight words, which takes little time.
 
     Raises:
-        ValueError: a language model whose head does what we do not; its logits would be silently wrong.
+        ValueError: the head of this language model does something that omni does not; the logits would be wrong.
     """
     key = type(config), json.dumps(config.to_dict(), sort_keys=True, default=repr)
     if key not in _STOCK_HEADS:
-        _STOCK_HEADS[key] = _askstock_head(config)
+        _STOCK_HEADS[key] = _ask_stock_head(config)
     in_features, out_features, bias = _STOCK_HEADS[key]
     return nn.Linear(in_features, out_features, bias=bias)
 
 
 _STOCK_HEADS: dict[tuple[type, str], tuple[int, int, bool]] = {}
-"""What was found out, by configuration: asking takes a tenth of loading a small model."""
+"""Heads by configuration. To find one takes a tenth of the time of loading a small model."""
 
 
-def _askstock_head(config: Any) -> tuple[int, int, bool]:
+def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
     """Widths of the head, and whether it has a bias."""
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(_of_one_layer(config))
@@ -76,7 +75,7 @@ def _askstock_head(config: Any) -> tuple[int, int, bool]:
             f"The output head of {type(stock).__name__} is a {type(head).__name__}; only nn.Linear is supported."
         )
     bias = head.bias is not None
-    # on the CPU and in float32, also where from_pretrained builds everything else on "meta" or in half precision
+    # on the CPU and in float32, even while from_pretrained builds everything else on "meta" or in half precision
     with torch.no_grad(), torch.device("cpu"):
         generator = torch.Generator().manual_seed(0)
         hidden_states = torch.randn(1, 3, head.in_features, generator=generator, dtype=torch.float32)
@@ -100,8 +99,26 @@ def _askstock_head(config: Any) -> tuple[int, int, bool]:
     return head.in_features, head.out_features, bias
 
 
+def embedding_name(model: nn.Module) -> str:
+    """Name of the Thinker's input embedding weight, which differs from family to family."""
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+
+def note_ties(model: Any) -> None:
+    """Make `tie_word_embeddings` true to the weights: to replace head or embedding alone, as merged adapters do, unties."""
+    head, embedding = (
+        getattr(part, "weight", None) for part in (model.get_output_embeddings(), model.get_input_embeddings())
+    )
+    if isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor) and head.device.type != "meta":
+        tied = head is embedding
+        if tied != model.config.tie_word_embeddings:
+            model.config.tie_word_embeddings = tied
+            model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
 def _of_one_layer(config: Any) -> Any:
-    """A copy with one layer, where all are of one kind: the head is the same, and many layers take long to build."""
+    """A copy with one layer, if all layers are alike. The head is the same, and one layer is quick to build."""
     config = copy.deepcopy(config)
     per_layer = [
         key

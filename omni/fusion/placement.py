@@ -1,12 +1,13 @@
-"""Every item has its place in a prompt, and every placeholder an item."""
+"""Every item has its place in a prompt, and every placeholder belongs to an item."""
 
 import torch
+from transformers.utils import torch_compilable_check
 
 from omni.registry import get_modality
 
 
 def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:
-    """Each row must have as many placeholders as the items that stand in it have tokens.
+    """Check that each row has as many placeholders as its items have tokens.
 
     Args:
         name: the modality.
@@ -14,11 +15,16 @@ def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:
         lengths: how many tokens each item has, in the order of the rows.
 
     Raises:
-        ValueError: a row that has more or fewer; an item without a place.
+        ValueError: a row has more or fewer placeholders; an item has no place.
     """
+    if torch.compiler.is_compiling():  # it knows no numbers: the message names none
+        torch_compilable_check(
+            mask.sum() == sum(lengths), f"Placeholders and projected tokens of modality {name!r} do not match."
+        )
+        return
     token, item = get_modality(name).token, 0
     if len(lengths) == 1 and lengths[0] == mask.sum():
-        return  # also how generate's chunked prefill hands over the tokens of several rows: as if of one item
+        return  # chunked prefill of `generate` passes the tokens of several rows as if they were one item
     for row, placeholders in enumerate(mask.sum(-1).tolist()):
         found = 0
         while found < placeholders and item < len(lengths):

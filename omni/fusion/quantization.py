@@ -1,7 +1,7 @@
 """Which parts of a fused model a quantization leaves alone.
 
-The Thinker is what is large. Towers and projectors are small, and everything that is said about an item passes through
-them; so they keep their numbers unless somebody says otherwise.
+The Thinker is the large part. Towers and projectors are small, and every answer about an item depends on them. So they are
+not quantized unless the caller asks for it.
 """
 
 import copy
@@ -12,15 +12,15 @@ from transformers.quantizers import AutoQuantizationConfig
 from omni.registry import registered
 
 LISTS = ("llm_int8_skip_modules", "modules_to_not_convert")
-"""What quantization configurations of transformers call the modules that they leave alone."""
+"""Names that transformers' quantization configurations have for the list of modules to leave alone."""
 
 
 def spare_small_parts(quantization: Any) -> Any:
-    """A copy of a quantization configuration that says which parts of a fused model it leaves alone.
+    """A copy of a quantization configuration that lists the parts of a fused model to leave alone.
 
-    Without a list of modules those are every tower and every projector. A list of the caller's own takes their place, and
-    names parts as the model does: `image_projector` for what transformers finds as `model.image_projector`. The head, which
-    may be the embedding as well, is left alone always.
+    By default these are all towers and projectors. If the caller gives a list, it counts instead. It names parts as the
+    model does: `image_projector` stands for `model.image_projector`. The head is always left alone, because it may share
+    its weight with the embedding.
 
     Args:
         quantization: of transformers, such as `BitsAndBytesConfig`, or its dictionary.

@@ -1,7 +1,7 @@
-"""What `forward` takes: the cache under either of transformers' names, and the inputs of every registered modality.
+"""The signature of `forward`: it names the inputs of every registered modality, and the cache as transformers does.
 
-generate, Trainer, peft and accelerate read from a signature what a model takes. So it follows the registry. It is that of
-the classes, so that copies and wrapped instances agree. With it come the `get_<name>_features` methods.
+`generate`, Trainer, peft and accelerate learn from a signature what a model takes. So the signature follows the registry.
+It belongs to the class, so that copies and wrapped instances have it too. The `get_<name>_features` methods follow as well.
 """
 
 import inspect
@@ -18,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 from omni.registry import on_change, registered
 
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
-"""What transformers calls the cache: "past_key_values" until 5.23."""
+"""transformers' name of the cache: "past_key_values" up to 5.23."""
 
 
 def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +34,7 @@ def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def follow_registry(*classes: type[Any]) -> None:
-    """Keep the signatures of these classes' `forward` true, now and whenever a modality is registered."""
+    """Have the signature of these classes' `forward` name the inputs of all modalities, now and after each change."""
     plain = {cls: inspect.signature(cls.forward) for cls in classes}
 
     def follow() -> None:
@@ -51,7 +51,7 @@ def follow_registry(*classes: type[Any]) -> None:
 
 
 def _with_inputs(function: Callable[..., Any], names: Sequence[str]) -> inspect.Signature:
-    """The signature of forward with the inputs of all modalities spelled out before its **kwargs."""
+    """The signature of `forward` with the inputs of all modalities before its **kwargs."""
     signature = inspect.signature(function, follow_wrapped=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     extra = [

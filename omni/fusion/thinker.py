@@ -1,4 +1,4 @@
-"""What the Thinker is handed: positions, masks, attention that has maps to give, and no argument that it does not know."""
+"""Running the Thinker: its positions, its mask, attention that returns maps, and no argument that it does not know."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,18 +8,56 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import TransformersKwargs
 
 from omni.registry import get_modality, registered
 
+from .acceleration import Acceleration, current
+from .signature import CACHE
+
 PASSED_ON = ("return_dict", "labels", "logits_to_keep", "shift_labels", "token_type_ids", "mm_token_type_ids",
              "cache_position", "attention_instances", "forward_batch", "debug_io", "cache", "block_table",
              "read_index", "write_index", "logits_indices", "logits_processor_args")  # fmt: skip
-"""Arguments beside the Thinker's own that trainers and servers (continuous batching, vLLM, SGLang) hand through a model."""
+"""Arguments that trainers and servers (continuous batching, vLLM, SGLang) pass through a model, beside the Thinker's own."""
+
+
+def think(
+    language_model: Any,
+    inputs_embeds: torch.Tensor,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    cache: Cache | None,
+    options: Mapping[str, Any],
+) -> Any:
+    """The Thinker's own output for embedded tokens, float[B, L, T]; `acceleration` may compute it.
+
+    Args:
+        language_model: the Thinker.
+        inputs_embeds: float[B, L, T], items in their places.
+        attention_mask: as `OmniModel.forward` takes it.
+        position_ids: int64[B, L]; None for those that `positions_of` finds.
+        cache: what the Thinker has read; it grows by L tokens.
+        options: the Thinker's other arguments.
+    """
+    if position_ids is None:
+        position_ids = positions_of(attention_mask, cache, inputs_embeds.shape[1])
+    use = Acceleration() if torch.compiler.is_compiling() else current()
+    with use.reading() if inputs_embeds.shape[1] > 1 else nullcontext():
+        done = use.step(language_model, inputs_embeds, attention_mask, position_ids, cache, options)
+        if done is not None:
+            return BaseModelOutputWithPast(last_hidden_state=done, **{CACHE: cache})
+        with attention_for_maps(language_model.config, options):
+            return language_model(
+                attention_mask=readable_mask(attention_mask, language_model.config, inputs_embeds.dtype),
+                position_ids=position_ids,
+                inputs_embeds=inputs_embeds,
+                **{CACHE: cache, **options},
+            )
 
 
 def cached_tokens(cache: Cache | None) -> int | None:
-    """Tokens that a cache holds; None in compiled code for a static one, which counts in a tensor."""
+    """How many tokens a cache holds; None in compiled code for a static cache, whose count is a tensor."""
     seen = cache.get_seq_length() if cache is not None else 0
     if torch.is_tensor(seen):
         return None if torch.compiler.is_compiling() else int(seen)
@@ -29,7 +67,8 @@ def cached_tokens(cache: Cache | None) -> int | None:
 def positions_of(mask: torch.Tensor | None, cache: Cache | None, length: int) -> torch.Tensor | None:
     """Positions of the last `length` tokens, int64[B, length], counted from each row's first real token.
 
-    Decoders count from the start of the row, so that with learned positions (GPT-2) padding on the left would matter.
+    Language models count from the start of the row. With learned positions (GPT-2), padding on the left would then change
+    the result.
     """
     past = cached_tokens(cache)
     if mask is None or past is None or mask.ndim != 2 or mask.shape[1] != past + length:
@@ -38,14 +77,14 @@ def positions_of(mask: torch.Tensor | None, cache: Cache | None, length: int) ->
 
 
 def attention_for_maps(config: Any, kwargs: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Eager attention while attention maps are asked for: of any other, transformers returns none without a word."""
+    """Eager attention while attention maps are asked for. With any other, transformers returns none and says nothing."""
     wanted = kwargs.get("output_attentions")
     return eager_attention(config) if (config.output_attentions if wanted is None else wanted) else nullcontext()
 
 
 @contextmanager
 def eager_attention(config: Any) -> Iterator[None]:
-    """Inside, a model of this configuration writes its attention out, the only kind that has maps to give."""
+    """Inside, a model of this configuration computes attention step by step, the only kind that returns maps."""
     before = config._attn_implementation
     config._attn_implementation = "eager"
     try:
@@ -55,7 +94,7 @@ def eager_attention(config: Any) -> Iterator[None]:
 
 
 def readable_mask(mask: Any, config: Any, dtype: torch.dtype) -> Any:
-    """Masks bool[B, 1, L, L] in the form that the attention reads: all but sdpa would add their 0 and 1 to the scores."""
+    """A mask bool[B, 1, L, L] in the form that the attention reads: all but sdpa would add its 0 and 1 to the scores."""
     if isinstance(mask, Mapping):
         return {key: readable_mask(value, config, dtype) for key, value in mask.items()}
     if mask is None or mask.dtype != torch.bool or mask.ndim != 4 or config._attn_implementation == "sdpa":
@@ -64,10 +103,10 @@ def readable_mask(mask: Any, config: Any, dtype: torch.dtype) -> Any:
 
 
 def is_served(config: Any, attention_mask: Any) -> bool:
-    """Whether this is a step of a server, such as vLLM or SGLang, which has an attention and a cache of its own.
+    """Whether a server such as vLLM or SGLang, with its own attention and cache, runs this step.
 
-    transformers makes no mask for such an attention, and none is given. The server embeds prompts and puts items into their
-    places before. Here nothing is counted, since an error in a step ends the server for everybody.
+    transformers makes no mask for such an attention, and none is given. The server embeds prompts and places items before
+    it calls the model. Nothing is counted here, since an error in a step ends the server for everybody.
 
     Args:
         config: of the Thinker.
@@ -78,7 +117,7 @@ def is_served(config: Any, attention_mask: Any) -> bool:
 
 def refuse_unknown(model: Any, arguments: Mapping[str, Any]) -> None:
     """Raise `TypeError` for an argument of `forward` that neither a modality of the model nor its Thinker knows."""
-    if arguments.keys() <= {"use_cache"}:  # each token's step
+    if arguments.keys() <= {"use_cache"}:  # as in each step of `generate`: this check must be quick
         return
     known = {
         *TransformersKwargs.__annotations__,
@@ -97,8 +136,17 @@ def refuse_unknown(model: Any, arguments: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_untrained(model: Any) -> None:
+    """Raise `ValueError` if a fused model is served with parts that were never trained."""
+    if model.config.untrained and not model.training:
+        raise ValueError(
+            f"{untrained_message(model.config.untrained)} Train them before they are served, or empty `untrained` in "
+            "config.json."
+        )
+
+
 def untrained_message(parts: Sequence[str]) -> str:
-    """What is wrong with a model of these random parts."""
+    """The first half of a message about a model with these random parts."""
     return (
         f"These parts of the model are untrained, their weights are random: {list(parts)}. What it would say about an "
         "input means nothing."

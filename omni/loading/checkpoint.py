@@ -16,11 +16,11 @@ from omni.fusion.processing_omni import OmniProcessor
 def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     """Load a fused model and its processor from a folder; nothing is fetched from anywhere.
 
-    Adapters, as a recipe with `lora` leaves them, are merged into the model that they were trained for.
+    Adapters, which a recipe with `lora` writes, are merged into the model that they were trained for.
 
     Raises:
-        CheckpointError: no such folder, another kind of model in it, a file of it missing, damaged or a stranger's, or
-            parts that were never trained.
+        CheckpointError: there is no such folder, it holds another kind of model, a file of it is missing, damaged or
+            exchanged, or a part was never trained.
     """
     folder = Path(checkpoint)
     expect_answers(folder)
@@ -37,7 +37,7 @@ def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProc
         raise CheckpointError(
             f"The adapters in {str(folder)!r} are cut off or damaged ({error}); get the file again."
         ) from error
-    except Exception as error:  # what a folder holds is read by the code of others, which says anything about it
+    except Exception as error:  # transformers and others read the files, and raise anything
         raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded: {reason_of(error)}") from error
     return model, processor
 

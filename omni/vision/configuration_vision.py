@@ -1,7 +1,7 @@
 """Configuration of the vision encoder.
 
 The defaults are the seed's ViT-Tiny: 224 px, patches of 16 px, width 128, 4 blocks, 2 heads, MLP width 512.
-Whatever follows from other numbers (`grid_size`, `num_patches`, `head_dim`) is a property, so that it cannot disagree.
+Numbers that follow from these (`grid_size`, `num_patches`, `head_dim`) are properties, so that they cannot disagree.
 """
 
 from typing import ClassVar
@@ -13,7 +13,7 @@ from omni.checkpoints.configuration import StrictConfig
 
 @strict
 class OmniVisionConfig(StrictConfig):
-    """Configuration of `OmniVisionModel`; takes Hugging Face's names and the seed's (in brackets).
+    """Configuration of `OmniVisionModel`. It takes Hugging Face's names and the seed's (in brackets).
 
     Args:
         image_size [`img_size`]: height and width of a picture in pixels.
@@ -29,12 +29,11 @@ class OmniVisionConfig(StrictConfig):
         layer_norm_eps: epsilon of the LayerNorms in the blocks.
         rms_norm_eps: epsilon of the final RMSNorm.
         initializer_range: standard deviation of the initial weights of linear and convolution layers.
-        fingerprints: hash of the weights as they were saved.
+        fingerprints: hash of the saved weights.
 
     Raises:
-        ValueError: a size that does not divide, a key that does not exist, or the same number given under both of its
-            names with different values.
-        huggingface_hub.errors.StrictDataclassError: a value of the wrong type.
+        ValueError: a size does not divide another, a key is unknown, or the two names of a number have different values.
+        huggingface_hub.errors.StrictDataclassError: a value has the wrong type.
     """
 
     model_type = "omni_vision"

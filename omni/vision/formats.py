@@ -1,18 +1,18 @@
 """The formats of pictures, decoded strictly: every pixel that the file should hold, or an error.
 
-Decoders like to go on: what is missing becomes grey, black, or what lay in memory, and at best a line on the terminal
-says so. Here each is asked in the way in which it objects: plug-ins of Pillow of which `load` is strict.
+Most decoders continue after damage. Missing pixels become grey, black, or old contents of memory, and at best a warning is
+printed. The plug-ins of Pillow in this module use each decoder in a way that makes it report damage: their `load` is strict.
 
-| format | what tells that pixels are lost                                                                         |
+| format | how lost pixels are noticed                                                                             |
 |--------|---------------------------------------------------------------------------------------------------------|
-| JPEG   | TurboJPEG makes an error of each warning of libjpeg; a progressive file has to hold every bit's scan     |
-| PNG    | checksums of all chunks that decide pixels; rows are counted where the last one is empty                 |
-| GIF    | the decoder gets the first frame alone, else it goes on with the bytes of the next                       |
-| BMP    | the sizes in the header, compared with the file's                                                        |
-| TIFF   | strips cover the picture; of compressed ones libtiff is asked before, see `omni.vision.libtiff`          |
-| WebP   | libwebp refuses by itself                                                                                |
+| JPEG   | TurboJPEG turns each warning of libjpeg into an error; a progressive file needs a scan for every bit     |
+| PNG    | all chunks that decide pixels have checksums; rows are counted if the last one is empty                  |
+| GIF    | the decoder gets the first frame alone; otherwise it would continue with bytes of the next               |
+| BMP    | the sizes in the header are compared with the file's                                                     |
+| TIFF   | strips must cover the picture; libtiff checks compressed strips first, see `omni.vision.libtiff`         |
+| WebP   | libwebp refuses damaged files by itself                                                                  |
 
-A file whose pixels are whole is read, also where a decoder dislikes something else in it. Then `info["note"]` says what.
+A file whose pixels are whole is read, even if a decoder warns about something else in it. The warning is in `info["note"]`.
 """
 
 import logging
@@ -43,33 +43,33 @@ from simplejpeg import decode_jpeg
 from omni.vision import libtiff
 
 MAX_PIXELS = 50_000_000
-"""Width times height, judged by the header alone: a few kilobytes can claim to be a picture that fills the memory."""
+"""Largest width times height, by the header alone: a file of a few kilobytes can claim a size that fills the memory."""
 
 MAX_PARTS = 300_000
-"""Chunks, blocks, segments or strips of a file. More are there to keep a reader busy: programs write fewer."""
+"""Most chunks, blocks, segments or strips of a file. Programs write fewer; more would only keep a reader busy."""
 
 MAX_RUNS = 10_000_000
-"""Pixels of a BMP file of run lengths, which Pillow reads one by one."""
+"""Most pixels of a BMP file with run lengths, which Pillow reads one by one."""
 
 MAX_SCANS = 32
-"""Of a progressive JPEG file, of which each takes the time of a picture. Programs write about ten."""
+"""Most scans of a progressive JPEG file. Each takes as long as a whole picture. Programs write about ten."""
 
 _WARNINGS = threading.Lock()
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else it speaks to the terminal of what the error says
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Pillow would print what the error says already
 
 
 def open_file(data: bytes, plugin: type[ImageFile.ImageFile]) -> ImageFile.ImageFile:
-    """An image of which the header has been read, and nothing decoded.
+    """An image whose header has been read, and whose pixels have not been decoded.
 
     Raises:
-        Exception: nearly any, as decoders of damaged data do.
+        Exception: the data are damaged; decoders raise nearly anything.
     """
     if plugin not in (Gif, Tiff):
         return plugin(BytesIO(data))
-    # Two plug-ins warn where an error is due: about the first frame of a GIF that reaches far beyond its canvas, and
-    # about a TIFF's table of tags that ends early, going on with what is left (without its orientation, say). Filters
-    # of warnings belong to the process, hence the lock.
+    # Two plug-ins only warn about damage: about a GIF whose first frame reaches far beyond its canvas, and about a TIFF
+    # whose table of tags ends early (it may then lack its orientation). Filters of warnings belong to the whole process,
+    # hence the lock.
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("error", r"Truncated|Corrupt|Possibly corrupt|Tag ", UserWarning)
@@ -77,23 +77,23 @@ def open_file(data: bytes, plugin: type[ImageFile.ImageFile]) -> ImageFile.Image
 
 
 def plugin_of(data: bytes) -> type[ImageFile.ImageFile] | None:
-    """What reads a file, by its first bytes.
+    """The plug-in that reads a file, by its first bytes; None if there is none.
 
-    Plug-ins are called by name rather than through `Image.open`: that one tries forty formats, some of which start other
-    programs, and issues Pillow's own warning about large pictures before anybody can look at the size.
+    `Image.open` would try forty formats, some of which start other programs. It would also warn about large pictures before
+    omni can check the size.
     """
     return next((plugin for magic, plugin in _FORMATS if magic.match(data)), None)
 
 
 class TooLarge(ValueError):
-    """More than `MAX_PIXELS`."""
+    """A picture has more than `MAX_PIXELS`."""
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__(f"{width} x {height} = {width * height:,}")
 
 
 class TooManyParts(ValueError):
-    """See `MAX_PARTS` and `MAX_SCANS`."""
+    """A file has more than `MAX_PARTS` or `MAX_SCANS`."""
 
     def __init__(self, what: str = "") -> None:
         super().__init__(f"more than {what or f'{MAX_PARTS:,} parts'}")
@@ -103,10 +103,10 @@ class TooManyParts(ValueError):
 
 
 class Jpeg(ImageFile.ImageFile):
-    """A JPEG file, decoded by TurboJPEG. Where it objects, once more without what does not concern pixels.
+    """A JPEG file, decoded by TurboJPEG. If that fails, it is decoded again without the segments that hold no pixels.
 
-    What stands around the pixels (comments, profiles, padding, a newer version of JFIF, no end marker) makes libjpeg warn
-    just as lost pixels do. So it is left out, and if then there is nothing to object to, the pixels are whole.
+    libjpeg gives the same warnings for lost pixels and for other data (comments, profiles, padding, a newer version of
+    JFIF, a missing end marker). If there is no warning without those data, all pixels are there.
     """
 
     format = "JPEG"
@@ -121,17 +121,17 @@ class Jpeg(ImageFile.ImageFile):
         self.info.update(_jpeg_info(self._data))
 
     def draft(self, mode: str | None, size: tuple[int, int] | None) -> None:
-        """Decode to 1/2, 1/4 or 1/8 of the size, the smallest that is no less than `size` in width and height."""
+        """Decode to 1/2, 1/4 or 1/8 of the size: the smallest whose width and height are at least `size`."""
         if self._im is None and size is not None:
             most = min(have // max(want, 1) for have, want in zip(self._size, size, strict=True))
             part = next((part for part in (8, 4, 2) if part <= most), 1)
             self._size = -(-self._size[0] // part), -(-self._size[1] // part)
 
     def pixels(self) -> NDArray[np.uint8]:
-        """uint8[H, W, 4], red, green, blue and a byte of no account; or the four inks as they are stored.
+        """uint8[H, W, 4]: red, green, blue and an unused byte; or the four inks as they are stored.
 
         Raises:
-            ValueError: the first objection of libjpeg.
+            ValueError: libjpeg's first warning or error.
         """
         try:
             return self._decode(self._data)
@@ -146,7 +146,7 @@ class Jpeg(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode; see `pixels`."""
         if self._im is None:
-            # Adobe's programs write amounts of paper, not of ink
+            # Adobe's programs write how much of the paper shows, not how much ink there is
             stored = "RGBX" if self.mode == "RGB" else "CMYK;I" if "adobe" in self.info else "CMYK"
             self.im = Image.frombytes(self.mode, self._size, self.pixels(), "raw", stored).im
         return Image.Image.load(self)
@@ -163,27 +163,27 @@ class Jpeg(ImageFile.ImageFile):
 
 
 class _Frame(NamedTuple):
-    """What the header of a frame says."""
+    """The header of a frame."""
 
     width: int
     height: int
     components: bytes
     """The number of each colour."""
     scans: bool
-    """Whether pixels come in several scans, each of which adds some bits."""
+    """Whether there are several scans, each with some bits of the pixels."""
 
 
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # others are pixels: 0 behind a value of 255, and restarts
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # other bytes after 255 belong to pixels: 0, and restarts
 _SOI, _EOI, _SOS, _ADOBE, _JFIF = 0xD8, 0xD9, 0xDA, 0xEE, 0xE0
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL, _PROGRESSIVE = frozenset((0xC0, 0xC1)), frozenset((0xC2, 0xC6, 0xCA, 0xCE))
 _DECISIVE = _FRAMES | {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SOS, _ADOBE}
-"""Frames, tables, scans and Adobe's word on colours: all segments that decide pixels."""
+"""The segments that decide pixels: frames, tables, scans, and Adobe's about colours."""
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment, up to the end marker. Behind one of a scan its pixels follow."""
+    """Marker, start and end of each segment, up to the end marker. The pixels of a scan follow its segment."""
     end, count = 2, 0
     while match := _MARKER.search(data, end):
         marker, start = match[0][1], match.start()
@@ -215,7 +215,7 @@ def _frame(data: bytes) -> _Frame:
 
 
 def _jpeg_info(data: bytes) -> dict[Any, Any]:
-    """`exif`, `xmp` and `adobe`, as Pillow calls them."""
+    """`exif`, `xmp` and `adobe`, under Pillow's names."""
     info: dict[Any, Any] = {}
     for marker, start, end in _segments(data):
         if marker == _SOS:
@@ -230,7 +230,7 @@ def _jpeg_info(data: bytes) -> dict[Any, Any]:
 
 
 def _check_scans(data: bytes, frame: _Frame) -> None:
-    """See that there is a scan for every bit of every coefficient of every colour: libjpeg makes do with any."""
+    """Check that the scans hold every bit of every coefficient of every colour. libjpeg accepts a file without some."""
     missing, scans = {component: [1] * 64 for component in frame.components}, 0
     for marker, start, end in _segments(data):
         if marker == _SOS and end - start >= 8 + 2 * data[start + 4]:
@@ -247,10 +247,10 @@ def _check_scans(data: bytes, frame: _Frame) -> None:
 
 
 def _without_extras(data: bytes) -> bytes:
-    """The segments of a JPEG file that decide its pixels, alone.
+    """A JPEG file with those segments alone that decide its pixels.
 
     Raises:
-        ValueError: bytes outside of segments, where one that decides pixels may have been.
+        ValueError: there are bytes between segments, so one that decides pixels may be lost.
     """
     parts, last, before, sequential = [b"\xff\xd8"], 2, 0, False
     for marker, start, end in [*_segments(data), (_EOI, len(data), len(data))]:
@@ -262,7 +262,7 @@ def _without_extras(data: bytes) -> bytes:
         if marker == _EOI:
             break
         last, before, sequential = end, marker, sequential or marker in _SEQUENTIAL
-        if marker == _SOS and sequential:  # where only one value makes sense, some cameras write others
+        if marker == _SOS and sequential:  # only these values make sense, but some cameras write others
             segment = segment[:-3] + b"\0\x3f\0"
         if marker in _DECISIVE:
             parts.append(segment)
@@ -275,10 +275,10 @@ def _without_extras(data: bytes) -> bytes:
 
 
 class Png(PngImagePlugin.PngImageFile):
-    """A PNG file, of which the decoder sees the chunks that decide pixels and orientation.
+    """A PNG file. The decoder gets only the chunks that decide pixels and orientation.
 
-    Others (comments, profiles, further frames) may be long or damaged. Chunks carry checksums, which Pillow does not read
-    in pixels. And it takes compressed data that end in good order for a picture, however few rows they hold.
+    Other chunks (comments, profiles, further frames) may be long or damaged. Pillow does not compare the checksums of chunks
+    with pixels, and it accepts compressed data that end properly, however few rows they hold. So this class does both.
     """
 
     def _open(self) -> None:
@@ -297,10 +297,10 @@ class Png(PngImagePlugin.PngImageFile):
             self.info["note"] = f"bad checksum in chunk {', '.join(sorted(damaged))}"
 
     def load(self) -> Any:
-        """Decode, and count the rows where the last has nothing but zeros.
+        """Decode, and count the rows if the last one holds only zeros.
 
         Raises:
-            OSError: there are fewer than the header promises.
+            OSError: there are fewer rows than the header says.
         """
         fresh, file = bool(self.tile), self.fp
         loaded = super().load()
@@ -312,7 +312,7 @@ class Png(PngImagePlugin.PngImageFile):
         return loaded
 
     def getexif(self) -> Image.Exif:
-        """What the chunks say, all of which are known without decoding."""
+        """The EXIF data in the chunks. They are known before decoding."""
         return Image.Image.getexif(self)
 
 
@@ -323,16 +323,16 @@ _ABOUT = {
     b"zTXt": b"Raw profile type exif\0",
     b"tEXt": b"Raw profile type exif\0",
 }
-"""Chunks that tell the orientation, and how they begin. It is two bytes of EXIF or a line of XMP: long ones are not read."""
+"""Chunks that hold the orientation, and how they begin. It takes few bytes, so long chunks are skipped."""
 _OTHERS = frozenset(
     b"acTL bKGD cHRM cICP dSIG eXIf fcTL fdAT gAMA hIST iCCP iTXt oFFs pHYs sBIT sPLT sRGB tEXt tIME zTXt".split()
 )
 _ADAM7 = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
-"""First column and step, first row and step of each pass of an interlaced picture."""
+"""For each pass of an interlaced picture: first column and step, first row and step."""
 
 
 def _chunks(data: bytes) -> tuple[list[tuple[bytes, int, int]], set[str]]:
-    """Kind of each chunk, start and end of what it holds; and the kinds of those that are damaged, and not needed."""
+    """For each chunk its kind, and start and end of its data. Then the kinds of damaged chunks that are not needed."""
     chunks: list[tuple[bytes, int, int]] = []
     damaged: set[str] = set()
     view, start, kind = memoryview(data), 16, b""
@@ -360,7 +360,7 @@ def _chunks(data: bytes) -> tuple[list[tuple[bytes, int, int]], set[str]]:
 
 
 def _all_rows(data: bytes) -> bool:
-    """Whether the compressed data of a PNG file hold as many bytes as its header promises."""
+    """Whether the compressed data of a PNG file hold as many bytes as its header says."""
     width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     bits = depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
     passes = _ADAM7 if interlaced else ((0, 1, 0, 1),)
@@ -383,7 +383,7 @@ def _all_rows(data: bytes) -> bool:
 class Gif(GifImagePlugin.GifImageFile):
     """The first frame of a GIF file.
 
-    The decoder is given no further ones: where the codes of the first end early, it would go on with the bytes of the next.
+    The decoder gets no other frame. If the codes of the first end early, it would continue with bytes of the next.
     """
 
     def _open(self) -> None:
@@ -393,7 +393,7 @@ class Gif(GifImagePlugin.GifImageFile):
 
 
 def _first_frame(data: bytes) -> bytes:
-    """A GIF file of the header, the first frame and what says which colour of it is transparent."""
+    """A GIF file with the header, the first frame, and the block that names its transparent colour."""
     at = 13 + _colours(data[10])
     parts, blocks = [data[:at]], 0
     while True:
@@ -405,7 +405,7 @@ def _first_frame(data: bytes) -> bytes:
             at += 10 + _colours(data[at + 9]) + 1
         elif kind == 0x21:
             at += 2
-        elif kind != 0:  # one end of blocks too many
+        elif kind != 0:  # a second end of blocks is allowed
             raise OSError("image file is truncated: no frame")
         while length := data[at]:
             at += 1 + length
@@ -420,7 +420,7 @@ def _first_frame(data: bytes) -> bytes:
 
 
 def _colours(flags: int) -> int:
-    """Bytes of the table of colours that follows."""
+    """Size of the table of colours that follows, in bytes."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
@@ -428,7 +428,7 @@ def _colours(flags: int) -> int:
 
 
 class Bmp(BmpImagePlugin.BmpImageFile):
-    """A BMP file that is as long as its header says: run lengths that end early are filled up with colour 0."""
+    """A BMP file that is as long as its header says. If run lengths end early, Pillow fills the rest with colour 0."""
 
     def _open(self) -> None:
         assert self.fp is not None
@@ -463,7 +463,7 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         """Decode.
 
         Raises:
-            OSError: what libtiff objects to; strips that do not cover the picture, of which the rest would be black.
+            OSError: libtiff reports damage, or the strips do not cover the picture, so that the rest would be black.
         """
         if self.tile and self.use_load_libtiff:
             assert isinstance(self.fp, BytesIO)
@@ -477,22 +477,22 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         return super().load()
 
     def load_end(self) -> None:
-        """Turn it upright. Pillow would read further tables of tags here, the sizes of which nobody has looked at."""
+        """Turn the picture upright. Pillow would read more tables of tags here, whose sizes nobody has checked."""
         ImageOps.exif_transpose(self, in_place=True)
 
 
 _UNITS = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
-"""Bytes of a value of each type that has more than one."""
+"""Size of a value in bytes, for each type of more than one byte."""
 
 
 def tag_sizes(data: bytes) -> dict[int, int]:
-    """How many bytes each tag of the first table of a TIFF file has; so begin EXIF data as well.
+    """The size of each tag in the first table of a TIFF file, in bytes. EXIF data begin with such a table, too.
 
-    Tags may share bytes. Who reads all of a table has all of the file in memory again for each, up to 65,535 times.
+    Tags may share bytes. A reader of the whole table may hold the whole file in memory for each tag, up to 65,535 times.
     """
     order, big = "<" if data[:1] == b"I" else ">", b"+" in data[2:4]
     sizes: dict[int, int] = {}
-    with suppress(struct.error):  # it ends early, which the plug-in says
+    with suppress(struct.error):  # the table ends early; the plug-in reports it
         (at,) = struct.unpack_from(order + ("8xQ" if big else "4xI"), data)
         (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, at)
         entry = struct.Struct(order + ("HHQ8x" if big else "HHI4x"))
@@ -503,7 +503,7 @@ def tag_sizes(data: bytes) -> dict[int, int]:
 
 
 class WebP(WebPImagePlugin.WebPImageFile):
-    """A WebP file. The size of its canvas is read first: Pillow takes memory for two before it says what it is."""
+    """A WebP file. The size of its canvas is read first, because Pillow takes memory for two before it tells the size."""
 
     def _open(self) -> None:
         assert self.fp is not None

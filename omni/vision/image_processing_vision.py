@@ -1,7 +1,6 @@
-"""Pictures to tensors: RGB, squashed to the encoder's square (aspect not kept), bilinear with antialiasing, scaled.
+"""Pictures to tensors: RGB, resized to the encoder's square (bilinear with antialiasing, aspect not kept), normalised.
 
-PIL and numpy only; torchvision is not needed. Files and pictures of PIL become RGB by `read_picture`, whichever way they
-come.
+This needs PIL and numpy, not torchvision. `read_picture` makes RGB of every file and every picture of PIL.
 """
 
 import base64
@@ -22,19 +21,19 @@ from omni.vision.formats import plugin_of
 from omni.vision.pictures import MAX_BYTES, PictureError, read_picture
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
-"""What transformers writes into the file of an image processor beside its settings."""
+"""Keys that transformers writes into the file of an image processor beside the settings."""
 
 SECONDS = 60
-"""How long an address may say nothing."""
+"""How long an address may take to answer."""
 
 
 class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
     """Makes `pixel_values` float[B, 3, H, W] from pictures of any size: `(pixel / 255 - mean) / std`.
 
-    The seed's system feeds plain [0, 1] values: `OmniImageProcessor(do_normalize=False)`.
+    micro-Omni's encoder takes values in [0, 1]: `OmniImageProcessor(do_normalize=False)`.
 
     Raises:
-        TypeError: a setting that there is not.
+        TypeError: a setting is unknown.
     """
 
     resample = PILImageResampling.BILINEAR
@@ -57,12 +56,12 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
 
         Args:
             images: a picture or several: PIL images, arrays with values from 0 to 255, or what `fetch_images` takes.
-            settings: other ones than the processor's own; `return_tensors` is "pt" or "np".
+            settings: settings for this call instead of the processor's own; `return_tensors` is "pt" or "np".
 
         Raises:
-            PictureError: a picture that cannot be read.
-            ValueError: an array of values from 0 to 1, which `do_rescale` would divide by 255 a second time.
-            TypeError: a setting that there is not.
+            PictureError: a picture cannot be read.
+            ValueError: an array has values from 0 to 1, which `do_rescale` would divide by 255 a second time.
+            TypeError: a setting is unknown.
         """
         self._refuse_unknown(settings.keys())
         return super().__call__(images, *args, **settings)
@@ -71,7 +70,7 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
         """Read files: a path, the bytes of a file, an http address, a data URI or base64; or a list of these.
 
         Raises:
-            PictureError: a picture that cannot be read.
+            PictureError: a picture cannot be read.
         """
         if isinstance(images, list | tuple):
             return [self.fetch_images(each) for each in images]
@@ -80,19 +79,17 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
         return super().fetch_images(images)
 
     def convert_to_rgb(self, image: Any, *args: Any, **kwargs: Any) -> np.ndarray:
-        """uint8[H, W, 3] of a picture of PIL; arrays as transformers has them."""
+        """A picture of PIL as uint8[H, W, 3]; an array as transformers converts it."""
         if isinstance(image, Image.Image):
             return np.asarray(read_picture(image))
         converted: np.ndarray = super().convert_to_rgb(image, *args, **kwargs)
         return converted
 
     def process_image(self, image: ImageInput, *args: Any, **settings: Any) -> np.ndarray:
-        """One picture as an array [C, H, W] of its own values; white where it is transparent."""
+        """One picture as an array [C, H, W], with its own values. Transparent parts become white."""
         if settings.get("do_convert_rgb") and isinstance(image, Image.Image) and image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(
-                Image.new("RGBA", image.size, "white"), image
-            )  # transformers does from 5.21 on
+            image = image.convert("RGBA")  # needless from transformers 5.21 on
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         array = super().process_image(image, *args, **settings)
         if settings.get("do_rescale") and array.dtype.kind in "bf" and array.any() and not array.max() > 1:
             raise ValueError(
@@ -102,7 +99,7 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
         return array
 
     def resize(self, image: np.ndarray, size: Any, *args: Any, **kwargs: Any) -> np.ndarray:
-        """uint8[C, h, w] -> uint8[C, H, W]; nothing to do for pictures of that size."""
+        """uint8[C, h, w] -> uint8[C, H, W]. A picture of that size stays as it is."""
         if image.dtype == np.uint8 and image.shape[-2:] == (size.height, size.width):
             return image
         resized: np.ndarray = super().resize(image, size, *args, **kwargs)

@@ -1,10 +1,10 @@
-"""What libtiff thinks of a compressed TIFF file, which Pillow does not ask for.
+"""Asks libtiff whether a compressed TIFF file is whole. Pillow does not ask.
 
-libtiff says on the terminal that strips are damaged, and goes on; of a fax that ends early it says nothing, and leaves the
-rest of the rows as they were in memory. So all strips are read here first, with its own functions: every error and every
-warning about pixels counts, and a strip is read into two different backgrounds, which must not show.
+libtiff prints that strips are damaged, and continues. For a fax that ends early it prints nothing, and leaves the rest of
+the rows as they were in memory. So this module first reads all strips with libtiff's own functions. Every error and every
+warning about pixels counts. Each strip is read into two different backgrounds, and neither may show.
 
-The library is the one that Pillow has loaded; its functions are called by ctypes.
+The library is the one that Pillow has loaded. Its functions are called through ctypes.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _HANDLER = ctypes.CFUNCTYPE(
 
 
 MAX_STRIP = 500_000_000
-"""Bytes of a strip or tile."""
+"""The largest strip or tile that is read, in bytes."""
 
 
 def check(data: bytes, bits: int = 0) -> None:
@@ -31,10 +31,10 @@ def check(data: bytes, bits: int = 0) -> None:
 
     Args:
         data: the file.
-        bits: in a row, where that is no whole number of bytes. The rest of the last byte is of no account.
+        bits: how many a row has, if they fill no whole number of bytes. The rest of the last byte does not count.
 
     Raises:
-        OSError: what libtiff objects to; or it cannot be asked here.
+        OSError: libtiff reports damage, or it cannot be asked.
     """
     library = _library()
     if library is None:
@@ -86,7 +86,7 @@ def _read(library: Any, tiff: int, bits: int, errors: list[str]) -> None:
 
 
 class _Collector:
-    """A handler of messages."""
+    """Collects libtiff's messages."""
 
     def __init__(self, messages: list[str]) -> None:
         self.messages = messages
@@ -95,12 +95,12 @@ class _Collector:
         text = ctypes.create_string_buffer(500)
         ctypes.pythonapi.PyOS_vsnprintf(text, ctypes.c_size_t(len(text)), layout, ctypes.c_void_p(values))
         self.messages.append(text.value.decode("utf-8", "replace"))
-        return 1  # nobody else is to hear it
+        return 1  # so that libtiff does not print it as well
 
 
 @cache
 def _library() -> Any:
-    """libtiff as Pillow has it, 4.5 or newer; None where its functions are not to be had."""
+    """Pillow's libtiff, 4.5 or newer; None if its functions cannot be called."""
     address, number, text = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_char_p
     try:
         library = ctypes.CDLL(_imaging.__file__)

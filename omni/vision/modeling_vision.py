@@ -36,15 +36,15 @@ from .configuration_vision import OmniVisionConfig
 
 @dataclass
 class OmniVisionOutput(BaseModelOutputWithPooling):
-    """What the encoder returns.
+    """The encoder's output.
 
     Attributes:
-        last_hidden_state: float[B, 1+N, D], after the final norm (float[B, 1, D] when only CLS was asked for).
+        last_hidden_state: float[B, 1+N, D], after the final norm; float[B, 1, D] for CLS alone.
         pooler_output: float[B, D], the CLS token.
-        hidden_states: float[B, 1+N, D] before the first and after each block; the last one is `last_hidden_state`.
+        hidden_states: float[B, 1+N, D] before the first block and after each block; the last is `last_hidden_state`.
         attentions: float[B, h, 1+N, 1+N] for each block; rows sum to 1.
         cls: float[B, 1, D], the CLS token.
-        grid: float[B, N, D], the patch tokens in reading order; None when only CLS was asked for.
+        grid: float[B, N, D], the patch tokens in reading order; None for CLS alone.
     """
 
     cls: torch.Tensor | None = None
@@ -79,7 +79,7 @@ class OmniVisionEmbeddings(nn.Module):
         return torch.cat([cls, patches], dim=1) + positions
 
     def _positions(self, pixel_values: torch.Tensor, interpolate: bool) -> torch.Tensor:
-        """Positions for a picture of this size: the learned table, or its 2-D interpolation; never a slice of it."""
+        """Positions for pictures of this size: the learned table, or its 2-D interpolation, but never a slice of it."""
         channels, height, width = pixel_values.shape[1:]
         size, patch = self.config.image_size, self.config.patch_size
         if channels != self.config.num_channels:
@@ -106,7 +106,7 @@ class OmniVisionEmbeddings(nn.Module):
 
 
 class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
-    """What transformers has to know of the encoder."""
+    """What transformers has to know about the encoder."""
 
     config: OmniVisionConfig
     config_class = OmniVisionConfig
@@ -137,7 +137,7 @@ class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
 
 
 class OmniVisionModel(OmniVisionPreTrainedModel):
-    """The encoder of the seed document: 916,992 parameters in its ViT-Tiny configuration."""
+    """The encoder of the seed. Its ViT-Tiny configuration has 916,992 parameters."""
 
     def __init__(self, config: OmniVisionConfig) -> None:
         super().__init__(config)
@@ -158,12 +158,12 @@ class OmniVisionModel(OmniVisionPreTrainedModel):
 
         Args:
             pixel_values: float[B, C, H, W] as the image processor makes them.
-            interpolate_pos_encoding: accept H or W other than `image_size` and stretch the positions in 2-D.
-            cls_only: compute the last block for the CLS row alone. The CLS token is the same; `grid` is None.
+            interpolate_pos_encoding: accept an H or W other than `image_size`, and interpolate the positions in 2-D.
+            cls_only: compute the last block for the CLS token alone. The CLS token is the same; `grid` is None.
 
         Raises:
-            ValueError: another number of channels, another size without `interpolate_pos_encoding`, or a size that is
-                no multiple of the patch size.
+            ValueError: the pictures have another number of channels, another size without `interpolate_pos_encoding`, or
+                a size that is no multiple of the patch size.
         """
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
         last = len(self.layers) - 1

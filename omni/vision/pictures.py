@@ -1,28 +1,28 @@
-"""From a file, bytes or a PIL image to RGB pixels, or to one sentence that says why not.
+"""A file, bytes or a PIL image becomes RGB pixels, or an error of one sentence.
 
-Every picture enters through `read_picture`. What comes out is always the same kind of thing: mode RGB, upright, every
-pixel decoded, no file left open, no metadata that a later tool could apply a second time.
+Every picture enters through `read_picture`. It returns a picture of mode RGB that is upright and fully decoded, with no open
+file, and without metadata that a later tool could apply a second time.
 
     picture = read_picture("photo.jpg")
 
-`picture_size` says beforehand how large it will be, from the header alone.
+`picture_size` reads the size from the header alone.
 
-What the many kinds of picture become:
+What each kind of picture becomes:
 
 | stored as                       | becomes                                                                          |
 |---------------------------------|----------------------------------------------------------------------------------|
 | grey, 1-bit, palette            | RGB of the same colours                                                          |
-| alpha of any kind               | laid over white, as a page would show it                                         |
-| CMYK                            | RGB; ink amounts in a JPEG count as inverted if Adobe's marker says so           |
+| alpha of any kind               | drawn over white, as on a page                                                   |
+| CMYK                            | RGB; amounts of ink in a JPEG are inverted if it has Adobe's marker              |
 | 16-bit grey                     | 0..65535 scaled to 0..255 (Pillow would clip everything above 255 to white)      |
-| 32-bit integers, floats         | the narrowest of 0..1 (floats), 0..255, 0..65535 that holds them all, else their |
-|                                 | own minimum to maximum, scaled to 0..255                                         |
+| 32-bit integers, floats         | scaled to 0..255 from the narrowest of 0..1 (floats), 0..255 and 0..65535 that   |
+|                                 | holds them all, or else from their own minimum and maximum                       |
 | EXIF orientation                | applied                                                                          |
 | animation, several pages        | the first                                                                        |
-| colour profile, gamma           | left aside                                                                       |
+| colour profile, gamma           | ignored                                                                          |
 
-A file that lost pixels is refused, never filled up (`omni.vision.formats`). Formats differ in what they can tell: a cut is
-noticed in all of them, a changed byte always in PNG (checksums), elsewhere only where the data stop making sense.
+A file that has lost pixels is refused, never filled up (`omni.vision.formats`). A cut is noticed in all formats. A changed
+byte is always noticed in PNG, which has checksums; elsewhere only if the data then make no sense.
 """
 
 import os
@@ -39,10 +39,10 @@ from omni.registry import ItemError
 from omni.vision import formats
 
 MAX_PIXELS = formats.MAX_PIXELS
-"""Width times height."""
+"""Largest width times height."""
 
 MAX_BYTES = 10 * MAX_PIXELS
-"""Of a file. Without compression, with 16 bits of four colours, the largest picture has 8 for each pixel."""
+"""Largest size of a file. Without compression, with four colours of 16 bits, a picture has 8 bytes for each pixel."""
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image
 
@@ -60,7 +60,7 @@ _STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"8BPS"), "a Photoshop document", _CONVERT),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it first"),
 )
-"""What people pass by mistake: how it begins, what it is, what to do."""
+"""Files that people pass by mistake: how they begin, what they are, what to do."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -71,15 +71,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to the step that undoes it."""
+"""For each EXIF orientation, the step that undoes it."""
 
 
 class PictureError(ItemError):
-    """A picture that cannot be read. The message is one sentence: which, what was expected and found, what to do."""
+    """A picture cannot be read. The message is one sentence: which one, what was expected and found, what to do."""
 
 
 class MissingPictureError(PictureError):
-    """There is no such file."""
+    """The file does not exist."""
 
     kind = "missing"
 
@@ -91,7 +91,7 @@ class TruncatedPictureError(PictureError):
 
 
 class LargePictureError(PictureError):
-    """More than `MAX_PIXELS` or `MAX_BYTES`."""
+    """The picture is larger than `MAX_PIXELS`, or its file than `MAX_BYTES`."""
 
     kind = "too large"
 
@@ -100,48 +100,47 @@ def read_picture(source: Source, at_least: int | None = None) -> Image.Image:
     """Read one picture as an upright RGB image of uint8[H, W, 3].
 
     Args:
-        source: A path, the bytes of a picture file, or a PIL image. An image of PIL is treated like the file that it
-            came from, so that reading a path and reading `Image.open(path)` give the same pixels; it stays as it is. One
-            that PIL has decoded already is taken as whole.
-        at_least: Decode a JPEG file at 1/2, 1/4 or 1/8 of its size, the smallest of which both sides still have so many
-            pixels. That is faster than decoding all of it and scaling down, and not the same to the last bit. Other
-            formats are read whole.
+        source: a path, the bytes of a picture file, or a PIL image. A PIL image gives the same pixels as the file that it
+            was opened from, and is not changed. If PIL has decoded it already, its pixels count as whole.
+        at_least: decode a JPEG file at 1/2, 1/4 or 1/8 of its size, the smallest whose sides both have at least so many
+            pixels. This is faster than decoding the whole picture and scaling it down, and the pixels differ slightly.
+            Other formats are decoded whole.
 
     Returns:
-        The picture. Its `info` may hold "full_size", the (width, height) of what was decoded smaller, and "note", what a
-        decoder disliked in a file of which no pixel is missing.
+        The picture. Its `info` may hold "full_size", the (width, height) of a picture that was decoded smaller, and
+        "note", a decoder's warning about a file whose pixels are all there.
 
     Raises:
-        PictureError: The file is missing, unreadable, no picture, cut off, damaged or larger than `MAX_PIXELS`.
+        PictureError: the file is missing, unreadable, no picture, cut off, damaged or larger than `MAX_PIXELS`.
     """
     return decode(open_picture(source, at_least))
 
 
 def picture_size(source: Source) -> tuple[int, int]:
-    """Width and height of what `read_picture` would make of it, by the header alone.
+    """Width and height of the picture that `read_picture` would return, from the header alone.
 
     Raises:
-        PictureError: as `read_picture`, but for pixels, which are not read.
+        PictureError: as `read_picture`, but damaged pixels are not noticed.
     """
     return open_picture(source).full_size
 
 
 class Opened(NamedTuple):
-    """A picture of which the header was read, and nothing decoded."""
+    """A picture whose header has been read, and whose pixels have not been decoded."""
 
     image: Image.Image
     name: str
     full_size: tuple[int, int]
-    """Width and height when it is upright and not decoded smaller."""
+    """Width and height of the upright picture, before it is decoded smaller."""
     is_own: bool
-    """Whether nobody else has this image."""
+    """Whether the image belongs to omni, so that it may be changed."""
 
 
 def open_picture(source: Source, at_least: int | None = None) -> Opened:
-    """Read the header of a picture, as `read_picture` does; for what decodes it otherwise than `decode`."""
+    """Read the header of a picture as `read_picture` does. `decode` or another function then decodes its pixels."""
     name = _name(source)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        # Some libraries set this for the whole process. The missing part of a picture would then be grey.
+        # some libraries set this for the whole process; the missing part of a picture would then be grey
         raise PictureError(
             f"{name} is not read while PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, expected it to be False "
             "because cut-off pictures would pass for whole ones; set it back to False after whatever set it to True."
@@ -155,7 +154,7 @@ def open_picture(source: Source, at_least: int | None = None) -> Opened:
     image = source if isinstance(source, Image.Image) and data is None else _header(data or b"", name)
     _check_size(image, name)
     full_size = image.size
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):  # of those Pillow says the size when they are upright
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow gives a TIFF's size after turning it upright
         full_size = turned(full_size, orientation(image))
     if at_least is not None and isinstance(image, formats.Jpeg):
         image.draft(None, (at_least, at_least))
@@ -185,7 +184,7 @@ def _read(path: str) -> bytes:
 
 
 def _file_of(image: Image.Image) -> bytes | None:
-    """The file of an image that PIL has opened and not decoded yet, so that it is decoded strictly."""
+    """The file of an image that PIL has opened and not decoded. omni decodes it strictly."""
     if not isinstance(image, ImageFile.ImageFile) or not image.tile or image.decoderconfig or image.tell() != 0:
         return None
     file = image.fp
@@ -238,7 +237,7 @@ def _refusal(error: Exception, name: str, kind: str) -> PictureError:
         return _too_large(name, f"{MAX_PIXELS:,} pixels", found)
     reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
     start = f"{name} cannot be decoded, expected a whole {kind}, found"
-    ended = isinstance(error.__cause__, IndexError | EOFError | struct.error)  # as Pillow takes them
+    ended = isinstance(error.__cause__, IndexError | EOFError | struct.error)  # Pillow's signs that data end early
     if ended or re.search(r"truncated|premature end|too short|not enough", reason, re.IGNORECASE):
         return TruncatedPictureError(f"{start} data that end too early ({reason}); get the file again.")
     return PictureError(f"{start} damaged or unusual data ({reason}); get the file again or convert it to PNG.")
@@ -248,12 +247,12 @@ def _refusal(error: Exception, name: str, kind: str) -> PictureError:
 
 
 def decode(opened: Opened) -> Image.Image:
-    """The rest of `read_picture`."""
+    """Decode an opened picture; the second half of `read_picture`."""
     image, name, full_size, is_own = opened
     try:
         key = _transparent_value(image)
         image.load()
-        # the same pixels where that is enough and the image is our own: a copy takes a quarter of the time of decoding
+        # no copy of pixels that need no change: it would take a quarter of the time of decoding
         as_it_is = is_own and image.mode == "RGB" and key is None
         picture = image._new(image.im) if as_it_is else _to_rgb(image, key)
     except MemoryError:
@@ -262,7 +261,7 @@ def decode(opened: Opened) -> Image.Image:
         raise _refusal(error, name, image.format or "picture") from error
     if (step := orientation(image)) in _UPRIGHT:
         picture = picture.transpose(_UPRIGHT[step])
-    # Whoever applies the orientation to what they are given would turn the picture a second time.
+    # without the metadata, no later tool turns the picture a second time
     picture.info = {"note": image.info["note"]} if is_own and "note" in image.info else {}
     if picture.size != full_size:
         picture.info["full_size"] = full_size
@@ -270,7 +269,7 @@ def decode(opened: Opened) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, key: int | tuple[int, ...] | None) -> Image.Image:
-    """`key` is the value of the pixels that are transparent, if there is one."""
+    """RGB pixels over white. `key` is the value of the transparent pixels, if there is one."""
     if key is not None:
         picture = _opaque(image)
         picture.paste((255, 255, 255), mask=_equal(image, key))
@@ -286,11 +285,11 @@ def _to_rgb(image: Image.Image, key: int | tuple[int, ...] | None) -> Image.Imag
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """RGB of the same colours, whatever is said to be transparent."""
+    """RGB of the same colours, without transparency."""
     if image.mode == "F" or image.mode.startswith("I"):
         return _scaled(image).convert("RGB")
     if image.mode == "CMYK" and isinstance(image, JpegImagePlugin.JpegImageFile) and "adobe" not in image.info:
-        image = ImageChops.invert(image)  # Pillow takes every JPEG in CMYK for one of Adobe's
+        image = ImageChops.invert(image)  # Pillow inverts every JPEG in CMYK, as if it were Adobe's
     return image.convert("RGB")
 
 
@@ -305,25 +304,25 @@ def _equal(image: Image.Image, key: int | tuple[int, ...]) -> Image.Image:
 
 
 def _transparent_value(image: Image.Image) -> int | tuple[int, ...] | None:
-    """The one grey or colour that a picture without an alpha channel declares transparent, in units of its pixels.
+    """The transparent grey or colour of a picture without an alpha channel, in units of its pixels.
 
-    Must be called before the pixels are loaded: how they were packed is forgotten then. Pillow widens grey of 1, 2 and 4
-    bits to 8 and cuts colours of 16 bits down to 8, but leaves the transparent value as it was in the file.
+    This must be called before the pixels are loaded, since Pillow then forgets how they were stored. It widens grey of 1, 2
+    and 4 bits to 8 and shortens colours of 16 bits to 8, but leaves the transparent value as it was in the file.
     """
     key = image.info.get("transparency")
     if image.mode not in ("1", "L", "I;16", "I", "RGB") or not isinstance(key, int | tuple):
         return None
     tiles = image.tile if isinstance(image, PngImagePlugin.PngImageFile) else []
-    packing = tiles[0].args if tiles else None
-    if packing == "RGB;16B" and isinstance(key, tuple):
+    stored = tiles[0].args if tiles else None
+    if stored == "RGB;16B" and isinstance(key, tuple):
         return tuple(value >> 8 for value in key)
     if isinstance(key, int):
-        return key * {"1": 255, "L;2": 85, "L;4": 17}.get(str(packing), 1)
+        return key * {"1": 255, "L;2": 85, "L;4": 17}.get(str(stored), 1)
     return key
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Grey of more than eight bits to grey of eight."""
+    """Grey of more than eight bits becomes grey of eight."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         return Image.fromarray(_EIGHT_BITS[values])
@@ -332,30 +331,30 @@ def _scaled(image: Image.Image) -> Image.Image:
         raise ValueError("some of its values are infinite or not a number")
     usual = [0xFF, 0xFFFF] if image.mode == "I" else [1, 0xFF, 0xFFFF]
     low, high = next(((0.0, float(top)) for top in usual if low >= 0 and high <= top), (low, high))
-    scale = 255 / (high - low) if high > low else 0.0  # one value everywhere, outside of the usual ranges: black
+    scale = 255 / (high - low) if high > low else 0.0  # black, for a single value outside of the usual ranges
     pixels = np.empty(values.shape, np.uint8)
-    for rows in range(0, len(values), 256):  # a part at a time: a picture at the limit would take 400 MB more
+    for rows in range(0, len(values), 256):  # in parts: all at once could take 400 MB more
         part = slice(rows, rows + 256)
         pixels[part] = np.rint((values[part].astype(np.float64) - low) * scale)
     return Image.fromarray(pixels)
 
 
 _EIGHT_BITS = np.rint(np.arange(0x10000) / 257).astype(np.uint8)
-"""For each 16-bit value the nearest of 8 bits."""
+"""For each 16-bit value, the nearest value of 8 bits."""
 
 
 def orientation(image: Image.Image) -> int:
-    """As EXIF or XMP has it: 1 is upright, others are the keys of `_UPRIGHT`."""
+    """The orientation in EXIF or XMP: 1 is upright, the others are the keys of `_UPRIGHT`."""
     try:
         about = bytes(image.info.get("exif", b"")).removeprefix(b"Exif\0\0")
         if sum(formats.tag_sizes(about).values()) > len(about):
             return 1
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken note about the camera is no reason to refuse pixels that are whole
+    except Exception:  # pixels may be whole although their metadata are broken
         return 1
     return value if isinstance(value, int) else 1
 
 
 def turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Width and height of a picture when it is upright."""
+    """Width and height of a picture after it is turned upright."""
     return size[::-1] if orientation in (5, 6, 7, 8) else size

@@ -1,4 +1,4 @@
-"""Pictures as a modality: where the tokens of a vision tower are, ours or any of transformers."""
+"""Pictures as a modality: the bundle, and where the tokens of a vision tower are, omni's or any of transformers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from omni.vision.pictures import read_picture
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """Patches down and across each picture of `pixel_values` [B, 3, H, W]."""
+    """Rows and columns of patches in each picture of `pixel_values` [B, 3, H, W]."""
     patch = config.patch_size
     rows, columns = patch if isinstance(patch, (list, tuple)) else (patch, patch)
     return [(picture.shape[-2] // rows, picture.shape[-1] // columns) for picture in inputs["pixel_values"]]
@@ -20,8 +20,8 @@ def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]
 def read(encoded: Any, num_patches: int) -> dict[str, Any]:
     """`cls` float[B, 1, D] and `grid` float[B, N, D] of any vision tower.
 
-    Ours names them. Elsewhere (CLIP, SigLIP, DINOv2, ViT) the patches are the last N tokens; what stands before them is
-    CLS, then perhaps registers. A tower without CLS has its pooled output in that role.
+    omni's encoder names them. In others (CLIP, SigLIP, DINOv2, ViT) the patches are the last N tokens. Before them come
+    CLS and perhaps registers. For a tower without CLS, the pooled output takes its place.
     """
     if getattr(encoded, "cls", None) is not None:
         return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name) is not None}
@@ -38,7 +38,7 @@ def read(encoded: Any, num_patches: int) -> dict[str, Any]:
 
 
 def stand_ins(picture: Any, seed: int) -> dict[str, Any]:
-    """A grey picture of the same size, and one of noise."""
+    """A grey picture of the same size, and one of noise. Neither shows anything."""
     noise = np.random.default_rng(seed).integers(0, 256, (picture.height, picture.width, 3), dtype=np.uint8)
     return {"blank": Image.new("RGB", picture.size, (128, 128, 128)), "noise": Image.fromarray(noise)}
 

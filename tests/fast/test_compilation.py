@@ -138,7 +138,7 @@ def test_processors_that_have_less_encode_and_scale_alike(kind: str, compiles: b
         pytest.skip("there is no C++ compiler here, or there are no matrix units")
     code = (
         f"import sys, torch, pytest; {before or 'pass'}; torch.cpu.{lacking} = lambda: False; "
-        f"from omni.fast.encoder import _library; assert _library().encoder_panel() == {panel}; "
+        f"from omni.fast.compiled_encoder import _library; assert _library().encoder_panel() == {panel}; "
         f"assert hasattr(_library(), 'encode_bfloat16') == ({lacking!r} == '_init_amx'); "
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
     )

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from omni import OmniForConditionalGeneration
 from omni.fast import generation
-from omni.fast.decoder import CompiledLayers, Dimensions
+from omni.fast.compiled_layers import CompiledLayers, Dimensions
 from omni.fast.generation import (
     ACTIVATIONS,
     OneDnnProducts,

@@ -21,7 +21,7 @@ WAYS = ["compiled", "oneDNN", "neither"]
 def way(request: pytest.FixtureRequest, compiles: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """How products are computed."""
     if request.param == "compiled" and not compiles:
-        pytest.skip("there is no C++ compiler here, or a processor that encoder.cpp is not for")
+        pytest.skip("there is no C++ compiler here, or a processor that compiled_encoder.cpp is not for")
     if request.param != "compiled":
         monkeypatch.setattr("omni.fast.packing.is_possible", lambda config, dtype: False)
     with torch.backends.mkldnn.flags(enabled=request.param != "neither"):

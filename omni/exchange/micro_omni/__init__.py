@@ -3,12 +3,12 @@
     convert(["omni.pt", "vision.pt", "tokenizer.model"], "mine")     # a folder that AutoModel and `omni ask` take
     to_micro_omni("mine", "theirs")                                  # omni.pt, vision.pt, tokenizer.model, config.json
 
-    files       micro-Omni's files: which part stands under which name in which file
-    weights     which tensor of micro-Omni is which tensor of omni, and the configurations
+    files       micro-Omni's files: the name and the file of each part
+    weights     the tensor of omni for each tensor of micro-Omni, and the configurations
     tokenizer   SentencePiece BPE as a fast tokenizer of transformers
     conversion  both directions
 
-No value changes: a tensor is renamed, split or concatenated. There and back again is equal bit for bit.
+No value changes: a tensor is renamed, split or concatenated. After both conversions it is equal bit for bit.
 """
 
 from omni.exchange.micro_omni.conversion import Conversion, convert, to_micro_omni

@@ -71,8 +71,8 @@ from omni.registry import get_modality
 
 ENCODER, PROJECTION, THINKER, IMAGE_TOKEN = "vision_encoder", "proj_v", "thinker", "image_token"
 AUDIO = "audio_encoder"
-"""The parts of micro-Omni that omni has too; and the rows of embedding and head that only omni has, for `<image>`."""
-TOWER, PROJECTED_BY, DECODER = "model.image_tower.", "model.image_projector.", "model.language_model."
+"""The parts of micro-Omni that omni has too, and the rows of embedding and head for `<image>`, which only omni has."""
+TOWER, PROJECTED_BY, LANGUAGE_MODEL = "model.image_tower.", "model.image_projector.", "model.language_model."
 ROWS = {"embedding": EMBEDDING, "head": HEAD}
 ENCODER_TYPE, AUDIO_TYPE = "omni_vision", "omni_audio"
 CLASSES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
@@ -81,7 +81,7 @@ CLASSES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     LlamaConfig.model_type: (lambda: LlamaConfig, lambda: LlamaForCausalLM),
     OmniConfig.model_type: (lambda: OmniConfig, lambda: OmniForConditionalGeneration),
 }
-"""Configuration and model classes of the checkpoints that micro-Omni can take. The registry is asked only when needed."""
+"""Configuration and model class for each type of checkpoint that micro-Omni can take. They are loaded when needed."""
 
 
 class Conversion(BaseModel):
@@ -93,7 +93,7 @@ class Conversion(BaseModel):
         parameters: number of parameters of each part.
         kept: parts that the model does not have. They are kept unchanged in a file beside it.
         left: entries that were left behind, such as the state of an optimizer.
-        notes: what was assumed, and what users of the result need to know.
+        notes: assumptions, and what users of the result need to know.
         files: the files that were read.
     """
 
@@ -208,7 +208,7 @@ def _feature_extractor(source: Source) -> Any:
 
 
 def _features(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of the feature extractor; those that micro-Omni's configuration does not have are fixed in its code."""
+    """Settings of the feature extractor. Those without a key in micro-Omni's configuration are fixed in its code."""
     return {
         "sampling_rate": section.get("sample_rate", 16_000),
         "n_fft": 1024,
@@ -227,7 +227,7 @@ def _thinker(source: Source, rotary: Tensors, notes: list[str]) -> PreTrainedMod
         config = thinker_config(tensors, source.section("thinker"), list(rotary.values()), notes)
     model = _build(LlamaForCausalLM, config)
     joined = "blocks.0.attn.qkv.weight" in tensors
-    # kept for the way back: `<image>` makes the vocabulary grow, and a Llama of one head does not tell if it had groups
+    # kept for the way back: `<image>` adds to the vocabulary, and a Llama with one head does not show if it had groups
     known = {"use_gqa": not joined, "vocab_size": config.vocab_size}
     source.config["thinker"] = {**source.section("thinker"), **known}
     names = thinker_names(config.num_hidden_layers, joined)
@@ -257,7 +257,7 @@ def _fused(
         words[name] = torch.cat([words[name], known])
     state = {TOWER + name: tensor for name, tensor in encoder.state_dict().items()}
     state |= {PROJECTED_BY + name: tensor for name, tensor in projector.items()}
-    state |= {name.replace("model.", DECODER, 1): tensor for name, tensor in words.items()}
+    state |= {name.replace("model.", LANGUAGE_MODEL, 1): tensor for name, tensor in words.items()}
     section = {"encoder": encoder.config, "token_id": token_id, "output": "cls", "projector": "linear"}
     model = _build(OmniForConditionalGeneration, OmniConfig(modalities={"image": section}, text_config=text))
     check("model", _shapes(model), state)
@@ -278,7 +278,7 @@ def _settings(part: str) -> Iterator[None]:
 
 
 def _build(model_class: Any, config: Any) -> PreTrainedModel:
-    """A model on the meta device: it has shapes, and takes no memory."""
+    """A model on the meta device, which has shapes and takes no memory."""
     with torch.device("meta"):
         built: PreTrainedModel = model_class(config)
     return built
@@ -360,7 +360,7 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
     if kind == OmniConfig.model_type:
         parts[PROJECTION] = to_theirs(PROJECTOR, _below(PROJECTED_BY, tensors))
     if kind in (LlamaConfig.model_type, OmniConfig.model_type):
-        words = {name.replace(DECODER, "model.", 1): tensor for name, tensor in tensors.items()}
+        words = {name.replace(LANGUAGE_MODEL, "model.", 1): tensor for name, tensor in tensors.items()}
         parts |= _their_thinker(config, words, settings)
         tokenizer = _their_tokenizer(folder, target, notes)
     for name, rest in kept.items():
@@ -396,7 +396,7 @@ def _read_checkpoint(folder: Path, kind: str) -> tuple[Any, Tensors]:
         reason = " ".join(str(error).split())
         raise ConversionError(f"The checkpoint {str(folder)!r} cannot be converted: {reason}") from error
     if getattr(config, "tie_word_embeddings", False) and HEAD not in tensors:
-        shared = EMBEDDING if kind == LlamaConfig.model_type else EMBEDDING.replace("model.", DECODER, 1)
+        shared = EMBEDDING if kind == LlamaConfig.model_type else EMBEDDING.replace("model.", LANGUAGE_MODEL, 1)
         tensors = tensors | {HEAD: tensors[shared]} if shared in tensors else tensors
     check("model", wanted, tensors)
     return config, tensors
@@ -426,7 +426,7 @@ def _refuse_other_models(config: OmniConfig) -> None:
 
 
 def _their_thinker(config: Any, words: Tensors, settings: dict[str, Any]) -> dict[str, Tensors]:
-    """The Thinker's tensors. micro-Omni has no `<image>`, so its rows, if they were trained, are a part of their own."""
+    """The Thinker's tensors. micro-Omni has no `<image>`; if its rows are trained, they become a part of their own."""
     sees = isinstance(config, OmniConfig)
     text, known = (config.text_config if sees else config), settings.get("thinker", {})
     vocab = text.vocab_size
@@ -447,7 +447,7 @@ def _below(prefix: str, tensors: Tensors) -> Tensors:
 
 
 def _normalization(folder: Path, image_size: int, notes: list[str]) -> dict[str, Any] | None:
-    """Mean and std of the encoder's image processor, if it normalises. micro-Omni does not, so a note says it."""
+    """Mean and std of the encoder's image processor, if it normalises. micro-Omni does not, so there is a note."""
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
     except OSError:

@@ -1,4 +1,4 @@
-"""micro-Omni's files: which part stands under which name in which file. Reading a file never runs code from it.
+"""micro-Omni's files: the name and the file of each part. Reading a file never runs code from it.
 
     vision.pt     {"vit": encoder, "img_proj", "text_proj", "optimizer", ...}
     audio_enc.pt  {"enc": encoder, "head", "optimizer", ...}
@@ -47,16 +47,16 @@ PLACES = {
     "talker": ("talker.pt", "talker"),
     "ocr": ("ocr.pt", "model"),
 }
-"""Each part of micro-Omni, by its prefix in a merged file: the file and the key where it stands otherwise. `image_token`
-is omni's addition."""
+"""For each part of micro-Omni, by its prefix in a merged file: its own file and its key there. `image_token` is omni's
+addition."""
 THINKER_ALONE = ("thinker.pt", "model")
 STATES = ("optimizer", "scheduler", "scaler", "ema", "monitor")
-"""Entries that training leaves in the files. They are left behind."""
+"""Entries of training in the files. They are not converted."""
 MERGED = ("model.safetensors", "muomni.safetensors", "omni.safetensors")
 TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 UNSEEN = ("n_heads", "rope_theta", "normalize")
-"""Settings that change a model's output and do not show in its tensors. Two configurations must agree on them."""
+"""Settings that change a model's output and that its tensors do not show. Two configurations must agree on them."""
 KEPT = "micro_omni.safetensors"
 """The file beside a converted checkpoint with the parts that omni does not have, and micro-Omni's configuration."""
 
@@ -74,7 +74,7 @@ class Source:
         config: micro-Omni's configuration, with one section for each part.
         tokenizer: the SentencePiece model, if there is one.
         files: the files that were read.
-        left: names of entries that are left behind, such as "optimizer".
+        left: names of entries that are not converted, such as "optimizer".
     """
 
     parts: dict[str, Tensors] = field(default_factory=dict)
@@ -213,7 +213,7 @@ def _load(path: Path) -> Any:
     """The contents of a file of torch.save. Files that would run code are refused."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about the protocol of pickles that are refused anyway
+            warnings.simplefilter("ignore")  # they concern pickles that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
@@ -291,7 +291,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         return {}
     sections = {name: values[name] for name in ("thinker", "vision", "audio") if isinstance(values.get(name), dict)}
     if sections:
-        if "thinker" in sections and "ctx_len" in values:  # fine-tuning writes it beside the section
+        if "thinker" in sections and "ctx_len" in values:  # fine-tuning writes it outside of the section
             sections["thinker"] = {"ctx_len": values["ctx_len"], **sections["thinker"]}
         return {**values, **sections}
     if "img_size" in values or "patch" in values:
@@ -384,7 +384,7 @@ def save_theirs(path: Path, parts: Mapping[str, Tensors], config: Config, tokeni
 
 
 def expect_free(path: Path) -> None:
-    """Check that nothing stands where the output goes.
+    """Check that the output does not exist yet.
 
     Raises:
         ConversionError: `path` is a file, or a folder that is not empty.

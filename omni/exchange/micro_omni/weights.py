@@ -1,8 +1,8 @@
-"""Which tensor of micro-Omni is which tensor in transformers, and the configurations that follow from the tensors.
+"""The tensor of transformers for each tensor of micro-Omni, and the configurations that follow from the tensors.
 
 micro-Omni's encoder is omni's own (`OmniVisionModel`). Its Thinker is a Llama: pre-norm blocks with RMSNorm, rotary
 positions over two halves, grouped queries, a SwiGLU MLP, no biases. So a table of names is enough, and no value changes:
-one of their tensors is one of ours, or several of ours stacked by rows (`attn.qkv`).
+one of their tensors is one of omni's, or several of omni's stacked by rows (`attn.qkv`).
 """
 
 import math
@@ -20,7 +20,7 @@ Names = dict[str, tuple[str, ...]]
 Shapes = Mapping[str, Sequence[int]]
 
 HEAD_WIDTH = 64
-"""Width of a head in every configuration that micro-Omni ships. The tensors do not tell it."""
+"""Width of a head in every configuration of micro-Omni. The tensors do not show it."""
 
 VISION = {
     "cls": "embeddings.cls_token",
@@ -67,7 +67,7 @@ PROJECTOR: Names = {name: (f"linear.{name}",) for name in ("weight", "bias")}
 K = "blocks.0.attn.k.weight"
 
 OTHER_THINKERS = ("use_moe", "use_spiking", "use_ltc", "window_size", "rope_scaling", "rope_scaling_factor")
-"""Settings of micro-Omni that, unless they are off, make its Thinker something else than a Llama."""
+"""Settings of micro-Omni. If one of them is on, its Thinker is not a Llama."""
 THEIR_AUDIO = {"stem": "conv2d", "block_norm": "rms_norm", "position_embedding": "none", "cls_token": False}
 """The settings with which an `OmniAudioModel` is the audio encoder of micro-Omni."""
 NORM_EPS = 1e-5
@@ -384,7 +384,7 @@ def _compare(part: str, measured: Mapping[str, int], config: Config) -> None:
 
 
 def _heads(part: str, width: int, config: Config, notes: list[str]) -> int:
-    """The number of attention heads. The tensors do not show it, so the configuration says it."""
+    """The number of attention heads, from the configuration. The tensors do not show it."""
     heads = config.get("n_heads")
     if heads is None:
         if width % HEAD_WIDTH:

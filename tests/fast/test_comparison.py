@@ -1,4 +1,4 @@
-"""`omni bench --verify` finds the fast paths as exact as they are, and one that is wrong wrong."""
+"""`omni bench --verify` says how much each fast path differs, and notices one that is wrong."""
 
 import json
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-// A few tokens through the layers of a Llama-like Thinker whose cache holds those before them; see decoder.py.
+// A few tokens through the layers of a Llama-like Thinker whose cache holds the earlier ones; see compiled_layers.py.
 //
-// Of a small language model most of such a step is spent between its products. Here nothing is between them but a wait of
-// the threads for each other. Weights are read where they are, row by row as torch has them.
+// A small language model spends most of such a step between its products. Here, between products, threads only wait for each
+// other. Weights are read in torch's own memory, row by row.
 //
 // Shapes: B rows of n new tokens, R = B n; T width, F width of the MLP, h heads of d in g groups, L tokens in all.
 
@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int OUTPUTS = 4, TOKENS = LANES / 4;  // that a product adds up at a time, in as many registers as lanes
+constexpr int OUTPUTS = 4, TOKENS = LANES / 4;  // a product adds up so many sums at a time, in as many registers as there are lanes
 constexpr int MOST = 128;  // rows at a time
 
 constexpr float LOG2_E = 1.44269504f;
@@ -82,7 +82,7 @@ struct Layer {
     const float *output, *output_bias, *mlp_norm, *gate, *gate_bias, *up, *up_bias, *down, *down_bias;
 };
 
-int decoder_multiple() { return LANES; }
+int layers_multiple() { return LANES; }
 
 // x: float[R, T], becomes the last hidden state. cosines, sines: float[R, d], sines of the first half with their sign turned.
 // seen: bool[B, L] or null for all. caches: for each layer keys and values, float[B, g, room, d]. work: float[R, 2 h d + 2 g d

@@ -1,22 +1,22 @@
-// The encoder of modeling_vision.py on the vector units of a CPU; encoder.py builds, packs for and calls it.
+// The encoder of modeling_vision.py on the vector units of a CPU; compiled_encoder.py compiles and calls it.
 //
-// A picture's tokens are cut into tiles of at most T::TILE tokens. All of a block but its attention concerns one token at a
-// time, so a tile goes from one attention to the next without leaving the caches next to the processor:
+// A picture's tokens are cut into tiles of at most T::TILE tokens. Everything in a block except attention works on one token
+// at a time. So a tile goes from one attention to the next without leaving the processor's nearest caches:
 //
 //     patches + positions                                  embed
 //     -> norm -> queries, keys, values                     project
-//     == all tiles of a picture have come so far ==
+//     == wait for all tiles of the picture ==
 //     -> attention -> output + x -> norm -> MLP + x        block
 //     -> project for the next block, or the final norm
 //
-// Each thread takes a picture to itself, whose values stay in the caches that are its own. Pictures that are too few for all
-// threads are encoded by all together, which take tiles as they become free and wait for each other once a block.
+// Each thread encodes one picture, whose values stay in the thread's own caches. If there are fewer pictures than threads, all
+// threads work on the same picture: each takes the next free tile, and they wait for each other once in each block.
 //
-// Shapes: n tokens, D width, F width of the MLP, h heads of d = D/h. The stream x of residual sums is float32, whatever T
-// the products read: float, or bfloat16 with sums in float32. A matrix (O, K) lies in panels [O/PANEL][K][PANEL], of
-// bfloat16 [O/PANEL][K/2][PANEL][2], which a product reads from beginning to end; K is filled with zeros to whole panels.
+// Shapes: n tokens, D width, F width of the MLP, h heads of d = D/h. The stream x of residual sums is always float32. Products
+// read T: float, or bfloat16 with sums in float32. A matrix (O, K) is stored in panels [O/PANEL][K][PANEL], in bfloat16 as
+// [O/PANEL][K/2][PANEL][2]. A product reads them from beginning to end. Zeros fill K up to whole panels.
 //
-// Where the processor has matrix units (AMX), they make the products of bfloat16: 16 rows by 16 columns by 32 steps at once.
+// If the processor has matrix units (AMX), they compute products of bfloat16: 16 rows by 16 columns by 32 steps at once.
 
 #include <cstdint>
 #include <cstdlib>

@@ -1,4 +1,4 @@
-"""The layers of a small Llama-like Thinker as one function of machine code: `decoder.cpp`, see `omni.fast.compilation`."""
+"""The layers of a small Llama-like Thinker as one function of machine code, `compiled_layers.cpp`."""
 
 import ctypes
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from torch import nn
 from omni.fast.compilation import address, compile_library, fits, threads
 
 WIDTH = 1024
-"""Of a Thinker at most; in wider ones a step is spent in its products, and others multiply better."""
+"""Largest width of a Thinker. In a wider one most time goes into products, which torch computes faster."""
 
 TOKENS = 128
-"""At a time, of all rows together; for more oneDNN is quicker. `MOST` of `decoder.cpp`."""
+"""Most tokens of a call, in all rows together; for more, oneDNN is faster. It is `MOST` in `compiled_layers.cpp`."""
 
 
 class _Shape(ctypes.Structure):
@@ -30,7 +30,7 @@ class _Shape(ctypes.Structure):
 
 
 class Dimensions(NamedTuple):
-    """What is the same in all layers: T, F, h heads and g groups of d, and the constants of norms and attention."""
+    """The numbers that all layers share: T, F, h heads and g groups of d, and the constants of norms and attention."""
 
     width: int
     inner: int
@@ -43,12 +43,13 @@ class Dimensions(NamedTuple):
 
 
 class CompiledLayers:
-    """Layers and the norm after them.
+    """The layers of a Thinker and the norm after them.
 
     Args:
-        layers: of each its modules, in the order of `decoder.cpp`: norm, query, key, value, norms of queries and of keys (or
-            None), output, norm, gate, up, down.
-        norm: the last one.
+        layers: the modules of each layer, in the order of `compiled_layers.cpp`: norm, query, key, value, norms of queries
+            and keys (or None), output, norm, gate, up, down.
+        norm: the last norm.
+        dimensions: their sizes.
     """
 
     def __init__(self, layers: Sequence[Sequence[nn.Module | None]], norm: nn.Module, dimensions: Dimensions) -> None:
@@ -60,19 +61,17 @@ class CompiledLayers:
                 if isinstance(module, nn.Linear):
                     places.append((parameters, "bias"))
         shapes = [*_shapes(dimensions) * len(layers), (dimensions.width,)]
-        may_lack = [
-            name == "bias" or not parameters for parameters, name in places
-        ]  # a bias, or a norm that is no module
+        may_lack = [name == "bias" or not parameters for parameters, name in places]  # a norm may be None
         self._weights = list(zip(places, shapes, may_lack, strict=True))
         self._layers, self._dimensions = len(layers), dimensions
 
     @property
     def groups(self) -> int:
-        """Of keys and values."""
+        """Groups of keys and values."""
         return self._dimensions.groups
 
     def weights(self) -> Any:
-        """Where the weights are now, for `__call__`; None if not all are plain float32 of the shapes that are expected."""
+        """The present addresses of the weights, for `__call__`; None unless all are plain float32 of the expected shapes."""
         found: list[int | None] = []
         for (parameters, name), shape, may_lack in self._weights:
             weight = parameters.get(name)
@@ -94,18 +93,18 @@ class CompiledLayers:
         caches: Sequence[torch.Tensor],
         held: int,
     ) -> torch.Tensor:
-        """Compute the last hidden state, float32[B, n, T], and write what the cache has to hold.
+        """Compute the last hidden state, float32[B, n, T], and write keys and values into the cache.
 
         Args:
-            weights: see there.
-            hidden: float32[B, n, T], the embedded tokens; at most `TOKENS`.
-            seen: bool[B, L]; None for all.
-            cosines, sines: float32[B, n, d] of the rotary positions, sines of the first half with their sign turned.
+            weights: as `weights` returns them.
+            hidden: float32[B, n, T], at most `TOKENS` embedded tokens.
+            seen: bool[B, L], true for tokens that are seen; None for all.
+            cosines, sines: float32[B, n, d] of the rotary positions. The sines of the first half have the opposite sign.
             caches: keys and values of each layer, float32[B, g, room, d] with room for L tokens.
-            held: tokens that are there already.
+            held: how many tokens the cache holds already.
 
         Raises:
-            BufferError: a tensor of another type, shape, order or device.
+            BufferError: a tensor has another type, shape, order or device.
         """
         size, running = self._dimensions, threads()
         *sizes, epsilon, head_epsilon, scaling = size
@@ -146,7 +145,7 @@ class CompiledLayers:
 
 
 def _shapes(size: Dimensions) -> list[tuple[int, ...]]:
-    """Of a layer's weights, in the order of `decoder.cpp`."""
+    """Shapes of a layer's weights, in the order of `compiled_layers.cpp`."""
     heads, groups = size.heads * size.depth, size.groups * size.depth
     return [
         (size.width,),
@@ -164,13 +163,13 @@ def is_possible(dimensions: Dimensions) -> bool:
     library = _library()
     if library is None or dimensions.width > WIDTH or dimensions.heads % dimensions.groups:
         return False
-    multiple = library.decoder_multiple()
+    multiple = library.layers_multiple()
     return all(size % multiple == 0 for size in (dimensions.width, dimensions.inner, dimensions.depth))
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = compile_library(Path(__file__).with_name("decoder.cpp"), "run_layers", "decoder_multiple")
+    library = compile_library(Path(__file__).with_name("compiled_layers.cpp"), "run_layers", "layers_multiple")
     if library is not None:
         library.run_layers.argtypes = [ctypes.c_void_p] * 9 + [ctypes.c_int]
         library.run_layers.restype = None

@@ -1,10 +1,10 @@
-"""Every fast path beside the reference: how fast it is, and how far off, on a checkpoint and a machine of one's own.
+"""Compares each fast path with the reference, on a checkpoint and on this machine: how fast it is, and how much it differs.
 
-    for path in verify("checkpoints/omni_tiny"):
+    for path in compare("checkpoints/omni_tiny"):
         print(path.name, path.speed / path.reference_speed, path.difference)
 
-The reference of embeddings is the encoder itself in float32, that of answers `generate` by the modules' own way, reading
-the picture again for each question. Both take turns with the fast path, so that a machine that slows down slows both.
+The reference for embeddings is the encoder itself in float32. The reference for answers is `generate` without acceleration,
+which reads the picture again for each question. Reference and fast path take turns, so that a slower machine slows both.
 """
 
 import io
@@ -29,28 +29,28 @@ from omni.vision.pictures import read_picture
 from omni.worlds import find_world
 
 WRITTEN = 48
-"""Tokens of an answer at most."""
+"""Most tokens of an answer."""
 
 PHOTO = (1280, 960)
-"""Pixels of the JPEG files of which scaled decoding is tried."""
+"""Width and height of the JPEG files for which scaled decoding is tried, in pixels."""
 
 
 Ask = Callable[[str, int], Answer]
-"""A question and the tokens of its answer at most."""
+"""From a question and the most tokens of its answer to the answer."""
 
 
 class FastPath(BaseModel):
     """One fast path and its reference.
 
     Attributes:
-        name: what it is.
-        unit: what its speed counts, by the second.
+        name: its name.
+        unit: the unit of its speed, for each second.
         reference_speed, speed: medians.
-        difference: how far off it is, see `of`.
-        of: "embeddings", the largest |difference| / |token|; "answers", the share that is worded otherwise.
-        reference_right, right: the share of answers that are the expected ones.
-        tolerance: what it may be off; None for a path that is not exact and is never taken unless asked for.
-        refused: why it is not taken, if it is not.
+        difference: its difference from the reference, see `of`.
+        of: "embeddings", the largest |difference| / |token|; "answers", the share of answers with other words.
+        reference_right, right: the share of answers that are as expected.
+        tolerance: the largest allowed difference; None for a path that is not exact and is used only on request.
+        refused: why it is not used; None if it is used.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,27 +69,27 @@ class FastPath(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def within(self) -> bool:
-        """Whether it is as exact as it has to be."""
+        """Whether the difference is within the tolerance."""
         return self.tolerance is None or self.difference <= self.tolerance
 
 
-def verify(
+def compare(
     checkpoint: str | Path,
     count: int = 32,
     rounds: int = 5,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Iterator[FastPath]:
-    """Compare each fast path that a checkpoint can take, on held-out scenes.
+    """Compare each fast path of a checkpoint with the reference, on scenes that are not in any training.
 
     Args:
-        checkpoint: folder of a fused model, or of an encoder alone, which has no answers.
-        count: pictures.
-        rounds: how often each is timed.
-        progress: called with the name of what comes next.
+        checkpoint: folder of a fused model, or of an encoder, which has no answers.
+        count: how many pictures.
+        rounds: how often each path is timed.
+        progress: called with the name of the next path.
 
     Raises:
         CheckpointError: see `load_encoder`.
-        QuestionError: a Thinker that cannot read a question and write an answer of `WRITTEN` tokens.
+        QuestionError: the Thinker has no room for a question and an answer of `WRITTEN` tokens.
         WorldError: the scenes are not installed.
     """
     questions = find_world().settings(pictures=count).questionnaire()
@@ -173,7 +173,7 @@ def _difference(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _speeds(ways: Sequence[Callable[[], Any]], rounds: int, items: int) -> list[float]:
-    """Items a second of each, by the median of rounds in which all have their turn."""
+    """Items per second of each way: the median of rounds in which all take turns."""
     seconds: list[list[float]] = [[] for _ in ways]
     for number in range(rounds + 1):
         for way, taken in zip(ways, seconds, strict=True):
@@ -230,7 +230,7 @@ def _scaled_answers(
 
 
 class _Asked:
-    """One way of answering: what was said, whether it is right, and how long it took."""
+    """One way of answering: its answers, whether they are right, and how long they took."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -245,7 +245,7 @@ class _Asked:
         self.right.append(said == question.expected)
 
     def add(self, other: "_Asked") -> None:
-        """The other's last."""
+        """Add the last answer of another way."""
         for name, values in vars(other).items():
             vars(self)[name].append(values[-1])
 
@@ -264,11 +264,11 @@ class _Asked:
         )
 
 
-# --- What is printed --------------------------------------------------------------------------------------------------
+# --- Output ----------------------------------------------------------------------------------------------------------
 
 
 def table(paths: Sequence[FastPath]) -> Any:
-    """A table of them for the terminal (rich)."""
+    """The paths as a table of rich, for the terminal."""
     from rich.table import Table
 
     made = Table("fast path", title="fast paths and the reference")

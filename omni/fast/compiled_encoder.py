@@ -1,4 +1,4 @@
-"""The encoder as one function of machine code: `encoder.cpp`, see `omni.fast.compilation`."""
+"""The encoder as one function of machine code, `compiled_encoder.cpp`."""
 
 import ctypes
 import threading
@@ -23,13 +23,13 @@ class _Shape(ctypes.Structure):
 
 
 class CompiledEncoder:
-    """An encoder's weights in the layout of the compiled function, and the function.
+    """The compiled function, with an encoder's weights in the layout that it reads.
 
     Args:
-        config: of the encoder; see `is_possible`.
-        dtype: of the arithmetic.
-        shared: the tensors that stand before the layers in `encoder.cpp`, matrices [O, K] and vectors, in float32.
-        layers: those of each layer.
+        config: the encoder's configuration; see `is_possible`.
+        dtype: the type that products read, float32 or bfloat16.
+        shared: the tensors before those of the layers in `compiled_encoder.cpp`: matrices [O, K] and vectors, in float32.
+        layers: the tensors of each layer.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class CompiledEncoder:
         self._bytes_of_picture = self._call(None, False, 0, False, None, None, 1)
 
     def __call__(self, pictures: torch.Tensor, cls_only: bool) -> torch.Tensor:
-        """uint8[B, H, W, C] or float[B, C, H, W] -> float32[B, 1+N, D], or float32[B, 1, D] of CLS alone.
+        """uint8[B, H, W, C] or float[B, C, H, W] -> float32[B, 1+N, D], or float32[B, 1, D] for CLS alone.
 
         Raises:
-            BufferError: pictures of another shape or device.
+            BufferError: the pictures have another shape or device.
         """
         shape, running, count = self._shape, threads(), len(pictures)
         raw, tokens = pictures.dtype == torch.uint8, 1 if cls_only else shape.tokens
@@ -69,8 +69,8 @@ class CompiledEncoder:
         encoded = torch.empty(count, tokens, shape.width, dtype=torch.float32, device="cpu")
         needed, work = self._bytes_of_picture * running, getattr(self._kept, "work", None)
         if work is None or len(work) < needed:
-            # Kept, since new pages may take longer than what is computed in them. Keys and values are multiplied in whole
-            # panels: what no token writes has to be zero, and stays so.
+            # The memory is kept, because new pages may take longer than the computation. Keys and values are multiplied in
+            # whole panels, so the parts that no token writes must be zero. They stay zero.
             work = self._kept.work = torch.zeros(needed, dtype=torch.uint8, device="cpu")
         room = address(work, torch.uint8, len(work))
         self._call(given, raw, count, cls_only, room, address(encoded, torch.float32, *encoded.shape), running)
@@ -94,7 +94,7 @@ class CompiledEncoder:
 
 
 def _shapes(config: OmniVisionConfig) -> list[tuple[int, ...]]:
-    """Of all tensors, in the order of `encoder.cpp`."""
+    """Shapes of all tensors, in the order of `compiled_encoder.cpp`."""
     width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
     pixels = config.num_channels * config.patch_size**2
     start = ((1 + config.num_patches) * width,)
@@ -110,9 +110,9 @@ def _shapes(config: OmniVisionConfig) -> list[tuple[int, ...]]:
 
 
 def is_possible(config: OmniVisionConfig, dtype: torch.dtype) -> bool:
-    """Whether an encoder of this shape can be compiled here, for this arithmetic.
+    """Whether there is a compiled function for this encoder and this type.
 
-    Widths have to be whole panels, and the activation the exact GELU.
+    Widths must be multiples of a panel, and the activation the exact GELU.
     """
     if config.hidden_act != "gelu" or (library := _library()) is None:
         return False
@@ -123,12 +123,12 @@ def is_possible(config: OmniVisionConfig, dtype: torch.dtype) -> bool:
 
 
 def _panels(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    """A matrix [O, K] as [O/PANEL, K, PANEL], of bfloat16 [O/PANEL, K/2, PANEL, 2], where K is filled to whole panels.
+    """A matrix [O, K] as [O/PANEL, K, PANEL], in bfloat16 as [O/PANEL, K/2, PANEL, 2]. Zeros fill K up to whole panels.
 
     A vector stays as it is, in float32.
 
     Raises:
-        BufferError: it has another shape than this, or is elsewhere.
+        BufferError: the tensor has another shape or device.
     """
     tensor = tensor.detach().float().contiguous()
     address(tensor, torch.float32, *shape)
@@ -144,7 +144,7 @@ def _panels(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) ->
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    library = compile_library(Path(__file__).with_name("encoder.cpp"), "encode_float32", "encoder_panel")
+    library = compile_library(Path(__file__).with_name("compiled_encoder.cpp"), "encode_float32", "encoder_panel")
     pointer, number, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
     for name in ("encode_float32", "encode_bfloat16"):
         if function := getattr(library, name, None):
