@@ -100,8 +100,15 @@ def verify_weights(folder: Path, variant: str | None = None, untrained: Collecti
     """
     if not weights_file(folder, variant).exists():  # the caller asked for weights in another format
         return
-    tensors, file = read_tensors(folder, variant), named(weights_file(folder, variant))
-    if saved := read_object(folder / CONFIG).get("fingerprints"):
+    saved = read_object(folder / CONFIG).get("fingerprints")
+    verify_tensors(read_tensors(folder, variant), saved, named(weights_file(folder, variant)), untrained)
+
+
+def verify_tensors(
+    tensors: Mapping[str, torch.Tensor], saved: Mapping[str, str] | None, file: str, untrained: Collection[str] = ()
+) -> None:
+    """The same for tensors by name and the fingerprints `saved` of their parts; `file` is where messages say they are."""
+    if saved:
         found = fingerprint_parts(tensors)
         parts = {*saved, *found} - set(untrained)
         if changed := sorted(part for part in parts if saved.get(part) != found.get(part)):

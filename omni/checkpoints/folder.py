@@ -7,6 +7,9 @@ that fit into no memory. Each of these is an error of one sentence.
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +148,35 @@ def expect_description(values: dict[str, Any], path: Path) -> None:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def expect_new(folder: str | Path) -> Path:
+    """Check that a checkpoint can be written to a folder without replacing anything, and return the folder as a path.
+
+    Raises:
+        FileExistsError: `folder` exists and is not an empty folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"Expected a new folder, but {str(folder)!r} exists already; name another, or remove it.")
+    return folder
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name at the end; if writing fails, no folder of that name appears.
+
+    Raises:
+        FileExistsError: `folder` exists and is not an empty folder.
+    """
+    folder = expect_new(folder)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    yield unfinished
+    if folder.exists():
+        folder.rmdir()
+    os.replace(unfinished, folder)
 
 
 # --- Models -----------------------------------------------------------------------------------------------------------

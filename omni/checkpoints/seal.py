@@ -29,9 +29,10 @@ MODEL, PROCESSOR, PREPROCESSOR, ADAPTER = (
     "preprocessor_seal.json",
     "adapter_seal.json",
 )
+GENERATION = "generation_config.json"
 TEMPLATES = "additional_chat_templates"
 SEALS: dict[str, tuple[str, ...]] = {
-    MODEL: (CONFIG, "generation_config.json", "model.safetensors.index*.json"),
+    MODEL: (CONFIG, GENERATION, "model.safetensors.index*.json"),
     PROCESSOR: (
         "processor_config.json",
         "chat_template.jinja",

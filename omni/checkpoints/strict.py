@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from .cards import measured_card, remote_code, write_card
-from .fingerprints import fingerprint_parts, part_of, safetensors_files, verify_weights, weights_file
+from .fingerprints import fingerprint_parts, part_of, safetensors_files, verify_tensors, verify_weights, weights_file
 from .folder import CONFIG, CheckpointError, named
-from .seal import MODEL, on_hub, seal, verify_files
+from .seal import GENERATION, MODEL, on_hub, seal, verify_files
 
 # Keys that transformers writes into a config.json, or passes on, beside the declared fields. Any other key is a mistake.
 INHERITED_KEYS = frozenset(
@@ -110,10 +110,11 @@ class StrictLoadingMixin:
             folder = _folder_of(name, place)
         foreign = _take_tower(cls, name, kwargs)
         where = repr(str(name)) if folder is None else named(weights_file(folder, variant))
+        gathered = None if folder is None or foreign else cls.gather(folder, kwargs)
         try:
-            with _LOADING, _room_for(None if allow_missing else folder, variant):
+            with _LOADING, _room_for(None if allow_missing or gathered else folder, variant):
                 model, report = super().from_pretrained(  # type: ignore[misc]
-                    name,
+                    name if gathered is None else None,
                     *model_args,
                     output_loading_info=True,
                     # without this they are collected in the report, so that one message names all of them
@@ -137,9 +138,33 @@ class StrictLoadingMixin:
         untrained = {part_of(key) for key in excused}
         if untrained:
             model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *untrained})
-        if folder is not None:
+        if gathered is not None:
+            assert folder is not None
+            verify_tensors(gathered, model.config.fingerprints, where, untrained)
+            model.name_or_path = model.config.name_or_path = str(name)
+            if (folder / GENERATION).is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+        elif folder is not None:
             verify_weights(folder, variant, untrained)
         return model
+
+    @classmethod
+    def gather(cls, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        """All tensors of a checkpoint whose parts are in several folders; None for one that is in its own folder whole.
+
+        Args:
+            folder: of the checkpoint.
+            kwargs: of `from_pretrained`; gets the configuration and the tensors.
+        """
+        return None
+
+    @contextmanager
+    def apart(self, tensors: Mapping[str, torch.Tensor], save_directory: Any) -> Iterator[dict[str, dict[str, str]]]:
+        """The parts that stay in folders of their own, each with its fingerprints there; they are not saved.
+
+        Inside, the configuration says where they are, seen from `save_directory`.
+        """
+        yield {}
 
     def post_init(self) -> None:
         """As in transformers. A model that is far larger than its checkpoint is refused before it takes memory."""
@@ -165,8 +190,13 @@ class StrictLoadingMixin:
             config.auto_map = remote_code(save_directory, self.found_as)
         # fingerprints include the names of tensors; transformers would give those of some towers older names
         kwargs.setdefault("save_original_format", False)
-        self._card = measured_card(config)  # before transformers overwrites README.md on the way to the hub
-        result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
+        with self.apart(saved if whole else {}, save_directory) as apart:
+            if apart:
+                elsewhere = {part: mark for marks in apart.values() for part, mark in marks.items()}
+                config.fingerprints |= elsewhere
+                kwargs["state_dict"] = {name: t for name, t in saved.items() if part_of(name) not in elsewhere}
+            self._card = measured_card(config)  # before transformers overwrites README.md on the way to the hub
+            result = super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         if self.should_save_on_this_rank(kwargs.get("is_main_process", True)):  # type: ignore[attr-defined]
             seal(save_directory, MODEL)
         return result
@@ -231,6 +261,8 @@ def _take_tower(cls: Any, folder: Any, kwargs: dict[str, Any]) -> re.Pattern[str
             f"{str(folder)!r} is a fused model with encoders {encoders}; exactly one of them must be {own_type!r} to be "
             f"loaded as {cls.__name__}."
         )
+    if (place := (values.get("parts_from") or {}).get(f"{towers[0]}_tower")) is not None:
+        raise CheckpointError(f"{str(folder)!r} has its {towers[0]}_tower in {place!r}; load it from there.")
     tower = re.escape(towers[0])
     kwargs["key_mapping"] = {rf"^(model\.)?{tower}_tower\.": ""}
     return re.compile(rf"(model\.)?(?!{tower}_tower\.)(\w+_tower|\w+_projector|language_model)\.|lm_head\.")

@@ -21,20 +21,24 @@ def compose(
     factor: Annotated[
         int | None, typer.Option(min=1, help="unshuffle_mlp: patches a side.", show_default="2, 3 or 1, as it fits")
     ] = None,
+    apart: Annotated[
+        bool,
+        typer.Option("--apart", help="Write the projector alone, and where the parts are; they have to stay there."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Compose a model of an encoder and a language model that you have: omni compose --image clip --thinker qwen mine."""
     if output is None or image is None or thinker is None:
         refuse("Expected two folders and a new one, such as `omni compose --image clip --thinker qwen mine`.")
     with status("starting"):
-        from omni.checkpoints.folder import CheckpointError
+        from omni.checkpoints.folder import CheckpointError, expect_new
         from omni.exchange import compose as composition
 
     quiet_transformers()
     with user_errors(CheckpointError, ValueError, FileExistsError), status("joining"):
-        composition.expect_new(output)  # before anything large is read
+        expect_new(output)  # before anything large is read
         composed = composition.compose(image, thinker, projector, factor)
-        composed.save(output)
+        composed.save(output, apart)
     if as_json:
         made = {"checkpoint": str(output), "untrained": composed.model.config.untrained, "notes": composed.notes}
         typer.echo(json.dumps(made, indent=2))

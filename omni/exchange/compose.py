@@ -14,7 +14,6 @@ cannot hold a picture. Every choice that was made on the way is a note.
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,7 +34,9 @@ from omni.checkpoints.folder import CheckpointError, model_type_of
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.fusion.parts import grow_vocabulary
 from omni.fusion.processing_omni import OmniProcessor
+from omni.loading.checkpoint import save_new
 from omni.projectors import PROJECTORS
 from omni.registry import get_modality
 from omni.session import make_prompts
@@ -81,39 +82,26 @@ class Composition:
         model: the fused model; its `config.untrained` names the projector.
         processor: its processor.
         notes: the choices that `compose` made, one sentence each.
+        folders: of the parts.
     """
 
     model: OmniForConditionalGeneration
     processor: OmniProcessor
     notes: tuple[str, ...]
+    folders: Mapping[str, str]
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, apart: bool = False) -> Path:
         """Write the checkpoint. If writing fails, no folder of that name appears.
+
+        Args:
+            folder: a new one.
+            apart: whether the parts stay in their folders; the checkpoint then holds the projector, and names them.
 
         Raises:
             FileExistsError: `folder` exists and is not an empty folder.
         """
-        folder = expect_new(folder)
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        self.model.save_pretrained(unfinished)
-        self.processor.save_pretrained(unfinished)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(unfinished, folder)
-        return folder
-
-
-def expect_new(folder: str | Path) -> Path:
-    """Check that a checkpoint can be written to a folder without replacing anything, and return the folder as a path.
-
-    Raises:
-        FileExistsError: `folder` exists and is not an empty folder.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"Expected a new folder, but {str(folder)!r} exists already; name another, or remove it.")
-    return folder
+        self.model.config.parts_from = dict(self.folders) if apart else None
+        return save_new(self.model, self.processor, folder)
 
 
 def compose(
@@ -163,7 +151,8 @@ def compose(
         f"image_projector is new: {projector}, factor {factor}; it turns {patches} patches of a picture ({output}) into "
         f"{config.num_tokens('image', grid_shape)} tokens"
     )
-    return Composition(model, processor, tuple(notes))
+    folders = {"image_tower": os.path.abspath(image), "language_model": os.path.abspath(thinker)}
+    return Composition(model, processor, tuple(notes), folders)
 
 
 # --- The two folders --------------------------------------------------------------------------------------------------
@@ -306,7 +295,7 @@ def _add_placeholder(tokenizer: Any, model: Any, notes: list[str]) -> int:
     if token_id < rows:
         notes.append(f"the tokenizer gets {token} as id {token_id}, which was free among {rows:,} embeddings")
     else:
-        model.resize_token_embeddings(token_id + 1, mean_resizing=False)
+        grow_vocabulary(model, token_id + 1)
         notes.append(f"the tokenizer gets {token} as id {token_id}; the {rows:,} embeddings grow to {token_id + 1:,}")
     return int(token_id)
 

@@ -70,6 +70,7 @@ class OmniConfig(PreTrainedConfig):
         tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
         untrained: parts of the model whose weights are random. `generate` refuses to use them.
         fingerprints: hashes of the weights of each part, as they were saved together.
+        parts_from: for a part that is not saved with the others its folder, see `parts.py`.
 
     Raises:
         ValueError: an unknown key, modality, output or projector, a missing token_id; the message lists the known ones.
@@ -85,6 +86,7 @@ class OmniConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     untrained: list[str] | None = None
     fingerprints: dict[str, str] | None = None
+    parts_from: dict[str, str] | None = None
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -107,7 +109,7 @@ class OmniConfig(PreTrainedConfig):
         self.untrained = self.untrained or []
         tie = kwargs.pop("tie_word_embeddings", None)
         if unknown := sorted(set(kwargs) - INHERITED_KEYS):
-            known = ["fingerprints", "modalities", "text_config", "tie_word_embeddings", "untrained"]
+            known = ["fingerprints", "modalities", "parts_from", "text_config", "tie_word_embeddings", "untrained"]
             known += [f"{name}_{what}" for name in self.modalities for what in ("config", "token_id")]
             raise ValueError(f"Unknown key {', '.join(map(repr, unknown))} for OmniConfig; known: {known}.")
         super().__post_init__(**kwargs)

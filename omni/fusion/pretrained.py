@@ -1,6 +1,9 @@
 """What transformers has to know of the fused model, and what the model returns. Nothing here computes."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from transformers.modeling_utils import PreTrainedModel
 from omni.checkpoints.strict import StrictLoadingMixin
 
 from .configuration_omni import OmniConfig
+from .parts import gather, kept_apart
 from .quantization import spare_small_parts
 from .signature import CACHE
 
@@ -67,10 +71,24 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As `StrictLoadingMixin.from_pretrained`; a `quantization_config` is for the Thinker, see `spare_small_parts`."""
+        """As `StrictLoadingMixin.from_pretrained`; parts may come from folders of their own, see `parts.py`.
+
+        A `quantization_config` is for the Thinker, see `spare_small_parts`.
+        """
         if (quantization := kwargs.get("quantization_config")) is not None:
             kwargs["quantization_config"] = spare_small_parts(quantization)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def gather(cls, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+        """See `StrictLoadingMixin.gather`."""
+        return gather(cls, folder, kwargs)
+
+    @contextmanager
+    def apart(self, tensors: Mapping[str, torch.Tensor], save_directory: Any) -> Iterator[dict[str, dict[str, str]]]:
+        """See `StrictLoadingMixin.apart`."""
+        with kept_apart(self.config, tensors, Path(save_directory)) as apart:
+            yield apart
 
     def train(self, mode: bool = True) -> "OmniPreTrainedModel":
         """Training mode for the parts that learn; a part that is frozen as a whole stays in eval mode, without dropout."""

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from omni.checkpoints.fingerprints import expect_finite
-from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answers, read_object, reason_of
+from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answers, new_folder, read_object, reason_of
 from omni.checkpoints.seal import ADAPTER, verify_files
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -76,3 +76,15 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
     noted = trained_for.get("untrained")
     merged.config.untrained = noted if isinstance(noted, list) else rest
     return merged
+
+
+def save_new(model: OmniForConditionalGeneration, processor: OmniProcessor, folder: str | Path) -> Path:
+    """Write a checkpoint. If writing fails, no folder of that name appears.
+
+    Raises:
+        FileExistsError: `folder` exists and is not an empty folder.
+    """
+    with new_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+    return Path(folder)

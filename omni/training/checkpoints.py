@@ -165,7 +165,7 @@ def room(folder: Path, least: int = 2**20) -> Iterator[None]:
 
 def save_whole(write: Callable[[Path], None], folder: Path) -> None:
     """Let `write` fill a folder, and only then put its files, one rename each, where they belong; config.json last."""
-    unfinished = folder / SAVING
+    unfinished = folder.with_name(f"{folder.name}{SAVING}")  # as deep, since paths to parts start there
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     with room(unfinished):

@@ -51,15 +51,24 @@ def keep_precision(model: nn.Module, folder: str | Path) -> None:
 
     A model of parts of different precision is loaded in the widest one.
     """
-    stored: dict[str, set[str]] = {}
-    for file in safetensors_files(Path(folder), None):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                stored.setdefault(part_of(name), set()).add(opened.get_slice(name).get_dtype())
+    stored = _types(Path(folder))
+    for part, place in (getattr(model.config, "parts_from", None) or {}).items():
+        kinds: set[str] = set().union(*_types(Path(place)).values())
+        stored |= dict.fromkeys(("language_model", "lm_head") if part == "language_model" else (part,), kinds)
     for part, tensors in _parts(model).items():
         kinds = stored.get(part, set())
-        if len(kinds) == 1 and (dtype := HALF.get(kinds.pop())) is not None:
+        if len(kinds) == 1 and (dtype := HALF.get(next(iter(kinds)))) is not None:
             _convert(tensors, dtype)
+
+
+def _types(folder: Path) -> dict[str, set[str]]:
+    """For each part the types of its tensors, as safetensors files call them."""
+    found: dict[str, set[str]] = {}
+    for file in safetensors_files(folder, None):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                found.setdefault(part_of(name), set()).add(opened.get_slice(name).get_dtype())
+    return found
 
 
 def learn_in_float32(model: nn.Module) -> None:

@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import has_length
 
-from omni.checkpoints.fingerprints import read_tensors
+from omni.checkpoints.fingerprints import part_of, read_tensors
 from omni.data.conversations import ExampleError
+from omni.fusion.parts import elsewhere
 from omni.training.checkpoints import CheckpointDamageError, DivergenceError, non_finite, room
 
 
@@ -86,9 +87,10 @@ class OmniTrainer(Trainer):
 def _load_weights(model: nn.Module, folder: Path) -> None:
     """Load all weights of a model; one that is tied stands under one of its names."""
     result = model.load_state_dict(read_tensors(folder), strict=False)
+    apart = elsewhere(getattr(model, "config", None))
     names = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     loaded = {key for name, key in names.items() if name not in result.missing_keys}
-    missing = [name for name in result.missing_keys if names.get(name) not in loaded]
+    missing = [name for name in result.missing_keys if names.get(name) not in loaded and part_of(name) not in apart]
     if wrong := [*missing, *result.unexpected_keys]:
         raise CheckpointDamageError(
             f"{folder} has other tensors than the model; missing or unexpected: {', '.join(wrong[:5])}. It was written by "

@@ -138,14 +138,15 @@ def test_a_run_killed_while_it_writes_its_result_can_be_finished(tmp_path: Path)
     done = run(recipe(tmp_path / "out"))
     expected = load_file(done / "model.safetensors")
     half = (done / "model.safetensors").read_bytes()[:5000]  # as if the process had died before the rename
-    (done / ".saving").mkdir()
-    (done / ".saving" / "model.safetensors").write_bytes(half)
+    saving = done.with_name("out.saving")
+    saving.mkdir()
+    (saving / "model.safetensors").write_bytes(half)
     for name in ("model.safetensors", "config.json"):
         (done / name).unlink()
     run(recipe(tmp_path / "out"), resume=True)
     found = load_file(done / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert not (done / ".saving").exists()
+    assert not saving.exists()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

@@ -1,0 +1,147 @@
+"""Parts of a fused model whose weights are in folders of their own.
+
+Who trains a projector for a language model need not copy the language model. A checkpoint may hold what was learnt alone,
+a few megabytes, and name under `parts_from` where the rest is:
+
+    {"parts_from": {"language_model": "../SmolLM2-135M-Instruct", "image_tower": "../vision_tiny"}}
+
+Paths start from the checkpoint. The fingerprints of all parts stand in the configuration, so other weights are refused.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from omni.checkpoints.fingerprints import fingerprint_parts, read_tensors
+from omni.checkpoints.folder import CONFIG, CheckpointError, named, read_object
+from omni.registry import get_modality
+
+
+def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
+    """All tensors of a checkpoint, those of parts from elsewhere among them; None where it is whole.
+
+    Args:
+        cls: the class of the model.
+        folder: of the checkpoint.
+        kwargs: of `from_pretrained`; gets the configuration, the tensors and the generation settings.
+
+    Raises:
+        CheckpointError: a part is not where the configuration says.
+    """
+    given = kwargs.get("config")
+    values = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    saved = getattr(given, "parts_from", None) if given is not None else values.get("parts_from")
+    if not isinstance(saved, Mapping):
+        return None
+    places = {**saved, **kwargs.pop("parts_from", {})}
+    if given is None:
+        given, rest = cls.config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
+        kwargs.clear()
+        kwargs.update(rest)
+    given.parts_from = {part: os.path.abspath(folder / place) for part, place in places.items()}
+    for part, place in given.parts_from.items():
+        if not os.path.isdir(place):
+            raise CheckpointError(
+                f"The checkpoint {named(folder)} has its {part} in {place!r}, which is not there; put it there, or say "
+                f"where it is: from_pretrained(..., parts_from={{{part!r}: FOLDER}})."
+            )
+    tensors = read_tensors(folder, kwargs.pop("variant", None)) | read_parts(given)
+    kwargs |= {"config": given, "state_dict": tensors}
+    return tensors
+
+
+def elsewhere(config: Any) -> set[str]:
+    """The parts that are not saved with the others; a language model brings its head."""
+    parts = set(getattr(config, "parts_from", None) or ())
+    return parts | {"lm_head"} if "language_model" in parts else parts
+
+
+def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
+    """The tensors of the parts that `config.parts_from` names, or of some of them, under their names in the fused model.
+
+    Raises:
+        CheckpointError: a folder that does not hold such a part.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for part in only or config.parts_from:
+        place = config.parts_from[part]
+        with _reading(part, place):
+            if part == "language_model":
+                model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+                grow_vocabulary(model, config.text_config.vocab_size)
+                tensors |= _named(model.base_model, "model.language_model.")
+                if not config.tie_word_embeddings:
+                    tensors |= _named(model.get_output_embeddings(), "lm_head.")
+            else:
+                encoder = read_encoder(part.removesuffix("_tower"), config, place)
+                tensors |= _named(encoder, f"model.{part}.")
+    return tensors
+
+
+def read_encoder(name: str, config: Any, place: str) -> nn.Module:
+    """The encoder of a modality in a folder of its own."""
+    modality, described = get_modality(name), config.modalities[name]["encoder"]
+    with torch.device("meta"):
+        cls = type(modality.build_tower(described))
+    return cls.from_pretrained(place, dtype="auto")
+
+
+def grow_vocabulary(model: Any, rows: int) -> None:
+    """Give a language model embeddings for new tokens.
+
+    Each new row is the mean of the old ones. So the logit of a new token is the mean of all others and never the largest,
+    and the same model grows the same way every time.
+    """
+    old = len(model.get_input_embeddings().weight)
+    if rows <= old:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for layer in {id(each): each for each in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        for tensor in (layer.weight, getattr(layer, "bias", None)):
+            if tensor is not None:
+                tensor.data[old:] = tensor.data[:old].float().mean(0).to(tensor.dtype)
+
+
+@contextmanager
+def kept_apart(
+    config: Any, tensors: Mapping[str, torch.Tensor], save_directory: Path
+) -> Iterator[dict[str, dict[str, str]]]:
+    """The parts that come from elsewhere and are still as they are there, each with its fingerprints there.
+
+    A language model may bring an `lm_head`. Inside, `config.parts_from` has these parts alone, seen from `save_directory`.
+
+    Args:
+        config: of the model, with the fingerprints that its parts have now.
+        tensors: of the model, by name.
+        save_directory: where the others are saved.
+    """
+    places, kept = config.parts_from or {}, {}
+    for part in places if tensors else ():
+        there = read_parts(config, part)  # in its own precision, which the model may have left
+        if all(torch.equal(tensor.to(tensors[name].dtype), tensors[name].cpu()) for name, tensor in there.items()):
+            kept[part] = fingerprint_parts(there)
+    config.parts_from = {part: os.path.relpath(places[part], save_directory) for part in kept} or None
+    try:
+        yield kept
+    finally:
+        config.parts_from = {part: places[part] for part in kept} or None
+
+
+def _named(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+@contextmanager
+def _reading(part: str, place: str) -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # what a folder holds is read by the code of others, which raises anything
+        raise CheckpointError(f"The {part} in {place!r} cannot be used: {error}") from error
