@@ -6,7 +6,7 @@
 The suffix says which modality is asked first; what the file holds decides. So a WAV file that is named .png is a sound.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from os import PathLike, fsdecode
 from typing import Any, NamedTuple
 
@@ -89,6 +89,23 @@ def nouns(items: Sequence[Item]) -> str:
     names = list(dict.fromkeys(item.modality for item in items))
     counts = [(sum(item.modality == name for item in items), get_modality(name).noun) for name in names]
     return " and ".join(noun if count == 1 else f"{count} {noun}s" for count, noun in counts)
+
+
+def can_be_shown(item: Item) -> bool:
+    """Whether it becomes a picture over which the places of its grid can be drawn: patches, or stretches of time."""
+    modality = get_modality(item.modality)
+    return modality.show is not None and modality.grid_dims <= 2
+
+
+def expect_known(items: Iterable[Item], names: Collection[str]) -> None:
+    """Refuse items of other modalities than those that a model takes.
+
+    Raises:
+        ItemError: there is one.
+    """
+    if strangers := [item.modality for item in items if item.modality not in names]:
+        takes = " and ".join(f"{get_modality(name).noun}s" for name in names) or "text alone"
+        raise ItemError(f"This model takes {takes}, found a {get_modality(strangers[0]).noun}; leave it out.")
 
 
 def _openers(among: Iterable[str] | None) -> tuple[list[Modality], list[str]]:

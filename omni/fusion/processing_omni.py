@@ -58,6 +58,8 @@ class OmniProcessor(ProcessorMixin):
             `OmniConfig()`. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
         prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
+        asked_by: the modalities of items that ask in the place of words, `["audio"]` if the model was trained on spoken
+            questions. A question may be empty beside an item of each of them.
 
     Raises:
         ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
@@ -71,10 +73,11 @@ class OmniProcessor(ProcessorMixin):
         modalities: Mapping[str, Any] | None = None,
         chat_template: Any = None,
         prompt: str | None = None,
+        asked_by: Sequence[str] | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("OmniProcessor needs a tokenizer.")
-        self.prompt = prompt
+        self.prompt, self.asked_by = prompt, list(asked_by or [])
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
         sections = dict(modalities) if modalities is not None else {"image": {}}
@@ -83,6 +86,8 @@ class OmniProcessor(ProcessorMixin):
         sections = {name: {**copy.deepcopy(section), "token_id": ids[name]} for name, section in sections.items()}
         self.plan = OmniConfig(modalities=sections)
         self.modalities = _as_json(self.plan)
+        if strangers := sorted({*self.asked_by} - {*sections}):
+            raise ValueError(f"Asked by items of {strangers}, but the modalities are {sorted(sections)}.")
         given = {**(preprocessors or {})}
         if image_processor is not None:
             given["image"] = image_processor
@@ -377,6 +382,8 @@ class OmniProcessor(ProcessorMixin):
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
         if self.prompt is not None:
             output["prompt"] = self.prompt
+        if self.asked_by:
+            output["asked_by"] = self.asked_by
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
@@ -426,7 +433,7 @@ class OmniProcessor(ProcessorMixin):
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
         left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
-        own = ("image_processor", "tokenizer", "chat_template", "prompt")
+        own = ("image_processor", "tokenizer", "chat_template", "prompt", "asked_by")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
@@ -442,7 +449,7 @@ class OmniProcessor(ProcessorMixin):
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
             "tokenizer", pretrained_model_name_or_path, **kwargs
         )
-        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt") if key not in overrides}
+        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor

@@ -281,7 +281,7 @@ def test_what_a_thinker_cannot_look_at_is_said(make_pair: Callable[..., Any]) ->
     with pytest.raises(AttentionError, match="gets only the CLS token of a picture"):
         word_attention(model, processor, [photo()], "how many")
     model, processor = make_pair()
-    with pytest.raises(AttentionError, match="Expected at least one picture to look at"):
+    with pytest.raises(AttentionError, match="Expected at least one item to look at"):
         word_attention(model, processor, [], "how many")
     with pytest.raises(AttentionError, match="in training mode"):
         word_attention(model.train(), processor, [photo()], "how many")
@@ -416,7 +416,7 @@ def test_the_command_draws_and_prints_what_the_functions_return(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "Expected a picture file"),
+        ((), "Expected a file, and after it a question"),
         ((SCENE,), "Expected a file for the maps"),
         ((SCENE, "-o", "map.jpg"), "found 'map.jpg'"),
         ((SCENE, "-o", "nowhere/map.png"), "its folder does not exist"),
