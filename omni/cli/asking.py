@@ -134,7 +134,7 @@ def attend(
     with user_errors(CheckpointError, QuestionError, attention.AttentionError), status("looking"):
         if question is None:
             model_type_of(folder)  # refuses a folder without a checkpoint
-            encoder = load_encoder(folder)
+            encoder = load_encoder(folder, "image")
             looks = attention.encoder_attention(encoder, opened[0], layer)
             drawn = panels.draw_encoder(looks, encoder, opened[0])
             about |= {**vars(looks), "mean": looks.mean}

@@ -73,7 +73,7 @@ def encoder_attention(encoder: Encoder, picture: Image.Image, layer: int | None 
 
     Args:
         encoder: see `omni.loading.encoder.load_encoder`. Its patches have to be its last tokens, as in omni's own encoder
-            and in the vision towers of transformers. For a model in memory: `Encoder(model, image_processor)`.
+            and in the vision towers of transformers. For a model in memory: `Encoder(model, preprocessor)`.
         picture: see `omni.vision.pictures.read_picture`.
         layer: counted from 1. The last layer by default.
 
@@ -83,11 +83,11 @@ def encoder_attention(encoder: Encoder, picture: Image.Image, layer: int | None 
     """
     model, name = encoder.model, type(encoder.model).__name__
     _expect_no_dropout(model)
-    pixel_values = encoder.prepare([picture])
-    shape = encoder.grid_shape(pixel_values)
+    inputs = encoder.prepare([picture])
+    shape = encoder.grid_shape(inputs)
     patches = math.prod(shape)
     with eager_attention(model.config):
-        maps = model(pixel_values=pixel_values, output_attentions=True).get("attentions") or ()
+        maps = model(**inputs, output_attentions=True).get("attentions") or ()
     if not maps or any(
         each is None or each.ndim != 4 or not patches <= each.shape[-2] == each.shape[-1] for each in maps
     ):

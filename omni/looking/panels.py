@@ -58,7 +58,7 @@ def _colours(strengths: Floats) -> Floats:
 
 def draw_encoder(attention: EncoderAttention, encoder: Encoder, picture: Image.Image) -> Image.Image:
     """One line of panels: the picture, each head, the mean of the heads, and rollout."""
-    seen = as_seen(encoder.image_processor, picture)
+    seen = as_seen(encoder.preprocessor, picture)
     heads = [_Panel(seen, f"head {number}", weights) for number, weights in enumerate(attention.heads, 1)]
     combined = [_Panel(seen, "mean of heads", attention.mean), _Panel(seen, "rollout", attention.rollout)]
     title = f"layer {attention.layer} of {attention.layers}, {attention.query} over the patches"
