@@ -405,7 +405,7 @@ class OmniProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: as for any processor.
-            kwargs: `modalities={"signal": None}` leaves a modality out; settings of preprocessors and tokenizer; the rest
+            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors and tokenizer; the rest
                 as in transformers.
 
         Raises:
@@ -413,7 +413,8 @@ class OmniProcessor(ProcessorMixin):
                 class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
-        left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
+        left_out = set(OmniConfig.left_out(kwargs))
+        kwargs = {key: value for key, value in kwargs.items() if key != "modalities" and not key.endswith("_config")}
         own = ("image_processor", "tokenizer", "chat_template", "prompt")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
