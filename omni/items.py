@@ -11,7 +11,7 @@ from os import PathLike, fsdecode
 from typing import Any, NamedTuple
 
 from omni.files import ReadError, read_whole
-from omni.registry import ItemError, Modality, get_modality, modalities
+from omni.registry import ItemError, Modality, get_modality, load_modalities
 
 MAX_BYTES = 2**29
 """Of a file whose suffix says nothing; each modality has a limit of its own."""
@@ -110,18 +110,8 @@ def expect_known(items: Iterable[Item], names: Collection[str]) -> None:
 
 def _openers(among: Iterable[str] | None) -> tuple[list[Modality], list[str]]:
     """The modalities that open files, and the names of those that cannot be loaded."""
-    found, broken = list[Modality](), list[str]()
-    for name in modalities() if among is None else among:
-        try:
-            modality = get_modality(name)
-        except ValueError:  # a broken plug-in is no reason to refuse the files of another
-            if among is not None:
-                raise
-            broken.append(name)
-            continue
-        if modality.open is not None:
-            found.append(modality)
-    return found, broken
+    found, broken = load_modalities() if among is None else ([get_modality(name) for name in among], [])
+    return [modality for modality in found if modality.open is not None], broken
 
 
 def _expect_file(path: str, nouns: str) -> None:

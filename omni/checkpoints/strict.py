@@ -130,7 +130,7 @@ class StrictLoadingMixin:
             report["mismatched_keys"] = []
         allowed = [re.compile(pattern) for pattern in allow_missing]
         excused = {key for key in report["missing_keys"] if any(pattern.search(key) for pattern in allowed)}
-        if problems := _problems(model, report, excused, foreign or cls.left_to_others):
+        if problems := _problems(model, report, excused, foreign or cls.tensors_of_others(kwargs)):
             raise CheckpointError(_complaint(cls.__name__, where, problems))
         untrained = {part_of(key) for key in excused}
         if untrained:
@@ -138,6 +138,11 @@ class StrictLoadingMixin:
         if folder is not None:
             verify_weights(folder, variant, untrained)
         return model
+
+    @classmethod
+    def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
+        """Names of tensors that a checkpoint may hold beside those of this model, where it is loaded with these arguments."""
+        return cls.left_to_others
 
     def post_init(self) -> None:
         """As in transformers; a model that is far larger than the checkpoint it is for is refused before it gets memory."""

@@ -140,6 +140,13 @@ class OmniConfig(PreTrainedConfig):
         return changes
 
     @classmethod
+    def left_out(cls, kwargs: Mapping[str, Any]) -> list[str]:
+        """The modalities that these arguments of `from_pretrained` leave out."""
+        named = [name for name, section in (kwargs.get("modalities") or {}).items() if section is None]
+        flat = [key for key, value in kwargs.items() if value is None and key.endswith("_config")]
+        return named + [cls.attribute_map.get(key, key).removesuffix("_config") for key in flat]
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As for any configuration; what is given beside the dictionary overrides parts of it before anything is built.
 
@@ -147,6 +154,8 @@ class OmniConfig(PreTrainedConfig):
         a modality out, also one whose plug-in is not installed.
         """
         values = dict(config_dict)
+        for name in cls.left_out(kwargs):  # what is not there is not untrained
+            values["untrained"] = [part for part in values.get("untrained") or [] if not part.startswith(f"{name}_")]
         if (saved := values.get("modalities")) is not None:
             sections = _merge(saved, cls._take_flat(values, saved))
             changes = cls._take_flat(kwargs, sections)

@@ -112,6 +112,13 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
             kwargs["quantization_config"] = spare_small_parts(quantization)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
+    @classmethod
+    def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
+        """Also those of a modality that is left out."""
+        left_out = OmniConfig.left_out(kwargs)
+        parts = [cls.left_to_others.pattern, *(rf"(model\.)?{name}_(tower|projector)\." for name in left_out)]
+        return re.compile("|".join(parts))
+
     def train(self, mode: bool = True) -> "OmniPreTrainedModel":
         """Training mode for the parts that learn; a part that is frozen as a whole stays in eval mode, without dropout."""
         super().train(mode)

@@ -28,7 +28,7 @@ from transformers.utils import is_torchvision_available
 from omni.checkpoints.cards import remote_code
 from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.files import write_text_whole
-from omni.registry import Modality, get_modality
+from omni.registry import Modality, get_modality, prepare_items
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
@@ -214,10 +214,7 @@ class OmniProcessor(ProcessorMixin):
         return list(_items(modality, given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The modality's inputs from raw items, or encoded ones as they are.
-
-        A preprocessor's names are mapped to the modality's in order.
-        """
+        """The modality's inputs from raw items, or encoded ones as they are."""
         if encoded := [item for item in items if isinstance(item, EncodedItem)]:
             if len(encoded) < len(items):
                 raise ValueError(
@@ -225,17 +222,8 @@ class OmniProcessor(ProcessorMixin):
                     "of them. Encode the others too, with `encode_items`."
                 )
             return {"mm_encoder_outputs": {name: encoded}}
-        modality, preprocessor = get_modality(name), self.preprocessors[name]
         options = {key: value for key, value in options.items() if value is not None}
-        if modality.prepare is not None:
-            return dict(modality.prepare(preprocessor, items, options))
-        made = preprocessor(items, **options)
-        names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
-        if len(names) < len(modality.inputs):
-            raise ValueError(
-                f"{type(preprocessor).__name__} made {sorted(made)}; the modality {name!r} needs {list(modality.inputs)}."
-            )
-        return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
+        return prepare_items(get_modality(name), self.preprocessors[name], items, options)
 
     def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
         """The token plan: how many placeholders each item becomes."""
@@ -424,7 +412,7 @@ class OmniProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: as for any processor.
-            kwargs: `modalities={"signal": None}` leaves a modality out; settings of preprocessors and tokenizer; the rest
+            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors and tokenizer; the rest
                 as in transformers.
 
         Raises:
@@ -432,7 +420,8 @@ class OmniProcessor(ProcessorMixin):
                 class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
-        left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
+        left_out = set(OmniConfig.left_out(kwargs))
+        kwargs = {key: value for key, value in kwargs.items() if key != "modalities" and not key.endswith("_config")}
         own = ("image_processor", "tokenizer", "chat_template", "prompt", "asked_by")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)

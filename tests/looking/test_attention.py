@@ -120,7 +120,7 @@ def maps_by_hand(folder: Path, pixels: np.ndarray, heads: int = 2, patch: int = 
 
 @pytest.fixture(scope="module")
 def by_hand(encoder: Encoder, scene: Image.Image) -> list[np.ndarray]:
-    return maps_by_hand(VISION, encoder.prepare([scene])[0].double().numpy())
+    return maps_by_hand(VISION, encoder.prepare([scene])["pixel_values"][0].double().numpy())
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, None])
@@ -189,7 +189,7 @@ def test_what_cannot_be_seen_is_said(encoder: Encoder, scene: Image.Image) -> No
         AutoConfig.for_model("swin", image_size=32, patch_size=4, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
     )
     with pytest.raises(AttentionError, match="SwinModel gives no maps of attention between its tokens"):
-        encoder_attention(Encoder(windows.eval(), tower.image_processor), photo())
+        encoder_attention(Encoder(windows.eval(), tower.preprocessor), photo())
 
 
 # --- The Thinker ------------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def test_what_an_image_processor_cuts_off_is_not_shown() -> None:
     tower = make_tower("clip_vision_model")
     edge = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     blue = []
-    for processor in (CLIPImageProcessorPil(**edge), tower.image_processor):
+    for processor in (CLIPImageProcessorPil(**edge), tower.preprocessor):
         own = Encoder(tower.model, processor)
         drawn = np.asarray(draw_encoder(encoder_attention(own, wide), own, wide).crop((16, 72, 240, 100)))
         blue.append((drawn[..., 2] > 200).mean() - (drawn[..., 0] > 200).mean())
