@@ -439,6 +439,8 @@ class OmniProcessor(ProcessorMixin):
             "tokenizer", pretrained_model_name_or_path, **kwargs
         )
         overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
+        if left_out & {*(overrides["asked_by"] or [])}:  # who asks is left out
+            overrides["asked_by"] = None
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor

@@ -268,9 +268,9 @@ def _unfold(cells: Floats, grid_shape: tuple[int, ...], factor: int) -> Floats:
 
     Of one axis the last token may have folded fewer.
     """
-    maps = cells.reshape(len(cells), *(-(-side // factor) for side in grid_shape))
+    maps: Any = cells.reshape(len(cells), *(-(-side // factor) for side in grid_shape))
     for axis, side in enumerate(grid_shape, 1):
-        owner = np.arange(side) // factor
-        share = np.bincount(owner)[owner] if side else owner
-        maps = maps.take(owner, axis) / share.reshape(-1, *[1] * (maps.ndim - 1 - axis))
-    return maps.astype(np.float32)
+        owner = np.arange(side) // factor  # the token that each place went into
+        members = np.bincount(owner)[owner]
+        maps = maps.take(owner, axis) / members.reshape(-1, *[1] * (maps.ndim - 1 - axis))
+    return np.asarray(maps, dtype=np.float32)

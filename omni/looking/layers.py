@@ -6,10 +6,10 @@
     inspect_encoder("checkpoints/omni_tiny", item="examples/scene.png")
 
 One forward pass is watched: hooks tell the shapes, `torch.utils.flop_counter` tells the operations, and the modules tell
-their parameters. The model is built from its configuration on the "meta" device, where tensors have shapes and no
-contents. So no weights are read, nothing is computed, and a large tower takes no longer than a small one. What it reads
-there are pictures of its size, or what it names as its `dummy_inputs`. With an item of any modality the folder is loaded,
-and the encoder reads this item.
+their parameters. An encoder of pictures is built from its configuration on the "meta" device, where tensors have shapes and
+no contents. So no weights are read, nothing is computed, and a large tower takes no longer than a small one. How much any
+other encoder computes depends on what it reads: it is loaded, and reads an item, by default one that its modality makes up
+(`Modality.probes`).
 
 Conventions:
 
@@ -27,7 +27,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +37,11 @@ from rich.table import Table
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from omni.fusion.thinker import eager_attention
 from omni.items import Item, read_item
-from omni.loading.encoder import load_encoder
-from omni.registry import get_modality, modalities
+from omni.loading.encoder import Encoder, build_tower, find_encoder, load_encoder
 
 BYTES = 4
 """Bytes of a float32."""
@@ -117,32 +115,30 @@ def inspect_encoder(
         image_size: of an encoder of pictures side, or height and width, in pixels. By default the size in the configuration.
         batch_size: number of items.
         item: the item that is read, or its file, see `omni.items.read_item`. Of a model of several encoders, the one of
-            its modality is inspected. The model is then loaded from its folder.
+            its modality is inspected.
 
     Raises:
-        ValueError: the file is missing or holds no configuration, the model type is unknown, the model refuses what it
-            reads, or tells neither a size of pictures nor `dummy_inputs`.
+        ValueError: the file is missing or holds no configuration, the model type is unknown or that of no encoder, or the
+            model refuses what it reads.
         ItemError: the item's file cannot be read.
     """
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, found {batch_size}.")
+    source = config_or_path if isinstance(config_or_path, PreTrainedConfig) else Path(config_or_path)
+    config = source if isinstance(source, PreTrainedConfig) else _read_config(source)
     size: tuple[int, int] | None = None
-    if item is not None:
-        if image_size is not None:
-            raise ValueError("An item has a size of its own; leave out the image size, or the item.")
-        if isinstance(config_or_path, PreTrainedConfig):
-            raise ValueError("An item is prepared and read by a whole encoder; name its folder, not its configuration.")
-        model, inputs = _loaded(Path(config_or_path), read_item(item), batch_size)
-    else:
-        config = config_or_path if isinstance(config_or_path, PreTrainedConfig) else _read_config(Path(config_or_path))
-        config = getattr(config, "vision_config", None) or config
+    if item is None:
+        part = getattr(config, "vision_config", None) or config
         with torch.device("meta"):
-            model = _build(config)
+            model = _build(part)
             if model.main_input_name == "pixel_values":
-                size = _height_and_width(image_size, config)
+                size = _height_and_width(image_size, part)
                 inputs = _pictures(model, size, batch_size)
-            else:
-                inputs = _dummies(model, image_size, batch_size)
+    if size is None:
+        if image_size is not None:
+            what = "An item has a size of its own" if item is not None else f"{type(model).__name__} reads no pictures"
+            raise ValueError(f"{what}; leave out the image size.")
+        model, inputs = _with_item(source, config, None if item is None else read_item(item), batch_size)
     shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     counter = FlopCounterMode(display=False)
     # only eager attention shows its scores
@@ -233,24 +229,13 @@ def _read_config(path: Path) -> PreTrainedConfig:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no configuration, but a {type(values).__name__}; expected a JSON object.")
     model_type = values.pop("model_type", OURS)
-    _find(model_type)
     try:
         return AutoConfig.for_model(model_type, **values)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise ValueError(f"{path} is no configuration of a known model: {error}") from error
 
 
-def _find(model_type: str) -> None:
-    """Load the plug-ins, until one makes a model type known that transformers does not know."""
-    for name in modalities():
-        if model_type in CONFIG_MAPPING:
-            return
-        with suppress(ValueError):  # a broken plug-in is no reason not to ask another
-            get_modality(name)
-
-
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
-    _find(config.model_type)
     try:
         # a copy, because from_config writes the attention into the configuration
         model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
@@ -279,26 +264,23 @@ def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
     return height, width
 
 
-def _dummies(model: PreTrainedModel, image_size: Any, batch_size: int) -> dict[str, Any]:
-    """What an encoder that reads no pictures says that one may try it with: the first item, `batch_size` times."""
-    name = type(model).__name__
-    if image_size is not None:
-        raise ValueError(f"{name} reads {model.main_input_name!r}, and not pictures; leave out the image size.")
-    if type(model).dummy_inputs is PreTrainedModel.dummy_inputs:  # token ids, for whatever model
-        raise ValueError(
-            f"{name} reads {model.main_input_name!r} and has no `dummy_inputs` to tell their shapes; pass a file that it "
-            "reads, or choose an encoder."
-        )
-    return {
-        key: torch.empty_like(value[:1], device="meta").repeat(batch_size, *[1] * (value.ndim - 1))
-        for key, value in model.dummy_inputs.items()
-    }
-
-
-def _loaded(folder: Path, item: Item, batch_size: int) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The encoder of an item's modality, and what it reads of the item, `batch_size` times."""
-    encoder = load_encoder(folder, item.modality)
-    return encoder.model.float(), encoder.arguments(encoder.prepare([item.value] * batch_size))
+def _with_item(
+    source: PreTrainedConfig | Path, config: PreTrainedConfig, item: Item | None, batch_size: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """An encoder, and what it reads of an item, `batch_size` times."""
+    name = None if item is None else item.modality
+    if isinstance(source, Path) and source.is_dir():
+        encoder = load_encoder(source, name)
+    else:
+        try:
+            bundle, part = find_encoder(config, name)
+        except ValueError as error:
+            raise ValueError(f"There is no encoder to inspect: {error}") from error
+        model = build_tower(bundle, copy.deepcopy(part)).eval()
+        encoder = Encoder(model, bundle.preprocessor_class(), modality=bundle.name)
+    encoder.model.float()
+    inputs = encoder.prepare([encoder.probes()[0] if item is None else item.value] * batch_size)
+    return encoder.model, {encoder.bundle.arguments[key]: value for key, value in inputs.items()}
 
 
 # --- One forward pass, watched ----------------------------------------------------------------------------------------
@@ -455,9 +437,10 @@ def _blocks_and_outputs(rows: list[Step], model: Any, output: Any) -> list[Step]
     return [*renamed, *(Step(name=name, shape=tuple(output[name].shape)) for name in ("cls", "grid"))]
 
 
-def _made(name: str, shape: Shape, **numbers: int) -> Step:
+def _made(name: str, shape: Shape, depth: int = 0, parameters: int = 0) -> Step:
     """A step that is no module, with an output of its own."""
-    return Step(name=name, shape=shape, activation_bytes=BYTES * math.prod(shape), **numbers)
+    size = BYTES * math.prod(shape)
+    return Step(name=name, shape=shape, depth=depth, parameters=parameters, activation_bytes=size)
 
 
 OWN = {"omni_vision": _as_in_the_seed, "omni_audio": _as_it_hears}
