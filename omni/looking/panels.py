@@ -108,7 +108,7 @@ def draw_words(attention: WordAttention, processor: OmniProcessor, items: Sequen
 
 def _seen(bundle: Modality, preprocessor: Any, item: Any) -> Image.Image:
     assert bundle.show is not None
-    return as_seen(preprocessor, bundle.show(item))
+    return as_seen(preprocessor if bundle.grid_dims == 2 else None, bundle.show(item))
 
 
 def as_seen(preprocessor: Any, picture: Image.Image, width: int = PANEL) -> Image.Image:

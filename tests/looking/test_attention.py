@@ -161,7 +161,7 @@ def test_any_tower_shows_where_it_looks_and_stays_as_it_was(model_type: str) -> 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
     with torch.no_grad():
-        maps = eager.model(pixel_values=pixels, output_attentions=True).attentions[1][0]
+        maps = eager.model(**pixels, output_attentions=True).attentions[1][0]
     assert maps.std() > 0.01
     has_cls = model_type != "siglip_vision_model"
     row = maps[:, 0] if has_cls else maps.mean(1)
