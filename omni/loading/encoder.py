@@ -189,14 +189,23 @@ def _of_own_folder(bundle: Modality, folder: Path, config: Any) -> tuple[PreTrai
     """A tower, and whether its pooler is trained: classifiers are saved without ViT's, which comes after what is read."""
     if type(config) is bundle.config_class and issubclass(bundle.model_class, StrictLoadingMixin):
         return bundle.model_class.from_pretrained(folder), True
-    model, report = tower_class(bundle, config).from_pretrained(
-        folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    model, report = read_tower(bundle, folder, config)
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lost := [name for name in lacking if not name.startswith("pooler.")]:
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         raise ValueError(f"its weights lack or mis-shape {', '.join(lost[:5])}{more}.")
     return model, not lacking
+
+
+def read_tower(bundle: Modality, folder: Path, config: Any, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The encoder in a folder, and the report of what its weights lack; `config` is its part of the configuration there."""
+    cls: Any = tower_class(bundle, config)
+    if not issubclass(cls, StrictLoadingMixin):  # which finds its part by itself
+        options["config"] = config
+    read: tuple[PreTrainedModel, dict[str, Any]] = cls.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return read
 
 
 # --- Which modality a model belongs to --------------------------------------------------------------------------------
@@ -239,8 +248,8 @@ def find_encoder(config: Any, modality: str | None = None) -> tuple[Modality, An
             )
         if found:
             return found[0], part
-    expected = f"an encoder of {among[0].noun}s" if among else "an encoder of a known modality"
-    raise ValueError(f"a model of type {config.model_type!r} encodes nothing that is asked for, expected {expected}.")
+    kind = f"encoder of {among[0].noun}s" if among else "encoder of any modality here"
+    raise ValueError(f"a model of type {config.model_type!r} is no {kind}; name the folder of one.")
 
 
 def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
