@@ -26,7 +26,9 @@ def _with_encoders(command: Callable[..., None]) -> Callable[..., None]:
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[Path | None, typer.Option(f"--{name.replace('_', '-')}", help=f"Encoder of {name}: folder.")],
+            annotation=Annotated[
+                Path | None, typer.Option(f"--{name.replace('_', '-')}", help=f"Encoder of {name}: folder.")
+            ],
         )
         for name in names
     ]

@@ -177,7 +177,9 @@ def compose(
     preprocessors = {name: encoder.preprocessor for name, encoder in towers.items()}
     processor = OmniProcessor(tokenizer=tokenizer, preprocessors=preprocessors, modalities=config.modalities)
     named_folders = " and ".join(f"the encoder in {str(folder)!r}" for folder in found)
-    _try(model, processor, probes, f"{named_folders} and the language model in {str(thinker)!r}".replace("the", "The", 1))
+    _try(
+        model, processor, probes, f"{named_folders} and the language model in {str(thinker)!r}".replace("the", "The", 1)
+    )
     for name, encoder in towers.items():
         section = config.modalities[name]
         places = "a grid of " if len(grids[name]) > 1 else ""
