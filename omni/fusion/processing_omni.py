@@ -413,7 +413,7 @@ class OmniProcessor(ProcessorMixin):
                 class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
-        left_out = set(OmniConfig.left_out(kwargs))
+        left_out = set(OmniConfig.names_left_out(kwargs))
         kwargs = {key: value for key, value in kwargs.items() if key != "modalities" and not key.endswith("_config")}
         own = ("image_processor", "tokenizer", "chat_template", "prompt")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
