@@ -98,7 +98,8 @@ def compose(
     kept = " ".join(f"--set model.{name}=null" for name in folders)
     typer.echo(
         f"The projector{'s are' if several else ' is'} untrained, so the model refuses questions about {nouns}; train "
-        f"{'them' if several else 'it'} first: omni train configs/train_projector.json --set model.checkpoint={output} {kept}"
+        f"{'them' if several else 'it'} first: omni train configs/train_projector.json --set model.checkpoint={output} "
+        + kept
     )
 
 

@@ -414,8 +414,8 @@ def _try(model: OmniForConditionalGeneration, processor: OmniProcessor, items: S
         limit, found = getattr(model.config.text_config, "max_position_embeddings", None), inputs["input_ids"].shape[1]
         if limit is not None and found >= limit:
             raise ValueError(
-                f"a {nouns(items)} and a word are {found} tokens, but the language model takes at most {limit}; choose a larger "
-                "factor"
+                f"a {nouns(items)} and a word are {found} tokens, but the language model takes at most {limit}; choose a "
+                "larger factor"
             )
         with torch.inference_mode():
             model(**inputs)

@@ -207,10 +207,13 @@ def _encoder(encoder: Encoder, probes: Sequence[Any]) -> Traced:
     inputs = encoder.prepare([probes[0]] * 2)
     alone = [encoder.prepare([probe]) for probe in probes]
     grids = {grid for each in alone for grid in encoder.grid_shapes(each)}
-    free: dict[str, Axes] = {}
+    free: dict[str, Axes | list[Axes]] = {}
     for key, value in inputs.items():
         lengths = [axis for axis in range(1, value.ndim) if len({each[key].shape[axis] for each in alone}) > 1]
-        free[key] = {0: items, **{axis: "length" if number == 0 else f"length {number + 1}" for number, axis in enumerate(lengths)}}
+        free[key] = {
+            0: items,
+            **{axis: "length" if number == 0 else f"length {number + 1}" for number, axis in enumerate(lengths)},
+        }
     if len(grids) > 1 and any(len(grid) > 1 for grid in grids):
         raise ExportError(
             f"The {items} of this encoder have grids of several sizes along several axes, and a graph has room for one; use "
@@ -233,7 +236,9 @@ def _encoder(encoder: Encoder, probes: Sequence[Any]) -> Traced:
         def project(**tokens: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"tokens": projector(tokens, fixed or (tokens["grid"].shape[1],) if "grid" in tokens else (1,))}
 
-        axes = {part: {0: items, **({1: "places"} if part == "grid" and fixed is None else {})} for part in output}
+        axes: dict[str, Axes | list[Axes]] = {
+            part: {0: items, **({1: "places"} if part == "grid" and fixed is None else {})} for part in output
+        }
         parts[f"{name}_projector"] = (_Part(projector, project), tokens, axes)
     return parts
 
@@ -401,7 +406,9 @@ def _compare(folder: Path, encoder: Encoder, probes: Sequence[Any], found: dict[
         projected = None
         if encoder.fused is not None:
             parts = encoder.fused.config.modalities[name]["output"].split("+")
-            projected = _run(_session(folder / f"{name}_projector.onnx"), {part: encoded[part] for part in parts})["tokens"]
+            projected = _run(_session(folder / f"{name}_projector.onnx"), {part: encoded[part] for part in parts})[
+                "tokens"
+            ]
         for row, item in enumerate(items):
             alone = encoder.prepare([item])
             expected, shapes = encoder.encode(alone), encoder.grid_shapes(alone)
@@ -418,7 +425,9 @@ def _compare_thinker(folder: Path, model: OmniForConditionalGeneration, found: d
     """Compare prompts of one row, and of two rows where one is padded on the left; then token after token."""
     embed, think = _session(folder / "embedding.onnx"), _session(folder / "thinker.onnx")
     ids = torch.arange(min(8, model.config.text_config.vocab_size))[None]
-    _note(found, "embedding", _run(embed, {"input_ids": ids.numpy()})["inputs_embeds"], model.get_input_embeddings()(ids))
+    _note(
+        found, "embedding", _run(embed, {"input_ids": ids.numpy()})["inputs_embeds"], model.get_input_embeddings()(ids)
+    )
     for rows, length in ((1, 7), (2, 12)):
         mask = torch.ones(rows, length, dtype=torch.int64)
         mask[1:, :4] = 0

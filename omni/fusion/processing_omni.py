@@ -405,8 +405,8 @@ class OmniProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: as for any processor.
-            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors and tokenizer; the rest
-                as in transformers.
+            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors
+                and tokenizer; the rest as in transformers.
 
         Raises:
             ValueError: a file that is not as it was sealed; a modality whose plug-in is missing; a preprocessor of another

@@ -102,7 +102,7 @@ class Encoder:
 
     @torch.inference_mode()
     def name(self, encoded: Any, shapes: Sequence[tuple[int, ...]]) -> Tokens:
-        """The tokens of an output by their names, and projected as the fused model does it; `shapes` are the items' grids."""
+        """The tokens of an output by their names, and projected as the fused model does it; `shapes` are the grids."""
         patches = max(map(math.prod, shapes))
         tokens: Tokens = dict(self.bundle.read(encoded, patches))
         if "grid" in tokens:  # some encoders pad to the longest item that there can be
@@ -236,8 +236,8 @@ def find_encoder(config: Any, modality: str | None = None) -> tuple[Modality, An
     Raises:
         ValueError: there is no such encoder, or there are several.
     """
-    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
-    parts = [part for part in (*parts, config) if part is not None]
+    inner: list[Any] = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
+    parts = [part for part in (*inner, config) if part is not None]
     among = [get_modality(modality)] if modality else None
     for part in parts:
         found = _owners(part, among)
@@ -256,15 +256,21 @@ def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
     """The modalities whose encoder a configuration describes: the one that brought it, or all that read what it reads."""
     if own := _own(config, among):
         return own
-    found = []
+    found, reads = list[Modality](), ""
     for bundle in load_modalities()[0] if among is None else among:
         try:
             cls = tower_class(bundle, config)
         except Exception:  # the code of others: of such a configuration this modality has no tower
             continue
-        if cls.main_input_name in bundle.arguments.values():
+        if (name := cls.main_input_name) in bundle.arguments.values():
             found.append(bundle)
-    return found
+            reads = name
+    return _nearest(found, reads)
+
+
+def _nearest(found: list[Modality], reads: str) -> list[Modality]:
+    """Of several modalities the one that calls its inputs as the encoder does: pictures and not videos, `pixel_values`."""
+    return [each for each in found if reads in each.inputs] or found
 
 
 def _own(config: Any, among: Sequence[Modality] | None = None) -> list[Modality]:
@@ -279,7 +285,8 @@ def _own(config: Any, among: Sequence[Modality] | None = None) -> list[Modality]
 def _modality_of(model: PreTrainedModel) -> str:
     """The name of a model's modality."""
     reads = model.main_input_name
-    found = _own(model.config) or [each for each in load_modalities()[0] if reads in each.arguments.values()]
+    found = _own(model.config)
+    found = found or _nearest([each for each in load_modalities()[0] if reads in each.arguments.values()], reads)
     if len(found) != 1:
         others = " or ".join(each.name for each in found) or "no modality"
         raise ValueError(f"A {type(model).__name__} reads {reads!r}, as {others} does; name its modality.")

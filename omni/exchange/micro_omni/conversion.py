@@ -340,8 +340,8 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
     """Convert a checkpoint to micro-Omni's files.
 
     Args:
-        checkpoint: folder of one of omni's encoders, of a Llama, or of a fused model of a Llama and these encoders, each with
-            a linear projector: of pictures over CLS, of sounds over the grid.
+        checkpoint: folder of one of omni's encoders, of a Llama, or of a fused model of a Llama and these encoders, each
+            with a linear projector: of pictures over CLS, of sounds over the grid.
         output: a new folder; or a new file that ends with .safetensors (the merged form) or with .pt (if micro-Omni keeps
             the model in one file).
 
@@ -445,7 +445,7 @@ def _refuse_other_models(config: OmniConfig) -> None:
 
 
 def _their_thinker(config: Any, words: Tensors, settings: dict[str, Any]) -> dict[str, Tensors]:
-    """The Thinker's tensors. micro-Omni has no placeholders, so their rows, if they were trained, are a part of their own."""
+    """The Thinker's tensors. micro-Omni has no placeholders: their rows, if they were trained, are a part of their own."""
     sees = isinstance(config, OmniConfig)
     text, known = (config.text_config if sees else config), settings.get("thinker", {})
     vocab = text.vocab_size
