@@ -30,10 +30,13 @@ def build_tower(config: Any) -> PreTrainedModel:
 
 @cache
 def _tower_class(model_type: str) -> Any:
-    Model = whole = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
+    whole: Any = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
+    model = whole
     if model_type == WHISPER:
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder as Model
-    return type(f"{Model.__name__}Tower", (_Tower, Model), {"__module__": __name__, "whole": whole})
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        model = WhisperEncoder
+    return type(f"{model.__name__}Tower", (_Tower, model), {"__module__": __name__, "whole": whole})
 
 
 class _Tower:

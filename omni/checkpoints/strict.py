@@ -141,7 +141,7 @@ class StrictLoadingMixin:
 
     @classmethod
     def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
-        """Names of tensors that a checkpoint may hold beside those of this model, where it is loaded with these arguments."""
+        """Names of tensors that a checkpoint may hold for others, where a model is loaded from it with these arguments."""
         return cls.left_to_others
 
     def post_init(self) -> None:

@@ -134,7 +134,7 @@ def embed(
             "error": engine.error,
             "files_sha256": _sha256(part for path in files for part in _state(path)),
             "rows": len(files),
-            "shard_rows": shard_rows or default_part_rows((engine.longest, *shape[-1:]), batch_size, place.single),
+            "shard_rows": shard_rows or default_part_rows((engine.longest, engine.shape[1]), batch_size, place.single),
         }
         with place.open(document, files, shape, engine.sized) as table:
             start, missing = time.perf_counter(), table.missing()

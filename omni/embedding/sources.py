@@ -52,9 +52,9 @@ def _find(source: str, modality: Modality) -> Iterable[str]:
         name = os.path.basename(path)
         return not name.startswith(".") and os.path.splitext(name)[1].lower() in modality.suffixes
 
+    suffix = next(iter(modality.suffixes), "")
     expected = (
-        f"a folder, a pattern such as 'files/**/*{next(iter(modality.suffixes), '')}', a manifest (.jsonl, .json, .csv) or a "
-        f"{modality.noun}"
+        f"a folder, a pattern such as 'files/**/*{suffix}', a manifest (.jsonl, .json, .csv) or a {modality.noun}"
     )
     if os.path.isdir(source):
         return (os.path.join(folder, name) for folder, files in _walk(source) for name in files if owns(name))

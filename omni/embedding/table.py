@@ -232,9 +232,7 @@ class Output:
             describe(self.path)
 
     @contextmanager
-    def open(
-        self, document: Document, paths: Sequence[str], shape: Shape, sized: bool = True
-    ) -> Iterator["Table"]:
+    def open(self, document: Document, paths: Sequence[str], shape: Shape, sized: bool = True) -> Iterator["Table"]:
         """Begin the table, or continue it; see `Table`.
 
         Raises:

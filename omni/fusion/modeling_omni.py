@@ -115,7 +115,7 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     @classmethod
     def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
         """Also those of a modality that is left out."""
-        left_out = OmniConfig.left_out(kwargs)
+        left_out = OmniConfig.names_left_out(kwargs)
         parts = [cls.left_to_others.pattern, *(rf"(model\.)?{name}_(tower|projector)\." for name in left_out)]
         return re.compile("|".join(parts))
 

@@ -412,15 +412,15 @@ class OmniProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: as for any processor.
-            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors and tokenizer; the rest
-                as in transformers.
+            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors
+                and tokenizer; the rest as in transformers.
 
         Raises:
             ValueError: a file that is not as it was sealed; a modality whose plug-in is missing; a preprocessor of another
                 class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
-        left_out = set(OmniConfig.left_out(kwargs))
+        left_out = set(OmniConfig.names_left_out(kwargs))
         kwargs = {key: value for key, value in kwargs.items() if key != "modalities" and not key.endswith("_config")}
         own = ("image_processor", "tokenizer", "chat_template", "prompt", "asked_by")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}

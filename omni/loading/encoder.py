@@ -102,7 +102,7 @@ class Encoder:
 
     @torch.inference_mode()
     def name(self, encoded: Any, shapes: Sequence[tuple[int, ...]]) -> Tokens:
-        """The tokens of an output by their names, and projected as the fused model does it; `shapes` are the items' grids."""
+        """The tokens of an output by their names, and projected as the fused model does it; `shapes` are the grids."""
         patches = max(map(math.prod, shapes))
         tokens: Tokens = dict(self.bundle.read(encoded, patches))
         if "grid" in tokens:  # some encoders pad to the longest item that there can be
@@ -189,14 +189,23 @@ def _of_own_folder(bundle: Modality, folder: Path, config: Any) -> tuple[PreTrai
     """A tower, and whether its pooler is trained: classifiers are saved without ViT's, which comes after what is read."""
     if type(config) is bundle.config_class and issubclass(bundle.model_class, StrictLoadingMixin):
         return bundle.model_class.from_pretrained(folder), True
-    model, report = tower_class(bundle, config).from_pretrained(
-        folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    model, report = read_tower(bundle, folder, config)
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lost := [name for name in lacking if not name.startswith("pooler.")]:
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         raise ValueError(f"its weights lack or mis-shape {', '.join(lost[:5])}{more}.")
     return model, not lacking
+
+
+def read_tower(bundle: Modality, folder: Path, config: Any, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The encoder in a folder, and the report of what its weights lack; `config` is its part of the configuration there."""
+    cls: Any = tower_class(bundle, config)
+    if not issubclass(cls, StrictLoadingMixin):  # which finds its part by itself
+        options["config"] = config
+    read: tuple[PreTrainedModel, dict[str, Any]] = cls.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return read
 
 
 # --- Which modality a model belongs to --------------------------------------------------------------------------------
@@ -227,8 +236,8 @@ def find_encoder(config: Any, modality: str | None = None) -> tuple[Modality, An
     Raises:
         ValueError: there is no such encoder, or there are several.
     """
-    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
-    parts = [part for part in (*parts, config) if part is not None]
+    inner: list[Any] = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
+    parts = [part for part in (*inner, config) if part is not None]
     among = [get_modality(modality)] if modality else None
     for part in parts:
         found = _owners(part, among)
@@ -239,23 +248,29 @@ def find_encoder(config: Any, modality: str | None = None) -> tuple[Modality, An
             )
         if found:
             return found[0], part
-    expected = f"an encoder of {among[0].noun}s" if among else "an encoder of a known modality"
-    raise ValueError(f"a model of type {config.model_type!r} encodes nothing that is asked for, expected {expected}.")
+    kind = f"encoder of {among[0].noun}s" if among else "encoder of any modality here"
+    raise ValueError(f"a model of type {config.model_type!r} is no {kind}; name the folder of one.")
 
 
 def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
     """The modalities whose encoder a configuration describes: the one that brought it, or all that read what it reads."""
     if own := _own(config, among):
         return own
-    found = []
+    found, reads = list[Modality](), ""
     for bundle in load_modalities()[0] if among is None else among:
         try:
             cls = tower_class(bundle, config)
         except Exception:  # the code of others: of such a configuration this modality has no tower
             continue
-        if cls.main_input_name in bundle.arguments.values():
+        if (name := cls.main_input_name) in bundle.arguments.values():
             found.append(bundle)
-    return found
+            reads = name
+    return _nearest(found, reads)
+
+
+def _nearest(found: list[Modality], reads: str) -> list[Modality]:
+    """Of several modalities the one that calls its inputs as the encoder does: pictures and not videos, `pixel_values`."""
+    return [each for each in found if reads in each.inputs] or found
 
 
 def _own(config: Any, among: Sequence[Modality] | None = None) -> list[Modality]:
@@ -270,7 +285,8 @@ def _own(config: Any, among: Sequence[Modality] | None = None) -> list[Modality]
 def _modality_of(model: PreTrainedModel) -> str:
     """The name of a model's modality."""
     reads = model.main_input_name
-    found = _own(model.config) or [each for each in load_modalities()[0] if reads in each.arguments.values()]
+    found = _own(model.config)
+    found = found or _nearest([each for each in load_modalities()[0] if reads in each.arguments.values()], reads)
     if len(found) != 1:
         others = " or ".join(each.name for each in found) or "no modality"
         raise ValueError(f"A {type(model).__name__} reads {reads!r}, as {others} does; name its modality.")

@@ -174,7 +174,10 @@ def test_an_image_processor_that_makes_pictures_of_several_sizes_is_refused() ->
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
     model = Dinov2Model(Dinov2Config(image_size=32, patch_size=8, **shape)).eval()
     processor = BitImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
-    with pytest.raises(EngineError, match="pictures of 3 x 32 x 32 and of 3 x 32 x 48 numbers and does not pad them, expected one size for all"):
+    with pytest.raises(
+        EngineError,
+        match="pictures of 3 x 32 x 32 and of 3 x 32 x 48 numbers and does not pad them, expected one size for all",
+    ):
         Engine(Encoder(model, processor))
 
 
