@@ -137,7 +137,7 @@ def attend(
 
     quiet_transformers()
     about: dict[str, Any] = {**named, "checkpoint": str(folder)}
-    drawn = None
+    drawn: Any = None
     with user_errors(CheckpointError, QuestionError, attention.AttentionError), status("looking"):
         if question is None:
             model_type_of(folder)  # refuses a folder without a checkpoint
@@ -153,9 +153,8 @@ def attend(
             if output is not None:
                 drawn = panels.draw_words(found, processor, items)
             about |= {**vars(found), "answer": found.answer.answer, "question": question}
-    if output is not None and drawn is not None:
-        picture = drawn
-        write_file(output, lambda path: write_whole(path, lambda file: picture.save(file, "PNG")))
+    if output is not None:
+        write_file(output, lambda path: write_whole(path, lambda file: drawn.save(file, "PNG")))
         if hidden:
             typer.echo(f"{unseen}; --json prints the numbers.", err=True)
     if as_json:
