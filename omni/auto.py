@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
-from wrapt import register_post_import_hook
+from wrapt import register_post_import_hook, wrap_function_wrapper
 
 
 def when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
@@ -103,9 +104,28 @@ def _fusion_processor(auto: ModuleType) -> None:
     auto.AutoProcessor.register(OmniConfig, OmniProcessor, exist_ok=True)
 
 
+def _plugin_configurations(auto: ModuleType) -> None:
+    """Have a model type that is not known looked for among the plug-ins, which are loaded then and not before."""
+    from omni.registry import load_modalities, registered
+
+    def look_further(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return wrapped(*args, **kwargs)
+        except ValueError:
+            before = registered()
+            load_modalities()
+            if registered() == before:  # nothing that was not known before
+                raise
+        return wrapped(*args, **kwargs)
+
+    for name in ("from_pretrained", "for_model"):
+        wrap_function_wrapper(auto.AutoConfig, name, look_further)
+
+
 def register_when_imported() -> None:
     """Have each class registered as soon as transformers' table for it is imported."""
     registrations = [
+        ("configuration_auto", (), _plugin_configurations),
         ("configuration_auto", ("omni.fusion.configuration_omni",), _fusion_configuration),
         ("modeling_auto", ("omni.fusion.configuration_omni", "omni.fusion.modeling_omni"), _fusion_model),
         ("processing_auto", ("omni.fusion.configuration_omni", "omni.fusion.processing_omni"), _fusion_processor),

@@ -113,6 +113,8 @@ class Modality:
         show: an item as a picture of PIL, for sheets and pages.
         stand_ins: for an item and a seed others in its place that tell nothing of it, `{"blank": ..., "noise": ...}`; an
             evaluation asks with them whether the item is used at all.
+        probes: from an encoder's configuration and its preprocessor a few made-up items of different sizes or lengths. What
+            takes any encoder (`compose`, `embed`, `export`) tries it with them.
         pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
             is none for them; see `Packed`.
     """
@@ -137,6 +139,7 @@ class Modality:
     noun: str = "item"
     show: Callable[[Any], Any] | None = None
     stand_ins: Callable[[Any, int], Mapping[str, Any]] | None = None
+    probes: Callable[[Any, Any], Sequence[Any]] | None = None
     pack: Callable[[Any, Any, Any], Packed | None] | None = None
 
     def __post_init__(self) -> None:
@@ -279,6 +282,56 @@ def open_item(name: str) -> Callable[..., Any]:
     if opened is None:
         raise ValueError(f"The modality {name!r} opens no files; its plug-in has to say how, as `open`.")
     return opened
+
+
+def prepare_items(
+    modality: Modality, preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The batch of a modality's inputs from raw items. A preprocessor's names are mapped to the modality's in order.
+
+    Args:
+        modality: whose items they are.
+        preprocessor: of the registered class, or one of transformers.
+        items: in the order of the batch.
+        options: of the preprocessor's call, such as `return_tensors`.
+
+    Raises:
+        ValueError: the preprocessor makes fewer tensors than the encoder reads, or does not take these items.
+    """
+    if modality.prepare is not None:
+        return dict(modality.prepare(preprocessor, items, options))
+    made = preprocessor(items, **options)
+    names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
+    if len(names) < len(modality.inputs):
+        raise ValueError(
+            f"{type(preprocessor).__name__} made {sorted(made)}; the modality {modality.name!r} needs "
+            f"{list(modality.inputs)}."
+        )
+    return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
+
+
+def make_probes(modality: Modality, config: Any, preprocessor: Any) -> list[Any]:
+    """A few made-up items of an encoder, see `Modality.probes`.
+
+    Raises:
+        ValueError: the modality does not say how they are made.
+    """
+    if modality.probes is None:
+        raise ValueError(
+            f"The modality {modality.name!r} makes no items to try an encoder with; its plug-in has to say how, as `probes`."
+        )
+    return list(modality.probes(config, preprocessor))
+
+
+def load_modalities() -> tuple[list[Modality], list[str]]:
+    """All modalities, and the names of those whose plug-ins cannot be loaded: they are no reason to refuse another."""
+    found, broken = list[Modality](), list[str]()
+    for name in modalities():
+        try:
+            found.append(get_modality(name))
+        except ValueError:
+            broken.append(name)
+    return found, broken
 
 
 def modalities() -> dict[str, str]:

@@ -25,8 +25,8 @@ from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OldTransformers, OmniProcessor
 from omni.fusion.signature import CACHE
-from omni.items import Item, nouns, read_items
-from omni.registry import get_modality
+from omni.items import Item, expect_known, nouns, read_items
+from omni.registry import ItemError, get_modality
 
 
 class QuestionError(ValueError):
@@ -57,14 +57,18 @@ class Answer(BaseModel):
     seconds: dict[str, float]
 
 
-def check_question(question: str) -> str:
+def check_question(question: str, in_words: bool = True) -> str:
     """The question without spaces around.
+
+    Args:
+        question: any text.
+        in_words: whether something must be left; not where an item is the question.
 
     Raises:
         QuestionError: nothing is left, or it is no text that can be written down (broken bytes of a terminal).
     """
     question = question.strip()
-    if not question:
+    if not question and in_words:
         raise QuestionError("The question is empty; ask something.")
     try:
         question.encode("utf-8")
@@ -142,12 +146,10 @@ class Session:
     def __init__(self, model: OmniForConditionalGeneration, processor: OmniProcessor, items: Sequence[Any]) -> None:
         self.model, self.processor = model, processor
         self._items = read_items(items)  # from the first question on their values are `EncodedItem`s
-        known = model.config.modalities
-        if strangers := [item for item in self._items if item.modality not in known]:
-            takes = " and ".join(f"{get_modality(name).noun}s" for name in known) or "text alone"
-            raise QuestionError(
-                f"This model takes {takes}, found a {get_modality(strangers[0].modality).noun}; leave it out."
-            )
+        try:
+            expect_known(self._items, model.config.modalities)
+        except ItemError as error:
+            raise QuestionError(str(error)) from error
         self._cache: Any = None
         self._read: list[int] = []  # the tokens in the cache
 
@@ -156,7 +158,8 @@ class Session:
         """Ask one question.
 
         Args:
-            question: any text. Words in it that look like control tokens, such as "<image>", are read as plain text.
+            question: any text. Words in it that look like control tokens, such as "<image>", are read as plain text. It may
+                be empty where an item asks: see `asked_by` of `OmniProcessor`.
             max_new_tokens: where to stop a model that does not end by itself.
             streamer: one of transformers' streamers, which gets the answer while it is written; see `stream`, too.
 
@@ -164,7 +167,7 @@ class Session:
             QuestionError: an empty question, or more items and words than the model can read.
         """
         start = time.perf_counter()
-        question = check_question(question)
+        question = check_question(question, in_words=not self.asked_by_items)
         try:
             inputs = dict(write_prompts(self.processor, [ask(question, items=self._items)]).to(self.model.device))
         except OldTransformers as error:
@@ -245,6 +248,11 @@ class Session:
     def count(self) -> int:
         """How many items there are."""
         return len(self._items)
+
+    @property
+    def asked_by_items(self) -> bool:
+        """Whether items ask, so that nothing has to be typed."""
+        return bool(self.processor.asked_by) and {*self.processor.asked_by} <= {item.modality for item in self._items}
 
     @property
     def items(self) -> Sequence[Item]:

@@ -205,8 +205,9 @@ def test_a_question_in_broken_bytes() -> None:
 
 
 def test_a_question_or_a_picture_left_out() -> None:
-    assert "found only 'examples/scene.png'" in refuse("ask", SCENE)
+    assert "found the file 'examples/scene.png'; add the question" in refuse("ask", SCENE)
     assert "found only ''" in refuse("ask")
+    assert f"found only '{QUESTION}'; name a file" in refuse("ask", QUESTION)
 
 
 def test_more_pictures_than_the_model_can_read() -> None:
@@ -292,7 +293,7 @@ def test_train_refuses(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_a_question_is_refused(tmp_path: Path) -> None:
     for file in ("examples/second.png", "README.md", "nowhere.jpg"):
         told = refuse("ask", SCENE, file)
-        assert f"Expected a question in quotes after the pictures, found the file '{file}'" in told
+        assert f"Expected a question in quotes after the files, found the file '{file}'" in told
 
 
 def test_a_cut_answer_says_so() -> None:

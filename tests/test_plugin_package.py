@@ -16,14 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 
 import omni
 from omni import OmniConfig, OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, registry
+from omni.checkpoints.folder import CheckpointError
+from omni.embedding import SourceError, embed
 from omni.fusion import processing_omni
+from omni.loading.encoder import load_encoder
+from omni.loading.preprocessor import save_preprocessor
 
 HERE = Path(__file__).resolve().parent
 MODALITIES: dict[str, Any] = {
@@ -343,7 +348,7 @@ def test_the_answer_of_a_fresh_process(pair: tuple[Any, Any], folder: Path, site
     """Nothing is left from this process but the files and the installed package."""
     code = f"""
 import json, sys, numpy as np, torch, omni
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaConfig, LlamaForCausalLM
 model, processor = (auto.from_pretrained({str(folder)!r}) for auto in (AutoModelForImageTextToText, AutoProcessor))
 wave = np.random.default_rng(4).normal(size=8).astype(np.float32)
 inputs = processor(text="<signal>", signals=[wave], return_tensors="pt")
@@ -381,8 +386,11 @@ def test_without_the_package_the_rest_can_be_had(folder: Path, pair: tuple[Any, 
     assert sorted(processor.preprocessors) == ["image"]
     config = OmniConfig.from_pretrained(folder, signal_config=None)
     assert sorted(config.modalities) == ["image"]
-    with pytest.raises(ValueError, match=r"unexpected: model.signal_projector"):
-        OmniForConditionalGeneration.from_pretrained(folder, signal_config=None)
+    for left_out in ({"signal_config": None}, {"modalities": {"signal": None}}):
+        for cls in (OmniForConditionalGeneration, AutoModelForImageTextToText):
+            model = cls.from_pretrained(folder, **left_out)
+            kept = {name for name in pair[0].state_dict() if "signal" not in name}
+            assert model.state_dict().keys() == kept
 
 
 def test_its_encoder_alone_from_the_fused_folder(folder: Path, pair: tuple[Any, Any]) -> None:
@@ -391,3 +399,114 @@ def test_its_encoder_alone_from_the_fused_folder(folder: Path, pair: tuple[Any, 
     tower = OmniVisionModel.from_pretrained(folder)
     for name, tensor in pair[0].model.image_tower.state_dict().items():
         assert tower.state_dict()[name].equal(tensor), name
+
+
+# --- Its encoder in a folder of its own -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone(pair: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("alone")
+    pair[0].model.signal_tower.save_pretrained(path)
+    save_preprocessor(pair[1].preprocessors["signal"], path)
+    return path
+
+
+def test_the_auto_classes_of_a_fresh_process_know_its_folder(pair: tuple[Any, Any], alone: Path, site: Path) -> None:
+    """The plug-in is loaded for it, and for nothing before."""
+    code = f"""
+import sys, omni
+from transformers import AutoConfig, AutoModel
+AutoConfig.for_model("omni_vision")
+assert "omni_signal" not in sys.modules
+print(type(AutoModel.from_pretrained({str(alone)!r})).__name__)
+try:
+    AutoConfig.for_model("nothing")
+except ValueError as error:
+    print("nothing" in str(error))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(HERE.parent)])}
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
+    assert run.stdout.split() == ["SignalEncoder", "True"], run.stderr
+
+
+def test_embedded_whatever_lies_beside(pair: tuple[Any, Any], alone: Path, tmp_path: Path) -> None:
+    for number, length in enumerate((8, 64, 21)):
+        np.save(tmp_path / f"{number}.npy", wave(length, number))
+    (tmp_path / "9.npy").write_bytes(b"no signal")
+    (tmp_path / "other.png").touch()
+    tower, preprocessor = pair[0].model.signal_tower, pair[1].preprocessors["signal"]
+    for what in ("cls", "grid"):
+        done = embed([tmp_path], alone, tmp_path / f"{what}.parquet", what=what)
+        assert (done.rows, done.unreadable) == (4, 1)
+        rows = pq.read_table(tmp_path / f"{what}.parquet").to_pylist()
+        assert [*rows[0]] == ["path", "error", "note", "embedding"]
+        assert "is no signal" in rows[3]["error"]
+        for number, (row, length) in enumerate(zip(rows, (8, 64, 21), strict=False)):
+            with torch.no_grad():
+                wanted = tower(**preprocessor([wave(length, number)], return_tensors="pt"))[what][0].numpy()
+            found = np.array(row["embedding"], np.float32).reshape(-1, 16)
+            np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    with pytest.raises(SourceError, match=r"holds no signal, expected files that end with \.npy"):
+        embed([tmp_path / "*.png"], alone, tmp_path / "out.parquet")
+
+
+def test_of_a_model_of_two_senses_the_encoder_is_named(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="its modalities are image, signal; name the one that is meant"):
+        load_encoder(folder)
+    assert load_encoder(folder, "signal").modality == "signal"
+
+
+def test_composed_beside_pictures_by_the_command(pair: tuple[Any, Any], alone: Path, tmp_path: Path) -> None:
+    thinker = tmp_path / "thinker"
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(thinker)
+    tokenizer = copy.deepcopy(pair[1].tokenizer)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(thinker)
+    vision = tmp_path / "vision"
+    pair[0].model.image_tower.save_pretrained(vision)
+    pair[1].preprocessors["image"].save_pretrained(vision)
+    words = ["compose", "--image", vision, "--signal", alone, "--thinker", thinker, tmp_path / "mine", "--json"]
+    # its options are those of the packages that there are when it starts
+    code = "import sys; from omni.cli.app import app; app(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[:1], str(HERE.parent)])}
+    options = ["--projector", "signal=linear", "--projector", "image=unshuffle_mlp"]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, words), *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["untrained"] == ["image_projector", "signal_projector"]
+    config = OmniConfig.from_pretrained(tmp_path / "mine")
+    assert {name: section["projector"] for name, section in config.modalities.items()} == {
+        "image": "unshuffle_mlp",
+        "signal": "linear",
+    }
+    model = OmniForConditionalGeneration.from_pretrained(tmp_path / "mine")
+    for name, tensor in pair[0].model.signal_tower.state_dict().items():
+        assert torch.equal(model.model.signal_tower.state_dict()[name], tensor), name
+    processor = OmniProcessor.from_pretrained(tmp_path / "mine")
+    assert batch(processor, ROWS)["signal_values"].shape == (4, 64)
+
+
+def test_exported_with_several_lengths(folder: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("transformers", minversion="5.23")
+    from omni.exchange.onnx import export
+
+    made = export(folder, tmp_path / "out")
+    assert [graph.file.removesuffix(".onnx") for graph in made.graphs] == [
+        "image_encoder", "image_projector", "signal_encoder", "signal_projector", "embedding", "thinker",
+    ]  # fmt: skip
+    encoder = load_encoder(folder, "signal")
+    inputs = encoder.prepare([wave(40, 1), wave(12, 2)])
+    session = onnxruntime.InferenceSession(tmp_path / "out/signal_encoder.onnx")
+    cls, grid = session.run(["cls", "grid"], {key: value.numpy() for key, value in inputs.items()})
+    for row, count in enumerate((10, 3)):
+        alone = encoder.encode(encoder.prepare([wave((40, 12)[row], row + 1)]))
+        np.testing.assert_allclose(cls[row], alone["cls"][0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(grid[row, :count], alone["grid"][0].numpy(), atol=1e-5)

@@ -112,8 +112,7 @@ def _engine(precision: Precision, paths: Sequence[str]) -> Call:
     def embed() -> torch.Tensor:
         found = []
         for start in range(0, len(paths), BATCH):
-            read = [engine.prepare(engine.read(path)[0]) for path in paths[start : start + BATCH]]
-            found.append(engine(np.stack(read))[:, 0])
+            found += engine([engine.prepare(engine.read(path)[0]) for path in paths[start : start + BATCH]])
         return torch.from_numpy(np.concatenate(found))
 
     return embed

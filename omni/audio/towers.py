@@ -30,18 +30,37 @@ def build_tower(config: Any) -> PreTrainedModel:
 
 @cache
 def _tower_class(model_type: str) -> Any:
+    whole: Any = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
+    model = whole
     if model_type == WHISPER:
-        from transformers.models.whisper.modeling_whisper import WhisperEncoder as Model
-    else:
-        Model = MODEL_MAPPING[CONFIG_MAPPING[model_type]]
-    return type(f"{Model.__name__}Tower", (_Tower, Model), {"__module__": __name__})
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        model = WhisperEncoder
+    return type(f"{model.__name__}Tower", (_Tower, model), {"__module__": __name__, "whole": whole})
 
 
 class _Tower:
     """The arguments and outputs of `OmniAudioModel`, before a model of transformers."""
 
     config: Any
+    whole: Any
+    """The model as transformers has it; it knows under which names its tensors may be saved."""
     main_input_name = "input_features"
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As in transformers; of a model with a decoder its encoder."""
+        model, report = cls.whole.from_pretrained(*args, output_loading_info=True, **kwargs)
+        if not issubclass(cls, cls.whole):
+            inside = "encoder."
+            model = model.encoder
+            report |= {
+                name: {key.removeprefix(inside) for key in report[name] if key.startswith(inside)}
+                for name in ("missing_keys", "unexpected_keys")
+            }
+            report["mismatched_keys"] = [each for each in report["mismatched_keys"] if each[0].startswith(inside)]
+        model.__class__ = cls
+        return (model, report) if output_loading_info else model
 
     def forward(
         self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any

@@ -258,12 +258,36 @@ def expect_answers(folder: str | Path) -> None:
         )
 
 
+def modalities_of(folder: str | Path) -> list[str] | None:
+    """The modalities that the fused model in a folder takes, if its config.json names them.
+
+    Raises:
+        CheckpointError: no model; see `base_of`.
+    """
+    sections = read_config(base_of(Path(folder))).get("modalities")
+    return sorted(sections) if isinstance(sections, dict) else None
+
+
 def prompt_of(folder: str | Path) -> str | None:
     """The question that the model in a folder was trained with, if its processor has one.
 
     Raises:
         CheckpointError: processor_config.json cannot be read.
     """
-    path = Path(folder) / "processor_config.json"
-    prompt = read_object(path).get("prompt") if os.path.isfile(path) else None
+    prompt = _processor(folder).get("prompt")
     return prompt if isinstance(prompt, str) else None
+
+
+def asked_by(folder: str | Path) -> list[str]:
+    """The modalities whose items ask the model in a folder in the place of words; see `OmniProcessor`.
+
+    Raises:
+        CheckpointError: a processor_config.json that cannot be read.
+    """
+    names = _processor(folder).get("asked_by")
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def _processor(folder: str | Path) -> dict[str, Any]:
+    path = Path(folder) / "processor_config.json"
+    return read_object(path) if os.path.isfile(path) else {}

@@ -133,7 +133,7 @@ class StrictLoadingMixin:
             report["mismatched_keys"] = []
         allowed = [re.compile(pattern) for pattern in allow_missing]
         excused = {key for key in report["missing_keys"] if any(pattern.search(key) for pattern in allowed)}
-        if problems := _problems(model, report, excused, foreign or cls.left_to_others):
+        if problems := _problems(model, report, excused, foreign or cls.tensors_of_others(kwargs)):
             raise CheckpointError(_complaint(cls.__name__, where, problems))
         untrained = {part_of(key) for key in excused}
         if untrained:
@@ -165,6 +165,11 @@ class StrictLoadingMixin:
         Inside, the configuration says where they are, seen from `save_directory`.
         """
         yield {}
+
+    @classmethod
+    def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
+        """Names of tensors that a checkpoint may hold for others, where a model is loaded from it with these arguments."""
+        return cls.left_to_others
 
     def post_init(self) -> None:
         """As in transformers. A model that is far larger than its checkpoint is refused before it takes memory."""

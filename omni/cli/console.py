@@ -103,6 +103,18 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
     typer.echo(f"{'Replaced' if existed else 'Wrote'} {path}", err=True)
 
 
+def shipped_encoder(modality: str) -> Path:
+    """The folder of the shipped encoder of a modality: see `shipped_checkpoint`."""
+    from omni.checkpoints.folder import model_type_of
+    from omni.registry import get_modality
+
+    bundle, shipped = get_modality(modality), shipped_checkpoint().parent
+    for config in sorted(shipped.glob("*/config.json")):
+        if model_type_of(config.parent) == bundle.config_class.model_type:
+            return config.parent
+    refuse(f"No encoder of {bundle.noun}s is shipped; name a folder with --checkpoint.")
+
+
 def shipped_checkpoint(name: str = SHIPPED) -> Path:
     """The folder of a shipped checkpoint: in the current folder, or in the repository that omni is installed from."""
     for root in (Path(), Path(omni.__file__).parent.parent):

@@ -1,4 +1,4 @@
-"""The command that turns many pictures into a table of vectors: embed."""
+"""The command that turns many files into a table of vectors: embed."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,14 +21,15 @@ from omni.cli.console import (
 def embed(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PICTURES", help="Folders, patterns in quotes, or manifests."),
+        typer.Argument(metavar="FILES", help="Folders, patterns in quotes, or manifests."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new file *.parquet, or a new folder of such files.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of an encoder.", show_default=SHIPPED_ENCODER)] = None,
     what: Annotated[
-        Literal["cls", "grid", "projected"], typer.Option(help="One vector, all patches, or the Thinker's tokens.")
+        Literal["cls", "grid", "projected"],
+        typer.Option(help="One vector, all tokens of the encoder, or the Thinker's."),
     ] = "cls",
     precision: Annotated[
         Literal["float32", "bfloat16", "auto"], typer.Option(help="Arithmetic of the encoder.")
@@ -36,7 +37,7 @@ def embed(
     decode: Annotated[
         Literal["exact", "scaled"], typer.Option(help="scaled: JPEG files at 1/2, 1/4 or 1/8; faster, less exact.")
     ] = "exact",
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that a core encodes at once.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Files that a core encodes at once.")] = 32,
     shard_rows: Annotated[
         int | None, typer.Option(min=1, help="Rows in each file of a folder.", show_default="about 10000, or 128 MiB")
     ] = None,
@@ -45,11 +46,15 @@ def embed(
     address: Annotated[
         str | None, typer.Option(help="Address of the cluster.", show_default="this machine alone")
     ] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a model with several encoders, which one.", show_default="its own"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Embed many pictures into a Parquet table: omni embed photos --output out.parquet."""
+    """Embed many pictures, sounds or other files into a Parquet table: omni embed photos --output out.parquet."""
     if not sources or output is None:
-        refuse("Expected pictures and an output, such as `omni embed photos --output out.parquet`.")
+        refuse("Expected files and an output, such as `omni embed photos --output out.parquet`.")
     if address is not None and engine != "ray":
         refuse("--address names a Ray cluster; add --engine ray, or leave it out.")
     folder = checkpoint or shipped_checkpoint(SHIPPED_ENCODER)
@@ -73,6 +78,7 @@ def embed(
                 resume=resume,
                 runner=engine,
                 address=address,
+                modality=modality,
                 progress=progress,
             )
     except KeyboardInterrupt:

@@ -1,53 +1,110 @@
 """The commands by which models come in and go out: compose, convert, export."""
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from omni.cli.commands import app
 from omni.cli.console import AsJson, quiet_transformers, refuse, status, user_errors
+from omni.registry import modalities
+
+
+def _with_encoders(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each modality that is installed: `--image FOLDER`. No plug-in is loaded for it."""
+    signature = inspect.signature(command)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    try:
+        names = [name for name in modalities() if name not in signature.parameters]
+    except ValueError:  # two packages of one name; whatever needs a modality says so
+        names = []
+    options = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None, typer.Option(f"--{name.replace('_', '-')}", help=f"Encoder of {name}: folder.")
+            ],
+        )
+        for name in names
+    ]
+    own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+    vars(command)["__signature__"] = signature.replace(parameters=[own[0], *options, *own[1:]])
+    command.__annotations__ |= {each.name: each.annotation for each in options}
+    return command
+
+
+def _by_name(values: list[str] | None, kinds: str, read: Callable[[str], Any]) -> Any:
+    """`mlp` for all modalities, or `image=mlp` for one; None where there is nothing."""
+    split = [value.rpartition("=") for value in values or []]
+    try:
+        read_values = [(name, read(value)) for name, _, value in split]
+    except ValueError:
+        refuse(f"Expected {kinds}, or NAME={kinds} for one modality, found {' '.join(values or [])!r}.")
+    if len(split) > 1 and not all(name for name, _ in read_values):
+        refuse(f"Expected {kinds} once, or NAME={kinds} for each modality, found {' '.join(values or [])!r}.")
+    return dict(read_values) if read_values and read_values[0][0] else read_values[0][1] if read_values else None
+
+
+def _factor(text: str) -> int:
+    if (factor := int(text)) < 1:
+        raise ValueError(text)
+    return factor
 
 
 @app.command()
+@_with_encoders
 def compose(
     output: Annotated[Path | None, typer.Argument(metavar="OUT", help="New folder for the checkpoint.")] = None,
-    image: Annotated[Path | None, typer.Option(help="Folder of an encoder: CLIP, SigLIP, DINOv2, ViT, ...")] = None,
     thinker: Annotated[Path | None, typer.Option(help="Folder of any causal language model.")] = None,
     projector: Annotated[
-        Literal["linear", "mlp", "unshuffle_mlp"], typer.Option(help="Kind of the new projector.")
-    ] = "unshuffle_mlp",
+        list[str] | None,
+        typer.Option(metavar="[NAME=]KIND", help="linear, mlp or unshuffle_mlp.", show_default="unshuffle_mlp"),
+    ] = None,
     factor: Annotated[
-        int | None, typer.Option(min=1, help="unshuffle_mlp: patches a side.", show_default="2, 3 or 1, as it fits")
+        list[str] | None,
+        typer.Option(metavar="[NAME=]K", help="unshuffle_mlp: patches a side.", show_default="2, 3 or 1, as it fits"),
     ] = None,
     apart: Annotated[
         bool,
         typer.Option("--apart", help="Write the projector alone, and where the parts are; they have to stay there."),
     ] = False,
     as_json: AsJson = False,
+    **encoders: Path | None,
 ) -> None:
-    """Compose a model of an encoder and a language model that you have: omni compose --image clip --thinker qwen mine."""
-    if output is None or image is None or thinker is None:
+    """Compose a model of encoders and a language model that you have: omni compose --image clip --thinker qwen mine."""
+    folders = {name: folder for name, folder in encoders.items() if folder is not None}
+    if output is None or not folders or thinker is None:
         refuse("Expected two folders and a new one, such as `omni compose --image clip --thinker qwen mine`.")
+    kinds = _by_name(projector, "KIND", str) or "unshuffle_mlp"
+    factors = _by_name(factor, "a whole number from 1 on", _factor)
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError, expect_new
         from omni.exchange import compose as composition
+        from omni.registry import get_modality
 
     quiet_transformers()
     with user_errors(CheckpointError, ValueError, FileExistsError), status("joining"):
         expect_new(output)  # before anything large is read
-        composed = composition.compose(image, thinker, projector, factor)
+        composed = composition.compose(folders, thinker, kinds, factors)
         composed.save(output, apart)
     if as_json:
         made = {"checkpoint": str(output), "untrained": composed.model.config.untrained, "notes": composed.notes}
         typer.echo(json.dumps(made, indent=2))
-    else:
-        typer.echo("\n".join([*composed.notes, f"Wrote {output}"]))
-        typer.echo(
-            "The projector is untrained, so the model refuses questions about pictures; train it first: omni train "
-            f"configs/train_projector.json --set model.checkpoint={output} --set model.image=null"
-        )
+        return
+    typer.echo("\n".join([*composed.notes, f"Wrote {output}"]))
+    nouns = " and ".join(f"{get_modality(name).noun}s" for name in folders)
+    several = len(folders) > 1
+    kept = " ".join(f"--set model.{name}=null" for name in folders)
+    typer.echo(
+        f"The projector{'s are' if several else ' is'} untrained, so the model refuses questions about {nouns}; train "
+        f"{'them' if several else 'it'} first: omni train configs/train_projector.json --set model.checkpoint={output} "
+        + kept
+    )
 
 
 @app.command()

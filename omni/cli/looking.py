@@ -9,24 +9,28 @@ import typer
 
 import omni
 from omni.cli.commands import app
-from omni.cli.console import AsJson, show, user_errors
+from omni.cli.console import AsJson, quiet_transformers, show, user_errors
 
 
 @app.command()
 def inspect(
     encoder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder or JSON configuration.")],
+    file: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="What the encoder reads, such as a picture or a sound.")
+    ] = None,
     image_size: Annotated[
         str | None, typer.Option(help="Pixels: a side, or HEIGHTxWIDTH.", show_default="its own")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Items at once.")] = 1,
     depth: Annotated[int | None, typer.Option(min=0, help="Levels of parts to show.", show_default="all")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the layers of a vision encoder, with the shape, parameters, FLOPs and memory of each."""
+    """List the layers of an encoder, with the shape, parameters, FLOPs and memory of each."""
     from omni.looking.layers import inspect_encoder, render
 
+    quiet_transformers()
     with user_errors(ValueError):
-        found = inspect_encoder(encoder, _sides(image_size) if image_size else None, batch)
+        found = inspect_encoder(encoder, _sides(image_size) if image_size else None, batch, file)
     if depth is not None:
         found = found.model_copy(update={"rows": tuple(row for row in found.rows if row.depth <= depth)})
     if as_json:

@@ -1,11 +1,11 @@
-"""Turn many pictures into vectors, with an encoder alone: `omni embed`."""
+"""Turn many files of one modality into vectors, with an encoder alone: `omni embed`."""
 
 from omni.loading.encoder import Encoder, load_encoder
 
 from .cluster import RayError
 from .engine import Engine, EngineError
 from .job import EmbeddingSummary, embed
-from .sources import SourceError, find_pictures
+from .sources import SourceError, find_files
 from .table import TableError, describe
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "TableError",
     "describe",
     "embed",
-    "find_pictures",
+    "find_files",
     "load_encoder",
 ]

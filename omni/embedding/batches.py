@@ -1,12 +1,10 @@
-"""A batch of picture files to rows of the table: what every thread does, here or on another machine."""
+"""A batch of files to rows of the table: what every thread does, here or on another machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-
-from omni.loading.encoder import Encoder
 
 from .engine import Engine, Precision, What
 from .table import record_batch
@@ -33,17 +31,17 @@ class Task:
 
 
 def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordBatch":
-    """Read, decode, scale and encode some files: a row for each, those without an embedding with the reason."""
-    at_least = side(engine.encoder) if task.decode == "scaled" else None
+    """Read, decode, prepare and encode some files: a row for each, those without an embedding with the reason."""
+    at_least = side(engine) if task.decode == "scaled" else None
     sizes: list[tuple[int, int] | None] = []
     errors: list[str | None] = []
     notes: list[str | None] = []
     prepared = []
     for path in paths:
         try:
-            picture, size, note = engine.read(path, at_least)
-            prepared.append(engine.prepare(picture))
-        except ValueError as error:  # also of an image processor that does not take every picture
+            item, size, note = engine.read(path, at_least)
+            prepared.append(engine.prepare(item))
+        except ValueError as error:  # also of a preprocessor that does not take every item
             sizes.append(None)
             errors.append(str(error))
             notes.append(None)
@@ -51,15 +49,21 @@ def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordB
             sizes.append(size)
             errors.append(None)
             notes.append(note)
-    embeddings = np.zeros((len(paths), *engine.shape), np.float32)
-    if prepared:
-        embeddings[[error is None for error in errors]] = engine(np.stack(prepared))
-    for row in np.flatnonzero(~np.isfinite(embeddings).all(axis=(1, 2))).tolist():
-        errors[row] = f"The encoder's tokens of {paths[row]!r} are not finite, expected numbers; check its weights."
-    return record_batch(paths, sizes, errors, notes, embeddings[:, 0] if task.what == "cls" else embeddings)
+    encoded = iter(engine(prepared) if prepared else [])
+    embeddings: list[Any] = [next(encoded) if error is None else None for error in errors]
+    for row, tokens in enumerate(embeddings):
+        if tokens is not None and not np.isfinite(tokens).all():
+            errors[row] = f"The encoder's tokens of {paths[row]!r} are not finite, expected numbers; check its weights."
+            embeddings[row] = None
+    return record_batch(paths, sizes if engine.sized else None, errors, notes, embeddings, columns(engine))
 
 
-def side(encoder: Encoder) -> int:
+def columns(engine: Engine) -> tuple[int | None, ...]:
+    """The shape of an embedding in the table: (D,), (n, D), or (None, D) for any number of tokens."""
+    return engine.shape[1:] if engine.what == "cls" else engine.shape
+
+
+def side(engine: Engine) -> int:
     """The most pixels of a side to which its image processor scales a picture before anything is cut off."""
-    sizes = dict(getattr(encoder.image_processor, "size", None) or {})
-    return max(encoder.side, *(size for size in sizes.values() if size))
+    sizes = dict(getattr(engine.encoder.preprocessor, "size", None) or {})
+    return max(engine.side, *(size for size in sizes.values() if size))

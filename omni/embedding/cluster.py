@@ -2,7 +2,7 @@
 
 Ray sees a data set with one row for each part: paths go in, the content of the part's file comes out. Only this process
 writes files, so no two machines write the same. A task uses one core. If a machine is lost, another one computes its tasks.
-The encoder is sent to all machines, so they have the same weights. The pictures must be at the same paths on all of them.
+The encoder is sent to all machines, so they have the same weights. The files must be at the same paths on all of them.
 """
 
 import json
@@ -75,7 +75,7 @@ def run(
     """Yield parts in the order in which they are finished; see `embed`.
 
     Raises:
-        RayError: a machine does not find the pictures, or cannot compute the same as the engine of this process, or too
+        RayError: a machine does not find the files, or cannot compute the same as the engine of this process, or too
             many machines were lost.
     """
     import ray
@@ -98,7 +98,7 @@ def run(
                 raise RayError(f"The machine {row['host']!r} cannot compute the same as this one: {row['refused']}")
             if stray := next((path for path in map(os.fsdecode, row["missing"]) if os.path.exists(path)), None):
                 raise RayError(
-                    f"The machine {row['host']!r} does not find {stray!r}, which this one has; mount the pictures under "
+                    f"The machine {row['host']!r} does not find {stray!r}, which this one has; mount the files under "
                     "the same path on all machines."
                 )
             part = parts[row["number"]]

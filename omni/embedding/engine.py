@@ -1,26 +1,26 @@
 """An encoder made fast for one purpose, which says how far it is from the encoder itself.
 
     engine = Engine(load_encoder("checkpoints/vision_tiny"), what="cls", precision="bfloat16")
-    rows = engine(np.stack([engine.prepare(picture) for picture in pictures]))  # float32[B, 1, D]
+    rows = engine([engine.prepare(picture) for picture in pictures])  # float32[1, D] each
     print(engine.path, engine.error)
 
 Where the encoder has a packed form (`Modality.pack`), that is taken; any other runs as it is. Where the processor is no
-faster in bfloat16, arithmetic stays float32. The first thing an engine does is to encode a few pictures both ways and
-compare: a fast way that is further off than rounding explains is not taken.
+faster in bfloat16, arithmetic stays float32. The first thing an engine does is to encode a few items of its own both ways
+(`Modality.probes`) and compare: a fast way that is further off than rounding explains is not taken.
 """
 
+import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from omni.loading.encoder import Encoder
-from omni.registry import Packed, get_modality, open_item
+from omni.registry import Packed, open_item
 
 What = Literal["cls", "grid", "projected"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -35,11 +35,11 @@ class EngineError(ValueError):
 
 
 class Engine:
-    """Pictures to tokens, in batches.
+    """Items of one modality to tokens, in batches. Tokens of an item do not depend on those beside it.
 
     Args:
         encoder: see `load_encoder`.
-        what: "cls" float[B, 1, D]; "grid" float[B, N, D]; "projected" float[B, n, T], what a fused model hands its Thinker.
+        what: "cls" float[1, D]; "grid" float[N, D]; "projected" float[n, T], what a fused model hands its Thinker.
         precision: how exact it has to be. "bfloat16" allows to compute in it, and is computed in it where the processor is
             faster so; "auto" is that where it is faster and the error allows it, else float32.
         dtype: in what it is computed where "bfloat16" is allowed, by default in what is faster.
@@ -48,12 +48,15 @@ class Engine:
         path: how it computes: "as it is", or what the packed form calls itself.
         precision: "float32" or "bfloat16".
         dtype: in what it is computed, "float32" or "bfloat16".
-        error: the largest |difference| / |token| to the encoder in float32, one picture at a time, over the probe pictures.
-        shape: (n, width) of the tokens of one picture.
+        error: the largest |difference| / |token| to the encoder in float32, one item at a time, over the probes.
+        shape: (n, width) of the tokens of one item; n is None where items have different numbers of them.
+        longest: n of the largest probe.
+        side: the largest extent of a probe's prepared tensors, such as the height of a picture.
+        sized: whether items have a width and a height.
 
     Raises:
-        EngineError: tokens that the encoder does not have or that are no numbers, pictures that its image processor makes of
-            different sizes, or a bfloat16 that is asked for and off by more than `TOLERANCE`.
+        EngineError: tokens that the encoder does not have or that are no numbers, items that its preprocessor makes no batch
+            of, or a bfloat16 that is asked for and off by more than `TOLERANCE`.
     """
 
     def __init__(
@@ -63,27 +66,33 @@ class Engine:
             if value not in known:
                 raise EngineError(f"Expected one of {', '.join(known)}; found {value!r}.")
         self.encoder, self.what = encoder, what
-        probes = _probes(encoder)
-        pixels = [encoder.prepare([picture]) for picture in probes]
-        self._pixels = pixels[0].shape[1:]
-        if other := next((each.shape[1:] for each in pixels if each.shape[1:] != self._pixels), None):
-            raise EngineError(
-                f"The image processor makes pictures of {_size(self._pixels)} and of {_size(other)} pixels, expected one "
-                "size for all; let it crop them."
-            )
-        single = [encoder.encode(each) for each in pixels]
+        try:
+            probes = encoder.probes()
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+        alone = [encoder.prepare([probe]) for probe in probes]
+        shapes = [{key: tuple(value.shape[1:]) for key, value in inputs.items()} for inputs in alone]
+        self.side = max(max(shape[-2:], default=1) for shape in shapes[0].values())
+        self.sized = isinstance(getattr(probes[0], "size", None), tuple)
+        self._shapes = shapes[0] if all(each == shapes[0] for each in shapes) else None
+        if self._shapes is None:
+            self._expect_batch(probes, shapes)
+        single = [encoder.encode(inputs) for inputs in alone]
         if what not in single[0]:
             raise EngineError(
                 f"This encoder has no {what!r}; it has {', '.join(single[0])}."
                 + (" Projected tokens are those of a fused model." if what == "projected" else "")
             )
-        reference = torch.cat([tokens[what] for tokens in single])
+        reference = torch.cat([tokens[what][0] for tokens in single]).float()
         if not reference.isfinite().all():
             raise EngineError(
-                "The encoder's tokens of ordinary pictures are not finite, expected numbers; its weights are damaged, get "
-                "the checkpoint again."
+                f"The encoder's tokens of ordinary {encoder.bundle.noun}s are not finite, expected numbers; its weights are "
+                "damaged, get the checkpoint again."
             )
-        self.shape: tuple[int, int] = (reference.shape[1], reference.shape[2])
+        self._grids = [grid for inputs in alone for grid in encoder.grid_shapes(inputs)]
+        counts = encoder.counts(what, self._grids)
+        self.longest = max(counts)
+        self.shape: tuple[int | None, int] = (counts[0] if len({*counts}) == 1 else None, reference.shape[-1])
         if dtype is None:
             dtype = "bfloat16" if precision != "float32" and bfloat16_pays() else "float32"
         tried: list[Precision] = ["bfloat16", "float32"] if dtype == "bfloat16" else ["float32"]
@@ -92,7 +101,7 @@ class Engine:
             self.dtype: DType = dtype if self.precision == "bfloat16" else "float32"
             for packed in self._forms():
                 self._packed, self.path = packed, packed.path if packed else "as it is"
-                found = torch.from_numpy(self(np.stack([self.prepare(picture) for picture in probes])))
+                found = torch.from_numpy(np.concatenate(self([self.prepare(probe) for probe in probes])))
                 self.error = ((found - reference).norm(dim=-1) / reference.norm(dim=-1)).max().item()
                 if self.error <= TOLERANCE[self.precision] or (self.precision, packed) == ("float32", None):
                     return  # the last is the encoder itself
@@ -101,61 +110,88 @@ class Engine:
             f"{TOLERANCE[self.precision]:g} that rounding explains; use float32."
         )
 
+    def _expect_batch(self, probes: Sequence[Any], shapes: Sequence[dict[str, tuple[int, ...]]]) -> None:
+        """Refuse a preprocessor that makes tensors of several shapes and does not pad them."""
+        try:
+            self.encoder.prepare(probes)
+        except (ValueError, RuntimeError, TypeError) as error:
+            different = list(dict.fromkeys(_described(each) for each in shapes))
+            noun = self.encoder.bundle.noun
+            raise EngineError(
+                f"The preprocessor makes {noun}s of {different[0]} and of {different[1]} numbers and does not pad them, "
+                "expected one size for all; let it crop or pad them."
+            ) from error
+
     def _forms(self) -> Iterator[Packed | None]:
         """The packed form of the encoder, if it has one; then None, for the encoder itself."""
-        pack = get_modality("image").pack
-        if pack and (packed := pack(self.encoder.model, self.encoder.image_processor, getattr(torch, self.dtype))):
+        pack = self.encoder.bundle.pack
+        if pack and (packed := pack(self.encoder.model, self.encoder.preprocessor, getattr(torch, self.dtype))):
             yield packed
         yield None
 
-    def read(self, path: str, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
-        """A picture for `prepare`, the (width, height) that it has in full, and what its decoder notes.
+    def read(self, path: str, at_least: int | None = None) -> tuple[Any, tuple[int, int] | None, str | None]:
+        """An item for `prepare`, the (width, height) that it has in full, and what is odd about its file.
+
+        Args:
+            path: the file.
+            at_least: read no more of a picture than is needed for so many pixels a side.
 
         Raises:
             ItemError: a file that cannot be read.
         """
         if self._packed is not None:
             return self._packed.read(path, at_least)
-        picture = open_item("image")(path, at_least)
-        return picture, picture.info.get("full_size", picture.size), picture.info.get("note")
+        opener = open_item(self.encoder.modality)
+        item = opener(path) if at_least is None else opener(path, at_least)
+        info = getattr(item, "info", None) or {}  # of a picture
+        note = info.get("note") or "; ".join(getattr(item, "notes", ())) or None
+        return item, info.get("full_size", item.size) if self.sized else None, note
 
-    def prepare(self, picture: Any) -> NDArray[Any]:
-        """One picture of any size, as `read` gives it or as an image of PIL, as what `__call__` takes a batch of.
+    def scales(self) -> bool:
+        """Whether files can be read at a part of their size."""
+        opener = self.encoder.bundle.open
+        return opener is not None and "at_least" in inspect.signature(opener).parameters
+
+    def prepare(self, item: Any) -> Any:
+        """One item, as `read` gives it or as the modality has it, as what `__call__` takes a batch of.
 
         Raises:
-            EngineError: an image processor that does not scale pictures, and one of another size than it takes.
+            EngineError: an item of another size than the encoder takes, which its preprocessor leaves as it is.
+            ValueError: an item that the preprocessor does not take.
         """
         if self._packed is not None:
-            prepared: NDArray[Any] = self._packed.prepare(picture)
-            return prepared
-        pixels = self.encoder.prepare([picture])[0]
-        if pixels.shape != self._pixels:
+            return self._packed.prepare(item)
+        inputs = self.encoder.prepare([item])
+        if self._shapes is None:  # to be padded to those beside it
+            return item
+        found = {key: tuple(value.shape[1:]) for key, value in inputs.items()}
+        if found != self._shapes:
             raise EngineError(
-                f"The encoder takes pictures of one size, expected {_size(self._pixels)} pixels, found "
-                f"{_size(pixels.shape)}; scale them first, as its image processor does not."
+                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected {_described(self._shapes)} numbers, "
+                f"found {_described(found)}; scale them first, as its preprocessor does not."
             )
-        return pixels.float().cpu().numpy()
+        return inputs
 
-    def __call__(self, prepared: NDArray[Any]) -> NDArray[np.float32]:
-        """B pictures as `prepare` makes them, one array -> float32[B, n, D]."""
-        pictures = torch.from_numpy(prepared)
+    def __call__(self, prepared: Sequence[Any]) -> list[NDArray[np.float32]]:
+        """Items as `prepare` makes them -> float32[n, D] of each."""
         if self._packed is not None:
-            frame = torch.empty(1, *self._pixels, device="meta")
-            tokens = self.encoder.name(self._packed(pictures, cls_only=self.what == "cls"), frame)
+            items, grids = torch.from_numpy(np.stack(prepared)), self._grids[:1] * len(prepared)
+            tokens = self.encoder.name(self._packed(items, cls_only=self.what == "cls"), grids)[self.what]
         else:
-            tokens = _autocast(self.encoder, pictures, getattr(torch, self.dtype))
-        return tokens[self.what].float().numpy()
+            if self._shapes is None:
+                inputs = self.encoder.prepare(prepared)
+            else:
+                inputs = {key: torch.cat([each[key] for each in prepared]) for key in self._shapes}
+            grids, dtype = self.encoder.grid_shapes(inputs), getattr(torch, self.dtype)
+            with torch.autocast(self.encoder.model.device.type, dtype, enabled=dtype != torch.float32):
+                tokens = self.encoder.encode(inputs)[self.what]
+        found = tokens.float().cpu().numpy()
+        return [each[:count] for each, count in zip(found, self.encoder.counts(self.what, grids), strict=True)]
 
 
-def _size(shape: torch.Size) -> str:
-    """Width and height of float[3, H, W]."""
-    return f"{shape[-1]} x {shape[-2]}"
-
-
-def _autocast(encoder: Encoder, pixel_values: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    pixel_values = pixel_values.to(encoder.model.device, encoder.model.dtype)
-    with torch.autocast(encoder.model.device.type, dtype, enabled=dtype != torch.float32):
-        return {name: tokens.cpu() for name, tokens in encoder.encode(pixel_values).items()}
+def _described(shapes: dict[str, tuple[int, ...]]) -> str:
+    """The shapes of an item's tensors: "3 x 32 x 48"."""
+    return ", ".join(" x ".join(map(str, shape)) or "1" for shape in shapes.values())
 
 
 @cache
@@ -171,15 +207,3 @@ def bfloat16_pays() -> bool:
         return min(times)
 
     return seconds(torch.bfloat16) < seconds(torch.float32)
-
-
-def _probes(encoder: Encoder) -> list[Image.Image]:
-    """A few pictures that no encoder was trained on: noise and gradients of several sizes, if pictures are scaled."""
-    side, random = encoder.side, np.random.default_rng(0)
-    sizes = [(side, side), (3 * side, 2 * side), (side, 2 * side)]
-    if not getattr(encoder.image_processor, "do_resize", False):
-        sizes = [(side, side)] * 3
-    noise = [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes]
-    across, down = np.meshgrid(np.linspace(0, 255, side), np.linspace(255, 0, side))
-    gradient = np.stack([across, down, (across + down) / 2], axis=-1).astype(np.uint8)
-    return [Image.fromarray(each) for each in (*noise, gradient)]

@@ -1,4 +1,4 @@
-"""Turn many pictures into a table of embeddings: `omni embed`.
+"""Turn many files into a table of embeddings: `omni embed`.
 
     summary = embed(["photos"], "checkpoints/vision_tiny", "out.parquet")
     print(summary.rows, summary.unreadable)
@@ -25,12 +25,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.checkpoints.fingerprints import fingerprint_parts
-from omni.loading.encoder import Encoder, load_encoder
+from omni.loading.encoder import Encoder, load_encoder, modality_of
 
 from . import cluster
-from .batches import Decode, Task, embed_batch
-from .engine import Engine, Precision, What
-from .sources import find_pictures
+from .batches import Decode, Task, columns, embed_batch
+from .engine import Engine, EngineError, Precision, What
+from .sources import find_files
 from .table import Document, Output, Part, TableError, default_part_rows, encode_part
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class EmbeddingSummary(BaseModel):
 
     Attributes:
         output: the file or folder.
-        rows: number of rows of the table, one for each picture file.
+        rows: number of rows of the table, one for each file.
         unreadable: number of rows with an error in place of an embedding.
         computed: number of rows that this run computed. An earlier run computed the others.
         seconds: time to compute them, without loading the encoder.
@@ -79,16 +79,20 @@ def embed(
     resume: bool = False,
     runner: Runner = "local",
     address: str | None = None,
+    modality: str | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EmbeddingSummary:
-    """Write a table with one row for each picture file, sorted by path. The row of a file that cannot be read says why.
+    """Write a table with one row for each file of the encoder's modality, sorted by path.
+
+    The row of a file that cannot be read says why.
 
     Args:
-        sources: folders, patterns, manifests; see `find_pictures`.
-        checkpoint: folder of a vision encoder or of a fused model; see `load_encoder`.
+        sources: folders, patterns, manifests; see `find_files`.
+        checkpoint: folder of an encoder or of a fused model; see `load_encoder`.
         output: a file whose name ends with .parquet, or a folder of such files.
         what: "cls" float32[D], "grid" float32[N, D], or "projected" float32[n, T], the tokens for a fused model's Thinker.
+            Where items differ in length, so do N and n.
         precision: precision of the arithmetic; see `Engine`.
         decode: see `Decode`.
         batch_size: number of files that a thread reads and encodes at once.
@@ -97,24 +101,28 @@ def embed(
             must be the same, too.
         runner: where the rows are computed.
         address: address of a Ray cluster. Without one, Ray starts on this machine alone.
+        modality: of a model with several encoders, the name of the one that is meant.
         threads: number of threads. By default one for each core that this process may use.
         progress: called with the number of finished rows and the number of all rows.
 
     Raises:
-        SourceError, ManifestError: the sources hold no picture, or cannot be read.
+        SourceError, ManifestError: the sources hold no file of this modality, or cannot be read.
         CheckpointError, EngineError: there is no encoder, or it cannot compute what is asked for.
         RayError: the cluster cannot do the work.
         TableError: the output cannot be written or continued.
     """
-    files = find_pictures(sources)
+    bundle = modality_of(checkpoint, modality)
+    files = find_files(sources, bundle)
     place = Output(output, resume)
     if place.single and shard_rows is not None:
         raise TableError(f"{str(output)!r} is to be one file; for files of {shard_rows:,} rows name a folder.")
     with _one_thread(), cluster.connected(address) if runner == "ray" else nullcontext():
-        encoder = load_encoder(checkpoint)
+        encoder = load_encoder(checkpoint, bundle.name)
         engine = Engine(encoder, what, precision)
+        if decode == "scaled" and not engine.scales():
+            raise EngineError(f"Files of {bundle.noun}s are read whole; leave `scaled` out.")
         task = Task(what, engine.precision, decode, batch_size)
-        shape = engine.shape[1:] if what == "cls" else engine.shape
+        shape = columns(engine)
         document = {
             "format": "omni embeddings 2",
             "omni": version("omni-thinker"),
@@ -126,9 +134,9 @@ def embed(
             "error": engine.error,
             "files_sha256": _sha256(part for path in files for part in _state(path)),
             "rows": len(files),
-            "shard_rows": shard_rows or default_part_rows(shape, batch_size, place.single),
+            "shard_rows": shard_rows or default_part_rows((engine.longest, engine.shape[1]), batch_size, place.single),
         }
-        with place.open(document, files, shape) as table:
+        with place.open(document, files, shape, engine.sized) as table:
             start, missing = time.perf_counter(), table.missing()
             todo = sum(part.stop - part.start for part in missing)
             done = len(files) - todo
@@ -211,13 +219,13 @@ def _hashes(encoder: Encoder, what: What) -> dict[str, Any]:
     weights = {f"encoder.{name}": tensor for name, tensor in encoder.model.state_dict().items()}
     configurations = [encoder.model.config.to_dict()]
     if what == "projected" and encoder.fused is not None:
-        projector = encoder.fused.image_projector.state_dict()
-        weights |= {f"image_projector.{name}": tensor for name, tensor in projector.items()}
-        configurations += [encoder.fused.config.modalities["image"]]
+        part = f"{encoder.modality}_projector"
+        weights |= {f"{part}.{name}": tensor for name, tensor in getattr(encoder.fused, part).state_dict().items()}
+        configurations += [encoder.fused.config.modalities[encoder.modality]]
     return {
         "fingerprints": fingerprint_parts(weights),
         "architecture_sha256": _sha256(map(_canonical, configurations)),
-        "preprocessing_sha256": _sha256([_canonical(encoder.image_processor.to_dict())]),
+        "preprocessing_sha256": _sha256([_canonical(encoder.preprocessor.to_dict())]),
     }
 
 

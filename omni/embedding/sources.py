@@ -1,15 +1,15 @@
-"""List the picture files of folders, patterns and manifests, without opening a picture.
+"""List the files of one modality in folders, patterns and manifests, without opening any.
 
-    find_pictures(["photos", "more/**/*.jpg", "birds.jsonl"])
+    find_files(["photos", "more/**/*.jpg", "birds.jsonl"], get_modality("image"))
 
-| source                   | pictures                                                                                   |
+| source                   | files                                                                                      |
 |--------------------------|--------------------------------------------------------------------------------------------|
-| a folder                 | the files in it, at any depth, that have the suffix of a picture and are not hidden        |
+| a folder                 | the files in it, at any depth, that have a suffix of the modality and are not hidden       |
 | a pattern such as *.jpg  | the files that match it by the rules of Python's `glob`, ** included, and have such a      |
 |                          | suffix                                                                                     |
 | .jsonl, .json or .csv    | the files that the rows of this manifest name, whatever their suffix, existing or not;     |
 |                          | rows need no answer                                                                        |
-| a picture                | itself                                                                                     |
+| a file with such a suffix| itself                                                                                     |
 """
 
 import os
@@ -19,51 +19,56 @@ from pathlib import Path
 from typing import NoReturn
 
 from omni.data.manifests import Manifest
-from omni.registry import get_modality
-
-EXPECTED = "a folder, a pattern such as 'photos/**/*.jpg', a manifest (.jsonl, .json, .csv) or a picture"
+from omni.registry import Modality, open_item
 
 
 class SourceError(ValueError):
-    """A source names no pictures. The message is one sentence: what was found and expected, what to do."""
+    """A source names no files. The message is one sentence: what was found and expected, what to do."""
 
 
-def find_pictures(sources: Iterable[str | Path]) -> list[str]:
-    """The paths of all picture files of some sources, each once, sorted.
+def find_files(sources: Iterable[str | Path], modality: Modality) -> list[str]:
+    """The paths of all files of a modality in some sources, each once, sorted.
 
     Raises:
-        SourceError: a source does not exist, holds no picture, or has a folder that cannot be read.
+        SourceError: a source does not exist, holds no such file, or has a folder that cannot be read.
         ManifestError: a manifest or one of its rows cannot be read.
+        ValueError: the modality has no files.
     """
+    open_item(modality.name)  # refuses a modality without files
     found: set[str] = set()
     for source in map(str, sources):
-        pictures = set(_find(source))
-        if not pictures:
+        files = set(_find(source, modality))
+        if not files:
             raise SourceError(
-                f"{source!r} holds no picture, expected files that end with {', '.join(_suffixes())}; check the path."
+                f"{source!r} holds no {modality.noun}, expected files that end with {', '.join(modality.suffixes)}; check "
+                "the path."
             )
-        found |= pictures
+        found |= files
     return sorted(found)
 
 
-def _suffixes() -> tuple[str, ...]:
-    return get_modality("image").suffixes
+def _find(source: str, modality: Modality) -> Iterable[str]:
+    def owns(path: str) -> bool:
+        name = os.path.basename(path)
+        return not name.startswith(".") and os.path.splitext(name)[1].lower() in modality.suffixes
 
-
-def _find(source: str) -> Iterable[str]:
+    suffix = next(iter(modality.suffixes), "")
+    expected = (
+        f"a folder, a pattern such as 'files/**/*{suffix}', a manifest (.jsonl, .json, .csv) or a {modality.noun}"
+    )
     if os.path.isdir(source):
-        return (os.path.join(folder, name) for folder, files in _walk(source) for name in files if _is_picture(name))
+        return (os.path.join(folder, name) for folder, files in _walk(source) for name in files if owns(name))
     suffix = os.path.splitext(source)[1].lower()
     if os.path.isfile(source):
         if suffix in (".jsonl", ".json", ".csv"):
             return (str(path) for row in Manifest.read(source, answers=False) for path in row.pictures)
-        if suffix in _suffixes():
+        if suffix in modality.suffixes:
             return [source]
-        raise SourceError(f"{source!r} is a file of another kind, expected {EXPECTED}; check the path.")
+        raise SourceError(f"{source!r} is a file of another kind, expected {expected}; check the path.")
     if has_magic(source):
-        return (path for path in glob(source, recursive=True) if _is_picture(path) and not os.path.isdir(path))
+        return (path for path in glob(source, recursive=True) if owns(path) and not os.path.isdir(path))
     where = "" if os.path.isabs(source) else f" in {os.getcwd()!r}"
-    raise SourceError(f"{source!r} does not exist{where}, expected {EXPECTED}; check the path.")
+    raise SourceError(f"{source!r} does not exist{where}, expected {expected}; check the path.")
 
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
@@ -80,11 +85,6 @@ def _walk(top: str) -> Iterator[tuple[str, list[str]]]:
         seen.add((place.st_dev, place.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield folder, files
-
-
-def _is_picture(path: str) -> bool:
-    name = os.path.basename(path)
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in _suffixes()
 
 
 def _refuse(error: OSError) -> NoReturn:

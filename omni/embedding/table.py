@@ -4,12 +4,14 @@
 |-----------|-----------------------------------|------------------------------------------------------------------------|
 | path      | string                            | the path of the file; a byte that is no text is written as \\udcff and  |
 |           |                                   | the like, and so a backslash is written as two                         |
-| width     | int32                             | width of the whole picture, upright; null if it cannot be read         |
+| width     | int32                             | of pictures alone: width of the whole one, upright; null if it cannot  |
+|           |                                   | be read                                                                |
 | height    | int32                             | its height                                                             |
 | error     | string                            | why there is no embedding, in a sentence; null if there is one         |
 | note      | string                            | a warning of the decoder about a file that is complete; null if none   |
 | embedding | fixed_size_list<float>[D]         | its CLS token; null if there is an error                               |
-|           | fixed_size_list<..[D]>[n]         | or the n tokens of its grid, or those that the Thinker gets            |
+|           | fixed_size_list<..[D]>[n]         | or the n tokens of its grid, or those that the Thinker gets; a list    |
+|           |                                   | of any length where items have different numbers of them               |
 
 The schema's metadata has a JSON document under the key `omni`, which says what the rows depend on; `describe` reads it.
 
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from omni.files import write_whole
@@ -52,51 +55,64 @@ class TableError(ValueError):
 # --- Columns ----------------------------------------------------------------------------------------------------------
 
 
-def schema(shape: tuple[int, ...]) -> "pa.Schema":
-    """The columns for embeddings float32[*shape]: (D,), or (n, D)."""
+Shape = tuple[int | None, ...]
+"""Of an embedding: (D,); (n, D); or (None, D), where every item has its own number of tokens."""
+
+
+def schema(shape: Shape, sized: bool = True) -> "pa.Schema":
+    """The columns for embeddings float32[*shape], of items with or without a width and a height."""
     import pyarrow as pa
 
     embedding = pa.float32()
     for size in reversed(shape):
-        embedding = pa.list_(embedding, size)
-    return pa.schema(
-        {
-            "path": pa.string(),
-            "width": pa.int32(),
-            "height": pa.int32(),
-            "error": pa.string(),
-            "note": pa.string(),
-            "embedding": embedding,
-        }
-    )
+        embedding = pa.list_(embedding, -1 if size is None else size)
+    sizes = {"width": pa.int32(), "height": pa.int32()} if sized else {}
+    return pa.schema({"path": pa.string(), **sizes, "error": pa.string(), "note": pa.string(), "embedding": embedding})
 
 
 def record_batch(
     paths: Sequence[str],
-    sizes: Sequence[tuple[int, int] | None],
+    sizes: Sequence[tuple[int, int] | None] | None,
     errors: Sequence[str | None],
     notes: Sequence[str | None],
-    embeddings: Any,
+    embeddings: Sequence[Any],
+    shape: Shape,
 ) -> "pa.RecordBatch":
-    """Rows from a path, a (width, height) or None, an error or None, a note or None, and one of float32[B, *shape] each."""
+    """Rows.
+
+    Args:
+        paths: a file for each.
+        sizes: (width, height), or None where it is not known; None for items that have none.
+        errors: why there is no embedding, or None.
+        notes: a warning, or None.
+        embeddings: float32[n, D], for (D,) of one token; or None.
+        shape: of an embedding in the table.
+    """
     import pyarrow as pa
 
-    shape = embeddings.shape[1:]
-    missing = pa.array([error is not None for error in errors])
-    values: pa.Array = pa.array(embeddings.reshape(-1))
-    for axis in reversed(range(len(shape))):
-        values = pa.FixedSizeListArray.from_arrays(values, shape[axis], mask=None if axis else missing)
-    return pa.record_batch(
-        [
-            pa.array([_written(path) for path in paths], pa.string()),
-            pa.array([size[0] if size else None for size in sizes], pa.int32()),
-            pa.array([size[1] if size else None for size in sizes], pa.int32()),
-            pa.array([_text(error) if error else None for error in errors], pa.string()),
-            pa.array([_text(note) if note else None for note in notes], pa.string()),
-            values,
-        ],
-        schema=schema(shape),
-    )
+    columns = [pa.array([_written(path) for path in paths], pa.string())]
+    if sizes is not None:
+        columns += [pa.array([size[axis] if size else None for size in sizes], pa.int32()) for axis in (0, 1)]
+    columns += [pa.array([_text(text) if text else None for text in texts], pa.string()) for texts in (errors, notes)]
+    return pa.record_batch([*columns, _lists(embeddings, shape)], schema=schema(shape, sizes is not None))
+
+
+def _lists(embeddings: Sequence[Any], shape: Shape) -> "pa.Array":
+    """The column of embeddings; zeros lie under the rows that have none."""
+    import pyarrow as pa
+
+    width, tokens = shape[-1], shape[0] if len(shape) == 2 else 1
+    assert width is not None, "tokens are of one width"
+    missing = pa.array([each is None for each in embeddings])
+    rows = [np.zeros((tokens or 0, width), np.float32) if each is None else each for each in embeddings]
+    values = pa.array(np.concatenate([*rows, np.zeros((0, width), np.float32)]).reshape(-1))
+    if len(shape) == 1:
+        return pa.FixedSizeListArray.from_arrays(values, width, mask=missing)
+    values = pa.FixedSizeListArray.from_arrays(values, width)
+    if tokens is not None:
+        return pa.FixedSizeListArray.from_arrays(values, tokens, mask=missing)
+    ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), values, mask=missing)
 
 
 def _written(path: str) -> str:
@@ -216,14 +232,14 @@ class Output:
             describe(self.path)
 
     @contextmanager
-    def open(self, document: Document, paths: Sequence[str], shape: tuple[int, ...]) -> Iterator["Table"]:
+    def open(self, document: Document, paths: Sequence[str], shape: Shape, sized: bool = True) -> Iterator["Table"]:
         """Begin the table, or continue it; see `Table`.
 
         Raises:
             TableError: the table was begun with another document; another process is writing it; or it cannot be written.
         """
         if self.single and self.path.exists():
-            yield Table(self, document, paths, shape, finished=True)
+            yield Table(self, document, paths, shape, sized, finished=True)
             with _writing(self.path):
                 shutil.rmtree(self.folder, ignore_errors=True)  # a kill after the joining leaves it
             return
@@ -237,7 +253,7 @@ class Output:
                     f"{str(self.path)!r} is being written by another process; wait for its end."
                 ) from error
         try:
-            table = Table(self, document, paths, shape)
+            table = Table(self, document, paths, shape, sized)
             yield table
             assert not table.missing(), "a table is closed before all of its parts are there"
             with _writing(self.path):
@@ -262,8 +278,9 @@ class Table:
         output: its place.
         document: what its rows depend on. It has `rows`, the number of rows, and `shard_rows`, the number in each part. If
             the table was begun before, the document from then is kept.
-        paths: the picture file of each row.
-        shape: shape of an embedding, (D,) or (n, D).
+        paths: the file of each row.
+        shape: shape of an embedding.
+        sized: whether items have a width and a height.
         finished: whether all rows are there already.
 
     Raises:
@@ -271,9 +288,15 @@ class Table:
     """
 
     def __init__(
-        self, output: Output, document: Document, paths: Sequence[str], shape: tuple[int, ...], finished: bool = False
+        self,
+        output: Output,
+        document: Document,
+        paths: Sequence[str],
+        shape: Shape,
+        sized: bool = True,
+        finished: bool = False,
     ) -> None:
-        self.output, self.document, self.schema, self.finished = output, document, schema(shape), finished
+        self.output, self.document, self.schema, self.finished = output, document, schema(shape, sized), finished
         rows, size = document["rows"], document["shard_rows"]
         self.parts = [Part(n, start, min(start + size, rows)) for n, start in enumerate(range(0, rows, size))]
         if finished:

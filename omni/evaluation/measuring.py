@@ -128,13 +128,13 @@ def evaluate(
 
 
 def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progress: Progress, start: float) -> Outcome:
-    encoder = load_encoder(checkpoint)
+    encoder = load_encoder(checkpoint, "image")
     found = evaluate_encoder(encoder, settings, progress)
     hashes = Hashes(
         weights=hash_weights(checkpoint),
         data=found.data_hash,
         prompts=None,
-        preprocessing=hash_lines([encoder.image_processor.to_dict()]),
+        preprocessing=hash_lines([encoder.preprocessor.to_dict()]),
         answers=hash_answers(found.asked),
     )
     result = _result(checkpoint, settings, encoder.model, hashes, found.scores, start, stopped=0, sight=None)

@@ -131,7 +131,7 @@ class _Probing:
             if wanted(self.settings, SAME):
                 self.retrieve(self.world.drawn_twice(self.settings.pictures, self.settings.first))
         if wanted(self.settings, DIGIT):
-            self.read_digits(digit_pictures(self.encoder.side))
+            self.read_digits(digit_pictures(self.encoder.probes()[0].height))
         chances = {f"recall@{k}": k / self.settings.pictures for k in (1, 5)}
         scores = [
             found.model_copy(update={"constant": chances[part], "constant_answer": "chance"})

@@ -1,20 +1,21 @@
-"""Compose a fused model of an encoder and a causal language model, each from a folder of its own.
+"""Compose a fused model of encoders and a causal language model, each from a folder of its own.
 
-    encoder (CLIP, SigLIP, DINOv2, ViT, omni's own)            ─▶ image_tower, unchanged
-    any causal language model, its tokenizer and chat template ─▶ language_model and lm_head, unchanged
-                                                                  image_projector: new and untrained
+    encoder of pictures (CLIP, SigLIP, DINOv2, ViT, omni's own) ─▶ image_tower, unchanged; image_projector: new and untrained
+    encoder of sounds (Whisper, wav2vec 2, AST, omni's own)     ─▶ audio_tower, unchanged; audio_projector: new and untrained
+    an encoder of any other registered modality                 ─▶ the same under its name
+    any causal language model, its tokenizer and chat template  ─▶ language_model and lm_head, unchanged
 
-    composition = compose("clip-vit-base-patch16", "Qwen2.5-0.5B-Instruct")
+    composition = compose({"image": "clip-vit-base-patch16", "audio": "whisper-tiny"}, "Qwen2.5-0.5B-Instruct")
     composition.save("mine")
 
-From a model of several parts, such as CLIP, the vision part is taken. Parts that do not fit are refused, with the reason:
-tensors are missing or left over, the encoder does not read pictures, the language model is not causal, or its prompts
-cannot hold a picture. Every choice that was made on the way is a note.
+From a model of several parts, such as CLIP, the part that encodes is taken. Parts that do not fit are refused, with the
+reason: tensors are missing or left over, the encoder reads something else, the language model is not causal, or its prompts
+cannot hold an item. Every choice that was made on the way is a note.
 """
 
-import math
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -23,10 +24,9 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AddedToken, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from omni.checkpoints.fingerprints import verify_weights
@@ -36,15 +36,20 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.parts import grow_vocabulary
 from omni.fusion.processing_omni import OmniProcessor
+from omni.items import Item, nouns
 from omni.loading.checkpoint import save_new
+from omni.loading.encoder import Encoder, find_encoder, read_tower
+from omni.loading.preprocessor import load_preprocessor
 from omni.projectors import PROJECTORS
-from omni.registry import get_modality
+from omni.registry import Modality
 from omni.session import make_prompts
 
 FACTORS = (2, 3)
-"""Patches along each side that `unshuffle_mlp` folds into one token. The first of these that divides the grid is taken."""
+"""Patches along each side that `unshuffle_mlp` folds into one token. The first of these that divides the grid is taken; a
+grid of one axis is divided by any."""
 
 AS_TEXT = (
+    "{%- set placeholders = PLACEHOLDERS -%}"
     "{%- set turned = namespace(messages=[]) -%}"
     "{%- for message in messages -%}"
     "{%- if message['content'] is string or message['content'] is not iterable -%}"
@@ -53,15 +58,17 @@ AS_TEXT = (
     "{%- set turned.text = '' -%}"
     "{%- for block in message['content'] -%}"
     "{%- if block['type'] == 'text' -%}{%- set turned.text = turned.text + block['text'] -%}"
-    "{%- elif block['type'] == 'image' -%}{%- set turned.text = turned.text + 'PLACEHOLDER' -%}"
-    "{%- else -%}{{- raise_exception('Blocks are text and image, found ' + block['type']) -}}{%- endif -%}"
+    "{%- elif block['type'] in placeholders -%}{%- set turned.text = turned.text + placeholders[block['type']] -%}"
+    "{%- else -%}"
+    "{{- raise_exception('Blocks are text and ' ~ (placeholders | join(' and ')) ~ ', found ' ~ block['type']) -}}"
+    "{%- endif -%}"
     "{%- endfor -%}"
     "{%- set turned.messages = turned.messages + [dict(message, content=turned.text)] -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
     "{%- set messages = turned.messages %}"
 )
-"""Lines in front of a chat template that reads text alone. They turn blocks of text and pictures into text."""
+"""Lines in front of a chat template that reads text alone. They turn blocks of text and items into text."""
 
 PLAIN = (
     "{%- for message in messages -%}"
@@ -79,7 +86,7 @@ class Composition:
     """What `compose` made.
 
     Attributes:
-        model: the fused model; its `config.untrained` names the projector.
+        model: the fused model; its `config.untrained` names the projectors.
         processor: its processor.
         notes: the choices that `compose` made, one sentence each.
         folders: of the parts.
@@ -105,57 +112,90 @@ class Composition:
 
 
 def compose(
-    image: str | Path, thinker: str | Path, projector: str = "unshuffle_mlp", factor: int | None = None
+    encoders: str | Path | Mapping[str, str | Path],
+    thinker: str | Path,
+    projector: str | Mapping[str, str] = "unshuffle_mlp",
+    factor: int | Mapping[str, int] | None = None,
 ) -> Composition:
-    """Connect a vision encoder to a causal language model with a new projector.
+    """Connect encoders to a causal language model, each with a new projector.
 
     Args:
-        image: folder of the encoder with its preprocessor_config.json, or of a model that contains the encoder.
+        encoders: for each modality by its name the folder of an encoder with its preprocessor_config.json, or of a model
+            that contains the encoder. Or one folder alone, whose encoder tells its modality.
         thinker: folder of the language model with its tokenizer.
-        projector: one of `omni.projectors.PROJECTORS`.
-        factor: for `unshuffle_mlp`, the patches along each side that become one token. By default 2; 3 where 2 does not
-            divide the grid of patches; 1 where neither does.
+        projector: one of `omni.projectors.PROJECTORS`, for all modalities or by name.
+        factor: for `unshuffle_mlp`, the patches along each side that become one token, for all modalities or by name. By
+            default 2; 3 where 2 does not divide the grid of patches; 1 where neither does.
 
     Raises:
-        CheckpointError: a folder does not hold what it should, or the two do not fit together.
-        ValueError: the projector is unknown, or the factor does not fit it.
+        CheckpointError: a folder does not hold what it should, or the parts do not fit together.
+        ValueError: a projector is unknown, or a factor does not fit it.
     """
     notes: list[str] = []
-    picture = Image.new("RGB", (64, 48), "gray")
-    if projector not in PROJECTORS:
-        raise ValueError(f"Unknown projector {projector!r}; known: {', '.join(sorted(PROJECTORS))}.")
-    encoder, preprocessor = _read_encoder(Path(image), notes)
+    named = encoders.items() if isinstance(encoders, Mapping) else [(None, encoders)]
+    kinds = projector.values() if isinstance(projector, Mapping) else [projector]
+    if unknown := sorted({*kinds} - {*PROJECTORS}):
+        raise ValueError(f"Unknown projector {unknown[0]!r}; known: {', '.join(sorted(PROJECTORS))}.")
+    found = {Path(folder): _read_encoder(Path(folder), name, notes) for name, folder in named}
+    towers = {encoder.modality: encoder for encoder in found.values()}
+    for option in (projector, factor):
+        if isinstance(option, Mapping) and (strangers := sorted(option.keys() - towers.keys())):
+            raise ValueError(f"{strangers[0]!r} is none of the modalities here, which are {', '.join(sorted(towers))}.")
     language_model, tokenizer = _read_thinker(Path(thinker), notes)
-    with _reading(image, "The encoder"):
-        grid_shape, output = _look(encoder, preprocessor, picture)
-    token_id = _add_placeholder(tokenizer, language_model, notes)
-    _prepare_chats(tokenizer, notes)
-    _agree_on_precision(encoder, language_model, notes)
-    if factor is None:
-        folds = PROJECTORS[projector].uses_factor
-        factor = next((k for k in FACTORS if folds and not any(side % k for side in grid_shape)), 1)
-    section = {"encoder": encoder.config, "token_id": token_id, "output": output}
-    config = OmniConfig(
-        modalities={"image": {**section, "projector": projector, "factor": factor}}, text_config=language_model.config
-    )
-    config.num_tokens("image", grid_shape)  # raises its own error if the factor does not divide the grid
+    probes, sections, grids = [], dict[str, dict[str, Any]](), dict[str, tuple[int, ...]]()
+    for folder, encoder in found.items():
+        with _reading(folder, "The encoder"):
+            probe = encoder.probes()[0]
+            grids[encoder.modality], output = _look(encoder, probe)
+        probes.append(Item(encoder.modality, probe))
+        section = {"encoder": encoder.model.config, "output": output}
+        sections[encoder.modality] = section | _projector(encoder.modality, grids[encoder.modality], projector, factor)
+    bundles = [encoder.bundle for encoder in towers.values()]
+    for bundle in bundles:
+        sections[bundle.name]["token_id"] = _add_placeholder(bundle, tokenizer, language_model, notes)
+    _prepare_chats(bundles, tokenizer, notes)
+    _agree_on_precision([*(encoder.model for encoder in towers.values()), language_model], notes)
+    config = OmniConfig(modalities=sections, text_config=language_model.config)
+    sizes = {name: config.num_tokens(name, grid) for name, grid in grids.items()}  # raises if a factor does not divide
     with _reading(thinker, "The language model"):
-        model = _join(config, encoder, language_model)
+        model = _join(config, towers, language_model)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-    processor = OmniProcessor(preprocessor, tokenizer, modalities=config.modalities)
-    _try(model, processor, picture, f"The encoder in {str(image)!r} and the language model in {str(thinker)!r}")
-    patches = " x ".join(map(str, grid_shape))
-    notes.append(
-        f"image_projector is new: {projector}, factor {factor}; it turns {patches} patches of a picture ({output}) into "
-        f"{config.num_tokens('image', grid_shape)} tokens"
+    preprocessors = {name: encoder.preprocessor for name, encoder in towers.items()}
+    processor = OmniProcessor(tokenizer=tokenizer, preprocessors=preprocessors, modalities=config.modalities)
+    named_folders = " and ".join(f"the encoder in {str(folder)!r}" for folder in found)
+    _try(
+        model, processor, probes, f"{named_folders} and the language model in {str(thinker)!r}".replace("the", "The", 1)
     )
-    folders = {"image_tower": os.path.abspath(image), "language_model": os.path.abspath(thinker)}
-    return Composition(model, processor, tuple(notes), folders)
+    for name, encoder in towers.items():
+        section = config.modalities[name]
+        places = "a grid of " if len(grids[name]) > 1 else ""
+        notes.append(
+            f"{name}_projector is new: {section['projector']}, factor {section['factor']}; it turns {places}"
+            f"{' x '.join(map(str, grids[name]))} tokens of a {encoder.bundle.noun} ({section['output']}) into {sizes[name]}"
+        )
+    where = {f"{name}_tower": os.path.abspath(folder) for name, folder in zip(towers, found, strict=True)}
+    where["language_model"] = os.path.abspath(thinker)
+    return Composition(model, processor, tuple(notes), where)
 
 
-# --- The two folders --------------------------------------------------------------------------------------------------
+def _projector(
+    name: str,
+    grid_shape: tuple[int, ...],
+    projector: str | Mapping[str, str],
+    factor: int | Mapping[str, int] | None,
+) -> dict[str, Any]:
+    """What the section of a modality says of its projector."""
+    kind = projector.get(name, "unshuffle_mlp") if isinstance(projector, Mapping) else projector
+    own = factor.get(name) if isinstance(factor, Mapping) else factor
+    if own is None:
+        fits = [k for k in FACTORS if len(grid_shape) == 1 or not any(side % k for side in grid_shape)]
+        own = fits[0] if fits and PROJECTORS[kind].uses_factor else 1
+    return {"projector": kind, "factor": own}
+
+
+# --- The folders ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -171,35 +211,21 @@ def _reading(folder: str | Path, what: str) -> Iterator[None]:
         raise CheckpointError(f"{what} in {str(folder)!r} is damaged ({error}); get the folder again.") from error
 
 
-def _read_encoder(folder: Path, notes: list[str]) -> tuple[Any, Any]:
-    """The vision encoder in a folder, and its image processor."""
-    model_type = model_type_of(folder)
+def _read_encoder(folder: Path, name: str | None, notes: list[str]) -> Encoder:
+    """The encoder of a modality in a folder, with its preprocessor."""
+    model_type_of(folder)
     with _reading(folder, "The encoder"):
         config = AutoConfig.from_pretrained(folder)
-        part = getattr(config, "vision_config", config)
-        with torch.device("meta"):
-            cls = type(AutoModel.from_config(part))
-        if cls.main_input_name != "pixel_values":
-            raise CheckpointError(
-                f"{str(folder)!r} holds a model of type {model_type!r}, which reads {cls.main_input_name}; expected a "
-                "vision encoder, such as CLIP, SigLIP, DINOv2 or ViT."
-            )
-        encoder, info = cls.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        others = sorted(info["unexpected_keys"])
+        bundle, part = find_encoder(config, name)
+        model, info = read_tower(bundle, folder, part, use_safetensors=True)
+        cls, others = type(model), sorted(info["unexpected_keys"])
         alone = part is config and cls.__name__ in (config.architectures or [cls.__name__])
         _expect_whole(folder, cls, info, others if alone else [])
         verify_weights(folder)
-        size = sum(parameter.numel() for parameter in encoder.parameters())
-        note = f"image_tower is the {encoder.config.model_type} in {str(folder)!r}, {size:,} parameters"
+        size = sum(parameter.numel() for parameter in model.parameters())
+        note = f"{bundle.name}_tower is the {model.config.model_type} in {str(folder)!r}, {size:,} parameters"
         notes.append(note + (f"; its {len(others)} other tensors are left out" if others else ""))
-        if (folder / "preprocessor_config.json").is_file() or (folder / "processor_config.json").is_file():
-            return encoder.eval(), AutoImageProcessor.from_pretrained(folder)
-        raise CheckpointError(
-            f"{str(folder)!r} has no preprocessor_config.json, which says how pictures are prepared; save the encoder's "
-            "image processor into it."
-        )
+        return Encoder(model.eval(), load_preprocessor(bundle, folder), modality=bundle.name)
 
 
 def _read_thinker(folder: Path, notes: list[str]) -> tuple[Any, Any]:
@@ -265,23 +291,19 @@ def _reads_forward_only(model: Any) -> bool:
     return not gradient[0, 1:].any()
 
 
-@torch.no_grad()
-def _look(encoder: Any, preprocessor: Any, picture: Image.Image) -> tuple[tuple[int, ...], str]:
-    """The shape of a picture's grid of patches, and the names of the encoder's outputs, such as "cls+grid"."""
-    modality = get_modality("image")
-    pixel_values = preprocessor([picture], return_tensors="pt")["pixel_values"]
-    (shape,) = modality.grid_shapes(encoder.config, {"pixel_values": pixel_values})
-    encoded = encoder(pixel_values=pixel_values.to(encoder.dtype), return_dict=True)
-    tokens = modality.read(encoded, math.prod(shape))
-    return tuple(shape), "+".join(name for name in ("cls", "grid") if name in tokens)
+def _look(encoder: Encoder, item: Any) -> tuple[tuple[int, ...], str]:
+    """The shape of an item's grid of tokens, and the names of the encoder's outputs, such as "cls+grid"."""
+    inputs = encoder.prepare([item])
+    tokens = encoder.encode(inputs)
+    return encoder.grid_shape(inputs), "+".join(name for name in ("cls", "grid") if name in tokens)
 
 
-# --- Making the two fit -----------------------------------------------------------------------------------------------
+# --- Making them fit -------------------------------------------------------------------------------------------------
 
 
-def _add_placeholder(tokenizer: Any, model: Any, notes: list[str]) -> int:
-    """The id of the pictures' placeholder. A tokenizer without one gets it; all other ids stay."""
-    token = get_modality("image").token
+def _add_placeholder(modality: Modality, tokenizer: Any, model: Any, notes: list[str]) -> int:
+    """The id of a modality's placeholder. A tokenizer without one gets it; all other ids stay."""
+    token = modality.token
     before = tokenizer.get_vocab()
     if tokenizer.encode(token, add_special_tokens=False) == [before.get(token)]:
         notes.append(f"the tokenizer has {token} already, id {before[token]}")
@@ -300,84 +322,90 @@ def _add_placeholder(tokenizer: Any, model: Any, notes: list[str]) -> int:
     return int(token_id)
 
 
-def _prepare_chats(tokenizer: Any, notes: list[str]) -> None:
-    """Make sure that the chat template takes pictures, and that the tokenizer can pad."""
-    token = get_modality("image").token
-    as_text = AS_TEXT.replace("PLACEHOLDER", token)
+def _prepare_chats(bundles: Sequence[Modality], tokenizer: Any, notes: list[str]) -> None:
+    """Make sure that the chat template takes items, and that the tokenizer can pad."""
+    tokens = " and ".join(bundle.token for bundle in bundles)
+    as_text = AS_TEXT.replace("PLACEHOLDERS", json.dumps({bundle.name: bundle.token for bundle in bundles}))
     if tokenizer.chat_template is None:
         begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
         tokenizer.chat_template = as_text + ("{{- bos_token -}}" if begins else "") + PLAIN
         notes.append(
             "the tokenizer had no chat template; it writes questions as `User: ...` and answers as `Assistant: ...`"
         )
-    elif _holds_pictures(tokenizer):
+    elif _holds_items(bundles, tokenizer):
         notes.append("the chat template is kept")
     else:
         tokenizer.chat_template = as_text + tokenizer.get_chat_template()
-        if not _holds_pictures(tokenizer):
+        if not _holds_items(bundles, tokenizer):
             raise CheckpointError(
-                f"Expected a chat template that writes {token} and then the question, once each; the tokenizer's does not, "
+                f"Expected a chat template that writes {tokens} and then the question, once each; the tokenizer's does not, "
                 "so correct it."
             )
-        notes.append(f"the chat template takes text alone, so lines in front of it turn pictures into {token}")
+        notes.append(f"the chat template takes text alone, so lines in front of it turn items into {tokens}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         notes.append(f"the tokenizer had no padding token; it pads with {tokenizer.eos_token}")
 
 
-def _holds_pictures(tokenizer: Any) -> bool:
-    """Whether the chat template writes a placeholder for a picture, and then the question."""
-    question, token = "What is it?", get_modality("image").token
+def _holds_items(bundles: Sequence[Modality], tokenizer: Any) -> bool:
+    """Whether the chat template writes a placeholder for an item of each modality, and then the question."""
+    question, tokens = "What is it?", [bundle.token for bundle in bundles]
     try:
-        written = tokenizer.apply_chat_template(ask(question), tokenize=False, add_generation_prompt=True)
+        asked = ask(question, items=[bundle.name for bundle in bundles])
+        written = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     except Exception:  # a template is a program, and may raise anything on contents that it was not written for
         return False
-    return bool(written.count(token) == written.count(question) == 1 and written.index(token) < written.index(question))
+    parts = [*tokens, question]
+    places = [written.find(part) for part in parts]
+    return all(written.count(part) == 1 for part in parts) and places == sorted(places)
 
 
-def _agree_on_precision(encoder: nn.Module, language_model: nn.Module, notes: list[str]) -> None:
+def _agree_on_precision(parts: Sequence[nn.Module], notes: list[str]) -> None:
     """Where the parts differ in precision, have the checkpoint load in one that holds every number of both."""
-    kinds = [{tensor.dtype for tensor in part.parameters()} for part in (encoder, language_model)]
-    if len(set.union(*kinds)) > 1:
-        widest = reduce(torch.promote_types, set.union(*kinds))
-        encoder.to(widest)  # a saved configuration names the type of the first part
+    kinds = {tensor.dtype for part in parts for tensor in part.parameters()}
+    if len(kinds) > 1:
+        widest = reduce(torch.promote_types, kinds)
+        for encoder in parts[:-1]:
+            encoder.to(widest)  # a saved configuration names the type of the first part
         notes.append(
             f"the parts differ in precision; the checkpoint loads in {str(widest).removeprefix('torch.')}, which holds all "
             "their numbers, unless dtype=... asks for another"
         )
 
 
-def _join(config: OmniConfig, encoder: nn.Module, language_model: Any) -> OmniForConditionalGeneration:
-    """The fused model around both parts. They are not copied."""
+def _join(config: OmniConfig, towers: Mapping[str, Encoder], language_model: Any) -> OmniForConditionalGeneration:
+    """The fused model around all parts. They are not copied."""
     with torch.device("meta"):
         model = OmniForConditionalGeneration(config)
     if type(model.model.language_model) is not type(language_model.base_model):
         raise ValueError(
             f"a {type(language_model).__name__} keeps its decoder elsewhere than omni looks for it; choose another model"
         )
-    projector = model.model.image_projector.to_empty(device="cpu").to(next(encoder.parameters()).dtype)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same parts make the same checkpoint
-        for module in projector.modules():
-            model._init_weights(module)
-    for part in (config.image_config, config.text_config):
-        part.name_or_path = ""  # it names a folder of this machine
-    model.model.image_tower, model.model.language_model = encoder, language_model.base_model
+    for name, encoder in towers.items():
+        projector = getattr(model.model, f"{name}_projector").to_empty(device="cpu").to(encoder.model.dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same parts make the same checkpoint
+            for module in projector.modules():
+                model._init_weights(module)
+        setattr(model.model, f"{name}_tower", encoder.model)
+        encoder.model.config.name_or_path = ""  # it names a folder of this machine
+    config.text_config.name_or_path = ""
+    model.model.language_model = language_model.base_model
     model.lm_head = language_model.get_output_embeddings()
     model.generation_config = language_model.generation_config
-    model.config.untrained = ["image_projector"]
+    model.config.untrained = sorted(f"{name}_projector" for name in towers)
     return model.eval()
 
 
-def _try(model: OmniForConditionalGeneration, processor: OmniProcessor, picture: Image.Image, what: str) -> None:
-    """Run the model once on a picture and a word, so that parts that do not work together are refused now."""
+def _try(model: OmniForConditionalGeneration, processor: OmniProcessor, items: Sequence[Item], what: str) -> None:
+    """Run the model once on an item of each modality and a word, so that parts that do not work together are refused now."""
     try:
-        inputs = make_prompts(processor, [("?", [picture])])
+        inputs = make_prompts(processor, [("?", items)])
         limit, found = getattr(model.config.text_config, "max_position_embeddings", None), inputs["input_ids"].shape[1]
         if limit is not None and found >= limit:
             raise ValueError(
-                f"a picture and a word are {found} tokens, but the language model takes at most {limit}; choose a larger "
-                "factor"
+                f"a {nouns(items)} and a word are {found} tokens, but the language model takes at most {limit}; choose a "
+                "larger factor"
             )
         with torch.inference_mode():
             model(**inputs)

@@ -2,18 +2,22 @@
 
     image_encoder     pixel_values (I, 3, H, W)           -> cls (I, 1, D), grid (I, N, D)
     image_projector   cls and grid, as the model has it   -> tokens (I, n, T)
+    audio_encoder     audio_features (I, F, M), audio_mask (I, F)
+                                                          -> cls (I, 1, D), grid (I, N, D)
+    audio_projector   as for pictures; so for any other modality, under its name
     embedding         input_ids (B, L)                    -> inputs_embeds (B, L, T)
     thinker           inputs_embeds (B, L, T), attention_mask (B, P+L), past keys and values (B, h, P, d)
                                                           -> logits (B, L, V), keys and values (B, h, P+L, d)
 
-Shapes: I pictures, N patches, D width of the encoder, n tokens that a picture becomes, T width of the Thinker; B rows of
-the batch, L new tokens, P earlier ones, V tokens of the vocabulary, h heads of width d. I, B, L and P are free. P may be
-0, so that one graph reads the prompt and writes the answer. One line of NumPy puts the pictures' tokens in their places:
-see `examples/ask_without_torch.py`.
+Shapes: I items, N tokens of the encoder, D its width, n tokens that an item becomes, T width of the Thinker; B rows of the
+batch, L new tokens, P earlier ones, V tokens of the vocabulary, h heads of width d. I, B, L and P are free, and so is the
+length of items that have one, F. P may be 0, so that one graph reads the prompt and writes the answer. One line of NumPy
+puts the items' tokens in their places: see `examples/ask_without_torch.py`. Of items that were padded, an item's own tokens
+come first.
 
-Beside the graphs stand the processor's files and `omni.json`, which says how a picture becomes numbers and how a prompt
-looks. An encoder alone becomes `image_encoder`. `transformers.exporters` makes the graphs. Before they are kept, they run
-in onnxruntime and are compared with the model.
+Beside the graphs stand the preprocessors' files and `omni.json`, which says how a picture becomes numbers and how a prompt
+looks. An encoder alone becomes one graph. `transformers.exporters` makes the graphs. Before they are kept, they run in
+onnxruntime and are compared with the model.
 """
 
 import contextlib
@@ -25,7 +29,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +49,7 @@ from omni.fusion.processing_omni import OmniProcessor
 from omni.fusion.signature import CACHE
 from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
-from omni.registry import get_modality
+from omni.loading.preprocessor import save_preprocessor
 
 TOLERANCE = 1e-4
 """Largest accepted difference between graph and model. It is relative to the largest value where that is above 1."""
@@ -137,27 +141,37 @@ def export(checkpoint: str | Path, output: str | Path, tolerance: float = TOLERA
     fused = model_type_of(base_of(Path(checkpoint))) == OmniConfig.model_type
     if fused:
         model, processor = load(checkpoint)
-        if strangers := sorted({*model.config.modalities} - {"image"}):
-            raise ExportError(
-                f"Expected a model that reads pictures alone; this one also reads {', '.join(strangers)}, which cannot be "
-                "exported."
-            )
         model = model.float().eval()
-        encoder = Encoder(model.model.image_tower, processor.preprocessors["image"], fused=model.model)
+        encoders = [
+            Encoder(getattr(model.model, f"{name}_tower"), preprocessor, fused=model.model, modality=name)
+            for name, preprocessor in processor.preprocessors.items()
+        ]
     else:
-        encoder = load_encoder(checkpoint)
-        encoder.model.float()
+        encoders = [load_encoder(checkpoint)]
+        encoders[0].model.float()
+    try:
+        probes = {encoder.modality: encoder.probes() for encoder in encoders}
+    except ValueError as error:
+        raise ExportError(str(error)) from error
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
         folder = Path(place) / "export"
-        parts = _encoder(encoder)
+        parts = {name: part for each in encoders for name, part in _encoder(each, probes[each.modality]).items()}
         if fused:
-            parts |= _fused(model, encoder)
-        _write(parts, model if fused else encoder.model, folder)
-        (processor if fused else encoder.image_processor).save_pretrained(folder)
-        settings = _pixels(encoder.image_processor) | (_prompt(model, processor) if fused else {})
+            parts |= _thinker(model)
+        _write(parts, model if fused else encoders[0].model, folder)
+        settings = {key: value for encoder in encoders for key, value in _pixels(encoder.preprocessor).items()}
+        if fused:
+            processor.save_pretrained(folder)
+            settings |= _prompt(model, processor)
+        else:
+            save_preprocessor(encoders[0].preprocessor, folder)
         write_text_whole(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        differences = _compare(folder, encoder, model if fused else None)
+        differences = dict[str, float]()
+        for encoder in encoders:
+            _compare(folder, encoder, probes[encoder.modality], differences)
+        if fused:
+            _compare_thinker(folder, model, differences)
         if not all(difference <= tolerance for difference in differences.values()):  # false for NaN, too
             listed = ", ".join(f"{name} by {difference:.2g}" for name, difference in differences.items())
             raise ExportError(
@@ -184,18 +198,49 @@ def _needs_packages() -> None:
 # --- The graphs -------------------------------------------------------------------------------------------------------
 
 
-PICTURES: Axes = {0: "pictures"}
 TOKENS: Axes = {0: "rows", 1: "tokens"}
 
 
-def _encoder(encoder: Encoder) -> Traced:
-    pixel_values = encoder.prepare([Image.new("RGB", (encoder.side, encoder.side))] * 2)
-    patches = math.prod(encoder.grid_shape(pixel_values))
+def _encoder(encoder: Encoder, probes: Sequence[Any]) -> Traced:
+    """The encoder of a modality, and its projector in a fused model."""
+    bundle, name, items = encoder.bundle, encoder.modality, f"{encoder.bundle.noun}s"
+    inputs = encoder.prepare([probes[0]] * 2)
+    alone = [encoder.prepare([probe]) for probe in probes]
+    grids = {grid for each in alone for grid in encoder.grid_shapes(each)}
+    free: dict[str, Axes | list[Axes]] = {}
+    for key, value in inputs.items():
+        lengths = [axis for axis in range(1, value.ndim) if len({each[key].shape[axis] for each in alone}) > 1]
+        free[key] = {
+            0: items,
+            **{axis: "length" if number == 0 else f"length {number + 1}" for number, axis in enumerate(lengths)},
+        }
+    if len(grids) > 1 and any(len(grid) > 1 for grid in grids):
+        raise ExportError(
+            f"The {items} of this encoder have grids of several sizes along several axes, and a graph has room for one; use "
+            "an encoder whose preprocessor makes one size."
+        )
+    fixed = next(iter(grids)) if len(grids) == 1 else None
+    patches = max(map(math.prod, grids))
 
-    def run(pixel_values: torch.Tensor) -> dict[str, Any]:
-        return get_modality("image").read(_without_pooler(encoder, encoder.model(pixel_values=pixel_values)), patches)
+    def run(**given: torch.Tensor) -> dict[str, Any]:
+        encoded = encoder.model(**{bundle.arguments[key]: value for key, value in given.items()})
+        return bundle.read(_without_pooler(encoder, encoded), patches)
 
-    return {"image_encoder": (_Part(encoder.model, run), {"pixel_values": pixel_values}, {"pixel_values": PICTURES})}
+    parts: Traced = {f"{name}_encoder": (_Part(encoder.model, run), dict(inputs), free)}
+    if encoder.fused is not None:
+        projector = getattr(encoder.fused, f"{name}_projector")
+        output = encoder.fused.config.modalities[name]["output"].split("+")
+        encoded = encoder.encode(inputs)
+        tokens = {part: encoded[part].clone() for part in output}
+
+        def project(**tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"tokens": projector(tokens, fixed or (tokens["grid"].shape[1],) if "grid" in tokens else (1,))}
+
+        axes: dict[str, Axes | list[Axes]] = {
+            part: {0: items, **({1: "places"} if part == "grid" and fixed is None else {})} for part in output
+        }
+        parts[f"{name}_projector"] = (_Part(projector, project), tokens, axes)
+    return parts
 
 
 def _without_pooler(encoder: Encoder, encoded: Any) -> Any:
@@ -204,12 +249,8 @@ def _without_pooler(encoder: Encoder, encoded: Any) -> Any:
     return encoded
 
 
-def _fused(model: OmniForConditionalGeneration, encoder: Encoder) -> Traced:
-    projector, embed = model.model.image_projector, model.get_input_embeddings()
-    pixel_values = encoder.prepare([Image.new("RGB", (encoder.side, encoder.side))] * 2)
-    shape = encoder.grid_shape(pixel_values)
-    encoded = encoder.encode(pixel_values)
-    tokens = {name: encoded[name].clone() for name in model.config.modalities["image"]["output"].split("+")}
+def _thinker(model: OmniForConditionalGeneration) -> Traced:
+    embed = model.get_input_embeddings()
     ids = torch.zeros(2, 3, dtype=torch.int64)
     with torch.no_grad():
         embeds = embed(ids)
@@ -218,11 +259,6 @@ def _fused(model: OmniForConditionalGeneration, encoder: Encoder) -> Traced:
     mask = torch.ones(2, 8, dtype=torch.int64)
     past: list[Axes] = [{0: "rows", 2: "past"} for layer in cache.layers for _ in (layer.keys, layer.values)]
     return {
-        "image_projector": (
-            _Part(projector, lambda **tokens: {"tokens": projector(tokens, shape)}),
-            dict(tokens),
-            dict.fromkeys(tokens, PICTURES),
-        ),
         "embedding": (
             _Part(embed, lambda input_ids: {"inputs_embeds": embed(input_ids)}),
             {"input_ids": ids},
@@ -329,19 +365,20 @@ def _pixels(image_processor: Any) -> dict[str, Any]:
 
 
 def _prompt(model: OmniForConditionalGeneration, processor: OmniProcessor) -> dict[str, Any]:
-    """How a prompt of one picture and a question looks, and which tokens end an answer."""
-    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    """How a prompt of one item of each modality and a question looks, and which tokens end an answer."""
+    content = [*({"type": bundle.name} for bundle in processor.bundles), {"type": "text", "text": QUESTION}]
     chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    if not prompt.count(QUESTION) == prompt.count(processor.image_token) == 1:
+    if any(prompt.count(part) != 1 for part in (QUESTION, *(bundle.token for bundle in processor.bundles))):
+        nouns = " and ".join(f"a {bundle.noun}" for bundle in processor.bundles)
         raise ExportError(
-            f"The chat template writes a picture and a question as {prompt!r}; expected each of them once, so correct it."
+            f"The chat template writes {nouns} and a question as {prompt!r}; expected each of them once, so correct it."
         )
     ends = model.generation_config.eos_token_id
     return {
         "prompt": prompt,
-        "image_token": processor.image_token,
-        "image_token_id": model.config.modalities["image"]["token_id"],
+        **{f"{bundle.name}_token": bundle.token for bundle in processor.bundles},
+        **{f"{name}_token_id": section["token_id"] for name, section in model.config.modalities.items()},
         "end_token_ids": list(ends) if isinstance(ends, (list, tuple)) else [ends],
     }
 
@@ -349,42 +386,48 @@ def _prompt(model: OmniForConditionalGeneration, processor: OmniProcessor) -> di
 # --- The graphs against the model -------------------------------------------------------------------------------------
 
 
-def _compare(folder: Path, encoder: Encoder, model: OmniForConditionalGeneration | None) -> dict[str, float]:
-    """Each graph's largest difference from the model. Other numbers of pictures, rows and tokens are tried than traced."""
-    found: dict[str, float] = {}
-
-    def note(name: str, ours: Any, theirs: torch.Tensor) -> None:
-        expected = theirs.detach().numpy()
-        apart = float(np.abs(ours - expected).max() / max(1.0, float(np.abs(expected).max())))
-        found[name] = max(found.get(name, 0.0), apart) if apart == apart else apart
-
-    encode = _session(folder / "image_encoder.onnx")
-    generator = torch.Generator().manual_seed(0)
-    side = encoder.prepare([Image.new("RGB", (encoder.side, encoder.side))]).shape[1:]
-    for count in (1, 3):
-        pixel_values = torch.randn(count, *side, generator=generator)
-        expected = encoder.encode(pixel_values)
-        encoded = _run(encode, {"pixel_values": pixel_values.numpy()})
-        for name in encoded:
-            note("image_encoder", encoded[name], expected[name])
-        if model is not None:
-            tokens = {name: encoded[name] for name in model.config.modalities["image"]["output"].split("+")}
-            projected = _run(_session(folder / "image_projector.onnx"), tokens)["tokens"]
-            note("image_projector", projected, expected["projected"])
-    if model is None:
-        return found
-    with torch.no_grad():
-        _compare_thinker(folder, model, note)
-    return found
+def _note(found: dict[str, float], name: str, ours: Any, theirs: torch.Tensor) -> None:
+    """Keep the largest difference of a graph from the model."""
+    expected = theirs.detach().numpy()
+    apart = float(np.abs(ours - expected).max() / max(1.0, float(np.abs(expected).max())))
+    found[name] = max(found.get(name, 0.0), apart) if apart == apart else apart
 
 
-def _compare_thinker(
-    folder: Path, model: OmniForConditionalGeneration, note: Callable[[str, Any, torch.Tensor], None]
-) -> None:
+def _compare(folder: Path, encoder: Encoder, probes: Sequence[Any], found: dict[str, float]) -> None:
+    """The largest differences of an encoder's graphs, of one item and of several at once, from the model's of one at a time.
+
+    Other numbers of items, and others of several lengths, are tried than traced.
+    """
+    name = encoder.modality
+    encode = _session(folder / f"{name}_encoder.onnx")
+    for items in (probes[:1], probes[1:]):
+        inputs = {key: value.numpy() for key, value in encoder.prepare(items).items()}
+        encoded = _run(encode, {each.name: inputs[each.name] for each in encode.get_inputs()})
+        projected = None
+        if encoder.fused is not None:
+            parts = encoder.fused.config.modalities[name]["output"].split("+")
+            projected = _run(_session(folder / f"{name}_projector.onnx"), {part: encoded[part] for part in parts})[
+                "tokens"
+            ]
+        for row, item in enumerate(items):
+            alone = encoder.prepare([item])
+            expected, shapes = encoder.encode(alone), encoder.grid_shapes(alone)
+            for part in encoded:
+                (count,) = encoder.counts(part, shapes)
+                _note(found, f"{name}_encoder", encoded[part][row, :count], expected[part][0, :count])
+            if projected is not None:
+                (count,) = encoder.counts("projected", shapes)
+                _note(found, f"{name}_projector", projected[row, :count], expected["projected"][0])
+
+
+@torch.no_grad()
+def _compare_thinker(folder: Path, model: OmniForConditionalGeneration, found: dict[str, float]) -> None:
     """Compare prompts of one row, and of two rows where one is padded on the left; then token after token."""
     embed, think = _session(folder / "embedding.onnx"), _session(folder / "thinker.onnx")
     ids = torch.arange(min(8, model.config.text_config.vocab_size))[None]
-    note("embedding", _run(embed, {"input_ids": ids.numpy()})["inputs_embeds"], model.get_input_embeddings()(ids))
+    _note(
+        found, "embedding", _run(embed, {"input_ids": ids.numpy()})["inputs_embeds"], model.get_input_embeddings()(ids)
+    )
     for rows, length in ((1, 7), (2, 12)):
         mask = torch.ones(rows, length, dtype=torch.int64)
         mask[1:, :4] = 0
@@ -395,7 +438,7 @@ def _compare_thinker(
             cache = expected[CACHE]
             inputs = {"inputs_embeds": embeds.numpy(), "attention_mask": mask.numpy(), **past}
             outputs = _run(think, inputs)
-            note("thinker", outputs["logits"][:, -1], expected.logits[:, -1])
+            _note(found, "thinker", outputs["logits"][:, -1], expected.logits[:, -1])
             past = {name: outputs[name.replace("input.", "output.", 1)] for name in past}
             mask = torch.cat([mask, torch.ones(rows, 1, dtype=torch.int64)], dim=1)
 

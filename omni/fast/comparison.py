@@ -26,6 +26,7 @@ from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
 from omni.session import Answer, Session
 from omni.vision.pictures import read_picture
+from omni.vision.plugin import side_of
 from omni.worlds import find_world
 
 WRITTEN = 48
@@ -93,7 +94,7 @@ def compare(
         WorldError: the scenes are not installed.
     """
     questions = find_world().settings(pictures=count).questionnaire()
-    encoder = load_encoder(checkpoint)
+    encoder = load_encoder(checkpoint, "image")
     items = [questions[index] for index in range(count)]
     pictures = [item.pictures[0] for item in items]
     yield from _embeddings(encoder, pictures, rounds, progress)
@@ -105,7 +106,7 @@ def compare(
         progress("answers")
         yield from _answers(model, processor, pictures, asked)
         progress("answers, scaled decoding")
-        yield _scaled_answers(model, processor, encoder.side, pictures, asked)
+        yield _scaled_answers(model, processor, _side(encoder), pictures, asked)
 
 
 # --- Embeddings -------------------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def _embeddings(
                 continue
 
             def fast(engine: Engine = engine) -> Any:
-                return engine(np.stack([engine.prepare(picture) for picture in pictures]))
+                return np.stack(engine([engine.prepare(picture) for picture in pictures]))
 
             slow_speed, fast_speed = _speeds([reference, fast], rounds, len(pictures))
             difference = _difference(torch.from_numpy(fast()), expected)
@@ -146,20 +147,25 @@ def _decoding(encoder: Encoder, pictures: Sequence[Image.Image], rounds: int) ->
     engine = Engine(encoder, "cls" if "cls" in encoder.encode(encoder.prepare(pictures[:1])) else "grid")
 
     def as_pictures() -> Any:
-        return engine(np.stack([engine.prepare(read_picture(file)) for file in files]))
+        return np.stack(engine([engine.prepare(read_picture(file)) for file in files]))
 
     def embed(at_least: int | None = None) -> Any:
-        return engine(np.stack([engine.prepare(read_pixels(file, at_least)[0]) for file in files]))
+        return np.stack(engine([engine.prepare(read_pixels(file, at_least)[0]) for file in files]))
 
-    reference, whole, scaled = _speeds([as_pictures, embed, lambda: embed(encoder.side)], rounds, len(files))
+    side = _side(encoder)
+    reference, whole, scaled = _speeds([as_pictures, embed, lambda: embed(side)], rounds, len(files))
     expected = torch.from_numpy(as_pictures())
     common: dict[str, Any] = {"unit": "files", "reference_speed": reference, "of": "embeddings"}
     name = f"JPEG files of {PHOTO[0]}x{PHOTO[1]}"
     difference = _difference(torch.from_numpy(embed()), expected)
     yield FastPath(**common, name=f"{name}, to pixels", speed=whole, difference=difference, tolerance=0.0)
-    difference = _difference(torch.from_numpy(embed(encoder.side)), expected)
+    difference = _difference(torch.from_numpy(embed(side)), expected)
     scaled_name = f"{name}, scaled decoding (where asked for)"
     yield FastPath(**common, name=scaled_name, speed=scaled, difference=difference, tolerance=None)
+
+
+def _side(encoder: Encoder) -> int:
+    return side_of(encoder.model.config, encoder.preprocessor)
 
 
 def _jpeg(picture: Image.Image) -> bytes:

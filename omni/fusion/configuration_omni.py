@@ -19,7 +19,7 @@ sections: transformers uses these names for dtype and attention implementation, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -80,6 +80,8 @@ class OmniConfig(PreTrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"vision_config": "image_config"}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "encoder_hidden_states"]
     sub_configs = _SubConfigs()
+    left_out: ClassVar[Sequence[str]] = ()
+    """Modalities that a checkpoint has and this configuration of it does not; its model does not miss their tensors."""
 
     modalities: Any = None
     text_config: Any = None
@@ -142,6 +144,15 @@ class OmniConfig(PreTrainedConfig):
         return changes
 
     @classmethod
+    def names_left_out(cls, kwargs: Mapping[str, Any]) -> list[str]:
+        """The modalities that these arguments of `from_pretrained` leave out, or their `config` did when it was loaded."""
+        if isinstance(kwargs.get("config"), cls):
+            return list(kwargs["config"].left_out)
+        named = [name for name, section in (kwargs.get("modalities") or {}).items() if section is None]
+        flat = [key for key, value in kwargs.items() if value is None and key.endswith("_config")]
+        return named + [cls.attribute_map.get(key, key).removesuffix("_config") for key in flat]
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As for any configuration. Keyword arguments override parts of the dictionary before anything is built.
 
@@ -149,6 +160,9 @@ class OmniConfig(PreTrainedConfig):
         modality out, even one whose plug-in is not installed.
         """
         values = dict(config_dict)
+        left_out = cls.names_left_out(kwargs)
+        for name in left_out:  # what is not there is not untrained
+            values["untrained"] = [part for part in values.get("untrained") or [] if not part.startswith(f"{name}_")]
         if (saved := values.get("modalities")) is not None:
             sections = _merge(saved, cls._take_flat(values, saved))
             changes = cls._take_flat(kwargs, sections)
@@ -157,7 +171,9 @@ class OmniConfig(PreTrainedConfig):
             if "tie_word_embeddings" in kwargs["text_config"]:
                 values.pop("tie_word_embeddings", None)
             values["text_config"] = _override(values["text_config"], kwargs.pop("text_config"))
-        return super().from_dict(values, **kwargs)
+        loaded = super().from_dict(values, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).left_out = left_out
+        return loaded
 
     def __getattr__(self, key: str) -> Any:
         if not key.startswith("_"):

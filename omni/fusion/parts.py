@@ -8,6 +8,7 @@ a few megabytes, and name under `parts_from` where the rest is:
 Paths start from the checkpoint. The fingerprints of all parts stand in the configuration, so other weights are refused.
 """
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from omni.checkpoints.fingerprints import fingerprint_parts, read_tensors
 from omni.checkpoints.folder import CONFIG, CheckpointError, named, read_object
-from omni.registry import get_modality
+from omni.checkpoints.strict import StrictLoadingMixin
+from omni.registry import Modality, get_modality
 
 
 def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
@@ -44,7 +46,8 @@ def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Te
         given, rest = cls.config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
         kwargs.clear()
         kwargs.update(rest)
-    given.parts_from = {part: os.path.abspath(folder / place) for part, place in places.items()}
+    there = {"language_model", *(f"{name}_tower" for name in given.modalities)}  # a modality may be left out
+    given.parts_from = {part: os.path.abspath(folder / place) for part, place in places.items() if part in there}
     for part, place in given.parts_from.items():
         if not os.path.isdir(place):
             raise CheckpointError(
@@ -79,17 +82,29 @@ def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
                 if not config.tie_word_embeddings:
                     tensors |= _named(model.get_output_embeddings(), "lm_head.")
             else:
-                encoder = read_encoder(part.removesuffix("_tower"), config, place)
+                name = part.removesuffix("_tower")
+                encoder, _ = read_tower(
+                    get_modality(name), Path(place), config.modalities[name]["encoder"], dtype="auto"
+                )
                 tensors |= _named(encoder, f"model.{part}.")
     return tensors
 
 
-def read_encoder(name: str, config: Any, place: str) -> nn.Module:
-    """The encoder of a modality in a folder of its own."""
-    modality, described = get_modality(name), config.modalities[name]["encoder"]
+def tower_class(bundle: Modality, config: Any) -> type[PreTrainedModel]:
+    """The class of an encoder with this configuration, as it stands in a fused model."""
     with torch.device("meta"):
-        cls = type(modality.build_tower(described))
-    return cls.from_pretrained(place, dtype="auto")
+        return type(bundle.build_tower(copy.deepcopy(config)))
+
+
+def read_tower(bundle: Modality, folder: Path, config: Any, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The encoder in a folder, and the report of what its weights lack; `config` is its part of the configuration there."""
+    cls: Any = tower_class(bundle, config)
+    if not issubclass(cls, StrictLoadingMixin):  # which finds its part by itself
+        options["config"] = config
+    read: tuple[PreTrainedModel, dict[str, Any]] = cls.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    return read
 
 
 def grow_vocabulary(model: Any, rows: int) -> None:

@@ -1,5 +1,6 @@
 """What transformers has to know of the fused model, and what the model returns. Nothing here computes."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,13 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
         if (quantization := kwargs.get("quantization_config")) is not None:
             kwargs["quantization_config"] = spare_small_parts(quantization)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
+        """Also those of a modality that is left out."""
+        left_out = OmniConfig.names_left_out(kwargs)
+        parts = [cls.left_to_others.pattern, *(rf"(model\.)?{name}_(tower|projector)\." for name in left_out)]
+        return re.compile("|".join(parts))
 
     @classmethod
     def gather(cls, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:

@@ -28,7 +28,7 @@ from transformers.utils import is_torchvision_available
 from omni.checkpoints.cards import remote_code
 from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.files import write_text_whole
-from omni.registry import Modality, get_modality
+from omni.registry import Modality, get_modality, prepare_items
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
@@ -58,6 +58,8 @@ class OmniProcessor(ProcessorMixin):
             `OmniConfig()`. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
         prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
+        asked_by: the modalities of items that ask in the place of words, `["audio"]` if the model was trained on spoken
+            questions. A question may be empty beside an item of each of them.
 
     Raises:
         ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
@@ -71,10 +73,11 @@ class OmniProcessor(ProcessorMixin):
         modalities: Mapping[str, Any] | None = None,
         chat_template: Any = None,
         prompt: str | None = None,
+        asked_by: Sequence[str] | None = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("OmniProcessor needs a tokenizer.")
-        self.prompt = prompt
+        self.prompt, self.asked_by = prompt, list(asked_by or [])
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
         sections = dict(modalities) if modalities is not None else {"image": {}}
@@ -83,6 +86,8 @@ class OmniProcessor(ProcessorMixin):
         sections = {name: {**copy.deepcopy(section), "token_id": ids[name]} for name, section in sections.items()}
         self.plan = OmniConfig(modalities=sections)
         self.modalities = _as_json(self.plan)
+        if strangers := sorted({*self.asked_by} - {*sections}):
+            raise ValueError(f"Asked by items of {strangers}, but the modalities are {sorted(sections)}.")
         given = {**(preprocessors or {})}
         if image_processor is not None:
             given["image"] = image_processor
@@ -209,10 +214,7 @@ class OmniProcessor(ProcessorMixin):
         return list(_items(modality, given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The modality's inputs from raw items, or encoded ones as they are.
-
-        A preprocessor's names are mapped to the modality's in order.
-        """
+        """The modality's inputs from raw items, or encoded ones as they are."""
         if encoded := [item for item in items if isinstance(item, EncodedItem)]:
             if len(encoded) < len(items):
                 raise ValueError(
@@ -220,17 +222,8 @@ class OmniProcessor(ProcessorMixin):
                     "of them. Encode the others too, with `encode_items`."
                 )
             return {"mm_encoder_outputs": {name: encoded}}
-        modality, preprocessor = get_modality(name), self.preprocessors[name]
         options = {key: value for key, value in options.items() if value is not None}
-        if modality.prepare is not None:
-            return dict(modality.prepare(preprocessor, items, options))
-        made = preprocessor(items, **options)
-        names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
-        if len(names) < len(modality.inputs):
-            raise ValueError(
-                f"{type(preprocessor).__name__} made {sorted(made)}; the modality {name!r} needs {list(modality.inputs)}."
-            )
-        return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
+        return prepare_items(get_modality(name), self.preprocessors[name], items, options)
 
     def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
         """The token plan: how many placeholders each item becomes."""
@@ -377,6 +370,8 @@ class OmniProcessor(ProcessorMixin):
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
         if self.prompt is not None:
             output["prompt"] = self.prompt
+        if self.asked_by:
+            output["asked_by"] = self.asked_by
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
@@ -417,16 +412,17 @@ class OmniProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: as for any processor.
-            kwargs: `modalities={"signal": None}` leaves a modality out; settings of preprocessors and tokenizer; the rest
-                as in transformers.
+            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors
+                and tokenizer; the rest as in transformers.
 
         Raises:
             ValueError: a file that is not as it was sealed; a modality whose plug-in is missing; a preprocessor of another
                 class than the saved one; a token plan that contradicts the model's configuration in the same folder.
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
-        left_out = {name for name, section in (kwargs.pop("modalities", None) or {}).items() if section is None}
-        own = ("image_processor", "tokenizer", "chat_template", "prompt")
+        left_out = set(OmniConfig.names_left_out(kwargs))
+        kwargs = {key: value for key, value in kwargs.items() if key != "modalities" and not key.endswith("_config")}
+        own = ("image_processor", "tokenizer", "chat_template", "prompt", "asked_by")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
@@ -442,7 +438,9 @@ class OmniProcessor(ProcessorMixin):
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
             "tokenizer", pretrained_model_name_or_path, **kwargs
         )
-        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt") if key not in overrides}
+        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
+        if left_out & {*(overrides["asked_by"] or [])}:  # who asks is left out
+            overrides["asked_by"] = None
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor

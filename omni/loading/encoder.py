@@ -1,133 +1,268 @@
-"""An encoder of pictures with what it needs around it, as the checkpoint has it; nothing here is made faster."""
+"""An encoder of any modality with what it needs around it, as the checkpoint has it; nothing here is made faster."""
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, PreTrainedModel
 
 from omni.checkpoints.folder import CheckpointError, expect_folder, reason_of
 from omni.checkpoints.seal import MODEL, verify_files
+from omni.checkpoints.strict import StrictLoadingMixin
 from omni.fusion.configuration_omni import OmniConfig
+from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniModel
+from omni.fusion.parts import read_tower, tower_class
 from omni.fusion.processing_omni import OmniProcessor
-from omni.projectors import compute_dtype
-from omni.registry import get_modality
+from omni.loading.preprocessor import load_preprocessor
+from omni.registry import Modality, get_modality, load_modalities, make_probes, prepare_items, registered
 
+Inputs = dict[str, torch.Tensor]
+"""By the batch keys of a modality, such as `pixel_values` float[B, 3, H, W]."""
 Tokens = dict[str, torch.Tensor]
-"""By name: `cls` float[B, 1, D], `grid` float[B, N, D], and of a fused model `projected` float[B, n, T]."""
+"""By name: `cls` float[B, 1, D], `grid` float[B, N, D], and of a fused model `projected` float[B, n, T]. Where items have
+different numbers of tokens, N and n are the largest; an item's own come first."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A vision encoder with its image processor.
+    """An encoder with its preprocessor.
 
     Attributes:
+        preprocessor: makes its inputs.
         pooled: whether its `pooler_output` is trained.
         fused: the model that it is part of, if it is.
+        modality: the name of its modality; by default the one whose encoder it is, or reads the same.
+
+    Raises:
+        ValueError: an encoder of no modality, or of several.
     """
 
     model: PreTrainedModel
-    image_processor: Any
+    preprocessor: Any
     pooled: bool = True
     fused: OmniModel | None = None
+    modality: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.modality:
+            object.__setattr__(self, "modality", _modality_of(self.model))
 
     @property
-    def side(self) -> int:
-        """Height and width of the pictures that it was made for."""
-        side = getattr(self.model.config, "image_size", None) or self.image_processor.size["height"]
-        return int(side if isinstance(side, int) else side[0])
+    def bundle(self) -> Modality:
+        """Its modality."""
+        return get_modality(self.modality)
 
     def untrained(self, seed: int) -> "Encoder":
         """The same architecture with new random weights, the same ones for every seed."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = AutoModel.from_config(copy.deepcopy(self.model.config), dtype=self.model.dtype)
+            model = self.bundle.build_tower(copy.deepcopy(self.model.config)).to(self.model.dtype)
         return replace(self, model=model.to(self.model.device).eval(), pooled=True)
 
-    def prepare(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """float[B, 3, H, W]"""
-        pixels = self.image_processor(list(pictures), return_tensors="pt")["pixel_values"]
-        return pixels.to(self.model.device, self.model.dtype)
+    def prepare(self, items: Sequence[Any]) -> Inputs:
+        """The inputs of a batch of items."""
+        made = prepare_items(self.bundle, self.preprocessor, list(items), {"return_tensors": "pt"})
+        device, dtype = self.model.device, self.model.dtype
+        tensors = {key: torch.as_tensor(value) for key, value in made.items()}
+        return {key: value.to(device, dtype if value.is_floating_point() else None) for key, value in tensors.items()}
 
-    def grid_shape(self, pixel_values: torch.Tensor) -> tuple[int, ...]:
-        """How many patches there are down and across prepared pictures."""
-        return tuple(get_modality("image").grid_shapes(self.model.config, {"pixel_values": pixel_values})[0])
+    def probes(self) -> list[Any]:
+        """A few made-up items, see `make_probes`."""
+        return make_probes(self.bundle, self.model.config, self.preprocessor)
+
+    def grid_shapes(self, inputs: Inputs) -> list[tuple[int, ...]]:
+        """The grid of tokens of each item, such as patches down and across."""
+        return [tuple(shape) for shape in self.bundle.grid_shapes(self.model.config, inputs)]
+
+    def grid_shape(self, inputs: Inputs) -> tuple[int, ...]:
+        """The grid of tokens that all items have."""
+        (shape,) = set(self.grid_shapes(inputs))
+        return shape
+
+    def counts(self, what: str, shapes: Sequence[tuple[int, ...]]) -> list[int]:
+        """How many of the tokens of this name items with these grids have."""
+        if what == "projected" and self.fused is not None:
+            return [self.fused.config.num_tokens(self.modality, shape) for shape in shapes]
+        return [1 if what == "cls" else math.prod(shape) for shape in shapes]
 
     @torch.inference_mode()
-    def encode(self, pixel_values: torch.Tensor) -> Tokens:
-        """What the encoder says of prepared pictures."""
-        encoded = self.model(pixel_values=pixel_values)
+    def encode(self, inputs: Inputs) -> Tokens:
+        """What the encoder says of prepared items."""
+        arguments = self.bundle.arguments
+        encoded = self.model(**{arguments[key]: value for key, value in inputs.items()})
         if not self.pooled:
             encoded["pooler_output"] = None
-        return self.name(encoded, pixel_values)
+        return self.name(encoded, self.grid_shapes(inputs))
 
     @torch.inference_mode()
-    def name(self, encoded: Any, pixel_values: torch.Tensor) -> Tokens:
-        """The tokens of an output by their names, and projected as the fused model does it."""
-        shape = self.grid_shape(pixel_values)
-        tokens: Tokens = get_modality("image").read(encoded, math.prod(shape))
-        wanted = self.fused.config.modalities["image"]["output"].split("+") if self.fused else []
+    def name(self, encoded: Any, shapes: Sequence[tuple[int, ...]]) -> Tokens:
+        """The tokens of an output by their names, and projected as the fused model does it; `shapes` are the grids."""
+        patches = max(map(math.prod, shapes))
+        tokens: Tokens = dict(self.bundle.read(encoded, patches))
+        if "grid" in tokens:  # some encoders pad to the longest item that there can be
+            tokens["grid"] = tokens["grid"][:, :patches]
+        wanted = self.fused.config.modalities[self.modality]["output"].split("+") if self.fused else []
         if self.fused and tokens.keys() >= {*wanted}:
-            dtype = compute_dtype(self.fused.image_projector)
-            handed = {name: tokens[name].to(dtype=dtype) for name in wanted}
-            tokens = {**tokens, "projected": self.fused.image_projector(handed, shape)}
+            own = [
+                {part: tokens[part][i, : math.prod(shape)] if part == "grid" else tokens[part][i] for part in wanted}
+                for i, shape in enumerate(shapes)
+            ]
+            items = [EncodedItem(each, shape) for each, shape in zip(own, shapes, strict=True)]
+            tokens["projected"] = pad_sequence(self.fused.project(self.modality, items), batch_first=True)
         return tokens
 
 
-def load_encoder(checkpoint: str | Path) -> Encoder:
-    """Load a vision encoder from a folder, omni's or one of transformers; nothing is fetched from anywhere.
+def load_encoder(checkpoint: str | Path, modality: str | None = None) -> Encoder:
+    """Load an encoder from a folder, omni's, a plug-in's or one of transformers; nothing is fetched from anywhere.
 
-    Of a model of several parts, such as CLIP or a fused model, its vision tower is taken.
+    Of a model of several parts, such as CLIP or a fused model, its encoder is taken.
+
+    Args:
+        checkpoint: the folder.
+        modality: the name of the encoder's modality; needed where there are several.
 
     Raises:
-        CheckpointError: no encoder of pictures in the folder, no image processor, one that makes pictures which the
-            encoder does not take, or weights that are not whole.
+        CheckpointError: no encoder of this modality in the folder, or several; no preprocessor, one that makes inputs which
+            the encoder does not take, or weights that are not whole.
     """
-    folder, modality = Path(checkpoint), get_modality("image")
-    expect_folder(folder)  # transformers would look for it on the internet, and speak of that
-    try:
+    folder = Path(checkpoint)
+    with _reading(folder):
         verify_files(folder, MODEL)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if isinstance(config, OmniConfig):
-            encoder = _of_fused(folder, config)
+        bundle, part = _find(folder, modality)
+        if isinstance(part, OmniConfig):
+            encoder = _of_fused(folder, bundle.name)
         else:
-            config = getattr(config, "vision_config", None) or config
-            if config.model_type == modality.config_class.model_type:
-                model, pooled = modality.model_class.from_pretrained(folder), True
-            else:
-                model, pooled = _of_transformers(folder, config)
-            if model.main_input_name != "pixel_values":
-                raise ValueError(
-                    f"a {type(model).__name__} reads {model.main_input_name!r}, expected a model of pictures."
-                )
-            encoder = Encoder(model.eval(), AutoImageProcessor.from_pretrained(folder), pooled)
-        encoder.encode(encoder.prepare([Image.new("RGB", (encoder.side, encoder.side))]))
-    except Exception as error:  # what a folder holds is read by the code of others, which says anything about it
-        said = f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {reason_of(error)}"
-        raise CheckpointError(said) from error
+            model, pooled = _of_own_folder(bundle, folder, part)
+            encoder = Encoder(model.eval(), load_preprocessor(bundle, folder), pooled, modality=bundle.name)
+        if bundle.probes is not None:
+            encoder.encode(encoder.prepare(encoder.probes()[:1]))
     return encoder
 
 
-def _of_fused(folder: Path, config: OmniConfig) -> Encoder:
-    if "image" not in config.modalities:
-        raise ValueError(f"its modalities are {sorted(config.modalities)}, expected one named 'image'.")
+def modality_of(checkpoint: str | Path, modality: str | None = None) -> Modality:
+    """The modality of the encoder that `load_encoder` would load; no weights are read.
+
+    Raises:
+        CheckpointError: no encoder of this modality in the folder, or several.
+    """
+    with _reading(Path(checkpoint)):
+        return _find(Path(checkpoint), modality)[0]
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    expect_folder(folder)  # transformers would look for it on the internet, and speak of that
+    try:
+        yield
+    except Exception as error:  # what a folder holds is read by the code of others, which says anything about it
+        said = f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {reason_of(error)}"
+        raise CheckpointError(said) from error
+
+
+def _find(folder: Path, modality: str | None) -> tuple[Modality, Any]:
+    """The modality of the encoder in a folder and its configuration, or that of the fused model that it is part of."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if not isinstance(config, OmniConfig):
+        return find_encoder(config, modality)
+    names = sorted(config.modalities)
+    if modality is None and len(names) != 1:
+        raise ValueError(f"its modalities are {', '.join(names) or 'none'}; name the one that is meant.")
+    name = modality or names[0]
+    if name not in names:
+        raise ValueError(f"its modalities are {names}, expected one named {name!r}.")
+    return get_modality(name), config
+
+
+def _of_fused(folder: Path, name: str) -> Encoder:
     fused = OmniModel.from_pretrained(folder).eval()
-    return Encoder(fused.image_tower, OmniProcessor.from_pretrained(folder).preprocessors["image"], fused=fused)
+    preprocessor = OmniProcessor.from_pretrained(folder).preprocessors[name]
+    return Encoder(getattr(fused, f"{name}_tower"), preprocessor, fused=fused, modality=name)
 
 
-def _of_transformers(folder: Path, config: Any) -> tuple[PreTrainedModel, bool]:
+def _of_own_folder(bundle: Modality, folder: Path, config: Any) -> tuple[PreTrainedModel, bool]:
     """A tower, and whether its pooler is trained: classifiers are saved without ViT's, which comes after what is read."""
-    model, report = AutoModel.from_pretrained(
-        folder, config=config, output_loading_info=True, ignore_mismatched_sizes=True
-    )
+    if type(config) is bundle.config_class and issubclass(bundle.model_class, StrictLoadingMixin):
+        return bundle.model_class.from_pretrained(folder), True
+    model, report = read_tower(bundle, folder, config)
     lacking = sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])})
     if lost := [name for name in lacking if not name.startswith("pooler.")]:
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         raise ValueError(f"its weights lack or mis-shape {', '.join(lost[:5])}{more}.")
     return model, not lacking
+
+
+# --- Which modality a model belongs to --------------------------------------------------------------------------------
+
+
+def find_encoder(config: Any, modality: str | None = None) -> tuple[Modality, Any]:
+    """The modality whose encoder a configuration describes, and the part of the configuration that does.
+
+    Args:
+        config: of an encoder, or of a model of several parts such as CLIP.
+        modality: the only one that may be found.
+
+    Raises:
+        ValueError: there is no such encoder, or there are several.
+    """
+    inner: list[Any] = [getattr(config, name, None) for name in getattr(config, "sub_configs", None) or {}]
+    parts = [part for part in (*inner, config) if part is not None]
+    among = [get_modality(modality)] if modality else None
+    for part in parts:
+        found = _owners(part, among)
+        if len(found) > 1:
+            raise ValueError(
+                f"a model of type {part.model_type!r} may be an encoder of {' or '.join(each.name for each in found)}; name "
+                "the modality that is meant."
+            )
+        if found:
+            return found[0], part
+    kind = f"encoder of {among[0].noun}s" if among else "encoder of any modality here"
+    raise ValueError(f"a model of type {config.model_type!r} is no {kind}; name the folder of one.")
+
+
+def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
+    """The modalities whose encoder a configuration describes: the one that brought it, or all that read what it reads."""
+    if own := _own(config, among):
+        return own
+    found, reads = list[Modality](), ""
+    for bundle in load_modalities()[0] if among is None else among:
+        try:
+            cls = tower_class(bundle, config)
+        except Exception:  # the code of others: of such a configuration this modality has no tower
+            continue
+        if (name := cls.main_input_name) in bundle.arguments.values():
+            found.append(bundle)
+            reads = name
+    return _nearest(found, reads)
+
+
+def _nearest(found: list[Modality], reads: str) -> list[Modality]:
+    """Of several modalities the one that calls its inputs as the encoder does: pictures and not videos, `pixel_values`."""
+    return [each for each in found if reads in each.inputs] or found
+
+
+def _own(config: Any, among: Sequence[Modality] | None = None) -> list[Modality]:
+    """The modality that brought the class of a configuration. Plug-ins are loaded only where none of those loaded did."""
+
+    def brought(bundles: Iterable[Modality]) -> list[Modality]:
+        return [each for each in bundles if type(config) is each.config_class]
+
+    return brought(among) if among is not None else brought(registered()) or brought(load_modalities()[0])
+
+
+def _modality_of(model: PreTrainedModel) -> str:
+    """The name of a model's modality."""
+    reads = model.main_input_name
+    found = _own(model.config)
+    found = found or _nearest([each for each in load_modalities()[0] if reads in each.arguments.values()], reads)
+    if len(found) != 1:
+        others = " or ".join(each.name for each in found) or "no modality"
+        raise ValueError(f"A {type(model).__name__} reads {reads!r}, as {others} does; name its modality.")
+    return found[0].name

@@ -1,11 +1,11 @@
-"""Where a model looks: the encoder in a picture, and the Thinker while it writes each word of an answer.
+"""Where a model looks: the encoder in an item, and the Thinker while it writes each word of an answer.
 
-Shapes: H heads, n tokens of the encoder (CLS, registers if there are any, patches), h x w patches of a picture, W words of
-an answer, I pictures, L tokens of prompt and answer.
+Shapes: H heads, n tokens of the encoder (CLS, registers if there are any, places), G the grid of places of an item: h x w
+patches of a picture, N tokens of a sound in the order of time. W words of an answer, I items, L tokens of prompt and answer.
 
-    encoder_attention(encoder, picture)                 each head, their mean, rollout     float[H, h, w], float[h, w]
-    word_attention(model, processor, pictures, text)    for each picture, each word        I x float[W, h, w]
-    session_attention(session, text)                    the same in a `Session`
+    encoder_attention(encoder, item)                 each head, their mean, rollout     float[H, *G], float[*G]
+    word_attention(model, processor, items, text)    for each item, each word           I x float[W, *G]
+    session_attention(session, text)                 the same in a `Session`
 
 The weights are the model's own. They are taken with eager attention, also where the model otherwise runs with a fused
 kernel. They say where information is read from. They do not say whether the answer uses it (Jain and Wallace, "Attention
@@ -13,7 +13,7 @@ is not Explanation", 2019).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.fusion.thinker import eager_attention
 from omni.loading.encoder import Encoder
+from omni.registry import get_modality
 from omni.session import Answer, Session
 
 Floats = NDArray[np.float32]
@@ -42,13 +42,13 @@ class AttentionError(ValueError):
 
 @dataclass(frozen=True)
 class EncoderAttention:
-    """Where an encoder looks in one picture.
+    """Where an encoder looks in one item.
 
     Attributes:
         layer, layers: the layer of these heads, counted from 1, and the number of layers.
-        query: the token that looks: "CLS", or "all patches" (their mean) if the encoder has no CLS.
-        heads: float[H, h, w], the weight of each patch. The rest to a sum of 1 lies on CLS and registers.
-        rollout: float[h, w], how much of each patch has reached the query, over the layers from the first to this one.
+        query: the token that looks: "CLS", or "all patches" (the mean of the grid's tokens) if the encoder has no CLS.
+        heads: float[H, *G], the weight of each place. The rest to a sum of 1 lies on CLS and registers.
+        rollout: float[*G], how much of each place has reached the query, over the layers from the first to this one.
     """
 
     layer: int
@@ -59,22 +59,22 @@ class EncoderAttention:
 
     @property
     def mean(self) -> Floats:
-        """float[h, w], the mean over the heads."""
+        """float[*G], the mean over the heads."""
         return self.heads.mean(0)
 
 
 @torch.inference_mode()
-def encoder_attention(encoder: Encoder, picture: Image.Image, layer: int | None = None) -> EncoderAttention:
-    """The attention of CLS over the patches of a picture.
+def encoder_attention(encoder: Encoder, item: Any, layer: int | None = None) -> EncoderAttention:
+    """The attention of CLS over the places of an item.
 
     Rollout (Abnar and Zuidema, "Quantifying Attention Flow in Transformers", 2020) follows the attention down to the
-    picture. In each layer, half of a token comes from the token itself (the residual) and half from the mean of its heads.
+    item. In each layer, half of a token comes from the token itself (the residual) and half from the mean of its heads.
     The matrices of the layers are multiplied.
 
     Args:
-        encoder: see `omni.loading.encoder.load_encoder`. Its patches have to be its last tokens, as in omni's own encoder
-            and in the vision towers of transformers. For a model in memory: `Encoder(model, image_processor)`.
-        picture: see `omni.vision.pictures.read_picture`.
+        encoder: see `omni.loading.encoder.load_encoder`. Its grid has to be its last tokens, as in omni's own encoders and
+            in the towers of transformers. For a model in memory: `Encoder(model, preprocessor)`.
+        item: of the encoder's modality, such as a picture or a sound.
         layer: counted from 1. The last layer by default.
 
     Raises:
@@ -83,13 +83,15 @@ def encoder_attention(encoder: Encoder, picture: Image.Image, layer: int | None 
     """
     model, name = encoder.model, type(encoder.model).__name__
     _expect_no_dropout(model)
-    pixel_values = encoder.prepare([picture])
-    shape = encoder.grid_shape(pixel_values)
-    patches = math.prod(shape)
+    inputs = encoder.prepare([item])
+    shape = encoder.grid_shape(inputs)
+    places = math.prod(shape)
+    arguments = {encoder.bundle.arguments[key]: value for key, value in inputs.items()}
     with eager_attention(model.config):
-        maps = model(pixel_values=pixel_values, output_attentions=True).get("attentions") or ()
+        encoded = model(**arguments, output_attentions=True)
+    maps = encoded.get("attentions") or ()
     if not maps or any(
-        each is None or each.ndim != 4 or not patches <= each.shape[-2] == each.shape[-1] for each in maps
+        each is None or each.ndim != 4 or not places <= each.shape[-2] == each.shape[-1] for each in maps
     ):
         raise AttentionError(
             f"{name} gives no maps of attention between its tokens, so none can be shown; choose another encoder."
@@ -97,12 +99,14 @@ def encoder_attention(encoder: Encoder, picture: Image.Image, layer: int | None 
     layer = len(maps) if layer is None else layer
     if not 1 <= layer <= len(maps):
         raise AttentionError(f"{name} has layers 1 to {len(maps)}, found {layer}; choose one of them.")
-    has_cls = maps[0].shape[-1] > patches
-    looking = slice(0, 1) if has_cls else slice(None)
+    # the grid ends a sequence; if it is padded to the longest item that there can be, the item's own tokens begin it
+    first = maps[0].shape[-1] - encoder.bundle.read(encoded, places)["grid"].shape[1]
+    grid = slice(first, first + places)
+    looking = slice(0, 1) if first else grid
 
-    def over_patches(weights: torch.Tensor) -> Floats:
-        """[..., n, n] -> [..., h, w], the rows of the tokens that look."""
-        row = weights[..., looking, -patches:].float().mean(-2)
+    def over_places(weights: torch.Tensor) -> Floats:
+        """[..., n, n] -> [..., *G], the rows of the tokens that look."""
+        row = weights[..., looking, grid].float().mean(-2)
         return row.reshape(*row.shape[:-1], *shape).cpu().numpy()
 
     flow = torch.eye(maps[0].shape[-1], dtype=torch.float64, device=maps[0].device)
@@ -112,10 +116,15 @@ def encoder_attention(encoder: Encoder, picture: Image.Image, layer: int | None 
     return EncoderAttention(
         layer=layer,
         layers=len(maps),
-        query="CLS" if has_cls else "all patches",
-        heads=over_patches(maps[layer - 1][0]),
-        rollout=over_patches(flow),
+        query="CLS" if first else f"all {places_of(shape)}",
+        heads=over_places(maps[layer - 1][0]),
+        rollout=over_places(flow),
     )
+
+
+def places_of(shape: Sequence[int]) -> str:
+    """What the places of a grid are called."""
+    return "patches" if len(shape) == 2 else "tokens"
 
 
 def _expect_no_dropout(model: torch.nn.Module) -> None:
@@ -132,14 +141,14 @@ def _expect_no_dropout(model: torch.nn.Module) -> None:
 class WordAttention:
     """Where the Thinker looks while it writes each word of an answer.
 
-    The weights of a word add up to 1 over the patches and the CLS of every picture, and the text.
+    The weights of a word add up to 1 over the grid and the CLS of every item, and the text.
 
     Attributes:
         answer: the answer, as `omni ask` gives it.
         words: the W words of the answer.
-        maps: for each picture float[W, h, w], the weight of each patch. Where the projector folds k x k patches into one
-            token, they share its weight equally.
-        cls: float[I, W], the weight of each picture's CLS token; 0 if pictures have none.
+        maps: for each item float[W, *G], the weight of each place. Where the projector folds neighbours into one token,
+            they share its weight equally. Of an item of which the Thinker gets CLS alone, float[W, 0].
+        cls: float[I, W], the weight of each item's CLS token; 0 if it has none.
         text: float[W], the weight of the question and of the earlier words of the answer.
     """
 
@@ -166,7 +175,7 @@ class _Tokens(BaseStreamer):
 def word_attention(
     model: OmniForConditionalGeneration,
     processor: OmniProcessor,
-    pictures: Sequence[Image.Image],
+    items: Sequence[Any],
     question: str,
     max_new_tokens: int = 192,
 ) -> WordAttention:
@@ -179,36 +188,37 @@ def word_attention(
 
     Args:
         model, processor: see `omni.loading.checkpoint.load`.
-        pictures: one or more, in the order in which the question speaks of them.
+        items: one or more, or their files, in the order in which the question speaks of them.
         question, max_new_tokens: see `omni.session.Session.ask`.
 
     Raises:
-        AttentionError: there is no picture, the Thinker gets no tokens for the places of a picture or returns no
-            attention, or the model is in training mode.
+        AttentionError: there is no item, the Thinker gets no tokens for the places of any, or returns no attention, or the
+            model is in training mode.
         QuestionError: see `omni.session.Session.ask`.
     """
-    return session_attention(Session(model, processor, pictures), question, max_new_tokens)
+    return session_attention(Session(model, processor, items), question, max_new_tokens)
 
 
 @torch.inference_mode()
 def session_attention(session: Session, question: str, max_new_tokens: int = 192) -> WordAttention:
-    """The same as `word_attention`. Pictures that the session has encoded are not encoded again."""
-    model = session.model
+    """The same as `word_attention`. Items that the session has encoded are not encoded again."""
+    model, sections = session.model, session.model.config.modalities
     _expect_no_dropout(model)
     if not session.count:
-        raise AttentionError("Expected at least one picture to look at, found none; pass one.")
-    section = model.config.modalities.get("image")
-    if section is None or "grid" not in section["output"].split("+"):
-        given = "no pictures" if section is None else "only the CLS token of a picture"
+        raise AttentionError("Expected at least one item to look at, found none; pass one.")
+    if not any("grid" in _parts(sections[item.modality]) for item in session.items):
+        noun = get_modality(session.items[0].modality).noun
         raise AttentionError(
-            f"The Thinker of this model gets {given}, so it has no places to look at; choose a model whose projector reads "
-            "the grid."
+            f"The Thinker of this model gets only the CLS token of a {noun}, so it has no places to look at; choose a model "
+            "whose projector reads the grid."
         )
     tokens = _Tokens()
     answer = session.ask(question, max_new_tokens, streamer=tokens)
-    items = [value for _, value in session.items]
+    encoded: dict[str, list[Any]] = {}
+    for item in session.items:
+        encoded.setdefault(item.modality, []).append(item.value)
     ids, start = torch.tensor([tokens.ids], device=model.device), answer.tokens_read
-    outputs = model.model(input_ids=ids, mm_encoder_outputs={"image": items}, output_attentions=True, use_cache=False)
+    outputs = model.model(input_ids=ids, mm_encoder_outputs=encoded, output_attentions=True, use_cache=False)
     # layers without attention (states, convolutions) return None
     maps = [each[0].float().mean(0) for each in outputs.attentions or () if each is not None]
     if not maps:
@@ -217,21 +227,28 @@ def session_attention(session: Session, question: str, max_new_tokens: int = 192
     by_token = torch.stack(maps).mean(0)[start - 1 : -1].cpu().numpy()  # float[tokens of the answer, L]
     words = _words(session.processor.tokenizer, tokens.ids[start:])
     by_word = np.array([by_token[members].mean(0) for _, members in words]).reshape(len(words), len(tokens.ids))
-    here = np.flatnonzero(np.array(tokens.ids) == section["token_id"])
-    ends = np.cumsum([model.config.num_tokens("image", item.grid_shape) for item in items])
-    over_patches, cls = [], np.zeros((len(items), len(words)), dtype=np.float32)
-    for number, (item, mine) in enumerate(zip(items, np.split(here, ends[:-1]), strict=True)):
-        if "cls" in section["output"].split("+"):  # CLS is the first token of a picture
+    # the tokens of an item follow one another, and those of the items of a modality stand in their order
+    places = {name: np.flatnonzero(np.array(tokens.ids) == sections[name]["token_id"]) for name in encoded}
+    everything, on_items = by_word.sum(1), by_word[:, np.concatenate([*places.values()])].sum(1)
+    over_places, cls = [], np.zeros((session.count, len(words)), dtype=np.float32)
+    for number, (name, item) in enumerate(session.items):
+        mine, places[name] = np.split(places[name], [model.config.num_tokens(name, item.grid_shape)])
+        if "cls" in _parts(sections[name]):  # CLS is the first token of an item
             cls[number], mine = by_word[:, mine[0]], mine[1:]
-        over_patches.append(_unfold(by_word[:, mine], item.grid_shape, section["factor"]))
-    everything = by_word.sum(1)
+        shape = item.grid_shape if "grid" in _parts(sections[name]) else (0,)
+        over_places.append(_unfold(by_word[:, mine], shape, sections[name]["factor"]))
     return WordAttention(
         answer=answer,
         words=tuple(word for word, _ in words),
-        maps=tuple(over_patches),
+        maps=tuple(over_places),
         cls=cls,
-        text=everything - by_word[:, here].sum(1),
+        text=everything - on_items,
     )
+
+
+def _parts(section: Mapping[str, Any]) -> list[str]:
+    """What the projector of a modality reads."""
+    return str(section["output"]).split("+")
 
 
 def _words(tokenizer: Any, written: Sequence[int]) -> list[tuple[str, list[int]]]:
@@ -247,8 +264,13 @@ def _words(tokenizer: Any, written: Sequence[int]) -> list[tuple[str, list[int]]
 
 
 def _unfold(cells: Floats, grid_shape: tuple[int, ...], factor: int) -> Floats:
-    """float[W, N / k**2] -> float[W, h, w]: the patches that were folded into a token share its weight equally."""
-    maps = cells.reshape(len(cells), *(side // factor for side in grid_shape))
-    for axis in range(1, 1 + len(grid_shape)):
-        maps = maps.repeat(factor, axis)
-    return (maps / factor ** len(grid_shape)).astype(np.float32)
+    """[W, number of tokens] -> float[W, *G]: the places that were folded into a token share its weight equally.
+
+    Of one axis the last token may have folded fewer.
+    """
+    maps: Any = cells.reshape(len(cells), *(-(-side // factor) for side in grid_shape))
+    for axis, side in enumerate(grid_shape, 1):
+        owner = np.arange(side) // factor  # the token that each place went into
+        members = np.bincount(owner)[owner]
+        maps = maps.take(owner, axis) / members.reshape(-1, *[1] * (maps.ndim - 1 - axis))
+    return np.asarray(maps, dtype=np.float32)

@@ -3,10 +3,13 @@
     inspection = inspect_encoder("configs/vision_tiny.json", image_size=224, batch_size=1)
     rich.print(render(inspection))
     print(inspection.model_dump_json())
+    inspect_encoder("checkpoints/omni_tiny", item="examples/scene.png")
 
-The model is built from its configuration on the "meta" device, where tensors have shapes and no contents. So no weights
-are read, nothing is computed, and a large tower takes no longer than a small one. One forward pass is watched: hooks
-tell the shapes, `torch.utils.flop_counter` tells the operations, and the modules tell their parameters.
+One forward pass is watched: hooks tell the shapes, `torch.utils.flop_counter` tells the operations, and the modules tell
+their parameters. An encoder of pictures is built from its configuration on the "meta" device, where tensors have shapes and
+no contents. So no weights are read, nothing is computed, and a large tower takes no longer than a small one. How much any
+other encoder computes depends on what it reads: it is loaded, and reads an item, by default one that its modality makes up
+(`Modality.probes`).
 
 Conventions:
 
@@ -36,13 +39,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from omni.registry import get_modality
+from omni.fusion.thinker import eager_attention
+from omni.items import Item, read_item
+from omni.loading.encoder import Encoder, build_tower, find_encoder, load_encoder
 
 BYTES = 4
 """Bytes of a float32."""
 
 OURS = "omni_vision"
-"""Model type of omni's own encoder. A configuration without a model type is of this type."""
+"""Model type of a configuration without one, as the seed document has it."""
 
 Shape = tuple[int, ...]
 
@@ -72,12 +77,13 @@ class Step(BaseModel):
 
 
 class Inspection(BaseModel):
-    """The steps of one encoder for one batch of pictures, with the totals.
+    """The steps of one encoder for one batch of items, with the totals.
 
     Attributes:
         model: name of the model class.
-        image_size: height and width in pixels.
-        batch_size: number of pictures.
+        image_size: height and width in pixels; None where the encoder reads no pictures.
+        batch_size: number of items.
+        inputs: shapes of what the encoder reads, by the arguments of its forward.
         rows: the steps in order, each followed by its parts.
         parameters, flops, activation_bytes: sums over the steps of depth 0.
     """
@@ -85,8 +91,9 @@ class Inspection(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     model: str
-    image_size: tuple[int, int]
+    image_size: tuple[int, int] | None
     batch_size: int
+    inputs: dict[str, Shape]
     rows: tuple[Step, ...]
     parameters: int
     flops: int
@@ -94,50 +101,63 @@ class Inspection(BaseModel):
 
 
 def inspect_encoder(
-    config_or_path: PreTrainedConfig | str | Path, image_size: int | Sequence[int] | None = None, batch_size: int = 1
+    config_or_path: PreTrainedConfig | str | Path,
+    image_size: int | Sequence[int] | None = None,
+    batch_size: int = 1,
+    item: Any = None,
 ) -> Inspection:
-    """List the steps of a vision encoder: for omni's own the steps of the seed document, for any other its modules.
+    """List the steps of an encoder: of omni's own also those that are no modules, of any other its modules.
 
     Args:
         config_or_path: a configuration, a checkpoint folder, or a JSON file with a configuration. A configuration without
-            "model_type", such as `configs/vision_tiny.json`, is one of omni's own encoder. Of a model with a
+            "model_type", such as `configs/vision_tiny.json`, is one of omni's vision encoder. Of a model with a
             `vision_config` (CLIP, LLaVA, a fused omni model), that tower is inspected.
-        image_size: side, or height and width, in pixels. By default the size in the configuration.
-        batch_size: number of pictures.
+        image_size: of an encoder of pictures side, or height and width, in pixels. By default the size in the configuration.
+        batch_size: number of items.
+        item: the item that is read, or its file, see `omni.items.read_item`. Of a model of several encoders, the one of
+            its modality is inspected.
 
     Raises:
-        ValueError: the file is missing or holds no configuration, the model type is unknown, the model does not read
-            pictures, or it refuses the size.
+        ValueError: the file is missing or holds no configuration, the model type is unknown or that of no encoder, or the
+            model refuses what it reads.
+        ItemError: the item's file cannot be read.
     """
-    config = config_or_path if isinstance(config_or_path, PreTrainedConfig) else _read_config(Path(config_or_path))
-    config = getattr(config, "vision_config", None) or config
-    own_size = getattr(config, "image_size", None)
-    height, width = _height_and_width(own_size if image_size is None else image_size, config)
     if batch_size < 1:
         raise ValueError(f"The batch size must be at least 1, found {batch_size}.")
-    with torch.device("meta"):
-        model = _build(config)
-        pixels = torch.empty(batch_size, getattr(config, "num_channels", 3), height, width)
-    resized = own_size is not None and (height, width) != _height_and_width(own_size, config)
-    takes_resized = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-    options = {"interpolate_pos_encoding": True} if resized and takes_resized else {}
+    source = config_or_path if isinstance(config_or_path, PreTrainedConfig) else Path(config_or_path)
+    config = source if isinstance(source, PreTrainedConfig) else _read_config(source)
+    size: tuple[int, int] | None = None
+    if item is None:
+        part = getattr(config, "vision_config", None) or config
+        with torch.device("meta"):
+            model = _build(part)
+            if model.main_input_name == "pixel_values":
+                size = _height_and_width(image_size, part)
+                inputs = _pictures(model, size, batch_size)
+    if size is None:
+        if image_size is not None:
+            what = "An item has a size of its own" if item is not None else f"{type(model).__name__} reads no pictures"
+            raise ValueError(f"{what}; leave out the image size.")
+        model, inputs = _with_item(source, config, None if item is None else read_item(item), batch_size)
+    shapes = {name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
     counter = FlopCounterMode(display=False)
-    with _Watch(model) as watch, counter, torch.no_grad():
+    # only eager attention shows its scores
+    with eager_attention(model.config), _Watch(model) as watch, counter, torch.no_grad():
         try:
-            output = model(pixel_values=pixels, **options)
+            output = model(**inputs)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"{type(model).__name__} cannot encode pictures of {height}x{width} pixels: {error}"
-            ) from error
+            what = f"pictures of {_pixels(size)}" if size else _listed(shapes)
+            raise ValueError(f"{type(model).__name__} cannot encode {what}: {error}") from error
     counts = counter.get_flop_counts()
     flops = {name: sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in watch.steps}
     rows = _walk(model, watch, flops)
-    if config.model_type == OURS:
-        rows = _as_in_the_seed(rows, model, output)
+    if model.config.model_type in OWN:
+        rows = OWN[model.config.model_type](rows, model, output)
     return Inspection(
         model=type(model).__name__,
-        image_size=(height, width),
+        image_size=size,
         batch_size=batch_size,
+        inputs=shapes,
         rows=tuple(rows),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         flops=counter.get_total_flops(),
@@ -147,10 +167,10 @@ def inspect_encoder(
 
 def render(inspection: Inspection) -> Table:
     """The steps as a table for the terminal."""
-    height, width = inspection.image_size
-    pictures = f"{inspection.batch_size} picture{'s' * (inspection.batch_size > 1)}"
+    size, count = inspection.image_size, inspection.batch_size
+    pictures = f"{count} picture{'s' * (count > 1)} of {_pixels(size)}" if size else _listed(inspection.inputs)
     table = Table(
-        title=f"{inspection.model}: {pictures} of {height}x{width} pixels",
+        title=f"{inspection.model}: {pictures}",
         caption="One multiply-add is two FLOPs. Memory: outputs in float32.",
         show_footer=True,
     )
@@ -162,13 +182,25 @@ def render(inspection: Inspection) -> Table:
     for row in inspection.rows:
         table.add_row(
             "  " * row.depth + row.name,
-            " x ".join(map(str, row.shape)),
+            _dimensions(row.shape),
             _count(row.parameters),
             _flops(row.flops),
             _memory(row.activation_bytes),
             style="" if row.depth else "bold",
         )
     return table
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} pixels"
+
+
+def _listed(inputs: Mapping[str, Shape]) -> str:
+    return ", ".join(f"{name} {_dimensions(shape)}" for name, shape in inputs.items())
+
+
+def _dimensions(shape: Shape) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _count(number: int) -> str:
@@ -183,7 +215,7 @@ def _memory(number: int) -> str:
     return f"{number / 1024:,.1f} KiB" if number else ""
 
 
-# --- From a configuration to a model on the meta device ---------------------------------------------------------------
+# --- A model and what it reads ----------------------------------------------------------------------------------------
 
 
 def _read_config(path: Path) -> PreTrainedConfig:
@@ -197,8 +229,6 @@ def _read_config(path: Path) -> PreTrainedConfig:
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no configuration, but a {type(values).__name__}; expected a JSON object.")
     model_type = values.pop("model_type", OURS)
-    if model_type == OURS:
-        get_modality("image")  # makes the type known to AutoConfig and AutoModel
     try:
         return AutoConfig.for_model(model_type, **values)
     except (ValueError, TypeError, StrictDataclassError) as error:
@@ -206,27 +236,51 @@ def _read_config(path: Path) -> PreTrainedConfig:
 
 
 def _build(config: PreTrainedConfig) -> PreTrainedModel:
-    if config.model_type == OURS:
-        get_modality("image")
     try:
-        # only eager attention shows its scores; a copy, because from_config writes the choice into the configuration
+        # a copy, because from_config writes the attention into the configuration
         model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
     except (ValueError, ImportError) as error:
         raise ValueError(f"No model of type {config.model_type!r} can be built: {error}") from error
-    if model.main_input_name != "pixel_values":
-        raise ValueError(
-            f"{type(model).__name__} reads {model.main_input_name!r}, and not pictures; choose a vision encoder."
-        )
     return model.float().eval()
 
 
+def _pictures(model: PreTrainedModel, size: tuple[int, int], batch_size: int) -> dict[str, Any]:
+    """Pictures of any size for a vision encoder."""
+    config = model.config
+    own_size = getattr(config, "image_size", None)
+    resized = own_size is not None and size != _height_and_width(own_size, config)
+    takes_resized = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    options = {"interpolate_pos_encoding": True} if resized and takes_resized else {}
+    return {"pixel_values": torch.empty(batch_size, getattr(config, "num_channels", 3), *size), **options}
+
+
 def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
+    size = getattr(config, "image_size", None) if size is None else size
     if size is None:
         raise ValueError(f"A configuration of type {config.model_type!r} names no image size; pass one, such as 224.")
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ValueError(f"Height and width must be at least 1, found {height}x{width}.")
     return height, width
+
+
+def _with_item(
+    source: PreTrainedConfig | Path, config: PreTrainedConfig, item: Item | None, batch_size: int
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """An encoder, and what it reads of an item, `batch_size` times."""
+    name = None if item is None else item.modality
+    if isinstance(source, Path) and source.is_dir():
+        encoder = load_encoder(source, name)
+    else:
+        try:
+            bundle, part = find_encoder(config, name)
+        except ValueError as error:
+            raise ValueError(f"There is no encoder to inspect: {error}") from error
+        model = build_tower(bundle, copy.deepcopy(part)).eval()
+        encoder = Encoder(model, bundle.preprocessor_class(), modality=bundle.name)
+    encoder.model.float()
+    inputs = encoder.prepare([encoder.probes()[0] if item is None else item.value] * batch_size)
+    return encoder.model, {encoder.bundle.arguments[key]: value for key, value in inputs.items()}
 
 
 # --- One forward pass, watched ----------------------------------------------------------------------------------------
@@ -339,19 +393,55 @@ def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Step]:
     return rows_inside("", 0)
 
 
+# --- The steps of omni's own encoders that are no modules -------------------------------------------------------------
+
+
 def _as_in_the_seed(rows: list[Step], model: Any, output: Any) -> list[Step]:
-    """The steps of omni's own encoder as the seed document names them, with those that are no modules."""
+    """The steps of the vision encoder, as the seed document names them."""
     embeddings, patches, *others = rows
     batch, width, *grid = patches.shape
-    size = BYTES * math.prod(embeddings.shape)
-    cls_token, positions = model.embeddings.cls_token.numel(), model.embeddings.position_embeddings.numel()
-    blocks = {f"layers.{i}": f"block {i + 1}" for i in range(len(model.layers))}
+    positions = model.embeddings.position_embeddings.numel()
     return [
         patches.model_copy(update={"name": "patch embedding", "depth": 0}),
         Step(name="sequence", shape=(batch, math.prod(grid), width)),
-        Step(name="CLS in front", shape=embeddings.shape, parameters=cls_token, activation_bytes=size),
-        Step(name="plus positions", shape=embeddings.shape, parameters=positions, activation_bytes=size),
-        *(row.model_copy(update={"name": {**blocks, "norm": "RMSNorm"}.get(row.name, row.name)}) for row in others),
-        Step(name="cls", shape=tuple(output.cls.shape)),
-        Step(name="grid", shape=tuple(output.grid.shape)),
+        _made("CLS in front", embeddings.shape, parameters=model.embeddings.cls_token.numel()),
+        _made("plus positions", embeddings.shape, parameters=positions),
+        *_blocks_and_outputs(others, model, output),
     ]
+
+
+def _as_it_hears(rows: list[Step], model: Any, output: Any) -> list[Step]:
+    """The steps of the audio encoder: its stem has parts as a block has."""
+    inside = [row for row in rows if (row.module or "").startswith("embeddings.stem")]
+    embeddings, others = rows[0], rows[1 + len(inside) :]
+    stem, parts = inside[0], list[Step]()
+    for row in inside[1:]:
+        number = row.name.removeprefix("convolutions.")
+        convolution = number != row.name
+        name = f"convolution {int(number) + 1}" if convolution else row.name
+        parts.append(row.model_copy(update={"name": name, "depth": 1}))
+        if convolution:
+            parts.append(_made("activation", row.shape, depth=1))
+    memory = sum(part.activation_bytes for part in parts)
+    steps = [stem.model_copy(update={"depth": 0, "activation_bytes": memory}), *parts]
+    if model.config.position_embedding != "none":
+        steps.append(_made("plus positions", stem.shape))
+    if model.config.cls_token:
+        steps.append(_made("CLS in front", embeddings.shape, parameters=model.embeddings.cls_token.numel()))
+    return [*steps, *_blocks_and_outputs(others, model, output)]
+
+
+def _blocks_and_outputs(rows: list[Step], model: Any, output: Any) -> list[Step]:
+    names = {f"layers.{i}": f"block {i + 1}" for i in range(len(model.layers))} | {"norm": type(model.norm).__name__}
+    renamed = [row.model_copy(update={"name": names.get(row.module or "", row.name)}) for row in rows]
+    return [*renamed, *(Step(name=name, shape=tuple(output[name].shape)) for name in ("cls", "grid"))]
+
+
+def _made(name: str, shape: Shape, depth: int = 0, parameters: int = 0) -> Step:
+    """A step that is no module, with an output of its own."""
+    size = BYTES * math.prod(shape)
+    return Step(name=name, shape=shape, depth=depth, parameters=parameters, activation_bytes=size)
+
+
+OWN = {"omni_vision": _as_in_the_seed, "omni_audio": _as_it_hears}
+"""By model type."""

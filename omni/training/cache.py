@@ -56,7 +56,7 @@ class TokenCache:
         self.folder, self.encoder, self.outputs, self.max_bytes = Path(folder), encoder, tuple(outputs), max_bytes
         self.hits = self.misses = self._written = 0
         weights = fingerprint_parts(encoder.model.state_dict())
-        made_by = [FORMAT, encoder.model.config.to_dict(), encoder.image_processor.to_dict(), weights, self.outputs]
+        made_by = [FORMAT, encoder.model.config.to_dict(), encoder.preprocessor.to_dict(), weights, self.outputs]
         self._made_by = json.dumps(made_by, sort_keys=True, default=str).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._make_room()

@@ -51,6 +51,13 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
         self._refuse_unknown(settings.keys() - SAVED_BESIDE)
         super().__init__(**settings)
 
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; a setting that there is not is refused, unless it is asked for (`return_unused_kwargs`)."""
+        if not kwargs.get("return_unused_kwargs"):
+            cls._refuse_unknown(kwargs.keys() - {"return_unused_kwargs", "trust_remote_code"})
+        return super().from_dict(image_processor_dict, **kwargs)
+
     def __call__(self, images: ImageInput, *args: Any, **settings: Any) -> BatchFeature:
         """Make `pixel_values` float[B, 3, H, W].
 
@@ -105,11 +112,12 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
         resized: np.ndarray = super().resize(image, size, *args, **kwargs)
         return resized
 
-    def _refuse_unknown(self, settings: Collection[str]) -> None:
-        known = self.valid_kwargs.__annotations__.keys()
+    @classmethod
+    def _refuse_unknown(cls, settings: Collection[str]) -> None:
+        known = cls.valid_kwargs.__annotations__.keys()
         if unknown := sorted(set(settings) - known):
             raise TypeError(
-                f"{type(self).__name__} knows no {', '.join(map(repr, unknown))}; its settings are {', '.join(known)}."
+                f"{cls.__name__} knows no {', '.join(map(repr, unknown))}; its settings are {', '.join(known)}."
             )
 
 

@@ -46,7 +46,7 @@ def computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(engine: Engine, pictures: list[Image.Image]) -> np.ndarray:
-    return engine(np.stack([engine.prepare(picture) for picture in pictures]))
+    return np.stack(engine([engine.prepare(picture) for picture in pictures]))
 
 
 @pytest.mark.parametrize("what", ["cls", "grid"])
@@ -82,7 +82,7 @@ def test_the_packed_form_of_a_modality_is_taken_unless_it_is_off(
     monkeypatch.setattr(form, "prepare", lambda self, picture: np.ones((3, 224, 224)))  # the same for every picture
     engine = Engine(encoder, "cls")
     assert engine.path == "as it is"
-    assert engine.prepare(pictures[0]).dtype == np.float32
+    assert engine.prepare(pictures[0])["pixel_values"].dtype == torch.float32
     monkeypatch.setitem(vars(get_modality("image")), "pack", lambda model, processor, dtype: None)
     assert Engine(encoder, "cls").path == "as it is"
 
@@ -91,7 +91,7 @@ def test_projected_tokens_are_those_that_the_thinker_reads(pictures: list[Image.
     model = AutoModelForImageTextToText.from_pretrained(SHIPPED / "omni_tiny")
     encoder = load_encoder(SHIPPED / "omni_tiny")
     with torch.no_grad():
-        expected = model.get_image_features(pixel_values=encoder.prepare(pictures)).pooler_output
+        expected = model.get_image_features(**encoder.prepare(pictures)).pooler_output
     found = run(Engine(encoder, "projected"), pictures)
     np.testing.assert_allclose(found, torch.stack(list(expected)).numpy(), rtol=1e-3, atol=1e-4)
 
@@ -174,7 +174,10 @@ def test_an_image_processor_that_makes_pictures_of_several_sizes_is_refused() ->
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2}
     model = Dinov2Model(Dinov2Config(image_size=32, patch_size=8, **shape)).eval()
     processor = BitImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
-    with pytest.raises(EngineError, match="pictures of 32 x 32 and of 48 x 32 pixels, expected one size for all"):
+    with pytest.raises(
+        EngineError,
+        match="pictures of 3 x 32 x 32 and of 3 x 32 x 48 numbers and does not pad them, expected one size for all",
+    ):
         Engine(Encoder(model, processor))
 
 

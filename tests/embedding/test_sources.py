@@ -3,13 +3,14 @@
 import json
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from omni.data.sources import ManifestError
-from omni.embedding.sources import SourceError, find_pictures
+from omni.embedding.sources import SourceError, find_files
 from omni.registry import get_modality
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,6 +21,10 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to be in, as relative paths are what people type."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def find_pictures(sources: Iterable[str | Path]) -> list[str]:
+    return find_files(sources, get_modality("image"))
 
 
 def touch(*names: str) -> None:

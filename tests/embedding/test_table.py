@@ -37,7 +37,11 @@ def data(part: Part, shape: tuple[int, ...], job: dict[str, Any]) -> bytes:
         sizes,
         errors,
         [None] * len(numbers),
-        values if len(shape) > 1 else values[:, 0],
+        [
+            None if error else row[: shape[0] if len(shape) > 1 else 1]
+            for error, row in zip(errors, values, strict=True)
+        ],
+        shape,
     )
     return encode_part([batch.slice(0, 3), batch.slice(3)], job)
 
@@ -332,7 +336,9 @@ def test_no_two_files_have_the_same_path() -> None:
     plain = ["a b.png", "täßt-图片.png", "line\nbreak.png", "udcff.png"]
     raw = [b"\xff.png", rb"\udcff.png", rb"\\udcff.png", b"\\\xff.png", rb"a\b", rb"a\\b", b"\\", b"\xff\\"]
     paths = [*plain, *map(os.fsdecode, raw)]
-    found = record_batch(paths, *[[None] * len(paths)] * 3, np.zeros((len(paths), 3), np.float32))["path"]
+    found = record_batch(paths, *[[None] * len(paths)] * 3, list(np.zeros((len(paths), 1, 3), np.float32)), (3,))[
+        "path"
+    ]
     assert found.to_pylist()[:4] == plain
     assert found.to_pylist()[4:6] == [r"\udcff.png", r"\\udcff.png"]
 

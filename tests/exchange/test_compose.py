@@ -259,7 +259,7 @@ def test_a_template_that_holds_pictures_is_kept(parts: Path) -> None:
 def test_without_a_template_there_is_a_plain_one(parts: Path) -> None:
     composition = compose(parts / "clip", parts / "gpt2")
     tokenizer = composition.processor.tokenizer
-    assert composition.processor.chat_template.startswith(AS_TEXT.replace("PLACEHOLDER", "<image>"))
+    assert composition.processor.chat_template.startswith(AS_TEXT.replace("PLACEHOLDERS", '{"image": "<image>"}'))
     written = tokenizer.apply_chat_template(ask("what shape", "circle"), tokenize=False)
     assert written == "User: <image>what shape\nAssistant: circle<|end|>\n"
     prompt = tokenizer.apply_chat_template(ask("what shape"), tokenize=False, add_generation_prompt=True)
@@ -358,7 +358,7 @@ def other_size(folder: Path) -> None:
 
 REFUSED: list[tuple[str, str, str, Callable[[Path], None] | None, str]] = [
     ("nowhere", "llama", "image", None, "does not exist; expected the folder"),
-    ("llama", "llama", "image", None, "of type 'llama', which reads input_ids; expected a vision encoder"),
+    ("llama", "llama", "image", None, "of type 'llama' is no encoder of pictures; name the folder of one"),
     ("clip", "clip", "thinker", None, "of type 'clip', which is no causal language model"),
     ("clip", "bert", "thinker", None, "BertLMHeadModel .* looks at later words"),
     ("clip", "llama", "image", lambda f: without(f, "preprocessor_config.json"), "no preprocessor_config.json"),
@@ -392,7 +392,7 @@ def test_what_cannot_work_is_refused(
         folders[which] = copied(folders[which], tmp_path / "changed")
         change(folders[which])
     with pytest.raises(CheckpointError, match=message):
-        compose(**folders)
+        compose({"image": folders["image"]}, folders["thinker"])
 
 
 def test_an_encoder_among_strangers_is_whole_but_alone_it_may_have_no_strangers(parts: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_pictures_that_are_cropped_are_embedded_as_they_are() -> None:
     engine, picture = Engine(Encoder(encoder(), processor)), Image.effect_noise((40, 30), 90).convert("RGB")
     assert engine.path == "as it is"
     expected = engine.encoder.encode(engine.encoder.prepare([picture]))["cls"]
-    np.testing.assert_allclose(engine(engine.prepare(picture)[None]), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(engine([engine.prepare(picture)]), expected, rtol=1e-5, atol=1e-6)
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------

@@ -88,7 +88,9 @@ def test_tokens_are_no_integers_where_a_projector_is(make_model: Make, projector
         raw = torch.stack(list(quantized.get_image_features(pixels).pooler_output))
         items = quantized.model.encode_items("image", pixel_values=pixels)
         encoded = torch.stack(quantized.model.project("image", items))
-        named = Encoder(quantized.model.image_tower, None, fused=quantized.model).encode(pixels)["projected"]
+        named = Encoder(quantized.model.image_tower, None, fused=quantized.model).encode({"pixel_values": pixels})[
+            "projected"
+        ]
     for found in (raw, encoded, named):
         assert found.dtype == torch.float32
         assert (found - expected).norm() < 0.02 * expected.norm()

@@ -120,7 +120,7 @@ def maps_by_hand(folder: Path, pixels: np.ndarray, heads: int = 2, patch: int = 
 
 @pytest.fixture(scope="module")
 def by_hand(encoder: Encoder, scene: Image.Image) -> list[np.ndarray]:
-    return maps_by_hand(VISION, encoder.prepare([scene])[0].double().numpy())
+    return maps_by_hand(VISION, encoder.prepare([scene])["pixel_values"][0].double().numpy())
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, None])
@@ -161,7 +161,7 @@ def test_any_tower_shows_where_it_looks_and_stays_as_it_was(model_type: str) -> 
     assert all(torch.equal(before[name], after[name]) for name in before)
 
     with torch.no_grad():
-        maps = eager.model(pixel_values=pixels, output_attentions=True).attentions[1][0]
+        maps = eager.model(**pixels, output_attentions=True).attentions[1][0]
     assert maps.std() > 0.01
     has_cls = model_type != "siglip_vision_model"
     row = maps[:, 0] if has_cls else maps.mean(1)
@@ -189,7 +189,7 @@ def test_what_cannot_be_seen_is_said(encoder: Encoder, scene: Image.Image) -> No
         AutoConfig.for_model("swin", image_size=32, patch_size=4, embed_dim=8, depths=[1], num_heads=[2], window_size=4)
     )
     with pytest.raises(AttentionError, match="SwinModel gives no maps of attention between its tokens"):
-        encoder_attention(Encoder(windows.eval(), tower.image_processor), photo())
+        encoder_attention(Encoder(windows.eval(), tower.preprocessor), photo())
 
 
 # --- The Thinker ------------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def test_what_a_thinker_cannot_look_at_is_said(make_pair: Callable[..., Any]) ->
     with pytest.raises(AttentionError, match="gets only the CLS token of a picture"):
         word_attention(model, processor, [photo()], "how many")
     model, processor = make_pair()
-    with pytest.raises(AttentionError, match="Expected at least one picture to look at"):
+    with pytest.raises(AttentionError, match="Expected at least one item to look at"):
         word_attention(model, processor, [], "how many")
     with pytest.raises(AttentionError, match="in training mode"):
         word_attention(model.train(), processor, [photo()], "how many")
@@ -355,7 +355,7 @@ def test_what_an_image_processor_cuts_off_is_not_shown() -> None:
     tower = make_tower("clip_vision_model")
     edge = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     blue = []
-    for processor in (CLIPImageProcessorPil(**edge), tower.image_processor):
+    for processor in (CLIPImageProcessorPil(**edge), tower.preprocessor):
         own = Encoder(tower.model, processor)
         drawn = np.asarray(draw_encoder(encoder_attention(own, wide), own, wide).crop((16, 72, 240, 100)))
         blue.append((drawn[..., 2] > 200).mean() - (drawn[..., 0] > 200).mean())
@@ -416,7 +416,7 @@ def test_the_command_draws_and_prints_what_the_functions_return(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "Expected a picture file"),
+        ((), "Expected a file, and after it a question"),
         ((SCENE,), "Expected a file for the maps"),
         ((SCENE, "-o", "map.jpg"), "found 'map.jpg'"),
         ((SCENE, "-o", "nowhere/map.png"), "its folder does not exist"),

@@ -190,9 +190,9 @@ class TestMistakes:
 
     def test_no_pictures(self) -> None:
         config = LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
-        with pytest.raises(ValueError, match="'llama' names no image size"):
+        with pytest.raises(ValueError, match="There is no encoder to inspect: a model of type 'llama' is no encoder"):
             inspect_encoder(config)
-        with pytest.raises(ValueError, match="LlamaModel reads 'input_ids', and not pictures"):
+        with pytest.raises(ValueError, match="LlamaModel reads no pictures; leave out the image size"):
             inspect_encoder(config, image_size=32)
 
     def test_inputs_of_another_kind(self) -> None:

@@ -85,7 +85,7 @@ def test_no_change_is_served_from_old_entries(tmp_path: Path, files: list[Path])
     deeper = OmniVisionConfig.from_dict({**encoders[0].model.config.to_dict(), "layer_norm_eps": 0.1})
     model = OmniVisionModel(deeper).eval()
     model.load_state_dict(encoders[0].model.state_dict())
-    encoders.append(Encoder(model, encoders[0].image_processor))
+    encoders.append(Encoder(model, encoders[0].preprocessor))
     for encoder in encoders * 2:
         check(TokenCache(tmp_path / "cache", encoder), encoder, files[0])
     assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == len(encoders)

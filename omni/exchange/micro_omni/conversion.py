@@ -3,10 +3,11 @@
     vision.pt                            ->  OmniVisionModel, image processor
     audio_enc.pt                         ->  OmniAudioModel, feature extractor
     thinker.pt, tokenizer.model          ->  LlamaForCausalLM, tokenizer
-    omni.pt, vision.pt, tokenizer.model  ->  OmniForConditionalGeneration, processor; so does a merged file
+    omni.pt, vision.pt, audio_enc.pt, tokenizer.model
+                                         ->  OmniForConditionalGeneration, processor; so does a merged file
 
-Parts that the model does not have (speech, the heads of training, sounds beside pictures) are kept in a file beside it. The
-way back puts them into micro-Omni's files again.
+A fused model sees, hears or does both, by the encoders that there are. Parts that the model does not have (speech, the heads
+of training) are kept in a file beside it. The way back puts them into micro-Omni's files again.
 """
 
 import os
@@ -69,15 +70,16 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.registry import get_modality
 
-ENCODER, PROJECTION, THINKER, IMAGE_TOKEN = "vision_encoder", "proj_v", "thinker", "image_token"
-AUDIO = "audio_encoder"
-"""The parts of micro-Omni that omni has too, and the rows of embedding and head for `<image>`, which only omni has."""
-TOWER, PROJECTED_BY, LANGUAGE_MODEL = "model.image_tower.", "model.image_projector.", "model.language_model."
+ENCODER, AUDIO, THINKER, TOKENS = "vision_encoder", "audio_encoder", "thinker", "image_token"
+"""The parts of micro-Omni that omni has too; and the rows of embedding and head that only omni has, for placeholders."""
+SENSES = {"image": (ENCODER, "proj_v", "cls"), "audio": (AUDIO, "proj_a", "grid")}
+"""For each modality its encoder, its linear projector, and which tokens that one reads."""
+LANGUAGE_MODEL = "model.language_model."
 ROWS = {"embedding": EMBEDDING, "head": HEAD}
-ENCODER_TYPE, AUDIO_TYPE = "omni_vision", "omni_audio"
+ENCODERS = {"image": "omni_vision", "audio": "omni_audio"}
 CLASSES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-    ENCODER_TYPE: (lambda: get_modality("image").config_class, lambda: get_modality("image").model_class),
-    AUDIO_TYPE: (lambda: get_modality("audio").config_class, lambda: get_modality("audio").model_class),
+    ENCODERS["image"]: (lambda: get_modality("image").config_class, lambda: get_modality("image").model_class),
+    ENCODERS["audio"]: (lambda: get_modality("audio").config_class, lambda: get_modality("audio").model_class),
     LlamaConfig.model_type: (lambda: LlamaConfig, lambda: LlamaForCausalLM),
     OmniConfig.model_type: (lambda: OmniConfig, lambda: OmniForConditionalGeneration),
 }
@@ -124,9 +126,12 @@ def convert(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike
     """
     expect_free(Path(output))
     source, notes = read(sources), list[str]()
-    found = {ENCODER, PROJECTION, THINKER} & set(source.parts) or {AUDIO} & set(source.parts)
+    senses = [name for name, (encoder, projection, _) in SENSES.items() if {encoder, projection} <= source.parts.keys()]
+    found = {ENCODER, "proj_v", THINKER} & source.parts.keys() or {AUDIO} & source.parts.keys()
+    if fused := THINKER in found and senses and found <= {part for name in senses for part in SENSES[name]} | {THINKER}:
+        found = {THINKER} | {part for name in senses for part in SENSES[name][:2]}
     files = [str(path) for path in source.files]
-    kept = {name: tensors for name, tensors in source.parts.items() if name not in (*found, IMAGE_TOKEN)}
+    kept = {name: tensors for name, tensors in source.parts.items() if name not in (*found, TOKENS)}
     if rotary := _take_rotary(source):
         kept[THINKER] = rotary
     companions: list[Any] = []
@@ -138,19 +143,24 @@ def convert(sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike
         companions = [_feature_extractor(source)]
     elif found == {THINKER}:
         model = _thinker(source, rotary, notes)
-        tokenizer = _tokenizer(source, model.config, None, notes)
+        tokenizer = _tokenizer(source, model.config, [], notes)
         companions = [tokenizer] if tokenizer is not None else []
-    elif found == {ENCODER, PROJECTION, THINKER}:
-        encoder, thinker = _encoder(source, notes), _thinker(source, rotary, notes)
-        tokenizer = _tokenizer(source, thinker.config, get_modality("image").token, notes)
-        model = _fused(encoder, thinker, tokenizer, source)
+    elif fused:
+        towers = {
+            name: _encoder(source, notes) if name == "image" else _audio_encoder(source, notes) for name in senses
+        }
+        thinker = _thinker(source, rotary, notes)
+        tokenizer = _tokenizer(source, thinker.config, [get_modality(name).token for name in senses], notes)
+        model = _fused(towers, thinker, tokenizer, source)
         if tokenizer is not None:
-            images = _image_processor(encoder.config, source)
-            companions = [
-                OmniProcessor(image_processor=images, tokenizer=tokenizer, modalities=model.config.modalities)
-            ]
+            preprocessors = {
+                name: _image_processor(tower.config, source) if name == "image" else _feature_extractor(source)
+                for name, tower in towers.items()
+            }
+            sections = model.config.modalities
+            companions = [OmniProcessor(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections)]
     else:
-        lacking = listed(sorted({ENCODER, PROJECTION, THINKER} - found))
+        lacking = listed(sorted({ENCODER, "proj_v", THINKER} - found))
         raise ConversionError(
             f"Found {listed(sorted(found))} in {listed(files)}, but no {lacking}; a fused model needs all three, so name "
             "the other files, too: `omni convert omni.pt vision.pt OUT` (only vision.pt holds the encoder)."
@@ -236,30 +246,36 @@ def _thinker(source: Source, rotary: Tensors, notes: list[str]) -> PreTrainedMod
 
 
 def _fused(
-    encoder: PreTrainedModel, thinker: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None, source: Source
+    towers: Mapping[str, PreTrainedModel],
+    thinker: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast | None,
+    source: Source,
 ) -> PreTrainedModel:
-    """Encoder, `proj_v` and Thinker as one model. Embedding and head get a row for the pictures' placeholder."""
-    text, side = thinker.config, encoder.config.hidden_size
-    vocab = text.vocab_size
-    token_id = vocab if tokenizer is None else len(tokenizer) - 1
-    text.vocab_size = max(vocab, token_id + 1)
-    shapes = {"linear.weight": (text.hidden_size, side), "linear.bias": (text.hidden_size,)}
-    projector = to_ours("projector (proj_v)", PROJECTOR, shapes, source.parts[PROJECTION])
+    """Encoders, `proj_v`, `proj_a` and Thinker as one model. Embedding and head get a row for each placeholder."""
+    text, vocab = thinker.config, thinker.config.vocab_size
+    first = vocab if tokenizer is None else len(tokenizer) - len(towers)
+    text.vocab_size = max(vocab, first + len(towers))
+    sections, state = dict[str, dict[str, Any]](), dict[str, torch.Tensor]()
+    for token_id, (name, tower) in enumerate(towers.items(), first):
+        _, projection, output = SENSES[name]
+        side = tower.config.hidden_size
+        shapes = {"linear.weight": (text.hidden_size, side), "linear.bias": (text.hidden_size,)}
+        projector = to_ours(f"projector ({projection})", PROJECTOR, shapes, source.parts[projection])
+        sections[name] = {"encoder": tower.config, "token_id": token_id, "output": output, "projector": "linear"}
+        state |= {f"model.{name}_tower.{key}": tensor for key, tensor in tower.state_dict().items()}
+        state |= {f"model.{name}_projector.{key}": tensor for key, tensor in projector.items()}
     words = thinker.state_dict()
     for key, name in ROWS.items():
         row = words[name].new_zeros(text.vocab_size - vocab, text.hidden_size)
-        known = source.parts.get(IMAGE_TOKEN, {}).get(key, row)
+        known = source.parts.get(TOKENS, {}).get(key, row)
         if known.shape != row.shape:
             raise ConversionError(
-                f"{IMAGE_TOKEN}.{key} has the shape {tuple(known.shape)}, expected {tuple(row.shape)}, the rows that follow "
+                f"{TOKENS}.{key} has the shape {tuple(known.shape)}, expected {tuple(row.shape)}, the rows that follow "
                 f"the {vocab} of the Thinker; convert files that belong together."
             )
         words[name] = torch.cat([words[name], known])
-    state = {TOWER + name: tensor for name, tensor in encoder.state_dict().items()}
-    state |= {PROJECTED_BY + name: tensor for name, tensor in projector.items()}
     state |= {name.replace("model.", LANGUAGE_MODEL, 1): tensor for name, tensor in words.items()}
-    section = {"encoder": encoder.config, "token_id": token_id, "output": "cls", "projector": "linear"}
-    model = _build(OmniForConditionalGeneration, OmniConfig(modalities={"image": section}, text_config=text))
+    model = _build(OmniForConditionalGeneration, OmniConfig(modalities=sections, text_config=text))
     check("model", _shapes(model), state)
     model.load_state_dict(state, assign=True)
     return model
@@ -301,14 +317,14 @@ def _image_processor(config: Any, source: Source) -> Any:
 
 
 def _tokenizer(
-    source: Source, config: LlamaConfig, placeholder: str | None, notes: list[str]
+    source: Source, config: LlamaConfig, placeholders: Sequence[str], notes: list[str]
 ) -> PreTrainedTokenizerFast | None:
-    """The tokenizer of a Thinker, with `placeholder` added if one is given."""
+    """The tokenizer of a Thinker, with placeholders added if there are any."""
     if source.tokenizer is None:
         notes.append(f"no {TOKENIZER} was found, so the Thinker has no tokenizer; convert again and name the file, too")
         return None
-    tokenizer = convert_tokenizer(source.tokenizer, placeholder, config.max_position_embeddings)
-    pieces = len(tokenizer) - (placeholder is not None)
+    tokenizer = convert_tokenizer(source.tokenizer, placeholders, config.max_position_embeddings)
+    pieces = len(tokenizer) - len(placeholders)
     if pieces > config.vocab_size:
         raise ConversionError(
             f"{str(source.tokenizer)!r} has {pieces} pieces, but the Thinker knows only {config.vocab_size}; name the "
@@ -324,8 +340,8 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
     """Convert a checkpoint to micro-Omni's files.
 
     Args:
-        checkpoint: folder of one of omni's encoders, of a Llama, or of a fused model of a Llama and the encoder of pictures
-            with a linear projector over CLS.
+        checkpoint: folder of one of omni's encoders, of a Llama, or of a fused model of a Llama and these encoders, each
+            with a linear projector: of pictures over CLS, of sounds over the grid.
         output: a new folder; or a new file that ends with .safetensors (the merged form) or with .pt (if micro-Omni keeps
             the model in one file).
 
@@ -345,20 +361,22 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
     kept, settings = read_kept(folder)
     parts: dict[str, Tensors] = {}
     tokenizer = None
-    if kind in (ENCODER_TYPE, OmniConfig.model_type):
-        encoder = config if kind == ENCODER_TYPE else config.image_config
-        theirs = {**settings.get("vision", {}), **their_vision_config(encoder)}
-        settings["vision"] = theirs | {"normalize": _normalization(folder, encoder.image_size, notes)}
-        names = vision_names(encoder.num_hidden_layers)
-        parts[ENCODER] = to_theirs(names, tensors if kind == ENCODER_TYPE else _below(TOWER, tensors))
-    if kind == AUDIO_TYPE:
-        theirs = {**settings.get("audio", {}), **their_audio_config(config)}
-        settings["audio"] = theirs
-        names = audio_names(config.num_hidden_layers, config.time_reduction, theirs.pop("older_attention", False))
-        parts[AUDIO] = to_theirs(names, tensors)
-        _expect_their_features(folder, _features(theirs))
-    if kind == OmniConfig.model_type:
-        parts[PROJECTION] = to_theirs(PROJECTOR, _below(PROJECTED_BY, tensors))
+    sees, senses = kind == OmniConfig.model_type, [name for name in SENSES if ENCODERS[name] == kind]
+    for name in config.modalities if sees else senses:
+        encoder = config.modalities[name]["encoder"] if sees else config
+        own = _below(f"model.{name}_tower.", tensors) if sees else tensors
+        if name == "image":
+            theirs = {**settings.get("vision", {}), **their_vision_config(encoder)}
+            settings["vision"] = theirs | {"normalize": _normalization(folder, encoder.image_size, notes)}
+            names = vision_names(encoder.num_hidden_layers)
+        else:
+            settings["audio"] = theirs = {**settings.get("audio", {}), **their_audio_config(encoder)}
+            older = theirs.pop("older_attention", False)
+            names = audio_names(encoder.num_hidden_layers, encoder.time_reduction, older)
+            _expect_their_features(folder, _features(theirs))
+        parts[SENSES[name][0]] = to_theirs(names, own)
+        if sees:
+            parts[SENSES[name][1]] = to_theirs(PROJECTOR, _below(f"model.{name}_projector.", tensors))
     if kind in (LlamaConfig.model_type, OmniConfig.model_type):
         words = {name.replace(LANGUAGE_MODEL, "model.", 1): tensor for name, tensor in tensors.items()}
         parts |= _their_thinker(config, words, settings)
@@ -371,7 +389,7 @@ def to_micro_omni(checkpoint: str | os.PathLike[str], output: str | os.PathLike[
         model="micro-Omni",
         parameters={
             name: _count(parts[name])
-            for name in sorted({ENCODER, PROJECTION, THINKER, AUDIO} & set(parts))
+            for name in sorted({THINKER, *(part for sense in SENSES.values() for part in sense[:2])} & set(parts))
             if name == THINKER or name not in kept
         },
         kept=sorted(set(kept) - {THINKER}),
@@ -403,16 +421,17 @@ def _read_checkpoint(folder: Path, kind: str) -> tuple[Any, Tensors]:
 
 
 def _refuse_other_models(config: OmniConfig) -> None:
-    """Refuse all but micro-Omni's own architecture: its encoder, a linear projector over CLS, a Llama."""
-    problems = [f"the modality {name!r}" for name in config.modalities if name != "image"]
-    if (section := config.modalities.get("image")) is None:
-        problems.append("no pictures")
-    else:
-        if section["encoder"].model_type != ENCODER_TYPE:
-            problems.append(f"an encoder of type {section['encoder'].model_type!r} instead of {ENCODER_TYPE!r}")
-        if (section["projector"], section["output"]) != ("linear", "cls"):
+    """Refuse all but micro-Omni's own architecture: its encoders, linear projectors over what it reads of them, a Llama."""
+    problems = [f"the modality {name!r}" for name in config.modalities if name not in SENSES]
+    problems += [] if config.modalities else ["a model without an encoder"]
+    for name, (_, _, output) in SENSES.items():
+        if (section := config.modalities.get(name)) is None:
+            continue
+        if (found := section["encoder"].model_type) != ENCODERS[name]:
+            problems.append(f"an encoder of type {found!r} instead of {ENCODERS[name]!r}")
+        if (section["projector"], section["output"]) != ("linear", output):
             problems.append(
-                f"the projector {section['projector']!r} over {section['output']!r} instead of 'linear' over 'cls'"
+                f"the projector {section['projector']!r} over {section['output']!r} instead of 'linear' over {output!r}"
             )
     if config.text_config.model_type != LlamaConfig.model_type:
         problems.append(f"a Thinker of type {config.text_config.model_type!r} instead of {LlamaConfig.model_type!r}")
@@ -426,20 +445,21 @@ def _refuse_other_models(config: OmniConfig) -> None:
 
 
 def _their_thinker(config: Any, words: Tensors, settings: dict[str, Any]) -> dict[str, Tensors]:
-    """The Thinker's tensors. micro-Omni has no `<image>`; if its rows are trained, they become a part of their own."""
+    """The Thinker's tensors. micro-Omni has no placeholders: their rows, if they were trained, are a part of their own."""
     sees = isinstance(config, OmniConfig)
     text, known = (config.text_config if sees else config), settings.get("thinker", {})
     vocab = text.vocab_size
     if sees:
-        token_id = config.modalities["image"]["token_id"]
-        vocab = known.get("vocab_size", token_id if token_id == vocab - 1 else vocab)
+        ids = sorted(section["token_id"] for section in config.modalities.values())
+        last = ids == [*range(vocab - len(ids), vocab)]
+        vocab = known.get("vocab_size", vocab - len(ids) if last else vocab)
     theirs = their_thinker_config(text, vocab)
     theirs["use_gqa"] = theirs["use_gqa"] or known.get("use_gqa", False)
     settings["thinker"] = {**known, **theirs}
     beyond = {key: words[name][vocab:] for key, name in ROWS.items()}
     words = words | {name: words[name][:vocab] for name in ROWS.values()}
     parts = {THINKER: to_theirs(thinker_names(text.num_hidden_layers, joined=not theirs["use_gqa"]), words)}
-    return parts | ({IMAGE_TOKEN: beyond} if any(rows.any() for rows in beyond.values()) else {})
+    return parts | ({TOKENS: beyond} if any(rows.any() for rows in beyond.values()) else {})
 
 
 def _below(prefix: str, tensors: Tensors) -> Tensors:

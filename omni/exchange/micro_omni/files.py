@@ -105,7 +105,7 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> Source:
     """Read files of micro-Omni, or folders of them.
 
     The config.json and the tokenizer.model beside a named file are read, too. So is vision.pt if there is a projector and
-    no encoder.
+    no encoder, and audio_enc.pt.
 
     Raises:
         ConversionError: a file is missing, damaged, not micro-Omni's, or holds more than tensors; or two files hold the
@@ -125,9 +125,13 @@ def read(sources: Sequence[str | os.PathLike[str]]) -> Source:
             known = name == TOKENIZER and source.tokenizer is not None
             if file.is_file() and not known and not any(file.samefile(each) for each in source.files):
                 _read_file(file, source)
-        if "proj_v" in source.parts and "vision_encoder" not in source.parts:
-            for file in _newest(folder, "vision"):
-                _read_file(file, source)
+        for projector, encoder, stem in (
+            ("proj_v", "vision_encoder", "vision"),
+            ("proj_a", "audio_encoder", "audio_enc"),
+        ):
+            if projector in source.parts and encoder not in source.parts:
+                for file in _newest(folder, stem):
+                    _read_file(file, source)
     return source
 
 

@@ -1,9 +1,10 @@
 """micro-Omni's tokenizer, SentencePiece BPE, as a fast tokenizer of transformers. Every piece keeps its id.
 
-The merges follow from the pieces: SentencePiece joins the two neighbours that form the piece with the lowest id. `<image>`
-can be added, and gets the first id after the last piece.
+The merges follow from the pieces: SentencePiece joins the two neighbours that form the piece with the lowest id.
+Placeholders can be added, and get the ids after the last piece.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,17 @@ CHAT_TEMPLATE = (
     "{%- else -%}{{- ('' if loop.first else ' ') + text -}}{%- endif -%}"
     "{%- endfor -%}"
 )
-"""micro-Omni's order: the pictures, `<s>`, the words, a space, the answer. micro-Omni does not train the end of an answer.
+"""micro-Omni's order: the items, `<s>`, the words, a space, the answer. micro-Omni does not train the end of an answer.
 Training with omni does, with `</s>`."""
 
 
-def convert_tokenizer(path: Path, placeholder: str | None = None, length: int = 512) -> PreTrainedTokenizerFast:
+def convert_tokenizer(path: Path, placeholders: Sequence[str] = (), length: int = 512) -> PreTrainedTokenizerFast:
     """Convert a SentencePiece model.
 
     Args:
         path: tokenizer.model.
-        placeholder: a token to add after the last piece. The tokenizer then gets the chat template, which writes `<s>`
-            after the pictures. Without a placeholder the tokenizer itself puts `<s>` in front of every text.
+        placeholders: tokens to add after the last piece. The tokenizer then gets the chat template, which writes `<s>`
+            after the items. Without placeholders the tokenizer itself puts `<s>` in front of every text.
         length: number of tokens that the model takes at most.
 
     Raises:
@@ -67,14 +68,14 @@ def convert_tokenizer(path: Path, placeholder: str | None = None, length: int = 
         (p, k != USER_DEFINED) for p, k in zip(pieces, kinds, strict=True) if k in (UNKNOWN, CONTROL, USER_DEFINED)
     ]
     tokenizer.add_tokens([AddedToken(p, normalized=False, special=special) for p, special in added])
-    if placeholder is None:
+    if not placeholders:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{pieces[1]} $A", pair=f"{pieces[1]} $A $B", special_tokens=[(pieces[1], 1)]
         )
-    elif placeholder in ids:
+    elif taken := [each for each in placeholders if each in ids]:
         raise ConversionError(
-            f"{str(path)!r} has a piece {placeholder!r}, which omni needs as the placeholder of pictures; convert a "
-            "tokenizer without that piece."
+            f"{str(path)!r} has a piece {taken[0]!r}, which omni needs as a placeholder; convert a tokenizer without that "
+            "piece."
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -82,8 +83,8 @@ def convert_tokenizer(path: Path, placeholder: str | None = None, length: int = 
         pad_token=pieces[0],
         bos_token=pieces[1],
         eos_token=pieces[2],
-        additional_special_tokens=[placeholder] if placeholder else [],
-        chat_template=CHAT_TEMPLATE if placeholder else None,
+        additional_special_tokens=list(placeholders),
+        chat_template=CHAT_TEMPLATE if placeholders else None,
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=length,

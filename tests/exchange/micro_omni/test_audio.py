@@ -1,17 +1,22 @@
 """The audio encoder of micro-Omni becomes omni's, says the same to the last bit, and goes back as it came."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
 import omni  # noqa: F401
 from omni import OmniAudioConfig, OmniAudioModel, OmniFeatureExtractor
+from omni.audio.sounds import Sound
 from omni.exchange.micro_omni import ConversionError, convert, to_micro_omni
 
 CONFIG = {
@@ -156,3 +161,81 @@ def test_an_encoder_that_micro_omni_cannot_compute(tmp_path: Path) -> None:
     OmniAudioModel(OmniAudioConfig(num_hidden_layers=1)).save_pretrained(tmp_path / "ours")
     with pytest.raises(ConversionError, match="stem 'conv1d' instead of 'conv2d', block_norm 'layer_norm' instead of"):
         to_micro_omni(tmp_path / "ours", tmp_path / "theirs")
+
+
+# --- In a fused model -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hearing(make_micro_omni: Callable[..., Any], tmp_path: Path) -> tuple[Any, AudioEncoder, Path]:
+    """A system that sees and hears, and its files."""
+    system = make_micro_omni()
+    system.proj_a = nn.Linear(192, 64)
+    encoder, file = write(tmp_path / "theirs", reduction=8)
+    system.write(file.parent)
+    config = {"thinker": system.thinker_settings, "vision": system.vision, "audio": CONFIG}
+    (file.parent / "config.json").write_text(json.dumps(config))
+    return system, encoder, file.parent
+
+
+@torch.no_grad()
+def test_a_model_that_sees_and_hears_says_what_micro_omni_says(hearing: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    system, encoder, theirs = hearing
+    done = convert([theirs / "omni.pt"], tmp_path / "ours")  # the encoders lie beside it
+    assert (done.kept, {*done.parameters}) == (
+        ["ctc_head", "img_proj"],
+        {"audio_encoder", "proj_a", "proj_v", "thinker", "vision_encoder"},
+    )
+    model = AutoModelForMultimodalLM.from_pretrained(tmp_path / "ours").eval()
+    processor = AutoProcessor.from_pretrained(tmp_path / "ours")
+    placeholders = [processor.tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<audio>")]
+    assert placeholders == [200, 201]  # no other id moved
+    sound = Sound(np.random.default_rng(0).normal(0, 0.1, 9_000).astype(np.float32), 16_000)
+    picture = Image.new("RGB", (40, 40), "red")
+    content = [{"type": "image", "image": picture}, {"type": "audio", "audio": sound}, {"type": "text", "text": "what"}]
+    inputs = processor.apply_chat_template(
+        [[{"role": "user", "content": content}]],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    ids = [1, *system.words.encode("what")]
+    heard = system.proj_a(encoder(inputs["audio_features"]))
+    assert inputs["input_ids"].tolist() == [[200, *[201] * heard.shape[1], *ids]]
+    seen = system.proj_v(system.encoder(inputs["pixel_values"])[0])
+    expected = system.thinker(torch.cat([seen, heard, system.thinker.tok_emb(torch.tensor([ids]))], 1))
+    torch.testing.assert_close(model(**inputs).logits[..., :200], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_both_senses_go_back_as_they_came(hearing: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    system, encoder, theirs = hearing
+    convert([theirs], tmp_path / "ours")
+    to_micro_omni(tmp_path / "ours", tmp_path / "back")
+    for name in ("omni.pt", "vision.pt", "audio_enc.pt"):
+        before, after = (torch.load(folder / name, weights_only=True) for folder in (theirs, tmp_path / "back"))
+        for part in after.keys() - {"config"}:
+            assert same(after[part], before[part]), (name, part)
+    assert json.loads((tmp_path / "back/config.json").read_text())["audio"] == CONFIG
+    merged = system.merged() | {f"audio_encoder.{name}": value for name, value in encoder.state_dict().items()}
+    save_file({name: value.clone() for name, value in merged.items()}, tmp_path / "omni.safetensors")
+    for name in ("config.json", "tokenizer.model"):
+        (tmp_path / name).write_bytes((theirs / name).read_bytes())
+    done = convert([tmp_path / "omni.safetensors"], tmp_path / "same")
+    assert done.kept == ["talker"]
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "same"))
+    assert same(first, second)
+    to_micro_omni(tmp_path / "same", tmp_path / "back.safetensors")
+    assert same(load_file(tmp_path / "back.safetensors"), merged)
+
+
+def test_a_model_that_only_hears_goes_back_too(hearing: tuple[Any, Any, Path], tmp_path: Path) -> None:
+    system, _, theirs = hearing
+    (theirs / "vision.pt").unlink()
+    torch.save({"thinker": system.thinker.state_dict(), "proj_a": system.proj_a.state_dict()}, theirs / "omni.pt")
+    done = convert([theirs], tmp_path / "ours")
+    assert {*done.parameters} == {"audio_encoder", "proj_a", "thinker"}
+    to_micro_omni(tmp_path / "ours", tmp_path / "back")
+    parts = torch.load(tmp_path / "back/omni.pt", weights_only=True)
+    assert same(parts["thinker"], system.thinker.state_dict())
+    assert same(parts["proj_a"], system.proj_a.state_dict())

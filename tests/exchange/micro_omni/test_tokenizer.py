@@ -78,7 +78,7 @@ def test_another_kind_of_model_is_refused(tmp_path: Path, train: Callable[..., P
 
 def test_a_piece_that_is_the_placeholder_is_refused(tmp_path: Path, train: Callable[..., Path]) -> None:
     with pytest.raises(ConversionError, match="has a piece '<image>'"):
-        convert_tokenizer(train(tmp_path, user_defined_symbols=["<image>"]), "<image>")
+        convert_tokenizer(train(tmp_path, user_defined_symbols=["<image>"]), ["<image>"])
 
 
 def test_without_sentencepiece_the_extra_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_without_sentencepiece_the_extra_is_named(path: Path, monkeypatch: pytes
 
 def test_an_answer_stands_after_the_question_and_ends(path: Path) -> None:
     """As micro-Omni's fine-tuning puts them, with the end that it never trains."""
-    tokenizer = convert_tokenizer(path, "<image>")
+    tokenizer = convert_tokenizer(path, ["<image>"])
     chat = [
         {"role": "user", "content": [{"type": "text", "text": "what is it"}, {"type": "image"}]},
         {"role": "assistant", "content": [{"type": "text", "text": "a circle"}]},

@@ -7,6 +7,7 @@ Shapes: I signals, S samples in the longest, F frames of `hop` samples, D width.
 A signal shorter than its neighbours is padded, and the padding is masked, so that its tokens depend on itself alone.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import ModelOutput
 
 from omni import Modality
+from omni.registry import ItemError
 
 
 @strict
@@ -86,6 +88,21 @@ def grid_shapes(config: SignalConfig, inputs: Mapping[str, Any]) -> list[tuple[i
     return [(int(length) // config.hop,) for length in inputs["signal_lengths"]]
 
 
+def read_signal(source: Any) -> np.ndarray:
+    """A signal from the bytes or the path of a .npy file; one that is open stays as it is."""
+    if isinstance(source, np.ndarray):
+        return source
+    try:
+        return np.load(io.BytesIO(source) if isinstance(source, bytes) else source).astype(np.float32)
+    except (OSError, ValueError, EOFError) as error:
+        raise ItemError(f"{source!r} is no signal ({error}); expected a .npy file.") from error
+
+
+def probes(config: SignalConfig, preprocessor: SignalPreprocessor) -> list[np.ndarray]:
+    """Noise of several lengths."""
+    return [np.random.default_rng(length).normal(size=length).astype(np.float32) for length in (24, 8, 13)]
+
+
 signal = Modality(
     name="signal",
     token="<signal>",
@@ -94,4 +111,8 @@ signal = Modality(
     model_class=SignalEncoder,
     preprocessor_class=SignalPreprocessor,
     grid_shapes=grid_shapes,
+    open=read_signal,
+    suffixes=(".npy",),
+    noun="signal",
+    probes=probes,
 )
