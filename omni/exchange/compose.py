@@ -34,11 +34,11 @@ from omni.checkpoints.folder import CheckpointError, model_type_of
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
-from omni.fusion.parts import grow_vocabulary
+from omni.fusion.parts import grow_vocabulary, read_tower
 from omni.fusion.processing_omni import OmniProcessor
 from omni.items import Item, nouns
 from omni.loading.checkpoint import save_new
-from omni.loading.encoder import Encoder, find_encoder, read_tower
+from omni.loading.encoder import Encoder, find_encoder
 from omni.loading.preprocessor import load_preprocessor
 from omni.projectors import PROJECTORS
 from omni.registry import Modality

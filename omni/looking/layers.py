@@ -41,7 +41,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from omni.fusion.thinker import eager_attention
 from omni.items import Item, read_item
-from omni.loading.encoder import Encoder, build_tower, find_encoder, load_encoder
+from omni.loading.encoder import Encoder, find_encoder, load_encoder
 
 BYTES = 4
 """Bytes of a float32."""
@@ -276,7 +276,7 @@ def _with_item(
             bundle, part = find_encoder(config, name)
         except ValueError as error:
             raise ValueError(f"There is no encoder to inspect: {error}") from error
-        model = build_tower(bundle, copy.deepcopy(part)).eval()
+        model = bundle.build_tower(copy.deepcopy(part)).eval()
         encoder = Encoder(model, bundle.preprocessor_class(), modality=bundle.name)
     encoder.model.float()
     inputs = encoder.prepare([encoder.probes()[0] if item is None else item.value] * batch_size)
