@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 POLICY = {
     "default-src": "'self'",
-    "img-src": "'self' data:",  # pictures stand in the page itself
+    "img-src": "'self' data:",  # pictures and sounds stand in the page itself
+    "media-src": "data:",
     "style-src": "'self' 'unsafe-inline'",
     "base-uri": "'self'",
     "form-action": "'self'",
@@ -25,6 +26,7 @@ HEADERS = {
     "content-security-policy": "; ".join(f"{rule} {sources}" for rule, sources in POLICY.items()),
     "cache-control": "no-store",  # on no disk
     "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), display-capture=(), geolocation=(), microphone=(self)",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }

@@ -38,9 +38,10 @@ class _Panel:
 def overlay(picture: Image.Image, weights: Floats) -> Image.Image:
     """Draw weights float[h, w] as colours over the picture in grey. Black is 0, the brightest colour the largest weight.
 
-    Each patch has one colour, because there are no weights between patches.
+    Weights float[N] over time are bands from left to right. Each patch has one colour, because there are no weights between
+    patches.
     """
-    share = weights / weights.max() if weights.any() else weights
+    share = np.atleast_2d(weights / weights.max() if weights.any() else weights)
     strength = Image.fromarray(share.astype(np.float32)).resize(picture.size, Image.Resampling.NEAREST)
     strengths = np.asarray(strength)[..., None]
     # contrast is stretched, so that a colour looks the same over a dark and over a light picture
