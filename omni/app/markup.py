@@ -12,7 +12,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from omni.items import nouns
+from omni.items import Item, nouns
 from omni.registry import Modality
 from omni.session import Answer
 
@@ -97,10 +97,12 @@ def chooser(bundles: Sequence[Modality], shown: Sequence[tuple[Image.Image | Non
     )
     paper = f"""<details><summary>Draw a picture</summary>
 <canvas width="448" height="448" role="img" aria-label="Paper"></canvas>
-<div class="tools">{colors}<button id="clear" class="tool">Clear</button><button id="draw" class="tool">Use the drawing</button></div>
+<div class="tools">{colors}
+<button id="clear" class="tool">Clear</button><button id="draw" class="tool">Use the drawing</button></div>
 </details>"""
     return f"""<section>
-<label class="drop">Drop {escape(kinds)} here, or choose them<input id="files" type="file" accept="{accept}" multiple></label>
+<label class="drop">Drop {escape(kinds)} here, or choose them
+<input id="files" type="file" accept="{accept}" multiple></label>
 {recorder if _takes(media_types, "audio") else ""}
 {examples(shown)}
 {paper if _takes(media_types, "image") else ""}
@@ -165,9 +167,7 @@ def examples(shown: Sequence[tuple[Image.Image | None, str]]) -> str:
 
 def welcome(chooses: bool = True) -> str:
     """Before the first question."""
-    said = (
-        "Choose something, and ask about it. Of each word of the answer you can see where the attention of the model lay."
-    )
+    said = "Choose something, and ask about it. Of each word of the answer you can see where the attention of the model lay."
     return f'<p class="hint">{said if chooses else "Ask something."}</p>'
 
 
@@ -206,7 +206,7 @@ def answered(visit: Visit) -> str:
 
 def _times(visit: Visit, answer: Answer) -> str:
     total = sum(answer.seconds.values())
-    given = nouns(visit.items) or "nothing"
+    given = nouns([Item(item.modality, item) for item in visit.items]) or "nothing"
     steps = [(name, label.format(given), answer.seconds[name]) for name, label in STEPS.items()]
     bar = "".join(f'<i class="{name}" style="width:{seconds / total:.2%}"></i>' for name, _, seconds in steps)
     rows = "".join(

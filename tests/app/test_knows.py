@@ -45,7 +45,9 @@ def test_it_is_told_in_plain_text(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("card", ["", "no title", "# A title\n\n## Another\n\nA sentence.", "# Adapter\n\n- one\n- two"])
+@pytest.mark.parametrize(
+    "card", ["", "no title", "# A title\n\n## Another\n\nA sentence.", "# Adapter\n\n- one\n- two"]
+)
 def test_what_a_card_does_not_say_is_said_to_be_unknown(tmp_path: Path, card: str) -> None:
     (tmp_path / "README.md").write_text(card)
     assert knowledge(tmp_path, []) == ["It answers questions in text alone.", UNKNOWN, UNMEASURED]

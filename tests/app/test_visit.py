@@ -1,11 +1,13 @@
 """What a visitor has: items that come and go, and answers that belong to them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from omni.app import markup
 from omni.app.visit import IDLE, LONGEST, MOST, VISITORS, WIDTH, Visit, Visits
 from omni.looking.attention import WordAttention, word_attention
 from omni.registry import ItemError
@@ -86,8 +88,19 @@ def test_the_size_of_an_open_item_is_that_of_its_values(hearing: Any, tone: byte
     visit, picture = Visit(), read_picture(SCENE)
     for name, file in (("a.wav", tone), FILES[0]):
         visit.choose(name, file, "", hearing[1], True)
-    for size, values in zip([each.size for each in visit.items], [4 * 8000, 3 * picture.width * picture.height]):
-        assert values <= size < values + 2000
+    sound, scene = (each.size for each in visit.items)
+    assert 4 * 8000 <= sound < 4 * 8000 + 2000
+    assert 3 * picture.width * picture.height <= scene < 3 * picture.width * picture.height + 2000
+
+
+def test_what_cannot_be_shown_is_named(hearing: Any, tone: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni.app.visit.get_modality", lambda name: SimpleNamespace(show=None))
+    visit = Visit()
+    visit.choose("a.wav", tone, "", hearing[1], False)
+    (view,) = visit.views()
+    assert (view.name, view.picture) == ("a.wav", None)
+    assert "<figcaption>a.wav</figcaption>" in markup.items(visit)
+    assert "<img" not in markup.items(visit)
 
 
 def test_attention_in_a_sound_is_a_band_over_time(hearing: Any, tone: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
