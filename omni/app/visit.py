@@ -200,7 +200,11 @@ class Visit:
         if attention is None or word is None:
             return [View(item.name, item.seen) for item in self.items]
         return [
-            View(item.name, None if item.seen is None else overlay(item.seen, maps[word]), float(maps[word].sum()))
+            View(
+                item.name,
+                overlay(item.seen, maps[word]) if item.seen and maps.size else item.seen,  # no places: CLS alone
+                float(maps[word].sum()),
+            )
             for item, maps in zip(self.items, attention.maps, strict=True)
         ]
 

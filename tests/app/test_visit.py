@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from omni.app import markup
-from omni.app.visit import IDLE, LONGEST, MOST, VISITORS, WIDTH, Visit, Visits
+from omni.app.visit import IDLE, LONGEST, MOST, VISITORS, WIDTH, View, Visit, Visits
 from omni.looking.attention import WordAttention, word_attention
+from omni.looking.panels import overlay
 from omni.registry import ItemError
 from omni.session import QuestionError
 from omni.vision.pictures import read_picture
@@ -115,9 +116,23 @@ def test_attention_in_a_sound_is_a_band_over_time(hearing: Any, tone: bytes, mon
     visit.look(0)
     (view,) = visit.views()
     assert view.weight == 0.5
-    brightness = np.asarray(view.picture).mean((0, 2))
-    columns = np.flatnonzero(brightness > (brightness.min() + brightness.max()) / 2)
+    seen = visit.items[0].seen
+    np.testing.assert_array_equal(view.picture, overlay(seen, maps[0]))
+    changed = np.asarray(overlay(seen, maps[0]), int) - np.asarray(overlay(seen, maps[1]), int)
+    columns = np.flatnonzero(changed.any((0, 2)))
     assert [columns.min(), columns.max()] == pytest.approx([3 * WIDTH / 13, 5 * WIDTH / 13], abs=1.5)
+
+
+def test_an_item_without_places_is_shown_as_it_is(hearing: Any, tone: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit = Visit()
+    visit.choose("a.wav", tone, "", hearing[1], False)
+    *_, last = visit.ask("", *hearing)
+    words = last.answer.split()
+    maps = np.zeros((len(words), 0), np.float32)  # the Thinker gets CLS alone
+    found = WordAttention(answer=last, words=tuple(words), maps=(maps,), cls=np.zeros(1), text=np.zeros(1))
+    monkeypatch.setattr("omni.app.visit.session_attention", lambda session, question: found)
+    visit.look(0)
+    assert visit.views() == [View("a.wav", visit.items[0].seen, 0.0)]
 
 
 def test_a_question_has_a_bound(shipped: Any) -> None:
