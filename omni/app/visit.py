@@ -199,13 +199,15 @@ class Visit:
         attention, word = self._attention, self.word
         if attention is None or word is None:
             return [View(item.name, item.seen) for item in self.items]
+        maps = [each[word] for each in attention.maps]
         return [
+            # of CLS alone there are no places, and of more than two axes no drawing
             View(
                 item.name,
-                overlay(item.seen, maps[word]) if item.seen and maps.size else item.seen,  # no places: CLS alone
-                float(maps[word].sum()),
+                overlay(item.seen, at) if item.seen and at.size and at.ndim <= 2 else item.seen,
+                float(at.sum()),
             )
-            for item, maps in zip(self.items, attention.maps, strict=True)
+            for item, at in zip(self.items, maps, strict=True)
         ]
 
 
