@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 POLICY = {
     "default-src": "'self'",
-    "img-src": "'self' data:",  # pictures and sounds stand in the page itself
-    "media-src": "data:",
+    "img-src": "'self' data:",  # pictures stand in the page itself
+    "media-src": "blob:",  # what the script has fetched from here
     "style-src": "'self' 'unsafe-inline'",
     "base-uri": "'self'",
     "form-action": "'self'",

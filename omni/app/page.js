@@ -10,9 +10,18 @@ function show(parts) {
     if (id === 'question') at(id).value = part;
     else if (at(id)) at(id).innerHTML = part;
   }
+  document.querySelectorAll('[data-play]:not([src])').forEach(play);
   if (held && document.activeElement === document.body) {
     (document.querySelector(`[data-${held[0]}="${held[1]}"]`) ?? at('files')).focus();
   }
+}
+
+const played = {}; // by their key, the addresses that files have in this browser
+
+async function play(player) {
+  const {play: key} = player.dataset, headers = {Visit: await visit};
+  played[key] ??= fetch(`items/${key}`, {headers}).then(said => said.blob()).then(URL.createObjectURL);
+  player.src = await played[key];
 }
 
 async function send(path, body, shown = show) {

@@ -111,6 +111,7 @@ class _Page:
         return [
             *always,
             Route("/items", self.upload, methods=["POST"]),
+            Route("/items/{key}", self.file),
             Route("/examples/{number}", self.pick, methods=["POST"]),
             Route("/remove/{number}", self.remove, methods=["POST"]),
             Route("/look/{number}", self.look, methods=["POST"]),
@@ -140,6 +141,14 @@ class _Page:
             file = await receive_body(request, MOST_BYTES, repr(name))
             kind = request.headers.get("content-type", "")
             return await run_in_threadpool(self._choose, visit, name, file, kind, _together(request))
+
+    async def file(self, request: Request) -> Response:
+        """They play what they sent."""
+        visit, key = self._visit(request), request.path_params["key"]
+        for item in visit.items:
+            if item.key == key and item.media_type:
+                return Response(item.file, media_type=item.media_type)
+        raise HTTPException(404, "There is no such file; load the page again.")
 
     async def pick(self, request: Request) -> Response:
         """They pick one of the examples."""

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.items import read_item
-from omni.looking.attention import WordAttention, session_attention
+from omni.looking.attention import Floats, WordAttention, session_attention
 from omni.looking.panels import as_seen, overlay
 from omni.registry import ItemError, Modality, get_modality
 from omni.session import Answer, QuestionError, Session
@@ -52,9 +52,11 @@ class Chosen:
 
     Attributes:
         modality: its name.
-        name, file, media_type: as they were sent.
+        name, file: as they were sent.
+        media_type: as what a browser can play it, such as "audio/wav"; else empty.
         size: bytes that it takes when it is open.
         seen: None where its modality does not show items.
+        key: under which its visitor gets the file back.
     """
 
     modality: str
@@ -63,6 +65,7 @@ class Chosen:
     media_type: str
     size: int
     seen: Image.Image | None
+    key: str = field(default_factory=secrets.token_urlsafe)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Visit:
         """Take an item, beside those that are there or in their place.
 
         Args:
-            name, file, media_type: what was sent.
+            name, file, media_type: what was sent; what is not said to be sound or video cannot be played.
             processor: that of the model, whose modalities may take it.
             together: keep the earlier ones.
 
@@ -126,7 +129,8 @@ class Visit:
         show, seen = get_modality(modality).show, None
         if show is not None:
             seen = as_seen(processor.preprocessors[modality], show(value), WIDTH)
-        self._show([*items, Chosen(modality, name, file, media_type, size, seen)])
+        plays = re.match(r"(audio|video)/[\w.+-]+(?=;|$)", media_type)
+        self._show([*items, Chosen(modality, name, file, plays[0] if plays else "", size, seen)])
 
     def remove(self, number: int) -> None:
         """Take one of the items away."""
@@ -199,21 +203,20 @@ class Visit:
         attention, word = self._attention, self.word
         if attention is None or word is None:
             return [View(item.name, item.seen) for item in self.items]
-        maps = [each[word] for each in attention.maps]
         return [
-            # of CLS alone there are no places, and of more than two axes no drawing
-            View(
-                item.name,
-                overlay(item.seen, at) if item.seen and at.size and at.ndim <= 2 else item.seen,
-                float(at.sum()),
-            )
-            for item, at in zip(self.items, maps, strict=True)
+            View(item.name, _laid_over(item.seen, maps[word]), float(maps[word].sum()))
+            for item, maps in zip(self.items, attention.maps, strict=True)
         ]
 
 
 def takes(processor: OmniProcessor) -> list[Modality]:
     """The modalities of a model whose files a visitor can choose."""
     return [bundle for bundle in processor.bundles if bundle.open is not None]
+
+
+def _laid_over(picture: Image.Image | None, weights: Floats) -> Image.Image | None:
+    """As it is where there are no places to draw, of CLS alone, or places of more than two axes."""
+    return picture if picture is None or not weights.size or weights.ndim > 2 else overlay(picture, weights)
 
 
 def _small(picture: Image.Image | None) -> Image.Image | None:

@@ -38,12 +38,17 @@ class Served:
 
     def send(self, path: str, body: bytes = b"", method: str = "POST", **headers: str) -> tuple[int, Any, str]:
         """One request: status, headers and body of what comes back."""
+        status, found, content = self.fetch(path, body, method, **headers)
+        return status, found, content.decode()
+
+    def fetch(self, path: str, body: bytes = b"", method: str = "GET", **headers: str) -> tuple[int, Any, bytes]:
+        """The same of any file."""
         connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=60)
         connection.request(method, path, body, headers)
         response = connection.getresponse()
-        text = response.read().decode()
+        content = response.read()
         connection.close()
-        return response.status, response.headers, text
+        return response.status, response.headers, content
 
     def enter(self) -> "Visitor":
         """Somebody new."""

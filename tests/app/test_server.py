@@ -62,7 +62,9 @@ def test_what_is_wrong_is_said_in_the_words_of_the_library(visitor: Any, damaged
 def test_a_browser_may_load_nothing_from_elsewhere(served: Any) -> None:
     policy = served.send("/", method="GET")[1]["Content-Security-Policy"]
     sources = {source for rule in policy.split(";") for source in rule.split()[1:]}
-    assert sources == {"'self'", "'unsafe-inline'", "data:"}
+    assert sources == {"'self'", "'unsafe-inline'", "data:", "blob:"}
+    assert re.findall("([^; ]*) blob:", policy) == ["media-src"]
+    assert "microphone=(self)" in served.send("/", method="GET")[1]["Permissions-Policy"]
     assert "'unsafe-inline'" not in re.search(r"default-src([^;]*)", policy)[1]
     assert served.sent == []
 
@@ -90,12 +92,19 @@ def test_a_sound_is_shown_and_played(sounds: Any, tone: bytes) -> None:
     visitor = sounds.enter()
     _, _, shown = sounds.send("/items?name=a.wav", tone, Visit=visitor.token, **{"Content-Type": "audio/wav"})
     items = json.loads(shown)["items"]
-    sent = re.search(r'<audio controls aria-label="play a.wav" src="data:audio/wav;base64,([^"]*)">', items)
-    assert base64.b64decode(sent[1]) == tone
+    (key,) = re.findall(r'<audio controls aria-label="play a.wav" data-play="([^"]*)">', items)
+    status, headers, file = sounds.fetch(f"/items/{key}", Visit=visitor.token)
+    assert (status, headers["Content-Type"], file) == (200, "audio/wav", tone)
+    assert sounds.fetch(f"/items/{key}", Visit=sounds.enter().token)[0] == 404  # another's
+    assert sounds.fetch(f"/items/{key}")[0] == 410
     drawn = np.asarray(Image.open(BytesIO(base64.b64decode(re.search('image/png;base64,([^"]*)', items)[1]))))
     shape = as_seen(None, get_modality("audio").show(read_item(tone).value), WIDTH)
     np.testing.assert_array_equal(drawn, shape)
-    assert "<audio" not in visitor.upload(SCENE)["items"].split("scene.png")[1]
+    added = visitor.upload(SCENE)["items"]
+    assert added.count("<audio") == 1
+    assert f'data-play="{key}"' in added
+    visitor.send("/remove/0")
+    assert sounds.fetch(f"/items/{key}", Visit=visitor.token)[0] == 404
 
 
 @pytest.mark.parametrize("kind", ["", "text/html", 'audio/wav" onerror="alert(1)', "audio/", "image/png"])
