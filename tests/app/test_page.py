@@ -181,7 +181,10 @@ def test_the_answer_comes_word_by_word_and_its_time_is_told(visit: Any, expected
     assert all(later.startswith(earlier) for earlier, later in pairwise(said))
 
     def times() -> list[float]:
-        return [float(each.inner_text().split()[0]) for each in visitor.page.query_selector_all(".times li b")]
+        return [
+            float(each.inner_text().split()[0].replace(",", ""))
+            for each in visitor.page.query_selector_all(".times li b")
+        ]
 
     first = times()
     assert len(first) == 5
