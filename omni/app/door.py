@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 POLICY = {
     "default-src": "'self'",
     "img-src": "'self' data:",  # pictures stand in the page itself
+    "media-src": "blob:",  # what the script has fetched from here
     "style-src": "'self' 'unsafe-inline'",
     "base-uri": "'self'",
     "form-action": "'self'",
@@ -25,6 +26,7 @@ HEADERS = {
     "content-security-policy": "; ".join(f"{rule} {sources}" for rule, sources in POLICY.items()),
     "cache-control": "no-store",  # on no disk
     "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), display-capture=(), geolocation=(), microphone=(self)",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }

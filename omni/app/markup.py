@@ -1,6 +1,7 @@
 """How the page looks: what a visit holds, as HTML. Whatever somebody typed or named is escaped.
 
-`page` is the whole; what changes in it stands inside the elements "pictures", "notice" and "answer".
+`page` is the whole; what changes in it stands inside the elements "items", "notice", "answer" and "turns", and of each item
+in "view-0", "view-1" and so on.
 """
 
 import base64
@@ -10,9 +11,11 @@ from io import BytesIO
 
 from PIL import Image
 
+from omni.items import Item, nouns
+from omni.registry import Modality
 from omni.session import Answer
 
-from .visit import LONGEST, View, Visit
+from .visit import KEPT, LONGEST, Chosen, Turn, View, Visit
 
 COLORS = {
     "red": "#e6194b",
@@ -27,17 +30,19 @@ COLORS = {
 """To draw with."""
 
 STEPS = {
-    "decoding": "decode pictures",
+    "decoding": "decode {}",
     "preparing": "prepare prompt",
-    "encoding": "encode pictures",
+    "encoding": "encode {}",
     "reading": "read prompt (prefill)",
     "writing": "write answer (decode)",
 }
 """What time was spent on, in the order in which it was."""
 
 
-def page(header: str, chooser: str) -> str:
-    """The whole page, before anything is chosen; without a chooser, where the model sees nothing."""
+def page(header: str, chooser: str, prompt: str | None) -> str:
+    """The whole page, before anything is chosen; without a chooser, where the model takes no files."""
+    hint = f'<p class="hint" id="prompt">Left empty, it is: <q>{escape(prompt)}</q></p>' if prompt else ""
+    described = ' aria-describedby="prompt"' if prompt else ""
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -51,59 +56,95 @@ def page(header: str, chooser: str) -> str:
 {chooser}
 <section>
 <form><label for="question">Question</label><div>
-<textarea id="question" rows="1" maxlength="{LONGEST}" placeholder="what color is the circle"></textarea><button>Ask</button>
-</div></form>
+<textarea id="question" rows="1" maxlength="{LONGEST}"{described}></textarea><button>Ask</button>
+</div>{hint}</form>
 <div id="notice" role="alert"></div>
-<div id="answer">{welcome()}</div>
+<div id="answer" aria-live="polite">{welcome(chooser != "")}</div>
+<div id="turns"></div>
 </section>
 </main>
 """
 
 
-def chooser(shown: Sequence[tuple[Image.Image, str]]) -> str:
-    """Where pictures are chosen: uploaded, picked, drawn; and where they stand."""
+def header(checkpoint: str, knowledge: Sequence[str], parameters: int, fingerprints: dict[str, str] | None) -> str:
+    """Which model answers, and what it knows."""
+    known = "".join(f"<li>{escape(sentence)}</li>" for sentence in knowledge)
+    facts = [f"{parameters / 1e6:,.1f} M parameters"]
+    facts += [f"{part} {mark[:8]}" for part, mark in (fingerprints or {}).items()]
+    about = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+    return (
+        f"<header><h1>omni</h1><p>{escape(checkpoint)}</p><ul>{known}</ul>"
+        f"<details><summary>Its weights</summary><ul>{about}</ul></details></header>"
+    )
+
+
+def chooser(bundles: Sequence[Modality], shown: Sequence[tuple[Image.Image | None, str]]) -> str:
+    """Where items are chosen: uploaded, recorded, picked, drawn; and where they stand.
+
+    Args:
+        bundles: the modalities that take files.
+        shown: of each example how it looks, and the question about it.
+    """
+    media_types = [each for bundle in bundles for each in bundle.media_types]
+    accept = ",".join(dict.fromkeys([*media_types, *(suffix for bundle in bundles for suffix in bundle.suffixes)]))
+    kinds = " or ".join(f"{bundle.noun}s" for bundle in bundles)
+    recorder = '<button id="record" class="tool">Record with the microphone</button>'
     colors = "".join(
         f'<input type="radio" name="color" value="{value}" aria-label="{name}" style="--color:{value}" '
         f"{'checked' if name == 'red' else ''}>"
         for name, value in COLORS.items()
     )
+    paper = f"""<details><summary>Draw a picture</summary>
+<canvas width="448" height="448" role="img" aria-label="Paper"></canvas>
+<div class="tools">{colors}
+<button id="clear" class="tool">Clear</button><button id="draw" class="tool">Use the drawing</button></div>
+</details>"""
     return f"""<section>
-<label class="drop">Drop pictures here, or choose them<input id="files" type="file" accept="image/*" multiple></label>
+<label class="drop">Drop {escape(kinds)} here, or choose them
+<input id="files" type="file" accept="{accept}" multiple></label>
+{recorder if _takes(media_types, "audio") else ""}
 {examples(shown)}
-<details><summary>Draw a picture</summary>
-<canvas width="448" height="448" aria-label="Paper"></canvas>
-<div class="tools">{colors}<button id="clear">Clear</button><button id="draw">Use the drawing</button></div>
-</details>
-<label><input id="together" type="checkbox"> Several pictures: add to those below</label>
-<div id="pictures"></div>
+{paper if _takes(media_types, "image") else ""}
+<label><input id="together" type="checkbox"> Several: add to those below</label>
+<div id="items"></div>
 </section>"""
 
 
-def header(checkpoint: str, parameters: int, fingerprints: dict[str, str] | None) -> str:
-    """Which model answers."""
-    marks = [f"{part} {mark[:8]}" for part, mark in (fingerprints or {}).items()]
-    facts = [f"{parameters / 1e6:,.1f} M parameters", *marks]
-    about = "".join(f"<span>{escape(fact)}</span>" for fact in facts)
-    return f"<header><h1>omni</h1><p><strong>{escape(checkpoint)}</strong>{about}</p></header>"
+def _takes(media_types: Sequence[str], kind: str) -> bool:
+    return any(each.startswith(f"{kind}/") for each in media_types)
 
 
-def pictures(visit: Visit) -> str:
-    """The chosen pictures, each with a button that takes it away."""
-    views = visit.views()
+def items(visit: Visit) -> str:
+    """The chosen items. Each can be played if a browser plays its kind of file, and taken away."""
+    shown = views(visit).items()
+    figures = "".join(
+        f'<div><figure id="{place}">{view}</figure>{_player(item)}<button data-remove="{number}" '
+        f'aria-label="remove {escape(item.name)}" title="remove">&times;</button></div>'
+        for number, (item, (place, view)) in enumerate(zip(visit.items, shown, strict=True))
+    )
+    return f'<div class="items {"several" if len(visit.items) > 1 else ""}">{figures}</div>' if figures else ""
+
+
+def views(visit: Visit) -> dict[str, str]:
+    """By the id of its element, how each item looks: as it is, or with where the attention of a word lies."""
     word = visit.answer.answer.split()[visit.word] if visit.answer and visit.word is not None else ""
-    figures = "".join(_figure(number, view, word, len(views)) for number, view in enumerate(views))
-    return f'<div class="pictures {"several" if len(views) > 1 else ""}">{figures}</div>' if views else ""
+    shown = visit.views()
+    return {f"view-{number}": _view(number, view, word, len(shown)) for number, view in enumerate(shown)}
 
 
-def _figure(number: int, view: View, word: str, count: int) -> str:
+def _view(number: int, view: View, word: str, count: int) -> str:
     name = f"{number + 1}. {view.name}" if count > 1 else view.name
     alt, caption = name, escape(name)
     if view.weight is not None:
-        alt = f"{name}, and where the model looked for the word {word}"
+        alt = f"{name}, and where the attention at the word {word} lies"
         caption = f"<q>{escape(word)}</q>: {view.weight:.0%} of its attention lies here"
-    remove = f'<button data-remove="{number}" aria-label="remove {escape(name)}" title="remove">&times;</button>'
-    caption = f"<figcaption><span>{caption}</span>{remove}</figcaption>"
-    return f'<figure><img src="{_uri(view.picture)}" alt="{escape(alt)}">{caption}</figure>'
+    return f"{_image(view.picture, alt)}<figcaption>{caption}</figcaption>"
+
+
+def _player(item: Chosen) -> str:
+    """The script fetches the file back."""
+    tag = item.media_type.partition("/")[0]
+    return tag and f'<{tag} controls aria-label="play {escape(item.name)}" data-play="{item.key}"></{tag}>'
 
 
 def notice(sentences: Sequence[str]) -> str:
@@ -111,21 +152,19 @@ def notice(sentences: Sequence[str]) -> str:
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
 
 
-def examples(shown: Sequence[tuple[Image.Image, str]]) -> str:
-    """Pictures to pick, with a question about each."""
+def examples(shown: Sequence[tuple[Image.Image | None, str]]) -> str:
+    """Items to pick, with a question about each."""
     buttons = "".join(
-        f'<button data-pick="{number}"><img src="{_uri(picture)}" alt="">{escape(question)}</button>'
+        f'<button data-pick="{number}">{_image(picture, "")}{escape(question)}</button>'
         for number, (picture, question) in enumerate(shown)
     )
     return f'<div class="examples">{buttons}</div>' if shown else ""
 
 
-def welcome() -> str:
+def welcome(chooses: bool = True) -> str:
     """Before the first question."""
-    return (
-        '<p class="hint">Choose a picture, and ask about it. Of each word of the answer you can see where the model '
-        "looked for it.</p>"
-    )
+    said = "Choose something, and ask about it. Of each word of the answer you can see where the attention of the model lay."
+    return f'<p class="hint">{said if chooses else "Ask something."}</p>'
 
 
 def waiting() -> str:
@@ -148,22 +187,23 @@ def answered(visit: Visit) -> str:
         for place, word in enumerate(answer.answer.split())
     ]
     hint = (
-        "Press a word to see where the model looked for it, once more to see the picture."
-        if words and visit.pictures
+        "Press a word to see where the attention of the model lay, once more to hide it."
+        if words and visit.items
         else ""
     )
     if not words:
         hint = "The model ended without a word."
     if not answer.complete:
         hint = f"Stopped after {answer.tokens_written} tokens. {hint}"
-    if not visit.pictures:
+    if not visit.items:
         words = [escape(answer.answer)]
-    return f'<div class="answer"><p>{" ".join(words)}</p><p class="hint">{hint}</p></div>{_times(answer)}'
+    return f'<div class="answer"><p>{" ".join(words)}</p><p class="hint">{hint}</p></div>{_times(visit, answer)}'
 
 
-def _times(answer: Answer) -> str:
+def _times(visit: Visit, answer: Answer) -> str:
     total = sum(answer.seconds.values())
-    steps = [(name, label, answer.seconds[name]) for name, label in STEPS.items()]
+    given = nouns([Item(item.modality, item) for item in visit.items]) or "nothing"
+    steps = [(name, label.format(given), answer.seconds[name]) for name, label in STEPS.items()]
     bar = "".join(f'<i class="{name}" style="width:{seconds / total:.2%}"></i>' for name, _, seconds in steps)
     rows = "".join(
         f'<li><i class="{name}"></i>{label}<b>{seconds * 1000:,.1f} ms</b></li>' for name, label, seconds in steps
@@ -174,8 +214,24 @@ def _times(answer: Answer) -> str:
     )
 
 
-def _uri(picture: Image.Image) -> str:
+def turns(visit: Visit) -> str:
+    """What was asked before, the newest first; without the answer that stands above."""
+    earlier = visit.turns[: len(visit.turns) - (visit.answer is not None)]
+    if not earlier:
+        return ""
+    return f"<h2>Earlier, up to {KEPT} questions</h2><ol>{''.join(map(_turn, reversed(earlier)))}</ol>"
+
+
+def _turn(turn: Turn) -> str:
+    about = "".join(f"<span>{_image(view.picture, '')}{escape(view.name)}</span>" for view in turn.about)
+    return f"<li><p>{escape(turn.question or '(nothing typed)')}</p><p>{escape(turn.answer)}</p><p>{about}</p></li>"
+
+
+def _image(picture: Image.Image | None, alt: str) -> str:
     """The picture within the page: nobody else can ask for it, and nothing of it lies on a disk."""
+    if picture is None:
+        return ""
     buffer = BytesIO()
     picture.save(buffer, "PNG", compress_level=1)  # five times as fast as 6, for files that are a sixth larger
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f'<img src="{uri}" alt="{escape(alt)}">'

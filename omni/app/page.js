@@ -1,14 +1,27 @@
-// What is done on the page goes to its server: text, a number or the bytes of a picture. Back come parts of the page, as
+// What is done on the page goes to its server: text, a number or the bytes of a file. Back come parts of the page, as
 // lines of JSON: {id of an element: its HTML}.
 
 const visit = fetch('visits', {method: 'POST'}).then(said => said.ok ? said.text() : Promise.reject(said));
 const at = id => document.getElementById(id);
 
 function show(parts) {
+  const [held] = Object.entries(document.activeElement.dataset); // the button that a keyboard is at may be made anew
   for (const [id, part] of Object.entries(parts)) {
     if (id === 'question') at(id).value = part;
-    else at(id).innerHTML = part;
+    else if (at(id)) at(id).innerHTML = part;
   }
+  document.querySelectorAll('[data-play]:not([src])').forEach(play);
+  if (held && document.activeElement === document.body) {
+    (document.querySelector(`[data-${held[0]}="${held[1]}"]`) ?? at('files')).focus();
+  }
+}
+
+const played = {}; // by their key, the addresses that files have in this browser
+
+async function play(player) {
+  const {play: key} = player.dataset, headers = {Visit: await visit};
+  played[key] ??= fetch(`items/${key}`, {headers}).then(said => said.blob()).then(URL.createObjectURL);
+  player.src = await played[key];
 }
 
 async function send(path, body, shown = show) {
@@ -32,7 +45,7 @@ async function choose(files) {
   for (const file of files) {
     const query = new URLSearchParams({name: file.name, together});
     const gather = parts => show({...parts, notice: refused += parts.notice});
-    together = await send(`pictures?${query}`, file, gather) || together;
+    together = await send(`items?${query}`, file, gather) || together;
   }
 }
 
@@ -42,7 +55,7 @@ document.addEventListener('click', async event => {
   if (remove) send(`remove/${remove}`);
   if (word) {
     await send(`look/${word}`);
-    document.querySelector('.pictures')?.scrollIntoView({block: 'nearest', behavior: 'smooth'}); // on a phone it is above
+    document.querySelector('.items')?.scrollIntoView({block: 'nearest', behavior: 'smooth'}); // on a phone it is above
   }
 });
 
@@ -94,6 +107,46 @@ if (paper) {
     if (drawn) paper.toBlob(file => choose([new File([file], 'drawing')]));
     else show({notice: '<p>There is no drawing yet; draw something, and use it then.</p>'});
   });
+}
+
+const record = at('record');
+if (record) {
+  const label = record.textContent, longest = 30; // seconds
+  let end;
+  record.addEventListener('click', async () => {
+    if (end) return end();
+    const ended = new Promise(resolve => end = resolve), sound = [];
+    let microphone, context, samples = 0;
+    record.textContent = 'Waiting for the microphone';
+    try {
+      microphone = await navigator.mediaDevices.getUserMedia({audio: true});
+      context = new AudioContext();
+      await context.audioWorklet.addModule('recorder.js');
+      const recorder = new AudioWorkletNode(context, 'recorder');
+      recorder.port.onmessage = ({data}) => {
+        if (!end) return;
+        sound.push(Int16Array.from(data, value => 32767 * Math.max(-1, Math.min(1, value))));
+        samples += data.length;
+        record.textContent = `Stop, and use the recording (${Math.floor(samples / context.sampleRate)} of ${longest} s)`;
+        if (samples >= longest * context.sampleRate) end();
+      };
+      context.createMediaStreamSource(microphone).connect(recorder).connect(context.destination); // which stays silent
+      await ended;
+    } catch ({name}) {
+      show({notice: `<p>The browser gives no microphone (${name}); allow it, open the page as localhost or over HTTPS, or upload a file.</p>`});
+    }
+    microphone?.getTracks().forEach(track => track.stop());
+    context?.close();
+    record.textContent = label;
+    end = undefined;
+    if (samples) choose([new File([wav(samples, context.sampleRate), ...sound], 'recording', {type: 'audio/wav'})]);
+  });
+}
+
+// The header of a WAV file: so many samples, each of 16 bits, of one channel.
+function wav(samples, rate) {
+  const [riff, wave, form, data] = [0x46464952, 0x45564157, 0x20746d66, 0x61746164]; // their letters, the last one first
+  return Uint32Array.of(riff, 36 + 2 * samples, wave, form, 16, 1 | 1 << 16, rate, 2 * rate, 2 | 16 << 16, data, 2 * samples);
 }
 
 let token;

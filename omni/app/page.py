@@ -1,17 +1,20 @@
 """The page over HTTP: what its visitors may send, and what they get for it.
 
-A visitor sends text, a number, or the bytes of a picture, each up to a bound, and nothing that names a file or an address.
+A visitor sends text, a number, or the bytes of a file, each up to a bound, and nothing that names a file or an address.
 What is sent lies in memory alone, under a token that only the page that sent it has. Answers are parts of the page:
 lines of JSON, each {id of an element: its HTML}.
 """
 
 import asyncio
 import json
+import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from anyio import CancelScope
+from PIL.Image import Image
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -24,22 +27,24 @@ from starlette.types import Send
 from omni.checkpoints.folder import ADAPTERS
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.items import read_item, suffixes
 from omni.looking.attention import AttentionError
-from omni.registry import open_item
+from omni.registry import ItemError, get_modality
 from omni.session import QuestionError
 
 from . import markup
-from .visit import IDLE, LONGEST, MOST_BYTES, VISITORS, Visit, Visits
+from .knows import knowledge
+from .visit import IDLE, LONGEST, MOST_BYTES, VISITORS, Visit, Visits, takes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTIONS = {"scene.png": "what is below the heart", "second.png": "describe the picture"}
-"""About pictures of the repository, where omni is used from one."""
+"""About files of the repository, where omni is used from one."""
 
 ARRIVING = 4
-"""Pictures that are received and decoded at the same time; others wait."""
+"""Files that are received and opened at the same time; others wait."""
 
 PATIENCE = 60
-"""Seconds in which a picture must arrive."""
+"""Seconds in which a file must arrive."""
 
 LINES = "application/x-ndjson"
 
@@ -76,9 +81,9 @@ class _Page:
 
     def __init__(self, model: OmniForConditionalGeneration, processor: OmniProcessor) -> None:
         self.model, self.processor, self.visits = model, processor, Visits()
-        self.image_processor = processor.preprocessors.get("image")
-        self.sees = self.image_processor is not None
-        self.shown = [name for name in QUESTIONS if (EXAMPLES / name).is_file()] if self.sees else []
+        self.bundles = takes(processor)
+        own = suffixes(bundle.name for bundle in self.bundles)
+        self.examples = [name for name in QUESTIONS if name.endswith(own) and (EXAMPLES / name).is_file()]
         self.turn, self.arriving = asyncio.Lock(), asyncio.Semaphore(ARRIVING)
 
     def routes(self) -> list[Route]:
@@ -86,27 +91,27 @@ class _Page:
         name = str(self.model.config.name_or_path)
         merged = (Path(name) / ADAPTERS).is_file()  # the fingerprints are of the weights before
         fingerprints = None if merged else self.model.config.fingerprints
-        shown = [(open_item("image")(EXAMPLES / name), QUESTIONS[name]) for name in self.shown]
+        known = knowledge(name, self.processor.bundles)
         page = HTMLResponse(
             markup.page(
-                markup.header(name, self.model.num_parameters(), fingerprints),
-                markup.chooser(shown) if self.sees else "",
+                markup.header(name, known, self.model.num_parameters(), fingerprints),
+                markup.chooser(self.bundles, [*map(self._example, self.examples)]) if self.bundles else "",
+                self.processor.prompt,
             )
         )
-        css, js = (FileResponse(Path(__file__).with_name(name)) for name in ("page.css", "page.js"))
         always = [
             Route("/", lambda request: page),
-            Route("/page.css", lambda request: css),
-            Route("/page.js", lambda request: js),
+            *(Route(f"/{name}", partial(_own, name)) for name in ("page.css", "page.js", "recorder.js")),
             Route("/visits", self.open, methods=["POST"]),
             Route("/visits", self.leave, methods=["DELETE"]),
             Route("/ask", self.ask, methods=["POST"]),
         ]
-        if not self.sees:
+        if not self.bundles:
             return always
         return [
             *always,
-            Route("/pictures", self.upload, methods=["POST"]),
+            Route("/items", self.upload, methods=["POST"]),
+            Route("/items/{key}", self.file),
             Route("/examples/{number}", self.pick, methods=["POST"]),
             Route("/remove/{number}", self.remove, methods=["POST"]),
             Route("/look/{number}", self.look, methods=["POST"]),
@@ -128,30 +133,49 @@ class _Page:
         return Response(status_code=204)
 
     async def upload(self, request: Request) -> Response:
-        """They send a picture."""
+        """They send a file."""
         visit, name = self._visit(request), request.query_params.get("name", "")
         if len(name) > 255:
-            raise HTTPException(400, f"The name of the picture has {len(name):,} characters, expected at most 255.")
+            raise HTTPException(400, f"The name of the file has {len(name):,} characters, expected at most 255.")
         async with self.arriving:
             file = await receive_body(request, MOST_BYTES, repr(name))
-            return await run_in_threadpool(self._choose, visit, name, file, _together(request))
+            kind = request.headers.get("content-type", "")
+            return await run_in_threadpool(self._choose, visit, name, file, kind, _together(request))
+
+    async def file(self, request: Request) -> Response:
+        """They play what they sent."""
+        visit, key = self._visit(request), request.path_params["key"]
+        for item in visit.items:
+            if item.key == key and item.media_type:
+                return Response(item.file, media_type=item.media_type)
+        raise HTTPException(404, "There is no such file; load the page again.")
 
     async def pick(self, request: Request) -> Response:
         """They pick one of the examples."""
         visit, number = self._visit(request), _number(request)
-        if number >= len(self.shown):
+        if number >= len(self.examples):
             raise HTTPException(404, "There is no such example.")
-        name = self.shown[number]
-        file = (EXAMPLES / name).read_bytes()
-        return await run_in_threadpool(self._choose, visit, name, file, _together(request), question=QUESTIONS[name])
+        name = self.examples[number]
+        file, kind = (EXAMPLES / name).read_bytes(), mimetypes.guess_type(name)[0] or ""
+        others = {"question": QUESTIONS[name]}
+        return await run_in_threadpool(self._choose, visit, name, file, kind, _together(request), **others)
 
-    def _choose(self, visit: Visit, name: str, file: bytes, together: bool, **others: str) -> Response:
-        refused = visit.choose([(name, file)], self.image_processor, together)
+    def _example(self, name: str) -> tuple[Image | None, str]:
+        modality, value = read_item(EXAMPLES / name, [bundle.name for bundle in self.bundles])
+        show = get_modality(modality).show
+        return show and show(value), QUESTIONS[name]
+
+    def _choose(self, visit: Visit, name: str, file: bytes, kind: str, together: bool, **others: str) -> Response:
+        refused = []
+        try:
+            visit.choose(name, file, kind, self.processor, together)
+        except ItemError as error:
+            refused.append(str(error))
         parts = {**_all_of(visit), "notice": markup.notice(refused), **others}
         return Response(_line(parts), 422 if refused else 200, media_type=LINES)
 
     async def remove(self, request: Request) -> Response:
-        """They take a picture away."""
+        """They take an item away."""
         visit = self._visit(request)
         visit.remove(_number(request))
         return Response(_line(await run_in_threadpool(_all_of, visit)), media_type=LINES)
@@ -166,15 +190,15 @@ class _Page:
         return Lines(self._answering(visit, question))
 
     async def _answering(self, visit: Visit, question: str) -> AsyncGenerator[bytes, None]:
-        visit.word = None
-        pictures = await run_in_threadpool(markup.pictures, visit)
-        yield _line({"notice": "", "answer": markup.waiting(), "pictures": pictures})
+        visit.answer = visit.word = None
+        parts = await run_in_threadpool(_looks_of, visit)
+        yield _line({**parts, "answer": markup.waiting(), "turns": markup.turns(visit)})
         async with self.turn:
             answers = visit.ask(question, self.model, self.processor)
             try:
                 async for each in iterate_in_threadpool(answers):
                     yield _line({"answer": markup.answered(visit) if each.seconds else markup.writing(each)})
-            except QuestionError as error:
+            except (QuestionError, ItemError) as error:
                 yield _line({"notice": markup.notice([str(error)]), "answer": ""})
             finally:  # also when they have left: the turn is the next one's when nothing is written any more
                 with CancelScope(shield=True):
@@ -191,7 +215,7 @@ class _Page:
             except AttentionError as error:
                 yield _line({"notice": markup.notice([str(error)])})
                 return
-        yield _line(await run_in_threadpool(_all_of, visit))
+        yield _line(await run_in_threadpool(_looks_of, visit))
 
     def _visit(self, request: Request) -> Visit:
         """Whose request it is."""
@@ -250,7 +274,17 @@ def _together(request: Request) -> bool:
 
 def _all_of(visit: Visit) -> Parts:
     """What the page shows of a visit."""
-    return {"pictures": markup.pictures(visit), "answer": markup.answered(visit), "notice": ""}
+    return {"items": markup.items(visit), "turns": markup.turns(visit), "answer": markup.answered(visit), "notice": ""}
+
+
+def _looks_of(visit: Visit) -> Parts:
+    """What a look changes: the sounds among the items go on playing."""
+    return {**markup.views(visit), "answer": markup.answered(visit), "notice": ""}
+
+
+def _own(name: str, request: Request) -> Response:
+    """A file of the page."""
+    return FileResponse(Path(__file__).with_name(name))
 
 
 def _line(parts: Parts) -> bytes:

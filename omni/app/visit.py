@@ -1,40 +1,46 @@
-"""One visitor of the page: the pictures that they chose, what they asked about them, and where the Thinker looked.
+"""One visitor of the page: the items that they chose, what they asked about them, and where the Thinker looked.
 
 All of it lies in memory, up to bounds, until the visitor leaves.
 """
 
+import pickle
+import re
 import secrets
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.looking.attention import WordAttention, session_attention
+from omni.items import read_item
+from omni.looking.attention import Floats, WordAttention, session_attention
 from omni.looking.panels import as_seen, overlay
-from omni.registry import ItemError, open_item
-from omni.session import Answer, QuestionError, Session, check_question
+from omni.registry import ItemError, Modality, get_modality
+from omni.session import Answer, QuestionError, Session
 
-WIDTH = 512
-"""Of a picture on the page, in pixels."""
+WIDTH, SMALL = 512, 64
+"""Of an item on the page and in the history, in pixels."""
 
 MOST = 8
-"""Pictures of a visitor: each is encoded for a question, while others wait."""
+"""Items of a visitor: each is encoded for a question, while others wait."""
 
 MOST_BYTES = 64 * 2**20
-"""Of a visitor's picture files together."""
+"""Of a visitor's files together."""
 
-MOST_PIXELS = 100_000_000
-"""Of a visitor's pictures together, as all are decoded for a question."""
+MOST_OPEN = 300_000_000
+"""Bytes of a visitor's items together when they are open, as all are for a question: 100 million pixels."""
 
 LONGEST = 4000
 """Characters of a question."""
 
+KEPT = 20
+"""Questions of a visitor that are kept with their answers."""
+
 VISITORS = 32
-"""Whose pictures and answers are kept; when one more comes, whoever did nothing for the longest time is forgotten."""
+"""Whose items and answers are kept; when one more comes, whoever did nothing for the longest time is forgotten."""
 
 IDLE = 3600.0
 """Seconds after which a visitor who does nothing is forgotten."""
@@ -42,21 +48,42 @@ IDLE = 3600.0
 
 @dataclass(frozen=True)
 class Chosen:
-    """A picture as it is kept: the file, which is small, rather than its pixels, and how it looks on the page."""
+    """An item as it is kept: the file, which is small, rather than what is in it, and how it looks on the page.
 
+    Attributes:
+        modality: its name.
+        name, file: as they were sent.
+        media_type: as what a browser can play it, such as "audio/wav"; else empty.
+        size: bytes that it takes when it is open.
+        seen: None where its modality does not show items.
+        key: under which its visitor gets the file back.
+    """
+
+    modality: str
     name: str
     file: bytes
-    pixels: int
-    seen: Image.Image
+    media_type: str
+    size: int
+    seen: Image.Image | None
+    key: str = field(default_factory=secrets.token_urlsafe)
 
 
 @dataclass(frozen=True)
 class View:
-    """A picture on the page; laid over with where a word's attention lies in it, and how much of it does."""
+    """An item on the page; laid over with where a word's attention lies in it, and how much of it does."""
 
     name: str
-    picture: Image.Image
+    picture: Image.Image | None
     weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question, the answer, and the items that it was about."""
+
+    question: str
+    answer: str
+    about: tuple[View, ...]
 
 
 @dataclass
@@ -64,81 +91,89 @@ class Visit:
     """What one visitor has, in memory alone.
 
     Attributes:
-        pictures: in the order in which they were chosen.
+        items: in the order in which they were chosen.
         answer: the last one about them, as soon as it is whole.
         word: which of its words is looked at, from 0 on.
+        turns: all that was asked and answered, the oldest first.
     """
 
-    pictures: list[Chosen] = field(default_factory=list)
+    items: list[Chosen] = field(default_factory=list)
     answer: Answer | None = None
     word: int | None = None
+    turns: list[Turn] = field(default_factory=list)
     _session: Session | None = None
     _attention: WordAttention | None = None
 
-    def choose(self, files: Sequence[tuple[str, bytes]], image_processor: Any, together: bool) -> list[str]:
-        """Take pictures, beside those that are there or in their place.
+    def choose(self, name: str, file: bytes, media_type: str, processor: OmniProcessor, together: bool) -> None:
+        """Take an item, beside those that are there or in their place.
 
         Args:
-            files: name and bytes of each.
-            image_processor: that of the model, which may cut edges off.
+            name, file, media_type: what was sent; what is not said to be sound or video cannot be played.
+            processor: that of the model, whose modalities may take it.
             together: keep the earlier ones.
 
-        Returns:
-            For each that cannot be taken the sentence that says why.
+        Raises:
+            ItemError: it cannot be taken.
         """
-        pictures = list(self.pictures) if together else []
-        before, refused = len(pictures), []
-        for name, file in files:
-            if len(pictures) == MOST:
-                refused.append(f"{name!r} is one too many, expected at most {MOST}; remove others first.")
-                continue
-            try:
-                _bound(name, "bytes", MOST_BYTES, len(file), *(len(each.file) for each in pictures))
-                picture = open_item("image")(file)
-                pixels = picture.width * picture.height
-                _bound(name, "pixels", MOST_PIXELS, pixels, *(each.pixels for each in pictures))
-                pictures.append(Chosen(name, file, pixels, as_seen(image_processor, picture, WIDTH)))
-            except ItemError as error:
-                refused.append(str(error).replace(f"The given picture ({len(file):,} bytes)", repr(name)))
-        if len(pictures) > before:
-            self._show(pictures)
-        return refused
+        items = list(self.items) if together else []
+        if len(items) == MOST:
+            raise ItemError(f"{name!r} is one too many, expected at most {MOST}; remove others first.")
+        _bound(name, "bytes", MOST_BYTES, len(file), *(len(each.file) for each in items))
+        try:
+            modality, value = read_item(file, [each.name for each in takes(processor)])
+        except ItemError as error:  # it knows bytes, we a name
+            sentence = re.sub(rf"The given [\w ]+ \({len(file):,} bytes\)", lambda _: repr(name), str(error))
+            raise ItemError(sentence) from error
+        size = _open_size(value)
+        _bound(name, "bytes when they are open", MOST_OPEN, size, *(each.size for each in items))
+        show, seen = get_modality(modality).show, None
+        if show is not None:
+            seen = as_seen(processor.preprocessors[modality], show(value), WIDTH)
+        plays = re.match(r"(audio|video)/[\w.+-]+(?=;|$)", media_type)
+        self._show([*items, Chosen(modality, name, file, plays[0] if plays else "", size, seen)])
 
     def remove(self, number: int) -> None:
-        """Take one of the pictures away."""
-        self._show([picture for place, picture in enumerate(self.pictures) if place != number])
+        """Take one of the items away."""
+        self._show([item for place, item in enumerate(self.items) if place != number])
 
     def forget(self) -> None:
         """Take everything away; an answer that is being written ends."""
         self._show([])
+        self.turns = []
 
-    def _show(self, pictures: list[Chosen]) -> None:
-        self.pictures = pictures
+    def _show(self, items: list[Chosen]) -> None:
+        self.items = items
         self.answer = self.word = self._session = self._attention = None
 
     def ask(
         self, question: str, model: OmniForConditionalGeneration, processor: OmniProcessor
     ) -> Generator[Answer, None, None]:
-        """Ask about the pictures.
+        """Ask about the items.
+
+        Args:
+            question: where it is empty, the one that the model was trained with.
+            model, processor: who answers.
 
         Yields:
-            What there is of the answer; the last is whole. It ends early when other pictures are chosen meanwhile.
+            What there is of the answer; the last is whole. It ends early when other items are chosen meanwhile.
 
         Raises:
             QuestionError: nothing to ask, nothing to ask about, or too much.
+            ItemError: an item that this encoder does not take.
         """
-        question = check_question(question)
+        question = question.strip() or processor.prompt or ""
         if len(question) > LONGEST:
             raise QuestionError(
                 f"The question has {len(question):,} characters, expected at most {LONGEST:,}; shorten it."
             )
-        if not self.pictures and "image" in processor.preprocessors:
-            raise QuestionError("There is no picture yet; upload, draw or pick one, and ask again.")
+        if not self.items and (bundles := takes(processor)):
+            nouns = " or ".join(bundle.noun for bundle in bundles)
+            raise QuestionError(f"There is no {nouns} yet; choose one, and ask again.")
         self.answer = self.word = self._attention = None
         decoding, session = 0.0, self._session
         if session is None:
             begun = time.perf_counter()
-            opened = [open_item("image")(picture.file) for picture in self.pictures]
+            opened = [read_item(item.file, [item.modality]) for item in self.items]
             decoding = time.perf_counter() - begun
             session = self._session = Session(model, processor, opened)
         for answer in session.stream(question):
@@ -147,6 +182,8 @@ class Visit:
             if answer.seconds:  # it is whole
                 answer = answer.model_copy(update={"seconds": {"decoding": round(decoding, 4), **answer.seconds}})
                 self.answer = answer
+                about = tuple(View(item.name, _small(item.seen)) for item in self.items)
+                self.turns = [*self.turns, Turn(answer.question, answer.answer, about)][-KEPT:]
             yield answer
 
     def look(self, word: int) -> None:
@@ -162,22 +199,53 @@ class Visit:
         self.word = None if word == self.word else word
 
     def views(self) -> list[View]:
-        """The pictures, as they are or with where the Thinker looked for the word."""
+        """The items, as they are or with where the Thinker looked for the word."""
         attention, word = self._attention, self.word
         if attention is None or word is None:
-            return [View(each.name, each.seen) for each in self.pictures]
+            return [View(item.name, item.seen) for item in self.items]
         return [
-            View(each.name, overlay(each.seen, maps[word]), float(maps[word].sum()))
-            for each, maps in zip(self.pictures, attention.maps, strict=True)
+            View(item.name, _laid_over(item.seen, maps[word]), float(maps[word].sum()))
+            for item, maps in zip(self.items, attention.maps, strict=True)
         ]
+
+
+def takes(processor: OmniProcessor) -> list[Modality]:
+    """The modalities of a model whose files a visitor can choose."""
+    return [bundle for bundle in processor.bundles if bundle.open is not None]
+
+
+def _laid_over(picture: Image.Image | None, weights: Floats) -> Image.Image | None:
+    """As it is where there are no places to draw, of CLS alone, or places of more than two axes."""
+    return picture if picture is None or not weights.size or weights.ndim > 2 else overlay(picture, weights)
+
+
+def _small(picture: Image.Image | None) -> Image.Image | None:
+    return None if picture is None else ImageOps.contain(picture, (SMALL, SMALL))
 
 
 def _bound(name: str, unit: str, most: int, *sizes: int) -> None:
     if sum(sizes) > most:
         raise ItemError(
-            f"With {name!r} the pictures have {sum(sizes):,} {unit}, expected at most {most:,}; remove others, or make it "
+            f"With {name!r} the files have {sum(sizes):,} {unit}, expected at most {most:,}; remove others, or make it "
             "smaller."
         )
+
+
+def _open_size(value: Any) -> int:
+    """Bytes that an open item takes: about those that it is pickled into, as on its way to another process."""
+    counter = _Counter()
+    pickle.Pickler(counter, pickle.HIGHEST_PROTOCOL).dump(value)
+    return counter.bytes
+
+
+class _Counter:
+    """A file that keeps nothing."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> None:
+        """Count them."""
+        self.bytes += memoryview(data).nbytes
 
 
 class Visits:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from omni.audio.lengths import num_tokens
-from omni.audio.sounds import LargeSoundError, Sound, as_sound, is_sound, read_sound, sound_at
+from omni.audio.sounds import LargeSoundError, Sound, SoundError, as_sound, is_sound, read_sound, sound_at
 from omni.registry import Modality
 
 
@@ -16,7 +16,7 @@ def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]
         (int(num_tokens(config, int(sum(mask.tolist())))),) for mask in inputs["audio_mask"]
     ]
     if any(shape < (1,) for shape in shapes):
-        raise ValueError("A sound is too short for this encoder, which makes no token of it; lengthen it with silence.")
+        raise SoundError("A sound is too short for this encoder, which makes no token of it; lengthen it with silence.")
     return shapes
 
 

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -36,12 +38,17 @@ class Served:
 
     def send(self, path: str, body: bytes = b"", method: str = "POST", **headers: str) -> tuple[int, Any, str]:
         """One request: status, headers and body of what comes back."""
+        status, found, content = self.fetch(path, body, method, **headers)
+        return status, found, content.decode()
+
+    def fetch(self, path: str, body: bytes = b"", method: str = "GET", **headers: str) -> tuple[int, Any, bytes]:
+        """The same of any file."""
         connection = http.client.HTTPConnection(self.address.removeprefix("http://"), timeout=60)
         connection.request(method, path, body, headers)
         response = connection.getresponse()
-        text = response.read().decode()
+        content = response.read()
         connection.close()
-        return response.status, response.headers, text
+        return response.status, response.headers, content
 
     def enter(self) -> "Visitor":
         """Somebody new."""
@@ -63,7 +70,7 @@ class Visitor:
 
     def upload(self, path: str | Path, status: int = 200) -> dict[str, str]:
         name = quote(Path(path).name)
-        return self.send(f"/pictures?name={name}&together=true", Path(path).read_bytes(), status)[-1]
+        return self.send(f"/items?name={name}&together=true", Path(path).read_bytes(), status)[-1]
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +111,83 @@ def shipped() -> Any:
     from omni.loading.checkpoint import load
 
     return load(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def hearing(make_model: Callable[..., Any]) -> Any:
+    """A model that takes pictures and sounds, and was trained with one question; its weights are random."""
+    pytest.importorskip("soundfile")
+    from omni import OmniConfig, OmniFeatureExtractor, OmniImageProcessor, OmniProcessor
+    from omni.training.tokenizer import train_tokenizer
+
+    tokens = {"image": "<image>", "audio": "<audio>"}
+    tokenizer = train_tokenizer(["what is that", "a red circle"] * 4, 300, tokens)
+    block = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    encoders = {
+        "image": {"model_type": "omni_vision", "image_size": 16, "patch_size": 8, **block},
+        "audio": {"model_type": "omni_audio", "num_mel_bins": 20, "time_reduction": 8, **block},
+    }
+    sections = {
+        name: {
+            "encoder": encoder,
+            "token_id": tokenizer.convert_tokens_to_ids(tokens[name]),
+            "output": "cls+grid",
+            "projector": "mlp",
+        }
+        for name, encoder in encoders.items()
+    }
+    text = {"model_type": "qwen3", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = make_model(config=OmniConfig(modalities=sections, text_config=text))
+    preprocessors = {
+        "image": OmniImageProcessor(size={"height": 16, "width": 16}),
+        "audio": OmniFeatureExtractor(num_mel_bins=20),
+    }
+    processor = OmniProcessor(
+        tokenizer=tokenizer, preprocessors=preprocessors, modalities=model.config.modalities, prompt="what is that"
+    )
+    return model, processor
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Callable[..., Served]]:
+    """`serve(model, processor, host)`: a page in this process."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from starlette.middleware import Middleware
+
+    from omni.app.door import Door, Reach
+    from omni.app.page import make_app
+
+    with ExitStack() as stack:
+
+        def start(model: Any, processor: Any, host: str = "127.0.0.1") -> Served:
+            opened = stack.enter_context(socket.create_server((host, 0)))
+            reach = Reach.of(host, opened)
+            app = make_app(model, processor, middleware=[Middleware(Door, reach=reach)])
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+            thread = threading.Thread(target=server.run, args=([opened],))
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(setattr, server, "should_exit", True)
+            return Served(f"http://127.0.0.1:{reach.port}", None, Path())  # type: ignore[arg-type]  # no process
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def sounds(serve: Callable[..., Served], hearing: Any) -> Served:
+    """The page of a model that hears."""
+    return serve(*hearing)
+
+
+@pytest.fixture(scope="session")
+def tone() -> bytes:
+    """A WAV file of a second."""
+    soundfile = pytest.importorskip("soundfile")
+    file = BytesIO()
+    soundfile.write(file, np.sin(np.arange(8000) / 5) * np.linspace(0, 1, 8000), 8000, format="WAV")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

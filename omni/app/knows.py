@@ -1,0 +1,47 @@
+"""What a model knows, in a few plain sentences: from its modalities, and from the model card in its folder."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import metadata_load
+from yaml import YAMLError
+
+from omni.registry import Modality
+
+UNKNOWN = "What it was trained on is not written in its folder."
+UNMEASURED = "Whether it uses what it is given has not been measured (sight test)."
+
+
+def knowledge(folder: str | Path, bundles: Sequence[Modality]) -> list[str]:
+    """What goes in, what it was trained on, in which languages, and what its sight test says."""
+    nouns = " and ".join(f"{bundle.noun}s" for bundle in bundles)
+    takes = f"It answers questions about {nouns}." if nouns else "It answers questions in text alone."
+    path = Path(folder) / "README.md"
+    if not str(folder) or not path.is_file():
+        return [takes, UNKNOWN]
+    try:
+        text, metadata = path.read_text(encoding="utf-8"), metadata_load(path) or {}
+    except (OSError, ValueError, YAMLError) as error:
+        return [takes, f"Its model card cannot be read ({type(error).__name__}); see README.md in its folder."]
+    languages = metadata.get("language") or []
+    spoken = ", ".join([languages] if isinstance(languages, str) else map(str, languages))
+    tested = re.search(r"^Sight test .*", text, re.MULTILINE)
+    return [
+        takes,
+        _trained(text) or UNKNOWN,
+        *([f"Languages: {spoken}."] if spoken else []),
+        _plain(tested[0]) if tested else UNMEASURED,
+    ]
+
+
+def _trained(text: str) -> str:
+    """The first sentence below the title of a card."""
+    below = re.search(r"^# .*\n+(?![#<|\s-])((?:.+\n?)+)", text, re.MULTILINE)
+    return re.split(r"(?<=[.!?])\s", _plain(below[1]), maxsplit=1)[0] if below else ""
+
+
+def _plain(markdown: str) -> str:
+    """Without marks; a backslash says that the next letter is none."""
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(markdown.split()))
+    return re.sub(r"\\(.)|[*`]", lambda mark: mark[1] or "", text)
