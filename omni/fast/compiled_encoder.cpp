@@ -27,7 +27,7 @@
 
 namespace {
 
-constexpr int ROWS = LANES == 16 ? 14 : 6;  // sums in 28 of 32 registers, or 12 of 16; 2 are of weights, 1 of values
+constexpr int ROWS = LANES == 16 ? 14 : 6;  // 28 of 32 registers, or 12 of 16, hold sums, 2 weights, 1 values
 constexpr int PANEL = 2 * LANES;
 
 long up(long value, long multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -40,7 +40,7 @@ inline Vector gelu(Vector x, float limit, const float (&coefficients)[N]) {
     return half + half * erf;
 }
 
-// LANES rows of as many values, of which the columns become rows.
+// Transposes LANES rows of LANES values.
 template <int K, int... L>
 inline void exchange(Integers& a, Integers& b, std::integer_sequence<int, L...>) {
     const Integers first = __builtin_shufflevector(a, b, (L & K ? LANES + L - K : L)...);
@@ -60,9 +60,9 @@ inline void transpose(Integers (&rows)[LANES]) {
 
 struct Float {
     float value;
-    static constexpr int PAIR = 1;  // values of a row that lie side by side in a panel
+    static constexpr int PAIR = 1;  // neighbouring values of a row in a panel
     static constexpr int STEP = 1;  // a product reads a multiple of so many values of a row,
-    static constexpr int UNIT = 1;  // and a multiple of so many rows, of which those too many are of no account
+    static constexpr int UNIT = 1;  // and a multiple of so many rows; results of rows too many do not count
     static constexpr int TILE = 3 * ROWS;
 
     static Vector power_of_two(Vector x) { return ::power_of_two(x); }
@@ -82,13 +82,13 @@ inline void put(Float* to, Vector left, Vector right) {
     put(to + LANES, right);
 }
 
-// A row of a panel [K][PANEL], which is where a token's values go.
+// A row of a panel [K][PANEL]. A token's values are stored there.
 inline void put_row(Float* panel, long row, Vector left, Vector right) {
     put(panel + row * PANEL, left);
     put(panel + row * PANEL + LANES, right);
 }
 
-// A column of a panel [PANEL][PANEL], which is where its keys go.
+// A column of a panel [PANEL][PANEL]. A token's keys are stored there.
 inline void put_column(Float* panel, long column, Vector left, Vector right) {
     float values[PANEL];
     store(values, left);
@@ -96,7 +96,7 @@ inline void put_column(Float* panel, long column, Vector left, Vector right) {
     for (long k = 0; k < PANEL; k++) put(panel + k * PANEL + column, values[k]);
 }
 
-// LANES columns side by side, of float[LANES, PANEL], to whose rows `left` and `right` are added.
+// LANES neighbouring columns of float[LANES, PANEL]; `left` and `right` are added to the rows.
 inline void put_columns(Float* panel, long column, const float* from, Vector left, Vector right) {
     for (int half = 0; half < 2; half++, panel += LANES * PANEL) {
         Integers rows[LANES];
@@ -129,7 +129,7 @@ struct BFloat16 {
     static constexpr int STEP = 2, UNIT = 1, TILE = 3 * ROWS;
 #endif
 
-    // 2^x to 8e-5 of it; a bfloat16 has 4e-3.
+    // 2^x with a relative error of 8e-5; that of a bfloat16 is 4e-3.
     static Vector power_of_two(Vector x) {
         const __m512 rounded = _mm512_roundscale_ps((__m512)x, 0);
         const Vector rest = x - (Vector)rounded;
@@ -201,7 +201,7 @@ inline void multiply(const BFloat16* a, long stride, const BFloat16* panel, long
 
 // --- Products ---------------------------------------------------------------------------------------------------------
 
-// T[R, K] x panel (K, PANEL) -> float[R, PANEL], whose rows are `out` apart; added to what is there if ADD.
+// T[R, K] x panel (K, PANEL) -> float[R, PANEL], with a stride of `out`. If ADD, it is added to the values there.
 template <class T, bool ADD, int R>
 void product_of(const T* a, long stride, const T* panel, long width, float* c, long out) {
     Vector sums[R][2] = {};
@@ -221,8 +221,8 @@ inline void choose(std::integer_sequence<int, R...>, int rows, const T* a, long 
     by_rows[rows - 1](a, stride, panel, width, c, out);
 }
 
-// T[rows, K] x panel (K, PANEL) -> float[rows, PANEL]; K is a multiple of T::STEP, and so many rows are written as make whole
-// T::UNITs.
+// T[rows, K] x panel (K, PANEL) -> float[rows, PANEL]. K is a multiple of T::STEP, and the number of written rows is one of
+// T::UNIT.
 template <bool ADD, class T>
 inline void product(int rows, const T* a, long stride, const T* panel, long width, float* c, long out) {
     const int groups = (rows + ROWS - 1) / ROWS;
@@ -237,7 +237,7 @@ inline void product(int rows, const T* a, long stride, const T* panel, long widt
 template <bool ADD, bool TWO>
 inline void product_of_units(const BFloat16* a, long stride, const BFloat16* panel, long width, float* c, long out) {
     float* const lower = c + BFloat16::UNIT * out;
-    asm volatile("" ::: "memory");  // to the compiler, loading a tile does not read memory
+    asm volatile("" ::: "memory");  // the compiler does not know that loading a tile reads memory
     if (ADD) {
         _tile_loadd(0, c, 4 * out);
         _tile_loadd(1, c + LANES, 4 * out);
@@ -275,7 +275,7 @@ inline void product(int rows, const BFloat16* a, long stride, const BFloat16* pa
 }
 #endif
 
-// Matrix units as products want them, for the thread that holds it; oneDNN finds its own again.
+// Sets up the matrix units of this thread for products. At the end, oneDNN's own settings are restored.
 template <class T>
 struct MatrixUnits {};
 
@@ -302,7 +302,7 @@ struct MatrixUnits<BFloat16> {
 
 // --- The encoder ------------------------------------------------------------------------------------------------------
 
-// The order of what encoder.py hands over.
+// The order of the values from compiled_encoder.py.
 struct Shape {
     long tokens, width, inner, heads, layers;
     long side, patch, channels, height;  // of the grid, of a patch, and pixels of a picture
@@ -324,7 +324,7 @@ struct Layer {
 
 struct Weights {
     const void* pixels;
-    const float* pixels_start;  // float[n, D]: what the products of pixels are added to
+    const float* pixels_start;  // float[n, D]; products of pixels are added to it
     const void* bytes;
     const float* bytes_start;
     const float* norm;
@@ -335,12 +335,12 @@ struct Weights {
     Layer layers[];
 };
 
-// What belongs to one picture between two phases.
+// The data of one picture between two phases.
 template <class T>
 struct Picture {
     float* x;    // [n, D]
     T* queries;  // [n, D]
-    T *keys[2], *values[2];  // panels (n, d) and (d, n) for each head; those of the next block beside those in use
+    T *keys[2], *values[2];  // panels (n, d) and (d, n) for each head; one set in use, one for the next block
 };
 
 template <class T>
@@ -352,7 +352,7 @@ class Encoder {
         return residual_bytes() + query_bytes() + 2 * (key_bytes() + value_bytes());
     }
 
-    // `work` is zero where nothing was left by another run, and holds as many pictures as there are threads.
+    // `work` is zero except where an earlier run has written, and has room for one picture for each thread.
     void run(const void* pictures, bool raw, long batch, bool cls_only, char* work, float* out, int threads) const {
         const long rest = batch % threads, alone = batch - rest;
         const long tiles = (s.tokens + T::TILE - 1) / T::TILE;
@@ -437,7 +437,7 @@ class Encoder {
         return picture;
     }
 
-    // What a thread needs for a tile.
+    // The memory of a thread for a tile.
     struct Scratch {
         float* sums;    // [TILE, PANEL]
         float* scores;  // [TILE, padded n]
@@ -445,7 +445,7 @@ class Encoder {
         T* rows;        // [TILE, D or values of a patch]
         T* inner;       // [TILE, F, or padded n]
         float* query;   // [h, D], for CLS alone as well
-        T* all_heads;   // [UNIT, h, D], of which one row counts
+        T* all_heads;   // [UNIT, h, D]; one row counts
         float *means, *scales;  // [n]
         void* memory;
 
@@ -476,7 +476,7 @@ class Encoder {
         ~Scratch() { std::free(memory); }
     };
 
-    // Pixels of a tile's patches, row by row, times the kernel. CLS has none.
+    // The pixels of a tile's patches, row by row, times the kernel. CLS has no pixels.
     void embed(const char* picture, bool raw, long from, long to, const Picture<T>& p, Scratch& scratch) const {
         const long values = pixels(), rows = to - from, channels = s.channels, row = s.patch * channels;
         float* x = p.x + from * s.width;
@@ -486,7 +486,7 @@ class Encoder {
             for (long i = 0; i < values; i++) put(patches + i, 0.0f);
             patches += values, from = 1;
         }
-        while (from < to) {  // as many as lie side by side
+        while (from < to) {  // all patches of one row of the grid
             const long down = (from - 1) / s.side, end = 1 + (down + 1) * s.side;
             const long count = (end < to ? end : to) - from, pixel = down * s.patch * s.height + (from - 1) % s.side * s.patch;
             if (raw) {  // uint8[H, W, C]
@@ -531,8 +531,8 @@ class Encoder {
         }
     }
 
-    // norm(x[rows, D]) for what is added to x next, whose bias x gets already. What each row is shifted and scaled by is found
-    // first: a processor that waits for it would have no room to begin with another row.
+    // norm(x[rows, D]). The next product is added to x, so x gets its bias here. Means and scales of all rows are computed first:
+    // while it waited for those of one row, a processor could not begin with another.
     template <class To>
     void layer_norm(long rows, float* x, const float* weight, const float* bias, const float* next, To* out,
                     Scratch& scratch) const {
@@ -564,7 +564,7 @@ class Encoder {
         for (long i = 0; i < s.width; i += LANES) store(out + i, load(x + i) * scale * load(w.norm + i));
     }
 
-    // Queries, keys and values of a tile, where the block will look for them.
+    // Queries, keys and values of a tile, stored where the block reads them.
     void project(long number, long from, long to, const Picture<T>& p, Scratch& scratch) const {
         const Layer& layer = w.layers[number];
         const long rows = to - from, width = s.width;
@@ -602,7 +602,7 @@ class Encoder {
         }
     }
 
-    // x + attention(norm(x)), of which the queries are there; then x + mlp(norm(x)).
+    // x + attention(norm(x)), with queries that are computed already; then x + mlp(norm(x)).
     void block(long number, long from, long to, const Picture<T>& p, Scratch& scratch) const {
         const Layer& layer = w.layers[number];
         const long rows = to - from, width = s.width;
@@ -645,19 +645,19 @@ class Encoder {
         add_product(rows, scratch.inner, inner, layer.fc2, x);
     }
 
-    // Scores of one query, in powers of two -> weights that add up to what is returned; zero for keys that nobody has. Both
-    // are read and written more than once, so they lie in two places.
+    // Turns scores of one query into weights, by powers of two, and returns the sum of the weights. Weights of keys that do not
+    // exist are zero. Scores and weights are read and written more than once, so they have separate memory.
     template <class To>
     float soften(float* scores, To* weights) const {
         const float total = powers(scores, 0.0f, weights);
-        if (total > 0x1p-100f && total < 0x1p100f) return total;  // neither all too small nor one too large
+        if (total > 0x1p-100f && total < 0x1p100f) return total;  // not all are too small, and none is too large
         for (long i = s.tokens; i < up(s.tokens, LANES); i++) scores[i] = scores[0];
         Vector most = load(scores);
         for (long i = LANES; i < s.tokens; i += LANES) most = larger(most, load(scores + i));
         return powers(scores, reduce(most, larger), weights);
     }
 
-    // 2^(score - origin) of each score, their sum returned.
+    // Computes 2^(score - origin) of each score, and returns their sum.
     template <class To>
     float powers(const float* scores, float origin, To* weights) const {
         const long whole = s.tokens / LANES * LANES;
@@ -677,8 +677,8 @@ class Encoder {
         return sum(total);
     }
 
-    // The last block for CLS alone. By associativity its query goes through the keys' weights, q (W_k h) = (q W_k) h, and
-    // the weighted sum is taken before the values' weights: neither keys nor values are formed.
+    // The last block for CLS alone. Its query is multiplied with the keys' weights, since q (W_k h) = (q W_k) h, and the weighted
+    // sum is taken before the values' weights. So neither keys nor values are computed.
     void cls(const Picture<T>& p, float* out, Scratch& scratch) const {
         const Layer& layer = w.layers[s.layers - 1];
         const long width = s.width;
@@ -714,8 +714,8 @@ class Encoder {
 
 }  // namespace
 
-// Weights and pictures as `Shape`, `Weights` and `Encoder::run` have them. Returns the bytes of `work` that a picture
-// takes, and does nothing else where there are no pictures.
+// Takes weights and pictures as `Shape`, `Weights` and `Encoder::run` describe them. Returns how many bytes of `work` a picture
+// takes. Without pictures, it does nothing else.
 extern "C" {
 
 int encoder_panel() { return PANEL; }

@@ -71,7 +71,7 @@ inline void rms_norm(const float* x, const float* weight, long width, float epsi
 
 extern "C" {
 
-// The order of what decoder.py hands over.
+// The order of the weights from compiled_layers.py.
 struct Shape {
     long batch, tokens, width, inner, heads, groups, depth, layers, held;
     float epsilon, head_epsilon, scaling;
@@ -84,7 +84,7 @@ struct Layer {
 
 int layers_multiple() { return LANES; }
 
-// x: float[R, T], becomes the last hidden state. cosines, sines: float[R, d], sines of the first half with their sign turned.
+// x: float[R, T], becomes the last hidden state. cosines, sines: float[R, d]; sines of the first half have the opposite sign.
 // seen: bool[B, L] or null for all. caches: for each layer keys and values, float[B, g, room, d]. work: float[R, 2 h d + 2 g d
 // + F], and for each thread float[R, T] and float[L], with room for a whole vector at the end.
 void run_layers(const Shape* shape, const float* const* weights, float* x, const float* cosines, const float* sines,
@@ -149,7 +149,7 @@ void run_layers(const Shape* shape, const float* const* weights, float* x, const
                 const float* query = qkv + r * projected + head * s.depth;
                 const uint8_t* visible = seen ? seen + b * length : nullptr;
                 float largest = -3e38f;
-                for (long t = 0; t < there; t++) {  // padding sees itself: of nothing at all there is no average
+                for (long t = 0; t < there; t++) {  // padding sees itself, since the average of nothing is not a number
                     const bool hidden = visible && !visible[t] && t != there - 1;
                     scores[t] = hidden ? -3e38f : dot(query, keys + (first + t) * s.depth, s.depth) * (s.scaling * LOG2_E);
                     largest = scores[t] > largest ? scores[t] : largest;

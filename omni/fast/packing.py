@@ -30,7 +30,8 @@ from transformers.activations import ACT2FN
 from omni.blocks import Block
 from omni.fast.jpeg import Pixels, ReadPixels, read_pixels
 from omni.vision.image_processing_vision import OmniImageProcessor
-from omni.vision.modeling_vision import OmniVisionModel, OmniVisionOutput
+from omni.vision.modeling_vision import OmniVisionModel
+from omni.vision.pretrained import OmniVisionOutput
 
 from .compiled_encoder import CompiledEncoder, is_possible
 from .resizing import resize

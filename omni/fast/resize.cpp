@@ -1,8 +1,8 @@
-// Pillow's way of scaling pictures of eight bits, to the last bit, on the vector units of a CPU; see resizing.py.
+// Resizes pictures of eight bits to the same bytes as Pillow, on the vector units of a CPU; see resizing.py.
 //
-// Each pixel of the result is a weighted sum of neighbours, in a row and then in a column, in integers: weights are
-// multiples of 2^-22, none of them negative, and both sums are rounded to a byte. Pixels have four bytes, of which the last
-// says nothing.
+// Each pixel of the result is a weighted sum of its neighbours, first in a row and then in a column. All of it is in integers:
+// weights are multiples of 2^-22, none is negative, and both sums are rounded to a byte. A pixel has four bytes; the last one
+// is unused.
 
 #include <cstdint>
 #include <cstdlib>
@@ -17,7 +17,7 @@ constexpr int BITS = 22, HALF = BITS / 2;
 typedef int16_t Words __attribute__((vector_size(4 * LANES)));
 typedef int16_t WordsAnywhere __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
-// LANES / 2 pixels as words: of each two neighbours both reds, both greens, ... stand side by side.
+// LANES / 2 pixels as words. For each two neighbours, both reds come first, then both greens, and so on.
 inline Words pairs(const uint8_t* pixels) {
 #if LANES == 16
     const __m256i order = _mm256_broadcastsi128_si256(
@@ -31,7 +31,7 @@ inline Words pairs(const uint8_t* pixels) {
 #endif
 }
 
-// Each pair times its weights becomes one sum.
+// Multiplies each pair with its weights, and adds the two products.
 inline Integers multiply(Words pairs, Words weights) {
 #if LANES == 16
     return (Integers)_mm512_madd_epi16((__m512i)pairs, (__m512i)weights);
@@ -40,7 +40,7 @@ inline Integers multiply(Words pairs, Words weights) {
 #endif
 }
 
-// Integers of 0..255 as bytes.
+// Integers of 0..255 to bytes.
 inline void narrow(Integers values, uint8_t* to) {
 #if LANES == 16
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)values));
@@ -58,10 +58,10 @@ inline Integers rounded(Integers sum) {
 
 constexpr int TOGETHER = LANES / 4;
 
-// So many rows are scaled at once, since the weights of all columns do not fit into the nearest cache.
+// So many rows are resized at once, because the weights of all columns do not fit into the nearest cache.
 constexpr int ROWS = 4;
 
-// Of TOGETHER pixels, whose parts are in each four lanes of a vector, the sums of their parts.
+// TOGETHER pixels have their parts in groups of four lanes. Returns the sum of the parts of each.
 inline Integers sums(const Integers (&v)[TOGETHER]) {
 #if LANES == 16
 #define LOW 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
@@ -77,7 +77,7 @@ inline Integers sums(const Integers (&v)[TOGETHER]) {
 #endif
 }
 
-// Memory that a thread keeps, since new pages cost as much as what is written into them.
+// Memory that a thread keeps. New pages would take as long as the writing into them.
 struct Room {
     uint8_t* memory = nullptr;
     size_t size = 0;
@@ -97,22 +97,22 @@ thread_local Room room;
 
 extern "C" {
 
-// Neighbours across come in multiples of this.
+// The number of neighbours across is a multiple of this.
 int resize_neighbours() { return LANES / 2; }
 
 // uint8[height, width, 4] -> uint8[new_height, new_width, 3]
 //
-// Of the i-th column of the result, `first_across[i]` is the first neighbour, and `across` has the weights from there on:
-// int16[new_width, 2, taps / 2, 4, 2], the upper and the lower half of their bits, by pairs of neighbours, repeated for each
-// of a pixel's bytes. `first_across[i] + taps` may be beyond the row, where weights are zero. Of rows there are `counts_down`
-// neighbours each; their weights are whole, int32[new_height, taps].
+// `first_across[i]` is the first neighbour of the result's column i. `across` has the weights from there on, as
+// int16[new_width, 2, taps / 2, 4, 2]: the upper and the lower half of their bits, in pairs of neighbours, repeated for each
+// byte of a pixel. `first_across[i] + taps` may be beyond the row, where weights are zero. A row of the result has
+// `counts_down` neighbours. Their weights are whole, int32[new_height, taps].
 void resize(const uint8_t* pixels, long height, long width, uint8_t* out, long new_height, long new_width,
             const int32_t* first_across, const int16_t* across, long taps_across, const int32_t* first_down,
             const int32_t* counts_down, const int32_t* down, long taps_down) {
     const long from = first_down[0], to = first_down[new_height - 1] + counts_down[new_height - 1];
     const long line = (4 * new_width + LANES - 1) / LANES * LANES, wide = 4 * (width + taps_across);
     uint8_t* rows = room.of((to - from) * line + ROWS * wide);
-    uint8_t* last = rows + (to - from) * line;  // of rows near the end, with zeros behind each
+    uint8_t* last = rows + (to - from) * line;  // rows near the end, each followed by zeros
     std::memset(last, 0, ROWS * wide);
     for (long y = from; y < to; y += ROWS) {
         const uint8_t* row[ROWS];
@@ -125,7 +125,7 @@ void resize(const uint8_t* pixels, long height, long width, uint8_t* out, long n
         for (long start = 0; start < new_width; start += TOGETHER) {
             Integers parts[ROWS][TOGETHER];
             for (int p = 0; p < TOGETHER; p++) {
-                const long x = start + p < new_width ? start + p : start;  // there is room for more in a row, and no weights
+                const long x = start + p < new_width ? start + p : start;  // a row has room for more, but no weights
                 const long neighbours = 4 * first_across[x];
                 const int16_t* weights = across + 8 * x * taps_across;
                 Integers upper[ROWS] = {}, lower[ROWS] = {};

@@ -1,4 +1,4 @@
-// Vectors of floats on the processors that our C++ is written for, and the functions that go through them lane by lane.
+// Vectors of floats on the supported processors, and functions that work on each lane.
 
 #pragma once
 
@@ -31,7 +31,7 @@ inline Integers lanes() {
 #endif
 }
 
-// Of these the compiler makes a comparison and a choice, or goes byte by byte.
+// The compiler turns these into a comparison and a choice, or works byte by byte.
 #if LANES == 16
 inline Vector larger(Vector a, Vector b) { return (Vector)_mm512_max_ps((__m512)a, (__m512)b); }
 inline Vector smaller(Vector a, Vector b) { return (Vector)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -64,7 +64,7 @@ inline float sum(Vector v) {
     return reduce(v, [](Vector a, Vector b) { return a + b; });
 }
 
-// Highest power first.
+// The coefficients start with that of the highest power.
 template <int N>
 inline Vector polynomial(Vector x, const float (&coefficients)[N]) {
     Vector p = all(coefficients[0]);
@@ -73,7 +73,7 @@ inline Vector polynomial(Vector x, const float (&coefficients)[N]) {
     return p;
 }
 
-// 2^x, to 1e-7 of it.
+// 2^x, with a relative error of 1e-7.
 inline Vector power_of_two(Vector x) {
     x = smaller(larger(x, all(-126.0f)), all(126.0f));
     const float round = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the lowest bits

@@ -15,40 +15,19 @@ The blocks are those of `omni.blocks` (Dosovitskiy et al., "An Image is Worth 16
 Sennrich, 2019).
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
 
-from omni.blocks import Block, SelfAttention
-from omni.checkpoints.strict import StrictLoadingMixin
+from omni.blocks import Block
 
 from .configuration_vision import OmniVisionConfig
-
-
-@dataclass
-class OmniVisionOutput(BaseModelOutputWithPooling):
-    """The encoder's output.
-
-    Attributes:
-        last_hidden_state: float[B, 1+N, D], after the final norm; float[B, 1, D] for CLS alone.
-        pooler_output: float[B, D], the CLS token.
-        hidden_states: float[B, 1+N, D] before the first block and after each block; the last is `last_hidden_state`.
-        attentions: float[B, h, 1+N, 1+N] for each block; rows sum to 1.
-        cls: float[B, 1, D], the CLS token.
-        grid: float[B, N, D], the patch tokens in reading order; None for CLS alone.
-    """
-
-    cls: torch.Tensor | None = None
-    grid: torch.Tensor | None = None
+from .pretrained import OmniVisionOutput, OmniVisionPreTrainedModel
 
 
 class OmniVisionEmbeddings(nn.Module):
@@ -105,37 +84,6 @@ class OmniVisionEmbeddings(nn.Module):
         return torch.cat([cls, rearrange(table, "1 d h w -> 1 (h w) d").to(cls.dtype)], dim=1)
 
 
-class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
-    """What transformers has to know about the encoder."""
-
-    config: OmniVisionConfig
-    config_class = OmniVisionConfig
-    base_model_prefix = "vision_model"
-    found_as = {
-        "AutoConfig": "OmniVisionConfig",
-        "AutoModel": "OmniVisionModel",
-        "AutoImageProcessor": "OmniImageProcessor",
-    }
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["OmniVisionEmbeddings", "Block"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": Block, "attentions": SelfAttention}
-    _input_embed_layer = "patch_embeddings"
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, OmniVisionEmbeddings):
-            init.zeros_(module.cls_token)
-            init.zeros_(module.position_embeddings)
-
-
 class OmniVisionModel(OmniVisionPreTrainedModel):
     """The encoder of the seed. Its ViT-Tiny configuration has 916,992 parameters."""
 
@@ -145,6 +93,13 @@ class OmniVisionModel(OmniVisionPreTrainedModel):
         self.layers = nn.ModuleList([Block(config) for _ in range(config.num_hidden_layers)])
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, OmniVisionEmbeddings):
+            init.zeros_(module.cls_token)
+            init.zeros_(module.position_embeddings)
 
     @capture_outputs
     def forward(

@@ -1,0 +1,53 @@
+"""What transformers has to know of the vision encoder, and what the encoder returns. Nothing here computes."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+
+from omni.blocks import Block, SelfAttention
+from omni.checkpoints.strict import StrictLoadingMixin
+
+from .configuration_vision import OmniVisionConfig
+
+
+@dataclass
+class OmniVisionOutput(BaseModelOutputWithPooling):
+    """The encoder's output.
+
+    Attributes:
+        last_hidden_state: float[B, 1+N, D], after the final norm; float[B, 1, D] for CLS alone.
+        pooler_output: float[B, D], the CLS token.
+        hidden_states: float[B, 1+N, D] before the first block and after each block; the last is `last_hidden_state`.
+        attentions: float[B, h, 1+N, 1+N] for each block; rows sum to 1.
+        cls: float[B, 1, D], the CLS token.
+        grid: float[B, N, D], the patch tokens in reading order; None for CLS alone.
+    """
+
+    cls: torch.Tensor | None = None
+    grid: torch.Tensor | None = None
+
+
+class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+    """Base of `OmniVisionModel`."""
+
+    config: OmniVisionConfig
+    config_class = OmniVisionConfig
+    base_model_prefix = "vision_model"
+    found_as = {
+        "AutoConfig": "OmniVisionConfig",
+        "AutoModel": "OmniVisionModel",
+        "AutoImageProcessor": "OmniImageProcessor",
+    }
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["OmniVisionEmbeddings", "Block"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": Block, "attentions": SelfAttention}
+    _input_embed_layer = "patch_embeddings"
