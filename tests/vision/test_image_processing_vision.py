@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from omni.checkpoints.seal import reseal
 from omni.vision.image_processing_vision import OmniImageProcessor
