@@ -39,7 +39,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 def expected(encoder: Encoder, path: Path) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        output = encoder.model(**encoder.image_processor(Image.open(path), return_tensors="pt"))
+        output = encoder.model(**encoder.preprocessor(Image.open(path), return_tensors="pt"))
     return {"cls": output.cls[0].numpy(), "grid": output.grid[0].numpy()}
 
 

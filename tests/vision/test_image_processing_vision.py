@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoImageProcessor
 
 from omni.checkpoints.seal import reseal
 from omni.vision.image_processing_vision import OmniImageProcessor
@@ -159,6 +160,13 @@ class TestKindsOfPictures:
             OmniImageProcessor()(picture(), do_normalise=False)
         with pytest.raises(TypeError, match=sentence):
             OmniImageProcessor(do_normalise=False)
+
+    def test_misspelt_setting_beside_a_file(self, tmp_path) -> None:
+        OmniImageProcessor().save_pretrained(tmp_path)
+        for loader in (OmniImageProcessor, AutoImageProcessor):
+            with pytest.raises(TypeError, match="OmniImageProcessor knows no 'do_normalise'; its settings are"):
+                loader.from_pretrained(tmp_path, do_normalise=False)
+        assert not OmniImageProcessor.from_pretrained(tmp_path, do_normalize=False, local_files_only=True).do_normalize
 
     def test_misspelt_setting_in_a_file(self, tmp_path) -> None:
         OmniImageProcessor().save_pretrained(tmp_path)
