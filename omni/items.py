@@ -91,6 +91,11 @@ def nouns(items: Sequence[Item]) -> str:
     return " and ".join(noun if count == 1 else f"{count} {noun}s" for count, noun in counts)
 
 
+def takes(modalities: Iterable[str]) -> str:
+    """What messages call that which a model of these modalities takes: "pictures and sounds"."""
+    return " and ".join(f"{get_modality(name).noun}s" for name in modalities) or "text alone"
+
+
 def _openers(among: Iterable[str] | None) -> tuple[list[Modality], list[str]]:
     """The modalities that open files, and the names of those that cannot be loaded."""
     found, broken = list[Modality](), list[str]()

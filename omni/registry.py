@@ -109,6 +109,7 @@ class Modality:
         show: an item as a picture of PIL, for sheets and pages.
         stand_ins: for an item and a seed others in its place that tell nothing of it, `{"blank": ..., "noise": ...}`; an
             evaluation asks with them whether the item is used at all.
+        content: what an item holds, as bytes: two items with the same are the same item, however they are stored.
         pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
             is none for them; see `Packed`.
     """
@@ -133,6 +134,7 @@ class Modality:
     noun: str = "item"
     show: Callable[[Any], Any] | None = None
     stand_ins: Callable[[Any, int], Mapping[str, Any]] | None = None
+    content: Callable[[Any], bytes] | None = None
     pack: Callable[[Any, Any, Any], Packed | None] | None = None
 
     def __post_init__(self) -> None:

@@ -99,4 +99,5 @@ audio = Modality(
     noun="sound",
     show=show,
     stand_ins=stand_ins,
+    content=lambda sound: repr(sound.rate).encode() + sound.samples.tobytes(),
 )

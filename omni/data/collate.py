@@ -6,11 +6,11 @@ A sequence of k conversations about the same items begins with the part that the
     shared                  branch 1                                        branch 2
 
 A branch attends to the shared part and to itself. It counts its positions from the end of the shared part. So the model
-computes exactly the same for it as for that conversation alone, but reads the picture's tokens once and not k times.
+computes exactly the same for it as for that conversation alone, but reads the items' tokens once and not k times.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from omni.data.conversations import ControlTokenError, Example, ExampleError, LongExampleError, Message
 from omni.fusion.processing_omni import join_inputs
+from omni.items import takes
 from omni.registry import get_modality
 
 IGNORED = -100
@@ -46,8 +47,8 @@ class ConversationCollator:
         options: for each modality, settings that replace those of its preprocessor.
 
     Raises:
-        ExampleError: an example has no answer to learn, has a control token in a text, or is longer than `max_length` or
-            `max_positions`. The message names its source.
+        ExampleError: an example has no answer to learn, has items that the model does not take or a control token in a text,
+            or is longer than `max_length` or `max_positions`. The message names its source.
     """
 
     def __init__(
@@ -76,12 +77,10 @@ class ConversationCollator:
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
         sequences = []
         for place, example in enumerate(examples):
-            if strangers := sorted({name for name, items in example.items.items() if items} - set(counts)):
-                raise ExampleError(
-                    f"{_named(place, example)} has items of {strangers}; this processor takes "
-                    f"{sorted(self.processor.preprocessors)}, so leave them out or train another model."
-                )
-            tokens = {name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts}
+            tokens = {
+                name: [next(waiting[name]) if name in waiting else 0 for _ in items]
+                for name, items in example.items.items()
+            }
             sequences.append(self._tokenize(place, example, tokens))
         return batch | pad_sequences(sequences, self.processor.tokenizer.pad_token_id)
 
@@ -95,6 +94,7 @@ class ConversationCollator:
 
     def _tokenize(self, place: int, example: Example, tokens: dict[str, list[int]]) -> TokenSequence:
         """One sequence of the conversations of an example. `tokens`: the number of tokens of each of its items."""
+        expect_taken(_named(place, example), [name for name in tokens if tokens[name]], self.processor.preprocessors)
         self._refuse_control_tokens(_named(place, example), example)
         tokenizer = self.processor.tokenizer
         encode = _encode_marked if _MARK.search(tokenizer.chat_template or "") else _encode_compared
@@ -134,7 +134,7 @@ class ConversationCollator:
             if found := next(filter(None, map(self._control.search, texts)), None):
                 raise ControlTokenError(
                     f"{named} has {found[0]!r} in the text of its {message['role']}, expected no control token of the "
-                    "tokenizer there; take it out, and name pictures in blocks of their own."
+                    "tokenizer there; take it out, and name items in blocks of their own."
                 )
 
     def _expand(
@@ -162,6 +162,19 @@ class ConversationCollator:
                     f"{get_modality(name).token}; write one for each item."
                 )
         return out_ids, labels
+
+
+def expect_taken(named: str, modalities: Iterable[str], model: Collection[str]) -> None:
+    """Refuse an example with items of these modalities, where the model takes others.
+
+    Raises:
+        ExampleError: the model lacks one of them.
+    """
+    if strangers := [name for name in modalities if name not in model]:
+        raise ExampleError(
+            f"{named} has a {get_modality(strangers[0]).noun}, and the model takes {takes(model)}; leave it out, or take "
+            "another model."
+        )
 
 
 def _named(place: int, example: Example) -> str:

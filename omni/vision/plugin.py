@@ -59,4 +59,5 @@ image = Modality(
     noun="picture",
     show=lambda picture: picture,
     stand_ins=stand_ins,
+    content=lambda picture: repr(picture.size).encode() + picture.tobytes(),
 )
