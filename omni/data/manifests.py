@@ -187,7 +187,7 @@ class Manifest(Sequence[Row]):
 
     @cached_property
     def _usual(self) -> str:
-        """The modality of files whose suffix tells none: that of the first file of another suffix, or what the first holds."""
+        """The modality of files whose suffix tells none: that of the first one that tells, or else what the first holds."""
         found = list[str]()
         for index in range(min(len(self), FIRST_ROWS)):
             try:

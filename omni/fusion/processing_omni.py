@@ -209,10 +209,7 @@ class OmniProcessor(ProcessorMixin):
         return list(_items(modality, given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The modality's inputs from raw items, or encoded ones as they are.
-
-        A preprocessor's names are mapped to the modality's in order.
-        """
+        """The modality's inputs from raw items, or encoded ones as they are."""
         if encoded := [item for item in items if isinstance(item, EncodedItem)]:
             if len(encoded) < len(items):
                 raise ValueError(
@@ -220,17 +217,7 @@ class OmniProcessor(ProcessorMixin):
                     "of them. Encode the others too, with `encode_items`."
                 )
             return {"mm_encoder_outputs": {name: encoded}}
-        modality, preprocessor = get_modality(name), self.preprocessors[name]
-        options = {key: value for key, value in options.items() if value is not None}
-        if modality.prepare is not None:
-            return dict(modality.prepare(preprocessor, items, options))
-        made = preprocessor(items, **options)
-        names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
-        if len(names) < len(modality.inputs):
-            raise ValueError(
-                f"{type(preprocessor).__name__} made {sorted(made)}; the modality {name!r} needs {list(modality.inputs)}."
-            )
-        return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
+        return prepare(get_modality(name), self.preprocessors[name], items, options)
 
     def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
         """The token plan: how many placeholders each item becomes."""
@@ -470,6 +457,21 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
 
 def _preprocessor_key(name: str) -> str:
     return next((shown for shown, modality in SHOWN_AS.items() if modality == name), f"{name}_preprocessor")
+
+
+def prepare(modality: Modality, preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a modality from raw items; a preprocessor's names are mapped to the modality's in order."""
+    options = {key: value for key, value in options.items() if value is not None}
+    if modality.prepare is not None:
+        return dict(modality.prepare(preprocessor, items, options))
+    made = preprocessor(items, **options)
+    names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
+    if len(names) < len(modality.inputs):
+        raise ValueError(
+            f"{type(preprocessor).__name__} made {sorted(made)}; the modality {modality.name!r} needs "
+            f"{list(modality.inputs)}."
+        )
+    return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
 
 
 def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:
