@@ -105,7 +105,7 @@ def ask_all(
     processor: Any,
     questionnaire: Questionnaire,
     sight: Sight = "real",
-    modality: str = "",
+    modality: str | None = None,
     *,
     batch_size: int = 64,
     max_new_tokens: int = 192,
@@ -119,9 +119,9 @@ def ask_all(
     Args:
         model, processor: see `omni.loading.checkpoint.load`.
         questionnaire: the examples.
-        sight: what to show: the "real" items, or in the place of those of `modality` "blank" ones (grey pictures, silence),
-            "swapped" ones of another example, or "noise".
-        modality: the modality whose items are not the real ones.
+        sight: what to show: the "real" items, "blank" ones (grey pictures, silence), "swapped" ones of another example, or
+            "noise".
+        modality: the modality whose items are not the real ones. By default all are.
         batch_size: number of questions in a batch.
         max_new_tokens: number of tokens after which an answer is stopped.
         progress: called after each batch with the approximate number of examples done.
@@ -194,15 +194,21 @@ def _ask_window(
         yield answers
 
 
-def shown(questionnaire: Questionnaire, index: int, example: Example, sight: Sight, modality: str) -> Items:
+def shown(
+    questionnaire: Questionnaire, index: int, example: Example, sight: Sight, modality: str | None = None
+) -> Items:
     """The items of an example, or others in the place of those of a modality; see `ask_all`."""
-    if sight == "real" or not example.items.get(modality):
+    if sight == "real":
         return example.items
-    if sight == "swapped":
-        return {**example.items, modality: questionnaire.swapped(index, modality)}
-    stand_ins = get_modality(modality).stand_ins
-    assert stand_ins is not None  # or this sight is left out
-    return {**example.items, modality: [stand_ins(item, index)[sight] for item in example.items[modality]]}
+    items = {**example.items}
+    for name in items if modality is None else {modality} & items.keys():
+        if sight == "swapped":
+            items[name] = questionnaire.swapped(index, name)
+            continue
+        stand_ins = get_modality(name).stand_ins
+        assert stand_ins is not None  # or this sight is left out
+        items[name] = [stand_ins(item, index)[sight] for item in items[name]]
+    return items
 
 
 @dataclass(frozen=True)

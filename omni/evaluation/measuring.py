@@ -155,7 +155,7 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
     if settings.sight and not questions.modalities:
         raise EvaluationError("No question is about an item, so the sight test has none to take away; leave it out.")
 
-    def ask(sight: Sight, modality: str = "") -> list[Asked]:
+    def ask(sight: Sight, modality: str | None = None) -> list[Asked]:
         noun = get_modality(modality).noun if modality else "item"
         return ask_all(
             model,

@@ -122,7 +122,7 @@ def test_pictures_that_wait_for_their_batch_are_few(shipped: Any) -> None:
 def test_what_is_shown_in_the_place_of_a_picture() -> None:
     questions = SceneQuestions("test", 2, 5)
     real, blank, swapped, noise = (
-        [np.asarray(shown(questions, index, questions[index], sight, "image")["image"][0]) for index in (0, 1)]
+        [np.asarray(shown(questions, index, questions[index], sight)["image"][0]) for index in (0, 1)]
         for sight in SIGHTS
     )
     assert all(
@@ -139,7 +139,7 @@ def test_what_is_shown_in_the_place_of_a_picture() -> None:
 def test_what_is_shown_is_as_large_as_the_picture(sight: Sight) -> None:
     questions = Recorded()
     if sight != "swapped":
-        found = shown(questions, 0, questions[0], sight, "image")["image"]
+        found = shown(questions, 0, questions[0], sight)["image"]
         assert [picture.size for picture in found] == [(64, 128)]
 
 
