@@ -32,7 +32,7 @@ def evaluate(
     root: Annotated[
         Path | None, typer.Option(help="Folder that its paths start from.", show_default="the manifest's")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only an answer.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only a caption.")] = None,
     fit_pictures: Annotated[
         int | None, typer.Option(min=1, help="Encoders: scenes to fit on.", show_default="1500")
     ] = None,

@@ -55,7 +55,7 @@ def check_data(
     root: Annotated[
         Path | None, typer.Option(help="Folder that paths start from.", show_default="that of the file")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only an answer.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only a caption.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a whole data set and list its problems. The exit status is 1 if there is one."""

@@ -103,7 +103,7 @@ class Manifest(Sequence[Row]):
         Args:
             path: a folder, or a .jsonl, .json or .csv file.
             root: the folder that relative paths start from. By default the manifest's folder.
-            prompt: the question for rows that have only an answer: captions, classes. By default "Describe the picture.",
+            prompt: the question for rows that have only a caption or a class. By default "Describe the picture.",
                 or whatever the row shows.
             answers: whether rows need an answer. If not, a row may name only files; its conversation is then empty.
 
@@ -113,7 +113,7 @@ class Manifest(Sequence[Row]):
         """
         if prompt is not None and is_blank(prompt):
             raise ManifestError(
-                "The prompt is empty, expected a question for rows that have only an answer; write one."
+                "The prompt is empty, expected a question for rows that have only a caption; write one."
             )
         if root is not None and not Path(root).is_dir():
             raise ManifestError(

@@ -202,7 +202,7 @@ def parse_row(
 
     Args:
         fields: the names and values of the row.
-        prompt: the question for a row that has only an answer. By default it asks to describe the items.
+        prompt: the question for a row that has only a caption. By default it asks to describe the items.
         promised: whether the layout requires an item in every row, chats included.
         answers: whether a row needs an answer.
         names: the modalities that are known.
@@ -244,7 +244,7 @@ def parse_row(
 
 
 def describe(items: Sequence[str]) -> str:
-    """The question to rows that have only an answer, if nobody asks another; of items of these modalities."""
+    """The question to rows that have only a caption, if nobody asks another; of items of these modalities."""
     return f"Describe {' and '.join(f'the {get_modality(name).noun}' for name in dict.fromkeys(items))}."
 
 

@@ -24,7 +24,7 @@ class ManifestQuestions:
     Args:
         path: a file or folder; see `omni.data.manifests`.
         root: the folder that relative paths of files start from. By default the manifest's folder.
-        prompt: the question for rows that have only an answer; see `Manifest.read`.
+        prompt: the question for rows that have only a caption; see `Manifest.read`.
 
     Raises:
         ManifestError, ItemError: the manifest cannot be read; or, on access, a row or a file cannot be read.

@@ -239,6 +239,8 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
 def _arguments(recipe: Recipe) -> dict[str, Any]:
     """The arguments of `Trainer`: on an accelerator if there is one; without data for it there is no evaluation."""
     arguments = {"use_cpu": not torch.accelerator.is_available(), **recipe.arguments}
+    if recipe.objective == "answers":  # one process may have sounds where another has none, also with checkpointing
+        arguments.setdefault("ddp_find_unused_parameters", True)
     return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 
 
