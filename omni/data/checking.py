@@ -204,8 +204,8 @@ class _Check:
                     done += 1
                     progress(done)
         for part in sets:
-            for kind, rows in part.noted.items():
-                self._note(part.manifest, kind, rows)
+            for kind in filter(part.noted.get, NOTES):
+                self._note(part.manifest, kind, part.noted[kind])
             self._find_unused(part.manifest)
         counts = Counter(modality for modality, _ in self.files)
         return Report(rows=done, items=dict(sorted(counts.items())), problems=self.problems)
@@ -250,9 +250,10 @@ class _Check:
         if self.processor is not None and file.modality in self.processor.preprocessors:
             try:
                 prepared = self.processor._prepare(file.modality, [item], {"return_tensors": "pt"})
-            except ItemError as error:  # a sound that is longer than the encoder hears
-                return type(error)(f"{str(file.path)!r}: {error}")
-            tokens = self.processor._counts(file.modality, prepared)[0]
+                (tokens,) = self.processor._counts(file.modality, prepared)
+            except ValueError as error:  # such as a sound that is longer than the encoder hears
+                kind = type(error) if isinstance(error, ItemError) else ItemError
+                return kind(f"{str(file.path)!r} cannot be prepared: {error}")
         content = get_modality(file.modality).content
         held = content(item) if content else stored or b""
         seen = _Seen(_digest(file.modality.encode(), held), tokens)

@@ -68,11 +68,8 @@ class ConversationCollator:
         batch: dict[str, torch.Tensor] = {}
         counts: dict[str, list[int]] = {}
         for modality in self.processor.bundles:
-            items = [item for example in examples for item in example.items.get(modality.name, [])]
-            if items:
-                options = {"return_tensors": "pt", **self.options.get(modality.name, {})}
-                prepared = self.processor._prepare(modality.name, items, options)
-                counts[modality.name] = self.processor._counts(modality.name, prepared)
+            if any(example.items.get(modality.name) for example in examples):
+                prepared, counts[modality.name] = self._prepare(modality.name, examples)
                 join_inputs(batch, prepared)
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
         sequences = []
@@ -83,6 +80,18 @@ class ConversationCollator:
             }
             sequences.append(self._tokenize(place, example, tokens))
         return batch | pad_sequences(sequences, self.processor.tokenizer.pad_token_id)
+
+    def _prepare(self, name: str, examples: Sequence[Example]) -> tuple[dict[str, Any], list[int]]:
+        """The inputs of a modality, and how many tokens each of its items becomes."""
+        items = [item for example in examples for item in example.items.get(name, [])]
+        try:
+            prepared = self.processor._prepare(name, items, {"return_tensors": "pt", **self.options.get(name, {})})
+            return prepared, self.processor._counts(name, prepared)
+        except ValueError as error:  # such as a sound that is longer than the encoder hears
+            if len(examples) > 1:
+                for example in (example for example in examples if example.items.get(name)):
+                    self._prepare(name, [example])  # to name the one that it is about
+            raise ExampleError(f"{_named(0, examples[0])} has an item that cannot be prepared: {error}") from error
 
     def problem(self, example: Example, tokens: dict[str, list[int]]) -> ExampleError | None:
         """The error that an example would raise, if any. `tokens`: number of tokens of each of its items, by modality."""

@@ -205,7 +205,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "not as 'audio' here",
     ),
     "an answer with a sound": (
-        {"audio": "0.wav", "messages": [ROWS[7]["messages"][0], {"role": "assistant", "content": "<audio>"}]},
+        {"audio": "0.wav", "messages": [ROWS[7]["messages"][0], {"role": "assistant", "content": "hear <audio>"}]},
         "message 2 is an answer with a sound",
     ),
     "address": ({"audio": "https://x.org/a.wav", "answer": "x"}, "download the sound first"),
@@ -294,6 +294,20 @@ def test_a_model_without_ears_is_told_by_check_data(folder: Path, small: Path) -
     assert refused[0].sentence.startswith("it has a sound, and the model takes pictures; leave it out")
 
 
+def test_an_item_that_cannot_be_prepared_is_named_with_its_row(folder: Path, trained: Path) -> None:
+    from omni import OmniProcessor
+    from omni.data.collate import ConversationCollator
+    from omni.data.conversations import Example, ask
+
+    def heard(name: str) -> Example:
+        return Example({"audio": [folder / name]}, [ask("what", "a tone", ["audio"])], f"the row of {name}")
+
+    collate = ConversationCollator(OmniProcessor.from_pretrained(trained))
+    assert collate([heard("0.wav"), heard("1.wav")])["audio_mask"].shape[0] == 2
+    with pytest.raises(ExampleError, match="the row of none.wav has an item that cannot be prepared: .*does not exist"):
+        collate([heard("0.wav"), heard("none.wav")])
+
+
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
@@ -311,12 +325,10 @@ def test_mixed_rows_train_every_part(folder: Path, trained: Path) -> None:
     assert "prompt" not in json.loads((trained / "processor_config.json").read_text())
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_frozen_towers_of_every_modality_are_cached(folder: Path, trained: Path, tmp_path: Path, workers: int) -> None:
+def test_frozen_towers_of_every_modality_are_cached(folder: Path, trained: Path, tmp_path: Path) -> None:
     def train(name: str, freeze: list[str], cache: bool = True) -> Path:
         data = {"path": str(folder / "rows.jsonl"), **({"cache": str(tmp_path / "cache")} if cache else {})}
-        arguments = ARGUMENTS | {"dataloader_num_workers": workers}
-        changes = {"model": {"checkpoint": str(trained)}, "freeze": freeze, "arguments": arguments}
+        changes = {"model": {"checkpoint": str(trained)}, "freeze": freeze}
         return run(recipe(folder, tmp_path / name, train=data, **changes))
 
     plain, cached = train("plain", ["_tower"], cache=False), train("cached", ["_tower"])
@@ -378,7 +390,7 @@ def test_every_modality_has_its_own_sight_test(folder: Path, trained: Path, tmp_
     settings = ManifestSettings(data=str(folder / "rows.jsonl"), sight=True, max_new_tokens=4)
     outcome = evaluate(trained, settings)
     result = outcome.result
-    assert [asked.question for asked in outcome.asked][:3] == ["is or", "", ""]
+    assert [asked.question for asked in outcome.asked][:3] == ["is   or", "", ""]
     assert [score.n for score in result.scores] == [10]
     assert list(result.sight_tests) == ["image", "audio", "signal"]
     assert result.sight is not None
@@ -409,7 +421,7 @@ def test_one_modality_is_replaced_and_the_others_are_real(folder: Path) -> None:
     assert np.array_equal(other.samples, questions[3].items["audio"][0].samples)
     assert shown(questions, 7, questions[7], "blank", "audio") == {}
     both = shown(questions, 2, example, "blank")
-    assert set(both["image"][0].getdata()) == {(128, 128, 128)}
+    assert (np.asarray(both["image"][0]) == 128).all()
     assert not both["audio"][0].samples.any()
 
 
