@@ -6,12 +6,12 @@
 The suffix says which modality is asked first; what the file holds decides. So a WAV file that is named .png is a sound.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from os import PathLike, fsdecode
 from typing import Any, NamedTuple
 
 from omni.files import ReadError, read_whole
-from omni.registry import ItemError, Modality, get_modality, modalities
+from omni.registry import ItemError, Modality, get_modality, load_modalities
 
 MAX_BYTES = 2**29
 """Of a file whose suffix says nothing; each modality has a limit of its own."""
@@ -91,25 +91,21 @@ def nouns(items: Sequence[Item]) -> str:
     return " and ".join(noun if count == 1 else f"{count} {noun}s" for count, noun in counts)
 
 
-def takes(modalities: Iterable[str]) -> str:
-    """What messages call that which a model of these modalities takes: "pictures and sounds"."""
-    return " and ".join(f"{get_modality(name).noun}s" for name in modalities) or "text alone"
+def expect_known(items: Iterable[Item], names: Collection[str]) -> None:
+    """Refuse items of other modalities than those that a model takes.
+
+    Raises:
+        ItemError: there is one.
+    """
+    if strangers := [item.modality for item in items if item.modality not in names]:
+        takes = " and ".join(f"{get_modality(name).noun}s" for name in names) or "text alone"
+        raise ItemError(f"This model takes {takes}, found a {get_modality(strangers[0]).noun}; leave it out.")
 
 
 def _openers(among: Iterable[str] | None) -> tuple[list[Modality], list[str]]:
     """The modalities that open files, and the names of those that cannot be loaded."""
-    found, broken = list[Modality](), list[str]()
-    for name in modalities() if among is None else among:
-        try:
-            modality = get_modality(name)
-        except ValueError:  # a broken plug-in is no reason to refuse the files of another
-            if among is not None:
-                raise
-            broken.append(name)
-            continue
-        if modality.open is not None:
-            found.append(modality)
-    return found, broken
+    found, broken = load_modalities() if among is None else ([get_modality(name) for name in among], [])
+    return [modality for modality in found if modality.open is not None], broken
 
 
 def _expect_file(path: str, nouns: str) -> None:

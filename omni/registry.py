@@ -269,6 +269,43 @@ def open_item(name: str) -> Callable[..., Any]:
     return opened
 
 
+def prepare_items(
+    modality: Modality, preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The batch of a modality's inputs from raw items. A preprocessor's names are mapped to the modality's in order.
+
+    Args:
+        modality: whose items they are.
+        preprocessor: of the registered class, or one of transformers.
+        items: in the order of the batch.
+        options: of the preprocessor's call, such as `return_tensors`.
+
+    Raises:
+        ValueError: the preprocessor makes fewer tensors than the encoder reads, or does not take these items.
+    """
+    if modality.prepare is not None:
+        return dict(modality.prepare(preprocessor, items, options))
+    made = preprocessor(items, **options)
+    names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
+    if len(names) < len(modality.inputs):
+        raise ValueError(
+            f"{type(preprocessor).__name__} made {sorted(made)}; the modality {modality.name!r} needs "
+            f"{list(modality.inputs)}."
+        )
+    return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
+
+
+def load_modalities() -> tuple[list[Modality], list[str]]:
+    """All modalities, and the names of those whose plug-ins cannot be loaded: they are no reason to refuse another."""
+    found, broken = list[Modality](), list[str]()
+    for name in modalities():
+        try:
+            found.append(get_modality(name))
+        except ValueError:
+            broken.append(name)
+    return found, broken
+
+
 def modalities() -> dict[str, str]:
     """Names of all modalities, registered or discovered, and where each comes from; nothing is loaded."""
     origins = {name: _described(found) for name, found in _entry_points().items()} | _origins

@@ -25,7 +25,7 @@ from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OldTransformers, OmniProcessor
 from omni.fusion.signature import CACHE
-from omni.items import Item, nouns, read_items, takes
+from omni.items import Item, nouns, read_items
 from omni.registry import get_modality
 
 
@@ -144,8 +144,10 @@ class Session:
         self._items = read_items(items)  # from the first question on their values are `EncodedItem`s
         known = model.config.modalities
         if strangers := [item for item in self._items if item.modality not in known]:
-            noun = get_modality(strangers[0].modality).noun
-            raise QuestionError(f"This model takes {takes(known)}, found a {noun}; leave it out.")
+            takes = " and ".join(f"{get_modality(name).noun}s" for name in known) or "text alone"
+            raise QuestionError(
+                f"This model takes {takes}, found a {get_modality(strangers[0].modality).noun}; leave it out."
+            )
         self._cache: Any = None
         self._read: list[int] = []  # the tokens in the cache
 

@@ -18,8 +18,8 @@ import torch
 
 from omni.data.conversations import ControlTokenError, Example, ExampleError, LongExampleError, Message
 from omni.fusion.processing_omni import join_inputs
-from omni.items import takes
-from omni.registry import get_modality
+from omni.items import Item, expect_known
+from omni.registry import ItemError, get_modality
 
 IGNORED = -100
 
@@ -179,11 +179,10 @@ def expect_taken(named: str, modalities: Iterable[str], model: Collection[str]) 
     Raises:
         ExampleError: the model lacks one of them.
     """
-    if strangers := [name for name in modalities if name not in model]:
-        raise ExampleError(
-            f"{named} has a {get_modality(strangers[0]).noun}, and the model takes {takes(model)}; leave it out, or take "
-            "another model."
-        )
+    try:
+        expect_known([Item(name, None) for name in modalities], model)
+    except ItemError as error:
+        raise ExampleError(f"{named} cannot be read by the model: {error}") from error
 
 
 def _named(place: int, example: Example) -> str:

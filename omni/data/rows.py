@@ -37,7 +37,7 @@ from pydantic import (
 
 from omni.data.conversations import Message, ask
 from omni.data.sources import ManifestError, short
-from omni.registry import get_modality, modalities, open_item
+from omni.registry import get_modality, load_modalities, modalities, open_item
 
 _SAYINGS = ("messages", "conversations", "question", "caption", "text")
 _FILES = re.compile(r"(.+_)?file_names?")
@@ -69,16 +69,11 @@ class Names:
     def known(cls) -> "Names":
         """Those of all modalities, registered or installed."""
         columns, tokens, suffixes = dict[str, str](), dict[str, str](), dict[str, str]()
-        for name in modalities():
+        for name in modalities():  # of a broken plug-in, too, which is named when a row has an item for it
             columns |= {name: name, f"{name}s": name}
-            try:
-                modality = get_modality(name)
-            except ValueError:  # a broken plug-in is named when a row has an item for it
-                continue
-            columns[modality.argument] = name
-            tokens[modality.token] = name
-            for suffix in modality.suffixes:
-                suffixes.setdefault(suffix, name)
+        for modality in load_modalities()[0]:
+            columns[modality.argument] = tokens[modality.token] = modality.name
+            suffixes = dict.fromkeys(modality.suffixes, modality.name) | suffixes
         return cls(columns, tokens, suffixes)
 
     @cached_property

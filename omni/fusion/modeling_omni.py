@@ -247,9 +247,8 @@ class OmniModel(OmniPreTrainedModel):
         Returns:
             The encoder's output, with `pooler_output` the list of each item's projected tokens, float[n_i, T].
         """
-        section = self.config.modalities[name]
-        encoded, shapes = _run_tower(name, section, getattr(self, f"{name}_tower"), inputs)
-        by_shape = {shape: _handed_on(name, section, encoded, shape) for shape in dict.fromkeys(shapes)}
+        encoded, shapes = self._run_tower(name, inputs)
+        by_shape = {shape: self._handed_on(name, encoded, shape) for shape in dict.fromkeys(shapes)}
 
         def tokens_of(shape: tuple[int, ...], members: list[int]) -> dict[str, torch.Tensor]:
             whole = len(members) == len(shapes)
@@ -269,7 +268,11 @@ class OmniModel(OmniPreTrainedModel):
             name: the modality.
             inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
         """
-        return encode_items(name, self.config.modalities[name], getattr(self, f"{name}_tower"), inputs)
+        encoded, shapes = self._run_tower(name, inputs)
+        tokens = [self._handed_on(name, encoded, shape) for shape in shapes]
+        return [
+            EncodedItem({part: value[i] for part, value in tokens[i].items()}, shape) for i, shape in enumerate(shapes)
+        ]
 
     def project(self, name: str, items: Sequence[EncodedItem]) -> list[torch.Tensor]:
         """The tokens of encoded items in the Thinker's space, float[n_i, T] each."""
@@ -285,6 +288,29 @@ class OmniModel(OmniPreTrainedModel):
             }
 
         return self._project(name, [item.grid_shape for item in items], tokens_of)
+
+    def _run_tower(self, name: str, inputs: Mapping[str, Any]) -> tuple[Any, list[tuple[int, ...]]]:
+        """What the encoder of a modality returns, and the grid of each item."""
+        modality, section, tower = get_modality(name), self.config.modalities[name], getattr(self, f"{name}_tower")
+        if absent := [key for key in modality.inputs if inputs.get(key) is None]:
+            raise ValueError(f"The encoder of modality {name!r} reads {list(modality.inputs)}; missing: {absent}.")
+        arguments = {modality.arguments.get(key, key): value for key, value in inputs.items()} | {"return_dict": True}
+        if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
+            arguments["cls_only"] = True
+        with attention_for_maps(tower.config, inputs):
+            encoded = tower(**arguments)
+        return encoded, [tuple(shape) for shape in modality.grid_shapes(section["encoder"], inputs)]
+
+    def _handed_on(self, name: str, encoded: Any, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """The named outputs of the encoder that the section hands to the projector, as of items with this grid."""
+        output, patches = self.config.modalities[name]["output"], math.prod(shape)
+        tokens = get_modality(name).read(encoded, patches)
+        if lacking := [part for part in output.split("+") if part not in tokens]:
+            raise ValueError(
+                f"The encoder of modality {name!r} has no {lacking} for output {output!r}; it has {list(tokens)}."
+            )
+        # a batch of items of several lengths is padded to the longest: the item's own tokens come first
+        return {part: tokens[part][:, :patches] if part == "grid" else tokens[part] for part in output.split("+")}
 
     def _project(self, name: str, shapes: Sequence[tuple[int, ...]], tokens_of: TokensOf) -> list[torch.Tensor]:
         """Tokens of the Thinker, float[n_i, T] for each item; items of one grid pass the projector together."""
@@ -428,49 +454,6 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):
 
 LOSS_KWARGS = ("num_items_in_batch", "shift_labels", "unseen")
 """What is for the loss alone."""
-
-
-def encode_items(
-    name: str, section: Mapping[str, Any], tower: nn.Module, inputs: Mapping[str, Any]
-) -> list[EncodedItem]:
-    """The items of a modality as its tower leaves them; see `OmniModel.encode_items`.
-
-    Args:
-        name: the modality.
-        section: what a configuration says of it: its `encoder`, and the `output` that is kept.
-        tower: its encoder.
-        inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
-    """
-    encoded, shapes = _run_tower(name, section, tower, inputs)
-    tokens = [_handed_on(name, section, encoded, shape) for shape in shapes]
-    return [EncodedItem({part: value[i] for part, value in tokens[i].items()}, shape) for i, shape in enumerate(shapes)]
-
-
-def _run_tower(
-    name: str, section: Mapping[str, Any], tower: nn.Module, inputs: Mapping[str, Any]
-) -> tuple[Any, list[tuple[int, ...]]]:
-    """What the encoder of a modality returns, and the grid of each item."""
-    modality = get_modality(name)
-    if absent := [key for key in modality.inputs if inputs.get(key) is None]:
-        raise ValueError(f"The encoder of modality {name!r} reads {list(modality.inputs)}; missing: {absent}.")
-    arguments = {modality.arguments.get(key, key): value for key, value in inputs.items()} | {"return_dict": True}
-    if section["output"] == "cls" and "cls_only" in inspect.signature(tower.forward).parameters:
-        arguments["cls_only"] = True
-    with attention_for_maps(tower.config, inputs):
-        encoded = tower(**arguments)
-    return encoded, [tuple(shape) for shape in modality.grid_shapes(section["encoder"], inputs)]
-
-
-def _handed_on(name: str, section: Mapping[str, Any], encoded: Any, shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """The named outputs of the encoder that the section hands to the projector, as of items with this grid."""
-    output, patches = section["output"], math.prod(shape)
-    tokens = get_modality(name).read(encoded, patches)
-    if lacking := [part for part in output.split("+") if part not in tokens]:
-        raise ValueError(
-            f"The encoder of modality {name!r} has no {lacking} for output {output!r}; it has {list(tokens)}."
-        )
-    # a batch of items of several lengths is padded to the longest: the item's own tokens come first
-    return {part: tokens[part][:, :patches] if part == "grid" else tokens[part] for part in output.split("+")}
 
 
 def _embedding_name(model: nn.Module) -> str:

@@ -28,7 +28,7 @@ from transformers.utils import is_torchvision_available
 from omni.checkpoints.cards import remote_code
 from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.files import write_text_whole
-from omni.registry import Modality, get_modality
+from omni.registry import Modality, get_modality, prepare_items
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
@@ -217,7 +217,8 @@ class OmniProcessor(ProcessorMixin):
                     "of them. Encode the others too, with `encode_items`."
                 )
             return {"mm_encoder_outputs": {name: encoded}}
-        return prepare(get_modality(name), self.preprocessors[name], items, options)
+        options = {key: value for key, value in options.items() if value is not None}
+        return prepare_items(get_modality(name), self.preprocessors[name], items, options)
 
     def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
         """The token plan: how many placeholders each item becomes."""
@@ -457,21 +458,6 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
 
 def _preprocessor_key(name: str) -> str:
     return next((shown for shown, modality in SHOWN_AS.items() if modality == name), f"{name}_preprocessor")
-
-
-def prepare(modality: Modality, preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a modality from raw items; a preprocessor's names are mapped to the modality's in order."""
-    options = {key: value for key, value in options.items() if value is not None}
-    if modality.prepare is not None:
-        return dict(modality.prepare(preprocessor, items, options))
-    made = preprocessor(items, **options)
-    names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
-    if len(names) < len(modality.inputs):
-        raise ValueError(
-            f"{type(preprocessor).__name__} made {sorted(made)}; the modality {modality.name!r} needs "
-            f"{list(modality.inputs)}."
-        )
-    return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
 
 
 def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:

@@ -16,14 +16,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, EvalPrediction, PreTrainedModel
 
 from omni.checkpoints.fingerprints import part_of
-from omni.checkpoints.folder import expect_model, read_object
+from omni.checkpoints.folder import expect_model
 from omni.data.collate import IGNORED, ConversationCollator, expect_taken
-from omni.data.conversations import Example
+from omni.data.conversations import Example, ask
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.items import takes
+from omni.loading.preprocessor import load_preprocessor
 from omni.registry import get_modality
 from omni.training.adapters import note_base
 from omni.training.cache import FrozenTower, TokenCache
@@ -157,7 +157,8 @@ def build_omni(
         vocab_size: of the tokenizer that is trained for it on `texts`.
         modalities: by name the section of each; its `encoder` is the folder of a trained encoder, which comes with its
             preprocessor. With a `checkpoint` these two replace the checkpoint's, if there is an `encoder`; other settings
-            replace those of its section, and the projector is then new. Everything else is kept.
+            replace those of its section, and the projector is then new. A modality that the checkpoint lacks is added. All
+            else is kept.
         image: short for the section of this name.
         config: for a new model, overrides the configuration of all encoders.
         texts: what the Thinker will read and write; without any, its tokens are bytes.
@@ -177,12 +178,15 @@ def build_omni(
             if "dtype" not in (config or {}):
                 keep_precision(model, checkpoint)
             processor = OmniProcessor.from_pretrained(checkpoint)
+        present, changed = set(model.config.modalities), list[_Section]()
         for name, section in sections.items():
-            section.expect_in(model.config.modalities)
+            if name not in present:
+                model, processor = _with_new_sense(model, processor, section)
+                continue
             if "encoder" in section.settings:
-                tower = getattr(model.model, f"{name}_tower")
-                processor.preprocessors[name] = _take_encoder(section, tower)
-        changed = [section for section in sections.values() if section.settings.keys() - {"encoder"}]
+                processor.preprocessors[name] = _take_encoder(section, getattr(model.model, f"{name}_tower"))
+            if section.settings.keys() - {"encoder"}:
+                changed.append(section)
         return _with_new_projectors(model, processor, changed) if changed else (model, processor)
     if thinker is None or not sections:
         raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and `modalities`.")
@@ -231,15 +235,6 @@ class _Section:
     name: str
     settings: dict[str, Any]
 
-    def expect_in(self, modalities: Iterable[str]) -> None:
-        """Refuse a section of a modality that the checkpoint lacks."""
-        with said_by_recipe(self.key, self.settings):
-            if self.name not in modalities:
-                raise ValueError(
-                    f"the checkpoint takes {takes(modalities)}; take one that has the modality {self.name!r}, or make a new "
-                    "model of a `thinker`."
-                )
-
     def read_encoder(self, config: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         """The trained encoder, and the preprocessor that comes with it."""
         folder = self.settings["encoder"]
@@ -247,11 +242,7 @@ class _Section:
             modality = get_modality(self.name)
             expect_model(folder, modality.config_class.model_type, OmniConfig.model_type)
             encoder = modality.model_class.from_pretrained(folder, **config)
-            preprocessor = modality.preprocessor_class
-            if hasattr(preprocessor, "from_pretrained"):
-                return encoder, preprocessor.from_pretrained(folder)
-            described = Path(folder) / "preprocessor_config.json"  # a plug-in's own class need not read files
-            return encoder, preprocessor(**(read_object(described) if described.exists() else {}))
+            return encoder, load_preprocessor(modality, Path(folder))
 
 
 def _take_encoder(section: _Section, tower: PreTrainedModel) -> Any:
@@ -300,3 +291,47 @@ def _with_new_projectors(
     new.set_attn_implementation(old.config._attn_implementation)
     preprocessors, template = processor.preprocessors, processor.chat_template
     return new, OmniProcessor(None, processor.tokenizer, preprocessors, new.config.modalities, template)
+
+
+def _with_new_sense(
+    old: OmniForConditionalGeneration, processor: OmniProcessor, section: _Section
+) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    """The same model with an encoder more, a new projector, and a placeholder in the tokenizer and the embedding."""
+    name, modality, tokenizer = section.name, get_modality(section.name), processor.tokenizer
+    if "encoder" not in section.settings:
+        with said_by_recipe(section.key, section.settings):
+            raise ValueError(f"the checkpoint has no modality {name!r}, so give the folder of a trained `encoder`.")
+    encoder, preprocessor = section.read_encoder({})
+    tokenizer.add_special_tokens({"additional_special_tokens": [modality.token]}, replace_extra_special_tokens=False)
+    token_id = tokenizer.convert_tokens_to_ids(modality.token)
+    template = _template_with(section, processor)
+    with said_by_recipe(section.key, section.settings):
+        added = {name: {**section.settings, "encoder": encoder.config, "token_id": token_id}}
+        old.resize_token_embeddings(max(len(tokenizer), old.config.text_config.vocab_size))
+        config = OmniConfig(modalities={**old.config.modalities, **added}, text_config=old.config.text_config)
+        new = OmniForConditionalGeneration(config)
+    kept = old.state_dict() | {f"model.{name}_tower.{key}": value for key, value in encoder.state_dict().items()}
+    for parameter_name, parameter in new.named_parameters():
+        if parameter_name in kept:
+            parameter.data = parameter.data.to(kept[parameter_name].dtype)
+    new.load_state_dict(new.state_dict() | kept)
+    new.set_attn_implementation(old.config._attn_implementation)
+    new.config.untrained = [*(old.config.untrained or []), f"{name}_projector"]
+    tokenizer.chat_template = template
+    preprocessors = {**processor.preprocessors, name: preprocessor}
+    return new, OmniProcessor(None, tokenizer, preprocessors, new.config.modalities, template)
+
+
+def _template_with(section: _Section, processor: OmniProcessor) -> str:
+    """The chat template, which writes the placeholder of one more modality; ours lists them as a JSON object."""
+    token = get_modality(section.name).token
+    placeholders = {each.name: each.token for each in processor.bundles}
+    longer = json.dumps({**placeholders, section.name: token})
+    template = str(processor.chat_template).replace(json.dumps(placeholders), longer)
+    with said_by_recipe(section.key, section.settings):
+        asked = processor.tokenizer.apply_chat_template(
+            ask("", items=[section.name]), chat_template=template, tokenize=False
+        )
+        if token not in asked:
+            raise ValueError(f"the chat template of the checkpoint writes no {token} for a block of that type.")
+    return template

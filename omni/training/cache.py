@@ -26,9 +26,8 @@ from transformers import PreTrainedModel
 
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.fusion.encoded_item import EncodedItem
-from omni.fusion.modeling_omni import encode_items
-from omni.fusion.processing_omni import prepare
-from omni.registry import ItemError, get_modality, open_item
+from omni.fusion.encoding import encode_items
+from omni.registry import ItemError, get_modality, open_item, prepare_items
 
 FORMAT = "omni token cache 2"
 SHAPE = "grid_shape"
@@ -56,7 +55,7 @@ class FrozenTower:
     @torch.inference_mode()
     def encode(self, item: Any) -> EncodedItem:
         """What it says of one item; the tokens are NumPy arrays, float32."""
-        inputs = prepare(get_modality(self.modality), self.preprocessor, [item], {"return_tensors": "pt"})
+        inputs = prepare_items(get_modality(self.modality), self.preprocessor, [item], {"return_tensors": "pt"})
         inputs = {
             key: value.to(self.tower.device, self.tower.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()

@@ -177,8 +177,8 @@ class OmniSection(Strict):
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
     with a tokenizer of at most `vocab_size` tokens made of the training texts, and `modalities`: by name the section of
     each, with the folder of a trained `encoder`. With a checkpoint, an `encoder` in a section gives its weights to the
-    tower; other settings replace those of the section, and the projector is new. `image` is short for the section of that
-    name. `config` overrides the configuration of the checkpoint or of all encoders.
+    tower; other settings replace those of the section, and the projector is new; a modality that it lacks is added. `image`
+    is short for the section of that name. `config` overrides the configuration of the checkpoint or of all encoders.
     """
 
     checkpoint: str | None = None

@@ -243,7 +243,10 @@ def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placehol
 
 def test_items_that_nobody_takes(make_pair: Pair) -> None:
     _, processor = make_pair()
-    with pytest.raises(ExampleError, match="Example 0 of the batch has a sound, and the model takes pictures; leave"):
+    with pytest.raises(
+        ExampleError,
+        match="Example 0 of the batch cannot be read by the model: This model takes pictures, found a sound; leave",
+    ):
         ConversationCollator(processor)([Example({"audio": [1]}, [ask("how many", "a", items=[])])])
 
 

@@ -30,6 +30,7 @@ from omni.data.manifests import Manifest, ManifestConversations
 from omni.data.sources import ManifestError
 from omni.evaluation import EvaluationError, ManifestSettings, Result, evaluate, render, write_sheet
 from omni.evaluation.manifest import ManifestQuestions
+from omni.loading.preprocessor import save_preprocessor
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
 
@@ -119,6 +120,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, signal: registry.Modality, 
     OmniAudioModel(OmniAudioConfig(stem_channels=8, **size)).save_pretrained(folder / "audio")
     OmniFeatureExtractor().save_pretrained(folder / "audio")
     signal.model_class(signal.config_class()).save_pretrained(folder / "signal")
+    save_preprocessor(signal.preprocessor_class(gain=2.0), folder / "signal")
     return folder
 
 
@@ -291,7 +293,9 @@ def test_a_model_without_ears_is_told_by_check_data(folder: Path, small: Path) -
     report = check({"train": Manifest.read(folder / "rows.jsonl")}, OmniProcessor.from_pretrained(small / "omni"))
     refused = [problem for problem in report.problems if problem.kind == "malformed row"]
     assert [problem.source[-1] for problem in refused] == ["1", "2", "3", "4", "5", "6", "9"]
-    assert refused[0].sentence.startswith("it has a sound, and the model takes pictures; leave it out")
+    assert refused[0].sentence.startswith(
+        "it cannot be read by the model: This model takes pictures, found a sound; leave it out"
+    )
 
 
 def test_an_item_that_cannot_be_prepared_is_named_with_its_row(folder: Path, trained: Path) -> None:
@@ -344,7 +348,10 @@ def test_frozen_towers_of_every_modality_are_cached(folder: Path, trained: Path,
 
 
 def test_train_refuses_rows_that_the_model_does_not_take(folder: Path, small: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExampleError, match=r"rows.jsonl, line 1 has a sound, and the model takes pictures; leave it"):
+    with pytest.raises(
+        ExampleError,
+        match=r"rows.jsonl, line 1 cannot be read by the model: This model takes pictures, found a sound; leave",
+    ):
         run(recipe(folder, tmp_path / "out", model={"checkpoint": str(small / "omni")}))
     text = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     section = {"text": text, "encoder": str(folder / "image")}
@@ -353,12 +360,14 @@ def test_train_refuses_rows_that_the_model_does_not_take(folder: Path, small: Pa
     (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ARGUMENTS | {"per_device_train_batch_size": 4, "max_steps": 1}
     data = {"path": str(folder / "captions.jsonl")}
-    with pytest.raises(ExampleError, match=r"line 4 has a sound, and the model takes pictures"):
+    with pytest.raises(
+        ExampleError, match=r"line 4 cannot be read by the model: This model takes pictures, found a sound"
+    ):
         run(recipe(folder, tmp_path / "c", objective="contrastive", model=section, train=data, arguments=arguments))
     with pytest.raises(
-        RecipeError, match=r"`model.modalities.audio` .* the checkpoint takes pictures; take one that has"
+        RecipeError, match=r"`model.modalities.audio` .* the checkpoint has no modality 'audio', so give"
     ):
-        audio = {"audio": {"encoder": str(folder / "audio")}}
+        audio = {"audio": {"projector": "mlp"}}
         run(recipe(folder, tmp_path / "d", model={"checkpoint": str(small / "omni"), "modalities": audio}))
     with pytest.raises(RecipeError, match=r"`model.modalities.audio.encoder` .* holds a model of type 'omni_vision'"):
         sections = {"audio": {"encoder": str(folder / "image")}}
@@ -381,6 +390,26 @@ def test_sections_of_a_checkpoint_change_their_own_modality(folder: Path, traine
     }
     assert changed == {"audio_projector", "signal_tower"}
     assert sorted(processor.preprocessors) == ["audio", "image", "signal"]
+
+
+def test_a_checkpoint_gets_a_modality_that_it_lacks(folder: Path, small: Path) -> None:
+    from omni.data.conversations import ask
+    from omni.training.answers import build_omni
+
+    section = {"encoder": str(folder / "signal"), "projector": "linear", "output": "grid"}
+    old, _ = build_omni(checkpoint=str(small / "omni"))
+    new, processor = build_omni(checkpoint=str(small / "omni"), modalities={"signal": section})
+    assert set(new.config.modalities) == {"image", "signal"}
+    assert "signal_projector" in new.config.untrained
+    assert processor.preprocessors["signal"].gain == 2.0
+    vocabulary = old.config.text_config.vocab_size
+    for name, tensor in old.state_dict().items():
+        found = new.state_dict()[name]
+        assert torch.equal(found[:vocabulary] if len(found) > vocabulary else found, tensor), name
+    tower = load_file(folder / "signal" / "model.safetensors")
+    assert all(torch.equal(new.state_dict()[f"model.signal_tower.{name}"], value) for name, value in tower.items())
+    text = processor.apply_chat_template(ask("which", items=["signal", "image"]))
+    assert text == "<|user|><signal><image>which"
 
 
 # --- Evaluation -------------------------------------------------------------------------------------------------------
@@ -426,5 +455,7 @@ def test_one_modality_is_replaced_and_the_others_are_real(folder: Path) -> None:
 
 
 def test_evaluate_refuses_rows_that_the_model_does_not_take(folder: Path, small: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"rows.jsonl has a sound, and the model takes pictures"):
+    with pytest.raises(
+        EvaluationError, match=r"rows.jsonl cannot be read by the model: This model takes pictures, found a sound"
+    ):
         evaluate(small / "omni", ManifestSettings(data=str(folder / "rows.jsonl")))

@@ -1,0 +1,47 @@
+"""The preprocessor of an encoder that has a folder of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoFeatureExtractor, AutoImageProcessor, FeatureExtractionMixin, ImageProcessingMixin
+
+from omni.checkpoints.folder import CheckpointError, named, read_object
+from omni.files import write_text_whole
+from omni.registry import Modality
+
+FILE = "preprocessor_config.json"
+CLASS = "preprocessor_class"
+"""The key of the class, of those that transformers does not know."""
+
+
+def load_preprocessor(modality: Modality, folder: Path) -> Any:
+    """The preprocessor in a folder: of the registered class, or another one of its kind that transformers knows.
+
+    Raises:
+        CheckpointError: none, or one of another class.
+    """
+    registered = modality.preprocessor_class
+    if not any((folder / name).is_file() for name in (FILE, "processor_config.json")):
+        raise CheckpointError(
+            f"{named(folder)} has no {FILE}, which says how {modality.noun}s are prepared; save the encoder's preprocessor "
+            "into it."
+        )
+    for auto, kind in ((AutoImageProcessor, ImageProcessingMixin), (AutoFeatureExtractor, FeatureExtractionMixin)):
+        if issubclass(registered, kind):
+            return auto.from_pretrained(folder)
+    values = read_object(folder / FILE)
+    if (name := values.pop(CLASS, registered.__name__)) != registered.__name__:
+        raise CheckpointError(
+            f"{named(folder / FILE)} is of a {name}, expected a {registered.__name__}, that of modality {modality.name!r}."
+        )
+    return registered(**values)
+
+
+def save_preprocessor(preprocessor: Any, folder: Path) -> None:
+    """Write preprocessor_config.json; a class that does not save itself is written as its `to_dict()`."""
+    if hasattr(preprocessor, "save_pretrained"):
+        preprocessor.save_pretrained(folder)
+        return
+    values = {**preprocessor.to_dict(), CLASS: type(preprocessor).__name__}
+    write_text_whole(folder / FILE, json.dumps(values, indent=2, sort_keys=True) + "\n")
