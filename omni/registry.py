@@ -115,6 +115,7 @@ class Modality:
             evaluation asks with them whether the item is used at all.
         probes: from an encoder's configuration and its preprocessor a few made-up items of different sizes or lengths. What
             takes any encoder (`compose`, `embed`, `export`) tries it with them.
+        content: what an item holds, as bytes: two items with the same are the same item, however they are stored.
         pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
             is none for them; see `Packed`.
     """
@@ -140,6 +141,7 @@ class Modality:
     show: Callable[[Any], Any] | None = None
     stand_ins: Callable[[Any, int], Mapping[str, Any]] | None = None
     probes: Callable[[Any, Any], Sequence[Any]] | None = None
+    content: Callable[[Any], bytes] | None = None
     pack: Callable[[Any, Any, Any], Packed | None] | None = None
 
     def __post_init__(self) -> None:

@@ -110,4 +110,5 @@ audio = Modality(
     show=show,
     stand_ins=stand_ins,
     probes=probes,
+    content=lambda sound: repr(sound.rate).encode() + sound.samples.tobytes(),
 )

@@ -32,18 +32,18 @@ def evaluate(
     root: Annotated[
         Path | None, typer.Option(help="Folder that its paths start from.", show_default="the manifest's")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only an answer.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only a caption.")] = None,
     fit_pictures: Annotated[
         int | None, typer.Option(min=1, help="Encoders: scenes to fit on.", show_default="1500")
     ] = None,
-    sight: Annotated[bool, typer.Option("--sight", help="Ask again with the picture blank, swapped, noise.")] = False,
+    sight: Annotated[bool, typer.Option("--sight", help="Ask again with the items blank, swapped, noise.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Questions at once.", show_default="64")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="192")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write the result, as JSON.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Write every question and answer, as JSONL.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Write pictures and answers, mistakes first, as .html.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write items and answers, mistakes first, as .html.")] = None,
     sheet_pictures: Annotated[int, typer.Option(min=1, help="Examples on the sheet, at most.")] = 60,
     card: Annotated[Path | None, typer.Option(help="Put the scores into this model card (README.md).")] = None,
     verify: Annotated[Path | None, typer.Option(help="Measure a written result again, and compare.")] = None,
@@ -56,7 +56,7 @@ def evaluate(
     from omni import evaluation
     from omni.checkpoints.folder import CheckpointError
     from omni.data.sources import ManifestError
-    from omni.registry import ItemError
+    from omni.registry import ItemError, get_modality
     from omni.worlds import WorldError
 
     if checkpoint is not None and folder is not None:
@@ -122,8 +122,10 @@ def evaluate(
             typer.echo(outcome.result.model_dump_json(indent=2))
         else:
             show(evaluation.render(outcome.result))
-        if outcome.result.sight is not None and not outcome.result.sight.passed:
-            typer.echo("The sight test failed: the answers are as good without the picture as with it.", err=True)
+        failed = [get_modality(name).noun for name, test in outcome.result.sight_tests.items() if not test.passed]
+        for noun in failed:
+            typer.echo(f"The sight test failed: the answers are as good without the {noun} as with it.", err=True)
+        if failed:
             raise typer.Exit(1)
 
 

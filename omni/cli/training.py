@@ -46,8 +46,8 @@ def train(
 
 @app.command("check-data")
 def check_data(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of pictures, or a .jsonl, .json or .csv file.")],
-    test: Annotated[Path | None, typer.Option(help="Held-out data, which must not share pictures.")] = None,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of files, or a .jsonl, .json or .csv file.")],
+    test: Annotated[Path | None, typer.Option(help="Held-out data, which must not share files.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model: count tokens, too.")] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Longest row, in tokens.", show_default="as in training")
@@ -55,20 +55,20 @@ def check_data(
     root: Annotated[
         Path | None, typer.Option(help="Folder that paths start from.", show_default="that of the file")
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only an answer.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Question for rows that have only a caption.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a whole data set and list its problems. The exit status is 1 if there is one."""
     from omni.data.checking import check, first_of_each, render
-    from omni.data.manifests import PROMPT, Manifest
+    from omni.data.manifests import Manifest
     from omni.data.sources import ManifestError
 
     if max_length is not None and checkpoint is None:
         refuse("--max-length counts tokens, which needs a model; add --checkpoint with its folder.")
     with user_errors(ManifestError):
-        manifests = {"train": Manifest.read(path, root, PROMPT if prompt is None else prompt)}
+        manifests = {"train": Manifest.read(path, root, prompt)}
         if test is not None:
-            manifests["test"] = Manifest.read(test, root, PROMPT if prompt is None else prompt)
+            manifests["test"] = Manifest.read(test, root, prompt)
     processor = positions = None
     if checkpoint is not None:
         if not (checkpoint / "processor_config.json").is_file():
@@ -85,7 +85,7 @@ def check_data(
     with steps() as progress:
 
         def advance(done: int) -> None:
-            progress("reading rows and pictures", done, total)
+            progress("reading rows and files", done, total)
 
         report = check(manifests, processor, max_length, positions, progress=advance)
     if as_json:
@@ -94,6 +94,6 @@ def check_data(
         show(render(report))
         typer.echo("\n".join(first_of_each(report)))
     else:
-        typer.echo(f"{report.rows:,} rows, {report.pictures:,} pictures, nothing found")
+        typer.echo(f"{report.counted}, nothing found")
     if not report.clean:
         raise typer.Exit(1)

@@ -4,9 +4,9 @@
     for problem in report.problems:
         print(problem.kind, problem.source, problem.sentence)
 
-Every row is parsed and every picture file is decoded once, on several threads. Only a digest of the pixels is kept, so that
-memory does not grow with the pictures. Two pictures are the same if their decoded pixels are equal, however they are
-stored.
+Every row is parsed and every file is decoded once, on several threads. Only a digest of what it holds is kept, so that
+memory does not grow with the files. Two pictures are the same if their decoded pixels are equal, however they are stored;
+so are two sounds of the same samples, and items of any modality that says what makes them the same (`Modality.content`).
 """
 
 import hashlib
@@ -17,42 +17,52 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, computed_field
 from rich.table import Table
 
-from omni.data.conversations import Example
-from omni.data.manifests import Manifest, Row
+from omni.data.conversations import Example, Message
+from omni.data.manifests import File, Manifest, Row
+from omni.data.rows import Names, is_blank
 from omni.data.sources import ManifestError, RowProblem
 from omni.registry import ItemError, ItemProblem, get_modality, open_item
 
 if TYPE_CHECKING:
     from omni.fusion.processing_omni import OmniProcessor
 
-SetProblem = Literal["too long", "control token", "duplicate row", "duplicate picture", "leak", "text alone", "unused"]
-Kind = RowProblem | ItemProblem | SetProblem
-KINDS: tuple[Kind, ...] = (*get_args(RowProblem), *get_args(ItemProblem), *get_args(SetProblem))
-NOTES = frozenset({"text alone", "unused"})
-"""Problems that are reported but may be intended: chats without a picture, and files that no row names."""
+NOTES = ("text alone", "no words", "unused")
+"""Problems that are reported but may be intended: chats without an item, questions without a word, and files that no row
+names."""
 
-_UNREAD = (".heic", ".heif", ".avif", ".svg")
-"""Suffixes of picture files that omni does not read."""
+_UNREAD = (".heic", ".heif", ".avif", ".svg", ".m4a", ".aac", ".wma", ".aiff")
+"""Suffixes of pictures and sounds that omni does not read."""
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of problems, in the order in which they are listed."""
+    duplicates = (_duplicate(name) for name in dict.fromkeys(Names.known().tokens.values()))
+    of_sets = ("too long", "control token", "duplicate row", *duplicates, "leak")
+    return (*get_args(RowProblem), *get_args(ItemProblem), *of_sets, *NOTES)
+
+
+def _duplicate(modality: str) -> str:
+    return f"duplicate {get_modality(modality).noun}"
 
 
 class Problem(BaseModel):
     """One problem of a data set.
 
     Attributes:
-        kind: one of `KINDS`.
-        source: the row, by file and line or entry. For "unused", and where most rows are "text alone", the data set.
-        file: the picture file, if the problem is about one.
+        kind: one of `kinds()`.
+        source: the row, by file and line or entry. For "unused", and where most rows have the same note, the data set.
+        file: the file of an item, if the problem is about one.
         sentence: what is wrong and what to do, without the source.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    kind: Kind
+    kind: str
     source: str
     file: str | None
     sentence: str
@@ -62,15 +72,29 @@ class Report(BaseModel):
     """The problems of some data sets. A file is reported once, with the first row that names it.
 
     Attributes:
-        rows, pictures: number of rows and of picture files.
+        rows: number of rows.
+        items: number of files by modality.
+        pictures: number of picture files, as in `items`.
         problems: the problems, in the order of the rows.
     """
 
     model_config = ConfigDict(frozen=True)
 
     rows: int
-    pictures: int
+    items: dict[str, int]
     problems: list[Problem]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def pictures(self) -> int:
+        """Number of picture files."""
+        return self.items.get("image", 0)
+
+    @property
+    def counted(self) -> str:
+        """The rows and the files in words."""
+        files = [f"{count:,} {get_modality(name).noun}s" for name, count in self.items.items()]
+        return ", ".join([f"{self.rows:,} rows", *(files or ["no items"])])
 
     @property
     def clean(self) -> bool:
@@ -79,8 +103,12 @@ class Report(BaseModel):
 
 
 class _Seen(NamedTuple):
-    pixels: bytes  # digest of the pixels
-    tokens: int  # number of tokens that the picture becomes
+    content: bytes  # digest of what it holds
+    tokens: int  # number of tokens that the item becomes
+
+
+_Key = tuple[str, bytes]
+"""A modality, and a digest of the name of a file."""
 
 
 @dataclass
@@ -90,9 +118,9 @@ class _Set:
     name: str
     manifest: Manifest
     rows: dict[bytes, int] = field(default_factory=dict)
-    pictures: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)  # by pixels: the row and the file's key
-    copies: set[bytes] = field(default_factory=set)  # keys of files that were reported as duplicates
-    texts: list[int] = field(default_factory=list)  # rows that show no picture
+    items: dict[bytes, tuple[int, _Key]] = field(default_factory=dict)  # by content: the row and the file's key
+    copies: set[_Key] = field(default_factory=set)  # keys of files that were reported as duplicates
+    noted: dict[str, list[int]] = field(default_factory=dict)  # rows by the kind of their note
 
 
 def check(
@@ -104,12 +132,13 @@ def check(
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
-    """Read all rows and pictures of some data sets, and report their problems.
+    """Read all rows and files of some data sets, and report their problems.
 
     Args:
         manifests: data sets by name. A picture in two data sets is a "leak". Two files of the same picture in one data set
             are a "duplicate picture". One file with several questions is no problem.
-        processor: a model's processor. With it, rows that are "too long" or hold a "control token" are found, too.
+        processor: a model's processor. With it, rows that are "too long", hold a "control token" or items that the model
+            does not take are found, too.
         max_length, max_positions: limits in tokens, see `ConversationCollator`. By default its own.
         workers: number of threads. By default one for each core.
         progress: called with the number of rows done.
@@ -124,11 +153,11 @@ def check(
 
 def render(report: Report) -> Table:
     """The number of problems of each kind, as a table for the terminal."""
-    table = Table(title=f"{report.rows:,} rows, {report.pictures:,} pictures", min_width=40)
+    table = Table(title=report.counted, min_width=40)
     table.add_column("problem")
     table.add_column("found", justify="right")
     counts = Counter(problem.kind for problem in report.problems)
-    for kind in KINDS:
+    for kind in kinds():
         if counts[kind]:
             table.add_row(f"{kind} (a note)" if kind in NOTES else kind, f"{counts[kind]:,}")
     return table
@@ -137,7 +166,7 @@ def render(report: Report) -> Table:
 def first_of_each(report: Report, most: int = 3) -> list[str]:
     """Lines about the first problems of each kind, and the number of further ones."""
     lines = []
-    for kind in KINDS:
+    for kind in kinds():
         found = [problem for problem in report.problems if problem.kind == kind]
         lines += [f"{kind}: {problem.source}: {problem.sentence}" for problem in found[:most]]
         lines += [f"{kind}: and {len(found) - most:,} more; --json lists them"] if len(found) > most else []
@@ -157,10 +186,9 @@ class _Check:
 
             self.collator = ConversationCollator(processor, max_length or MAX_LENGTH, max_positions)
         self.problems: list[Problem] = []
-        self.files: dict[
-            bytes, Future[_Seen | ItemError] | _Seen | None
-        ] = {}  # None: the file cannot be read, and this is reported
-        self.contents: dict[bytes, _Seen] = {}
+        # None: the file cannot be read, and this is reported
+        self.files: dict[_Key, Future[_Seen | ItemError] | _Seen | None] = {}
+        self.contents: dict[_Key, _Seen] = {}
 
     def run(self, manifests: Mapping[str, Manifest], workers: int, progress: Callable[[int], None]) -> Report:
         sets = [_Set(name, manifest) for name, manifest in manifests.items()]
@@ -176,11 +204,13 @@ class _Check:
                     done += 1
                     progress(done)
         for part in sets:
-            self._note_texts(part)
+            for kind in filter(part.noted.get, NOTES):
+                self._note(part.manifest, kind, part.noted[kind])
             self._find_unused(part.manifest)
-        return Report(rows=done, pictures=len(self.files), problems=self.problems)
+        counts = Counter(modality for modality, _ in self.files)
+        return Report(rows=done, items=dict(sorted(counts.items())), problems=self.problems)
 
-    def _report(self, kind: Kind, source: str, file: Path | None, sentence: str) -> None:
+    def _report(self, kind: str, source: str, file: Path | None, sentence: str) -> None:
         # file names need not be valid Unicode, but only valid Unicode can be printed or written as JSON
         source, sentence, name = (
             text.encode(errors="backslashreplace").decode() for text in (source, sentence, str(file or ""))
@@ -189,61 +219,71 @@ class _Check:
 
     def _read_ahead(
         self, pool: ThreadPoolExecutor, manifest: Manifest, window: int
-    ) -> Iterator[tuple[int, Row | ManifestError, list[bytes]]]:
-        """Yield rows in order, with the keys of their pictures. Threads already read the pictures of the next rows."""
-        waiting: deque[tuple[int, Row | ManifestError, list[bytes]]] = deque()
+    ) -> Iterator[tuple[int, Row | ManifestError, list[_Key]]]:
+        """Yield rows in order, with the keys of their files. Threads already read the files of the next rows."""
+        waiting: deque[tuple[int, Row | ManifestError, list[_Key]]] = deque()
         for index in range(len(manifest)):
             try:
                 row = manifest[index]
             except ManifestError as error:
                 waiting.append((index, error, []))
             else:
-                keys = [_key(path, manifest) for path in row.pictures]
-                for path, key in zip(row.pictures, keys, strict=True):
+                keys = [(file.modality, _key(file.path, manifest)) for file in row.files]
+                for file, key in zip(row.files, keys, strict=True):
                     if key not in self.files:
-                        self.files[key] = pool.submit(self._look, path)
+                        self.files[key] = pool.submit(self._look, file)
                 waiting.append((index, row, keys))
             if len(waiting) > window:
                 yield waiting.popleft()
         yield from waiting
 
-    def _look(self, path: Path) -> _Seen | ItemError:
+    def _look(self, file: File) -> _Seen | ItemError:
         """Read one file, in a thread."""
-        content = _digest_of_file(path)
-        if content is not None and content in self.contents:
-            return self.contents[content]
+        stored = _digest_of_file(file.path)
+        if stored is not None and (file.modality, stored) in self.contents:
+            return self.contents[file.modality, stored]
         try:
-            picture = open_item("image")(path)
+            item = open_item(file.modality)(file.path)
         except ItemError as error:
             return error
         tokens = 0
-        if self.processor is not None:
-            prepared = self.processor._prepare("image", [picture], {"return_tensors": "pt"})
-            tokens = self.processor._counts("image", prepared)[0]
-        seen = _Seen(_digest(repr(picture.size).encode(), picture.tobytes()), tokens)
-        if content is not None:
-            self.contents[content] = seen
+        if self.processor is not None and file.modality in self.processor.preprocessors:
+            try:
+                prepared = self.processor._prepare(file.modality, [item], {"return_tensors": "pt"})
+                (tokens,) = self.processor._counts(file.modality, prepared)
+            except ValueError as error:  # such as a sound that is longer than the encoder hears
+                kind = type(error) if isinstance(error, ItemError) else ItemError
+                return kind(f"{str(file.path)!r} cannot be prepared: {error}")
+        content = get_modality(file.modality).content
+        held = content(item) if content else stored or b""
+        seen = _Seen(_digest(file.modality.encode(), held), tokens)
+        if stored is not None:
+            self.contents[file.modality, stored] = seen
         return seen
 
-    def _finish(self, part: _Set, earlier: list[_Set], index: int, row: Row, keys: list[bytes]) -> None:
+    def _finish(self, part: _Set, earlier: list[_Set], index: int, row: Row, keys: list[_Key]) -> None:
         if not keys:
-            part.texts.append(index)
-        seen = [self._result(row, path, key) for path, key in zip(row.pictures, keys, strict=True)]
-        pixels = [one.pixels if one else key for one, key in zip(seen, keys, strict=True)]
-        first = part.rows.setdefault(_digest(json.dumps(row.conversation).encode(), *pixels), index)
+            part.noted.setdefault("text alone", []).append(index)
+        if any(not _has_words(message) for message in row.conversation):
+            part.noted.setdefault("no words", []).append(index)
+        seen = [self._result(row, file, key) for file, key in zip(row.files, keys, strict=True)]
+        held = [one.content if one else key for one, (_, key) in zip(seen, keys, strict=True)]
+        first = part.rows.setdefault(_digest(json.dumps(row.conversation).encode(), *held), index)
         if first != index:
-            sentence = f"it repeats {part.manifest.source(first)}, with the same pictures; remove one of them."
+            sentence = f"it repeats {part.manifest.source(first)}, with the same items; remove one of them."
             self._report("duplicate row", row.source, None, sentence)
             return
-        for path, key, one in zip(row.pictures, keys, seen, strict=True):
+        for file, key, one in zip(row.files, keys, seen, strict=True):
             if one is not None:
-                self._compare(part, earlier, index, row, path, key, one.pixels)
+                self._compare(part, earlier, index, row, file, key, one.content)
         if self.collator is not None and all(seen):
-            example = Example({}, [row.conversation], row.source)
-            if found := self.collator.problem(example, {"image": [one.tokens for one in seen if one]}):
+            tokens: dict[str, list[int]] = {}
+            for (modality, _), one in zip(row.files, seen, strict=True):
+                tokens.setdefault(modality, []).append(one.tokens if one else 0)
+            if found := self.collator.problem(Example({}, [row.conversation], row.source), tokens):
                 self._report(found.kind, row.source, None, f"it {str(found).removeprefix(f'{row.source} ')}")
 
-    def _result(self, row: Row, path: Path, key: bytes) -> _Seen | None:
+    def _result(self, row: Row, file: File, key: _Key) -> _Seen | None:
         """The contents of a file, or None if it cannot be read, which is reported the first time."""
         found = self.files[key]
         if isinstance(found, Future):
@@ -251,65 +291,74 @@ class _Check:
             found = None if isinstance(result, ItemError) else result
             self.files[key] = found
             if isinstance(result, ItemError):
-                self._report(result.kind, row.source, path, str(result))
+                self._report(result.kind, row.source, file.path, str(result))
         return found
 
     def _compare(
-        self, part: _Set, earlier: list[_Set], index: int, row: Row, path: Path, key: bytes, pixels: bytes
+        self, part: _Set, earlier: list[_Set], index: int, row: Row, file: File, key: _Key, content: bytes
     ) -> None:
-        """Report another file of this data set, or any file of an earlier one, that has the same pixels."""
-        if pixels in part.pictures:
-            first, other = part.pictures[pixels]
+        """Report another file of this data set, or any file of an earlier one, that holds the same."""
+        path, noun = file.path, get_modality(file.modality).noun
+        if content in part.items:
+            first, other = part.items[content]
             if other != key and key not in part.copies:
                 part.copies.add(key)
                 where = _where(part.manifest, first, other)
                 self._report(
-                    "duplicate picture",
+                    _duplicate(file.modality),
                     row.source,
                     path,
-                    f"{str(path)!r} shows the same as {where}; keep one of the two files.",
+                    f"{str(path)!r} is the same {noun} as {where}; keep one of the two files.",
                 )
             return
-        part.pictures[pixels] = index, key
+        part.items[content] = index, key
         for other_part in earlier:
-            if pixels in other_part.pictures:
-                where = _where(other_part.manifest, *other_part.pictures[pixels])
+            if content in other_part.items:
+                where = _where(other_part.manifest, *other_part.items[content])
                 self._report(
                     "leak",
                     row.source,
                     path,
-                    f"{str(path)!r} of {part.name} shows the same as {where} of {other_part.name}; "
+                    f"{str(path)!r} of {part.name} is the same {noun} as {where} of {other_part.name}; "
                     "take it out of one of the two.",
                 )
                 return
 
-    def _note_texts(self, part: _Set) -> None:
-        """Report rows without a picture: each of them, or as one note if most rows have none."""
-        number, rows = len(part.texts), len(part.manifest)
-        remedy = "if it should, name the picture as `image` and put <image> into the text"
-        if 2 * number > rows:
-            self._report(
-                "text alone", str(part.manifest.path), None, f"{number:,} of {rows:,} rows show no picture; {remedy}."
-            )
+    def _note(self, manifest: Manifest, kind: str, rows: list[int]) -> None:
+        """Report rows with the same note: each of them, or as one if most rows have it."""
+        what, remedy = {
+            "text alone": (
+                "no items",
+                f"if there should be one, {manifest.names.remedy} and put a placeholder into the text",
+            ),
+            "no words": ("a question without words", "if its items are not the question, write one"),
+        }[kind]
+        number, total = len(rows), len(manifest)
+        if 2 * number > total:
+            self._report(kind, str(manifest.path), None, f"{number:,} of {total:,} rows have {what}; {remedy}.")
             return
-        for index in part.texts:
-            self._report("text alone", part.manifest.source(index), None, f"it shows no picture; {remedy}.")
+        for index in rows:
+            self._report(kind, manifest.source(index), None, f"it has {what}; {remedy}.")
 
     def _find_unused(self, manifest: Manifest) -> None:
-        suffixes = {*get_modality("image").suffixes, *_UNREAD}
+        suffixes, named = {*manifest.names.suffixes, *_UNREAD}, {key for _, key in self.files}
         for folder, inside, files in os.walk(manifest.folder) if manifest.folder else ():
             inside.sort()
             for path in sorted(Path(folder, name) for name in files):
-                if path.suffix.lower() in suffixes and _key(path, manifest) not in self.files:
+                if path.suffix.lower() in suffixes and _key(path, manifest) not in named:
                     self._report("unused", str(manifest.path), path, f"{str(path)!r} is named by no row.")
             if manifest.by_class and not (inside or files):
-                self._report("unused", str(manifest.path), Path(folder), f"the class {folder!r} has no pictures.")
+                self._report("unused", str(manifest.path), Path(folder), f"the class {folder!r} has no files.")
 
 
-def _where(manifest: Manifest, index: int, key: bytes) -> str:
+def _has_words(message: Message) -> bool:
+    return any(block["type"] == "text" and not is_blank(block["text"]) for block in message["content"])
+
+
+def _where(manifest: Manifest, index: int, key: _Key) -> str:
     """A file and the row that names it. The row is parsed again, because only digests are kept."""
     row = manifest[index]
-    path = next(path for path in row.pictures if _key(path, manifest) == key)
+    path = next(file.path for file in row.files if (file.modality, _key(file.path, manifest)) == key)
     return f"{str(path)!r} ({row.source})"
 
 

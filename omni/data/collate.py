@@ -6,11 +6,11 @@ A sequence of k conversations about the same items begins with the part that the
     shared                  branch 1                                        branch 2
 
 A branch attends to the shared part and to itself. It counts its positions from the end of the shared part. So the model
-computes exactly the same for it as for that conversation alone, but reads the picture's tokens once and not k times.
+computes exactly the same for it as for that conversation alone, but reads the items' tokens once and not k times.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 
 from omni.data.conversations import ControlTokenError, Example, ExampleError, LongExampleError, Message
 from omni.fusion.processing_omni import join_inputs
-from omni.registry import get_modality
+from omni.items import Item, expect_known
+from omni.registry import ItemError, get_modality
 
 IGNORED = -100
 
@@ -46,8 +47,8 @@ class ConversationCollator:
         options: for each modality, settings that replace those of its preprocessor.
 
     Raises:
-        ExampleError: an example has no answer to learn, has a control token in a text, or is longer than `max_length` or
-            `max_positions`. The message names its source.
+        ExampleError: an example has no answer to learn, has items that the model does not take or a control token in a text,
+            or is longer than `max_length` or `max_positions`. The message names its source.
     """
 
     def __init__(
@@ -67,23 +68,30 @@ class ConversationCollator:
         batch: dict[str, torch.Tensor] = {}
         counts: dict[str, list[int]] = {}
         for modality in self.processor.bundles:
-            items = [item for example in examples for item in example.items.get(modality.name, [])]
-            if items:
-                options = {"return_tensors": "pt", **self.options.get(modality.name, {})}
-                prepared = self.processor._prepare(modality.name, items, options)
-                counts[modality.name] = self.processor._counts(modality.name, prepared)
+            if any(example.items.get(modality.name) for example in examples):
+                prepared, counts[modality.name] = self._prepare(modality.name, examples)
                 join_inputs(batch, prepared)
         waiting = {name: iter(numbers) for name, numbers in counts.items()}
         sequences = []
         for place, example in enumerate(examples):
-            if strangers := sorted({name for name, items in example.items.items() if items} - set(counts)):
-                raise ExampleError(
-                    f"{_named(place, example)} has items of {strangers}; this processor takes "
-                    f"{sorted(self.processor.preprocessors)}, so leave them out or train another model."
-                )
-            tokens = {name: [next(waiting[name]) for _ in example.items.get(name, [])] for name in counts}
+            tokens = {
+                name: [next(waiting[name]) if name in waiting else 0 for _ in items]
+                for name, items in example.items.items()
+            }
             sequences.append(self._tokenize(place, example, tokens))
         return batch | pad_sequences(sequences, self.processor.tokenizer.pad_token_id)
+
+    def _prepare(self, name: str, examples: Sequence[Example]) -> tuple[dict[str, Any], list[int]]:
+        """The inputs of a modality, and how many tokens each of its items becomes."""
+        items = [item for example in examples for item in example.items.get(name, [])]
+        try:
+            prepared = self.processor._prepare(name, items, {"return_tensors": "pt", **self.options.get(name, {})})
+            return prepared, self.processor._counts(name, prepared)
+        except ValueError as error:  # such as a sound that is longer than the encoder hears
+            if len(examples) > 1:
+                for example in (example for example in examples if example.items.get(name)):
+                    self._prepare(name, [example])  # to name the one that it is about
+            raise ExampleError(f"{_named(0, examples[0])} has an item that cannot be prepared: {error}") from error
 
     def problem(self, example: Example, tokens: dict[str, list[int]]) -> ExampleError | None:
         """The error that an example would raise, if any. `tokens`: number of tokens of each of its items, by modality."""
@@ -95,6 +103,7 @@ class ConversationCollator:
 
     def _tokenize(self, place: int, example: Example, tokens: dict[str, list[int]]) -> TokenSequence:
         """One sequence of the conversations of an example. `tokens`: the number of tokens of each of its items."""
+        expect_taken(_named(place, example), [name for name in tokens if tokens[name]], self.processor.preprocessors)
         self._refuse_control_tokens(_named(place, example), example)
         tokenizer = self.processor.tokenizer
         encode = _encode_marked if _MARK.search(tokenizer.chat_template or "") else _encode_compared
@@ -134,7 +143,7 @@ class ConversationCollator:
             if found := next(filter(None, map(self._control.search, texts)), None):
                 raise ControlTokenError(
                     f"{named} has {found[0]!r} in the text of its {message['role']}, expected no control token of the "
-                    "tokenizer there; take it out, and name pictures in blocks of their own."
+                    "tokenizer there; take it out, and name items in blocks of their own."
                 )
 
     def _expand(
@@ -162,6 +171,18 @@ class ConversationCollator:
                     f"{get_modality(name).token}; write one for each item."
                 )
         return out_ids, labels
+
+
+def expect_taken(named: str, modalities: Iterable[str], model: Collection[str]) -> None:
+    """Refuse an example with items of these modalities, where the model takes others.
+
+    Raises:
+        ExampleError: the model lacks one of them.
+    """
+    try:
+        expect_known([Item(name, None) for name in modalities], model)
+    except ItemError as error:
+        raise ExampleError(f"{named} cannot be read by the model: {error}") from error
 
 
 def _named(place: int, example: Example) -> str:

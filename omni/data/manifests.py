@@ -1,50 +1,79 @@
-"""Your own data set, a folder or a file that names pictures, as conversations for training or evaluation.
+"""Your own data set, a folder or a file that names pictures, sounds and other items, as conversations for training or
+evaluation.
 
     manifest = Manifest.read("birds")                  # or birds.jsonl, birds.json, birds.csv
-    manifest[0].conversation                           # questions and answers, with placeholders for pictures
+    manifest[0].conversation                           # questions and answers, with placeholders for items
     ManifestConversations(manifest)[0].items["image"]  # the pictures, which are opened on access
 
 `sources` lists the layouts, and `rows` the fields of a row. Relative paths start at the manifest's folder, or at `root`. A
 row is parsed on access, and raises its error then. A manifest is refused at once if none of its first rows can be read, or
-none of their pictures exists.
+none of their files exists.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from omni.data.conversations import Example, Message
-from omni.data.rows import is_blank, parse_row
+from omni.data.rows import Names, is_blank, names_of_files, parse_row
 from omni.data.sources import ManifestError, open_source
-from omni.registry import ItemError, open_item
-
-PROMPT = "Describe the picture."
+from omni.items import read_item
+from omni.registry import ItemError, get_modality, open_item
 
 FIRST_ROWS = 100
 """Number of rows that are tried before a manifest is refused as a whole."""
 
 
+class File(NamedTuple):
+    """A file that becomes an item of this modality."""
+
+    modality: str
+    path: Path
+
+
 @dataclass(frozen=True)
 class Row:
-    """One example, with its pictures not opened.
+    """One example, with its files not opened.
 
     Attributes:
         source: its place, for messages: file and line or entry, counted from 1.
-        pictures: the picture files, in the order of the image blocks.
-        conversation: messages of user and assistant in turn; `content` is a list of `{"type": "image"}` and
-            `{"type": "text", "text"}`.
+        files: the files of its items, in the order of their blocks.
+        conversation: messages of user and assistant in turn; `content` is a list of `{"type": "text", "text"}` and, for
+            each item, of its modality, `{"type": "image"}`.
         kind: the kind of question under which an evaluation scores it.
     """
 
     source: str
-    pictures: tuple[Path, ...]
+    files: tuple[File, ...]
     conversation: list[Message]
     kind: str | None
+
+    def of(self, modality: str) -> list[Path]:
+        """The files of one modality, in the order of their blocks."""
+        return [file.path for file in self.files if file.modality == modality]
+
+    def open(self, openers: Mapping[str, Callable[[Path], Any]] | None = None) -> dict[str, list[Any]]:
+        """The items by modality, in the order of their blocks.
+
+        Args:
+            openers: for a modality what makes an item of a path. By default the modality does.
+
+        Raises:
+            ItemError: a file cannot be read. The message begins with the row.
+        """
+        items: dict[str, list[Any]] = {}
+        try:
+            for modality, path in self.files:
+                opened = (openers or {}).get(modality) or open_item(modality)
+                items.setdefault(modality, []).append(opened(path))
+        except ItemError as error:
+            raise type(error)(f"{self.source}: {error}") from error
+        return items
 
 
 class Manifest(Sequence[Row]):
@@ -53,12 +82,13 @@ class Manifest(Sequence[Row]):
     Attributes:
         path: the file or folder.
         root: the folder that relative paths start from.
-        folder: the folder that holds all pictures, in layouts that have one (metadata.jsonl, metadata.csv, classes).
+        folder: the folder that holds all files, in layouts that have one (metadata.jsonl, metadata.csv, classes).
         by_class: whether each row is a file in a folder that is named by its answer.
     """
 
-    def __init__(self, path: Path, root: Path | None, prompt: str, answers: bool = True) -> None:
+    def __init__(self, path: Path, root: Path | None, prompt: str | None, answers: bool = True) -> None:
         self.path, self.prompt, self.answers = path, prompt, answers
+        self.names = Names.known()
         self._rows = open_source(path)
         self.folder = path if path.is_dir() else None
         self.by_class = self._rows.by_class
@@ -66,31 +96,32 @@ class Manifest(Sequence[Row]):
 
     @classmethod
     def read(
-        cls, path: str | Path, root: str | Path | None = None, prompt: str = PROMPT, answers: bool = True
+        cls, path: str | Path, root: str | Path | None = None, prompt: str | None = None, answers: bool = True
     ) -> "Manifest":
         """Open a data set, and try its first rows.
 
         Args:
             path: a folder, or a .jsonl, .json or .csv file.
             root: the folder that relative paths start from. By default the manifest's folder.
-            prompt: the question for rows that have only an answer: captions, classes.
-            answers: whether rows need an answer. If not, a row may name only pictures; its conversation is then empty.
+            prompt: the question for rows that have only a caption or a class. By default "Describe the picture.",
+                or whatever the row shows.
+            answers: whether rows need an answer. If not, a row may name only files; its conversation is then empty.
 
         Raises:
             ManifestError: there is nothing at `path`, or another layout, or no rows; none of the first rows can be read;
-                none of their pictures exists (a wrong `root`); or `prompt` is empty.
+                none of their files exists (a wrong `root`); or `prompt` is empty.
         """
-        if is_blank(prompt):
+        if prompt is not None and is_blank(prompt):
             raise ManifestError(
-                "The prompt is empty, expected a question for rows that have only an answer; write one."
+                "The prompt is empty, expected a question for rows that have only a caption; write one."
             )
         if root is not None and not Path(root).is_dir():
             raise ManifestError(
-                f"The root {str(root)!r} is no folder, expected the one that holds the pictures; correct it."
+                f"The root {str(root)!r} is no folder, expected the one that holds the files; correct it."
             )
         manifest = cls(Path(path), None if root is None else Path(root), prompt, answers)
         if root is not None and manifest.by_class:
-            raise ManifestError(f"{str(path)!r} is itself the folder of its pictures; leave out the root.")
+            raise ManifestError(f"{str(path)!r} is itself the folder of its files; leave out the root.")
         if not len(manifest):
             raise ManifestError(f"{str(path)!r} has 0 rows, expected at least one; check that it is the right file.")
         manifest._look_at_the_start()
@@ -111,23 +142,26 @@ class Manifest(Sequence[Row]):
         source = self.source(index)
         try:
             fields, promised = self._rows.fields(index), self.folder is not None
-            names, conversation, kind = parse_row(fields, self.prompt, promised, self.answers)
+            named, conversation, kind = parse_row(
+                fields, self.prompt, promised, self.answers, self.names, self._modality_of
+            )
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}", error.kind) from error
-        return Row(source, tuple(self.root / name for name in names), conversation, kind)
+        files = tuple(File(modality, self.root / name) for modality, name in named)
+        return Row(source, files, conversation, kind)
 
     def source(self, index: int) -> str:
         """The place of a row, for messages. The row need not be valid."""
         return self._rows.place(index)
 
     def digest(self) -> str:
-        """SHA-256 of the contents of all rows and of the bytes of their pictures. It does not depend on paths.
+        """SHA-256 of the contents of all rows and of the bytes of their files. It does not depend on paths.
 
         Raises:
-            ManifestError: a row cannot be parsed, or a picture of it cannot be read.
+            ManifestError: a row cannot be parsed, or a file of it cannot be read.
         """
 
-        @lru_cache(maxsize=1024)  # rows that share a picture are often neighbours
+        @lru_cache(maxsize=1024)  # rows that share a file are often neighbours
         def of_file(path: Path) -> str:
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
@@ -135,7 +169,7 @@ class Manifest(Sequence[Row]):
         total = hashlib.sha256()
         for row in self:
             try:
-                content = [row.kind, row.conversation, [of_file(path) for path in row.pictures]]
+                content = [row.kind, row.conversation, [of_file(file.path) for file in row.files]]
             except OSError as error:
                 raise ManifestError(
                     f"{row.source}: {str(error.filename)!r} cannot be read ({error.strerror}); check the path."
@@ -144,8 +178,32 @@ class Manifest(Sequence[Row]):
         return total.hexdigest()
 
     def rows_digest(self) -> str:
-        """SHA-256 of the manifest's file, or of the names of the files in its classes. No picture is opened."""
+        """SHA-256 of the manifest's file, or of the names of the files in its classes. No item is opened."""
         return self._rows.digest()
+
+    def _modality_of(self, name: str) -> str:
+        """The modality of a file that stands in a column for files of any: its suffix tells."""
+        return self.names.suffixes.get(os.path.splitext(name)[1].lower()) or self._usual
+
+    @cached_property
+    def _usual(self) -> str:
+        """The modality of files whose suffix tells none: that of the first one that tells, or else what the first holds."""
+        found = list[str]()
+        for index in range(min(len(self), FIRST_ROWS)):
+            try:
+                found += names_of_files(self._rows.fields(index))
+            except ManifestError:  # raised when the row is asked for
+                continue
+        known = (self.names.suffixes.get(os.path.splitext(name)[1].lower()) for name in found)
+        if usual := next(filter(None, known), None):
+            return usual
+        problems = list[str]()
+        for name in found:
+            try:
+                return read_item(self.root / name).modality
+            except ItemError as error:
+                problems.append(str(error))
+        raise ManifestError(problems[0] if problems else "no file tells by its suffix what it holds; rename them.")
 
     def _look_at_the_start(self) -> None:
         """Refuse a manifest without a good row at its start. A bad row among good ones raises on access."""
@@ -158,41 +216,37 @@ class Manifest(Sequence[Row]):
             except ManifestError as error:
                 errors.append(error)
                 continue
-            if any(map(os.path.exists, row.pictures)):
+            if any(os.path.exists(file.path) for file in row.files):
                 return
             rows.append(row)
-        lost = next((row for row in rows if row.pictures), None)
+        lost = next((row for row in rows if row.files), None)
         if lost is not None:
+            modality, path = lost.files[0]
             raise ManifestError(
-                f"{lost.source}: the picture {str(lost.pictures[0])!r} does not exist, nor does any other of the first "
-                f"{first} rows; relative paths start at the folder {str(self.root)!r}, name another one as root."
+                f"{lost.source}: the {get_modality(modality).noun} {str(path)!r} does not exist, nor does any other of the "
+                f"first {first} rows; relative paths start at the folder {str(self.root)!r}, name another one as root."
             )
         if not rows:
             raise ManifestError(f"None of the first {first} rows can be read; {errors[0]}", errors[0].kind)
 
 
 class ManifestConversations:
-    """The rows of a manifest as examples. Pictures are opened on access.
+    """The rows of a manifest as examples. Items are opened on access.
 
     Args:
         manifest: the rows.
-        open_picture: opens a picture's path. By default, its modality does.
+        openers: for a modality what makes an item of a path. By default the modality does.
 
     Raises:
-        ManifestError, ItemError: on access, a row or one of its pictures cannot be read. The message begins with the row.
+        ManifestError, ItemError: on access, a row or one of its files cannot be read. The message begins with the row.
     """
 
-    def __init__(self, manifest: Manifest, open_picture: Callable[[Path], Any] | None = None) -> None:
-        self.manifest = manifest
-        self.open_picture: Callable[[Path], Any] = open_picture or open_item("image")
+    def __init__(self, manifest: Manifest, openers: Mapping[str, Callable[[Path], Any]] | None = None) -> None:
+        self.manifest, self.openers = manifest, dict(openers or {})
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, index: int) -> Example:
         row = self.manifest[index]
-        try:
-            pictures = [self.open_picture(path) for path in row.pictures]
-        except ItemError as error:
-            raise type(error)(f"{row.source}: {error}") from error
-        return Example({"image": pictures} if pictures else {}, [row.conversation], row.source)
+        return Example(row.open(self.openers), [row.conversation], row.source)

@@ -1,29 +1,94 @@
-"""Parse the fields of a row into its pictures and its conversation.
+"""Parse the fields of a row into its items and its conversation.
 
-A row names its pictures as `image`, `images`, `file_name`, `file_names` or `*_file_name(s)`, and has one of these:
+A row names its items in columns of their modality, `image` or `images`, `audio`, and as `file_name`, `file_names` or
+`*_file_name(s)`, where the suffix tells the modality. Beside them it has one of these:
 
 * `caption` or `text`: the answer to the manifest's `prompt`;
-* `question` and `answer`;
+* `question` and `answer`; without a question, or with an empty one, the items alone are asked, such as a spoken question;
 * `messages` (`role`: user, assistant; `content`: a string or blocks) or LLaVA's `conversations` (`from`, `value`). Each
-  `{"type": "image"}` and each `<image>` in a user's text takes the next picture of the row. A line break beside `<image>`
-  is removed. A block may name its own picture (`path` or `image`). A chat may have no pictures; `omni check-data` notes it.
+  block `{"type": "image"}` and each placeholder `<image>` in a user's text takes the next item of that modality of the
+  row. A line break beside a placeholder is removed. A block may name its own file (`path`, `url` or its type). A chat may
+  have no items; `omni check-data` notes it.
 
-An optional `kind` groups the scores of an evaluation. Other fields are ignored.
+In a question, too, a placeholder takes the next item. Items that a question has no placeholder for come before it, in the
+order of the row. An optional `kind` groups the scores of an evaluation. Other fields are ignored.
 """
 
 import re
 import unicodedata
-from typing import Annotated, Any, Literal
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AliasChoices, BaseModel, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from omni.data.conversations import Message, ask
 from omni.data.sources import ManifestError, short
+from omni.registry import get_modality, load_modalities, modalities, open_item
 
 _SAYINGS = ("messages", "conversations", "question", "caption", "text")
-_PICTURES = re.compile(r"image|images|(.+_)?file_names?")
-_PLACEHOLDER = re.compile(r"\n?<image>\n?")
+_FILES = re.compile(r"(.+_)?file_names?")
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+
+
+class Named(NamedTuple):
+    """A file as a row names it, and the modality that it is of."""
+
+    modality: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Names:
+    """How rows name the items of all modalities that are known.
+
+    Attributes:
+        columns: the columns that hold files of one modality, each with it: `images`, `audio`.
+        tokens: the placeholders, each with its modality.
+        suffixes: the suffixes of files, each with its modality.
+    """
+
+    columns: Mapping[str, str]
+    tokens: Mapping[str, str]
+    suffixes: Mapping[str, str]
+
+    @classmethod
+    def known(cls) -> "Names":
+        """Those of all modalities, registered or installed."""
+        columns, tokens, suffixes = dict[str, str](), dict[str, str](), dict[str, str]()
+        for name in modalities():  # of a broken plug-in, too, which is named when a row has an item for it
+            columns |= {name: name, f"{name}s": name}
+        for modality in load_modalities()[0]:
+            columns[modality.argument] = tokens[modality.token] = modality.name
+            suffixes = dict.fromkeys(modality.suffixes, modality.name) | suffixes
+        return cls(columns, tokens, suffixes)
+
+    @cached_property
+    def placeholder(self) -> re.Pattern[str]:
+        """Finds the placeholders of all modalities, each with a line break on either side of it."""
+        return re.compile(rf"\n?({'|'.join(map(re.escape, self.tokens)) or '(?!)'})\n?")
+
+    def name_items(self, key: str) -> bool:
+        """Whether a column names items."""
+        return key in self.columns or _FILES.fullmatch(key) is not None
+
+    @property
+    def remedy(self) -> str:
+        """How an item is named, for messages."""
+        return f"name its file as {' or '.join(f'`{name}`' for name in dict.fromkeys(self.columns.values()))}"
 
 
 class _TextBlock(BaseModel):
@@ -31,24 +96,36 @@ class _TextBlock(BaseModel):
     text: str
 
 
-class _ImageBlock(BaseModel):
-    """A block that names its picture, or takes the next one in the row's list."""
+class _ItemBlock(BaseModel):
+    """A block that names its file, or takes the next one of its modality in the row's list."""
 
-    type: Literal["image"]
-    picture: str | None = Field(default=None, min_length=1, validation_alias=AliasChoices("path", "image", "url"))
+    type: str
+    file: str | None = Field(default=None, min_length=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _named_once(cls, block: Any) -> Any:
+    def _named_once(cls, block: Any, info: ValidationInfo) -> Any:
         if not isinstance(block, dict):
             return block
-        given = {key: value for key, value in block.items() if value is not None}  # Arrow gives every block every field
-        if len(names := [key for key in ("path", "image", "url") if key in given]) > 1:
-            raise ValueError(f"a block names one picture, not one as {' and another as '.join(map(repr, names))}")
-        return given
+        kind, known = block.get("type"), {*_names(info).columns.values()}
+        if kind not in known:
+            raise ValueError(f"the type of a block is text or one of {', '.join(sorted(known))}")
+        open_item(kind)  # a plug-in that opens no files, or is broken
+        # Arrow gives every block every field
+        given = [key for key in ("path", kind, "url") if block.get(key) is not None]
+        if len(given) > 1:
+            noun = get_modality(kind).noun
+            raise ValueError(f"a block names one {noun}, not one as {' and another as '.join(map(repr, given))}")
+        return {"type": kind, "file": block[given[0]] if given else None}
 
 
-_Block = Annotated[_TextBlock | _ImageBlock, Field(discriminator="type")]
+def _type_of_block(block: Any) -> str:
+    return "text" if isinstance(block, dict) and block.get("type") == "text" else "item"
+
+
+_Block = Annotated[
+    Annotated[_TextBlock, Tag("text")] | Annotated[_ItemBlock, Tag("item")], Discriminator(_type_of_block)
+]
 
 
 class _Turn(BaseModel):
@@ -57,11 +134,10 @@ class _Turn(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _pictures_elsewhere(cls, turn: Any) -> Any:
-        if isinstance(turn, dict) and (names := [key for key in turn if key == "path" or _PICTURES.fullmatch(key)]):
-            raise ValueError(
-                f"a picture is named in a block of the content or beside the chat, not as {names[0]!r} here"
-            )
+    def _items_elsewhere(cls, turn: Any, info: ValidationInfo) -> Any:
+        names = _names(info)
+        if isinstance(turn, dict) and (found := [key for key in turn if key == "path" or names.name_items(key)]):
+            raise ValueError(f"an item is named in a block of the content or beside the chat, not as {found[0]!r} here")
         return turn
 
     @field_validator("role")
@@ -71,52 +147,78 @@ class _Turn(BaseModel):
 
     @field_validator("content", mode="before")
     @classmethod
-    def _of_text(cls, content: Any) -> Any:
+    def _of_text(cls, content: Any, info: ValidationInfo) -> Any:
+        for block in content if isinstance(content, list) else ():
+            if not isinstance(block, dict):
+                continue
+            kind, names = block.get("type"), _names(info)
+            given = (key for key, value in block.items() if value is not None and key != kind)
+            if stranger := next(filter(names.name_items, given), None):
+                raise ValueError(f"a block of type {kind!r} names no file as {stranger!r}; give it a block of its own")
         return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
     @field_validator("content")
     @classmethod
-    def _apart(cls, content: list[_Block]) -> list[_Block]:
+    def _apart(cls, content: list[_Block], info: ValidationInfo) -> list[_Block]:
         """Split texts at placeholders, which become blocks."""
+        names = _names(info)
         blocks: list[_Block] = []
         for block in content:
-            if isinstance(block, _ImageBlock):
+            if isinstance(block, _ItemBlock):
                 blocks.append(block)
                 continue
             block.text.encode()  # a lone surrogate, such as "\ud83d", raises here and not in a tokenizer
-            for place, text in enumerate(_PLACEHOLDER.split(block.text)):
-                blocks += [_ImageBlock(type="image")] if place else []
-                blocks += [_TextBlock(type="text", text=text)] if text else []
+            for place, text in enumerate(names.placeholder.split(block.text)):
+                if place % 2:
+                    blocks.append(_ItemBlock.model_construct(type=names.tokens[text], file=None))
+                elif text:
+                    blocks.append(_TextBlock(type="text", text=text))
         return blocks
+
+
+def _names(info: ValidationInfo) -> Names:
+    names: Any = info.context
+    assert isinstance(names, Names)
+    return names
 
 
 _TURNS = TypeAdapter(list[_Turn])
 
 
 def parse_row(
-    fields: dict[str, Any], prompt: str, promised: bool, answers: bool
-) -> tuple[list[str], list[Message], str | None]:
-    """The names of a row's pictures, its conversation, and its kind.
+    fields: dict[str, Any],
+    prompt: str | None,
+    promised: bool,
+    answers: bool,
+    names: Names,
+    modality_of: Callable[[str], str],
+) -> tuple[list[Named], list[Message], str | None]:
+    """The files of a row in the order of their blocks, its conversation, and its kind.
 
     Args:
         fields: the names and values of the row.
-        prompt: the question for a row that has only an answer.
-        promised: whether the layout requires a picture in every row, chats included.
+        prompt: the question for a row that has only a caption. By default it asks to describe the items.
+        promised: whether the layout requires an item in every row, chats included.
         answers: whether a row needs an answer.
+        names: the modalities that are known.
+        modality_of: tells the modality of a file that stands in a column for files of any.
 
     Raises:
         ManifestError: the row is not valid. The message does not name its place.
     """
     given = {key: value for key, value in fields.items() if value is not None}
     sayings = [key for key in _SAYINGS if key in given]
-    if not answers and not sayings and (named := _named_pictures(given)):
-        return _files(named), [], None
-    if not sayings and any(key in fields for key in _SAYINGS):
+    listed = _listed(given, names, modality_of)
+    if not answers and not sayings and "answer" not in given and listed:
+        return _files(listed), [], None
+    if not sayings and "answer" in given:
+        sayings = ["answer"]
+    if not sayings and any(key in fields for key in (*_SAYINGS, "answer")):
         raise ManifestError("the answer is null, expected text; write one or remove the row.", "no answer")
     if len(sayings) != 1:
         raise ManifestError(
             "expected exactly one of `messages`, `conversations`, `question` and `answer`, `caption`, `text`, beside "
-            f"`image`, `images` or `file_name`, found the fields {', '.join(map(repr, given)) or 'of an empty object'}."
+            f"the files of its items, found the fields {', '.join(map(repr, given)) or 'of an empty object'}."
         )
     kind, saying = given.get("kind", ""), sayings[0]
     if "answer" in given and saying in ("caption", "text"):
@@ -126,76 +228,116 @@ def parse_row(
         )
     if not isinstance(kind, str):
         raise ManifestError(f"`kind` should be text, found {short(kind)}.")
-    listed = _named_pictures(given)
     chat = saying in ("messages", "conversations")
-    turns = _turns(given[saying] if chat else _ask(given, saying, prompt, len(listed)), saying)
-    pictures, conversation = _converse(turns, listed)
-    if not pictures and (promised or not chat):
-        raise ManifestError(
-            f"expected a picture beside `{saying}`, found none; name it as `file_name` or `image`, or remove the row.",
-            "no picture",
-        )
-    return _files(pictures), conversation, kind or None
+    if not listed and not chat:
+        raise _no_item(saying, names)
+    turns = _turns(given[saying] if chat else _ask(given, saying, prompt, listed, names), saying, names)
+    files, conversation = _converse(turns, listed)
+    if not files and promised:
+        raise _no_item(saying, names)
+    return _files(files), conversation, kind or None
 
 
-def _files(pictures: list[str]) -> list[str]:
-    for name in pictures:
+def describe(items: Sequence[str]) -> str:
+    """The question to rows that have only a caption, if nobody asks another; of items of these modalities."""
+    return f"Describe {' and '.join(f'the {get_modality(name).noun}' for name in dict.fromkeys(items))}."
+
+
+def _no_item(saying: str, names: Names) -> ManifestError:
+    return ManifestError(
+        f"expected an item beside `{saying}`, found none; {names.remedy} or `file_name`, or remove the row.",
+        "no picture",
+    )
+
+
+def _files(files: list[Named]) -> list[Named]:
+    for modality, name in files:
         if _ADDRESS.match(name):
-            raise ManifestError(f"{short(name)} is an address, expected a file; download the picture first.")
-    return pictures
+            noun = get_modality(modality).noun
+            raise ManifestError(f"{short(name)} is an address, expected a file; download the {noun} first.")
+    return files
 
 
-def _ask(given: dict[str, Any], saying: str, prompt: str, pictures: int) -> list[Message]:
-    """The chat of a row with a single question. Its pictures come first, unless the question has placeholders."""
-    question, answering = (given[saying], "answer") if saying == "question" else (prompt, saying)
+def _ask(
+    given: dict[str, Any], saying: str, prompt: str | None, listed: Sequence[Named], names: Names
+) -> list[Message]:
+    """The chat of a row with a single question. Items that the question does not place come first."""
+    asks = saying in ("question", "answer")
+    question = given.get("question", "") if asks else prompt or describe([each.modality for each in listed])
+    answering = "answer" if asks else saying
     answer = given.get(answering, "")
-    for key, text in ((saying, question), (answering, answer)):
+    for key, text in (("question", question), (answering, answer)):
         if not isinstance(text, str):
             raise ManifestError(f"`{key}` should be text, found {short(text)}.")
     if is_blank(answer):
         raise ManifestError(f"`{answering}` is empty, expected text; write it or remove the row.", "no answer")
-    if saying == "question" and is_blank(question):
-        raise ManifestError("`question` is empty, expected text; write it or remove the row.")
-    return ask(question, answer, [] if _PLACEHOLDER.search(question) else ["image"] * pictures)
+    placed = {names.tokens[token] for token in names.placeholder.findall(question)}
+    first = [each.modality for each in listed if each.modality not in placed]
+    return ask("" if is_blank(question) else question, answer, first)
 
 
-def _named_pictures(given: dict[str, Any]) -> list[str]:
-    keys = [key for key in given if _PICTURES.fullmatch(key)]
-    if len(keys) > 1 and {"image", "images"} & set(keys):
-        raise ManifestError(
-            f"pictures should be named once, found {' and '.join(map(repr, keys))}; remove all but one."
-        )
-    values = [given[key] for key in keys if given[key] != ""]  # an empty cell of a table names no picture
+def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str], str]) -> list[Named]:
+    """The files that a row names outside of its chat, in the order of its columns."""
+    listed = list[Named]()
+    keys = dict[str, dict[str, None]]()  # by modality
+    for key in filter(names.name_items, given):
+        value = given[key]
+        if value == "":  # an empty cell of a table names nothing
+            continue
+        for name in value if isinstance(value, list) else [value]:
+            if not isinstance(name, str) or not name:
+                raise ManifestError(f"{key!r} should be a path or a list of paths, found {short(name)}.")
+            modality = names.columns[key] if key in names.columns else modality_of(name)
+            try:
+                open_item(modality)
+            except ValueError as error:  # a plug-in that opens no files, or is broken
+                raise ManifestError(f"{key!r} cannot be read: {error}") from error
+            listed.append(Named(modality, name))
+            keys.setdefault(modality, {})[key] = None
+    for modality, found in keys.items():
+        if len(found) > 1 and not names.columns.keys().isdisjoint(found):
+            raise ManifestError(
+                f"{get_modality(modality).noun}s should be named once, found {' and '.join(map(repr, found))}; remove "
+                "all but one."
+            )
+    return listed
+
+
+def names_of_files(fields: Mapping[str, Any]) -> list[str]:
+    """What stands in the columns of a row for files of any modality."""
+    values = [value for key, value in fields.items() if _FILES.fullmatch(key)]
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    for name in names:
-        if not isinstance(name, str) or not name:
-            raise ManifestError(f"{keys[0]!r} should be a path or a list of paths, found {short(name)}.")
-    return names
+    return [name for name in names if isinstance(name, str) and name]
 
 
-def _turns(messages: Any, field: str) -> list[_Turn]:
+def _turns(messages: Any, field: str, names: Names) -> list[_Turn]:
     try:
-        return _TURNS.validate_python(messages)
+        return _TURNS.validate_python(messages, context=names)
     except ValidationError as error:
         found = error.errors(include_url=False)[0]
         place = ".".join(map(str, (field, *found["loc"]))) if field in ("messages", "conversations") else field
-        raise ManifestError(f"{place}: {found['msg']}, found {short(found['input'])}.") from error
+        message = found["msg"].removeprefix("Value error, ")
+        raise ManifestError(f"{place}: {message}, found {short(found['input'])}.") from error
 
 
-def _converse(turns: list[_Turn], listed: list[str]) -> tuple[list[str], list[Message]]:
-    """The pictures in the order of their blocks, and the chat as the processor takes it.
+def _converse(turns: list[_Turn], listed: Sequence[Named]) -> tuple[list[Named], list[Message]]:
+    """The files in the order of their blocks, and the chat as the processor takes it.
 
     Args:
-        turns: the messages. An image block names its picture, or takes the next of `listed`.
-        listed: the pictures that the row names outside of its chat.
+        turns: the messages. A block of an item names its file, or takes the next of its modality in `listed`.
+        listed: the files that the row names outside of its chat.
     """
-    marks = sum(isinstance(block, _ImageBlock) and block.picture is None for turn in turns for block in turn.content)
-    if marks != len(listed):
-        raise ManifestError(
-            f"expected a placeholder <image> for each of {len(listed)} pictures, found {marks}; write one for each."
-        )
-    waiting = iter(listed)
-    pictures: list[str] = []
+    blocks = [block for turn in turns for block in turn.content if isinstance(block, _ItemBlock)]
+    marks, there = Counter(block.type for block in blocks if block.file is None), Counter(each[0] for each in listed)
+    for name in {**there, **marks}:
+        if marks[name] != there[name]:
+            modality = get_modality(name)
+            raise ManifestError(
+                f"expected a placeholder {modality.token} for each of {there[name]} {modality.noun}s, found "
+                f"{marks[name]}; write one for each."
+            )
+    waiting = {name: iter([each.name for each in listed if each.modality == name]) for name in there}
+    files: list[Named] = []
     conversation: list[Message] = []
     for place, turn in enumerate(turns):
         speaker = ("user", "assistant")[place % 2]
@@ -205,21 +347,22 @@ def _converse(turns: list[_Turn], listed: list[str]) -> tuple[list[str], list[Me
                 f"message {place + 1} should be the {speaker}'s, found the role {turn.role!r}; {remedy}."
             )
         texts = [block.text for block in turn.content if isinstance(block, _TextBlock)]
-        shown = [block.picture or next(waiting) for block in turn.content if isinstance(block, _ImageBlock)]
+        shown = [block for block in turn.content if isinstance(block, _ItemBlock)]
         if speaker == "assistant" and is_blank("".join(texts)):
             raise ManifestError(f"message {place + 1} is an empty answer, expected text; write it.", "no answer")
         if speaker == "assistant" and shown:
-            raise ManifestError(f"message {place + 1} is an answer with a picture, expected text alone; take it out.")
+            noun = get_modality(shown[0].type).noun
+            raise ManifestError(f"message {place + 1} is an answer with a {noun}, expected text alone; take it out.")
         if not shown and is_blank("".join(texts)):
-            raise ManifestError(f"message {place + 1} is empty, expected a question or a picture; write one.")
-        pictures += shown
+            raise ManifestError(f"message {place + 1} is empty, expected a question or an item; write one.")
+        files += [Named(block.type, block.file or next(waiting[block.type])) for block in shown]
         content = [block.model_dump(include={"type", "text"}) for block in turn.content]
         conversation.append({"role": turn.role, "content": content})
     if len(turns) % 2 or not turns:
         raise ManifestError(
             f"the last of {len(turns)} messages should be the assistant's; add the answer.", "no answer"
         )
-    return pictures, conversation
+    return files, conversation
 
 
 def is_blank(text: str) -> bool:

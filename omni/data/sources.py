@@ -5,7 +5,7 @@ The contents of the path tell the layout:
 | contents                                | rows                                                                       |
 |-----------------------------------------|----------------------------------------------------------------------------|
 | folder with metadata.jsonl or .csv      | the "imagefolder" of `datasets`: `file_name` and a text in each row        |
-| folder of folders of pictures           | one per file, sorted by path (2 before 10); the folder's name is the answer|
+| folder of folders of files              | one per file, sorted by path (2 before 10); the folder's name is the answer|
 | .jsonl, or a .json of the same content  | an object per line                                                         |
 | .json                                   | a list of objects, such as `{"image": "a.png", "caption": "a wren"}`       |
 | .csv                                    | columns of the same names                                                  |
@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from omni.registry import get_modality
+from omni.items import suffixes
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 RowProblem = Literal["malformed row", "no picture", "no answer"]
@@ -56,10 +56,10 @@ class Source(Protocol):
         """The names and values of a row. Raises `ManifestError` without its place."""
 
     def digest(self) -> str:
-        """SHA-256 of the file, or of the names of the files. No picture is opened."""
+        """SHA-256 of the file, or of the names of the files. No item is opened."""
 
 
-_EXPECTED = "a folder of pictures or a .jsonl, .json or .csv file"
+_EXPECTED = "a folder of files or a .jsonl, .json or .csv file"
 
 
 def open_source(path: Path) -> Source:
@@ -287,19 +287,18 @@ class _Classes:
             )
         if nested:
             raise ManifestError(
-                f"{str(nested[0].parent)!r} should hold the pictures of one class, found the folder {nested[0].name!r} in "
+                f"{str(nested[0].parent)!r} should hold the files of one class, found the folder {nested[0].name!r} in "
                 "it; move its contents up or elsewhere."
             )
         if files := [entry for entry in entries if entry.suffix.lower() in (".jsonl", ".json", ".csv")]:
             raise ManifestError(
                 f"{str(path)!r} holds {_listed(files)}, expected {' or '.join(METADATA)}, or only folders; name the file "
-                "that describes the pictures, or move it elsewhere if none does."
+                "that describes the others, or move it elsewhere if none does."
             )
-        suffixes = get_modality("image").suffixes
-        if len(folders) < 2 or any(entry.suffix.lower() in suffixes for entry in entries):
+        if len(folders) < 2 or any(entry.suffix.lower() in suffixes() for entry in entries):
             raise ManifestError(
-                f"{str(path)!r} should hold {' or '.join(METADATA)}, or a folder of pictures for each of several classes, "
-                f"found {_listed(entries)}; write {METADATA[0]} with a JSON object in a line for each picture."
+                f"{str(path)!r} should hold {' or '.join(METADATA)}, or a folder of files for each of several classes, "
+                f"found {_listed(entries)}; write {METADATA[0]} with a JSON object in a line for each of them."
             )
         names = (f"{folder.name}/{file.name}" for folder in folders for file in inside[folder])
         self.names = sorted(names, key=_natural)

@@ -61,7 +61,7 @@ def _find(source: str, modality: Modality) -> Iterable[str]:
     suffix = os.path.splitext(source)[1].lower()
     if os.path.isfile(source):
         if suffix in (".jsonl", ".json", ".csv"):
-            return (str(path) for row in Manifest.read(source, answers=False) for path in row.pictures)
+            return (str(path) for row in Manifest.read(source, answers=False) for path in row.of(modality.name))
         if suffix in modality.suffixes:
             return [source]
         raise SourceError(f"{source!r} is a file of another kind, expected {expected}; check the path.")

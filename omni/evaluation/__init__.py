@@ -1,10 +1,10 @@
 """Evaluation: exact match by kind of question, with its uncertainty and with the score of guessing.
 
-Questions are asked as a user asks them: one prompt, its pictures, greedy generation. An answer is right if it equals the
+Questions are asked as a user asks them: one prompt, its items, greedy generation. An answer is right if it equals the
 expected one, character by character. Beside every accuracy stand the number of questions, the 95 % interval, and the score
-of the best constant answer. The sight test asks the same questions with the picture blank, swapped or turned to noise; a
-model that uses the picture then scores about as well as a constant answer. An encoder is measured without a language model
-(`probing`).
+of the best constant answer. The sight test asks the same questions with the pictures, or the sounds, blank, swapped or
+turned to noise; a model that uses them then scores about as well as a constant answer. An encoder is measured without a
+language model (`probing`).
 
     outcome = evaluate("checkpoints/omni_tiny", choose_settings("checkpoints/omni_tiny", pictures=100, sight=True))
     rich.print(render(outcome.result))

@@ -1,18 +1,17 @@
-"""Ask a model every question as a user asks it, with the pictures or with others in their place, and keep its answers.
+"""Ask a model every question as a user asks it, with its items or with others in their place, and keep its answers.
 
-A `Questionnaire` is a sequence of `Example`s; each has pictures and the questions about them. The rows of a manifest make
+A `Questionnaire` is a sequence of `Example`s; each has items and the questions about them. The rows of a manifest make
 one (`omni.evaluation.manifest`). A world makes another (`omni.worlds`).
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from jinja2 import TemplateError
-from PIL import Image
 
 from omni.data.conversations import Message
 from omni.registry import get_modality
@@ -20,10 +19,11 @@ from omni.session import write_prompts
 
 from .scores import Asked, EvaluationError, Parts, Sight
 
-Pictures = tuple[Image.Image, ...]
+Items = Mapping[str, Sequence[Any]]
+"""For each modality its items, in the order of their blocks: `{"image": [picture], "audio": [sound]}`."""
 
-WINDOW, WINDOW_PIXELS = 16, 50_000_000
-"""Questions are sorted by the length of their answers within a window: so many batches, or so many pixels of pictures."""
+WINDOW, WINDOW_BYTES = 16, 150_000_000
+"""Questions are sorted by the length of their answers within a window: so many batches, or so many bytes of items."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Query:
 
     Attributes:
         kind: questions of one kind are scored together.
-        conversation: the messages up to the question, with blocks `{"type": "image"}` for the pictures.
+        conversation: the messages up to the question, with a block of its type for each item: `{"type": "image"}`.
         expected: the right answer, without spaces around it.
     """
 
@@ -47,16 +47,16 @@ class Query:
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
         return " ".join(block["text"] for block in blocks if block["type"] == "text").strip()
 
-    def show(self, pictures: Sequence[Image.Image]) -> list[Message]:
-        """The conversation with the pictures in its blocks. Pictures of later turns are left over."""
-        waiting = iter(pictures)
+    def show(self, items: Items) -> list[Message]:
+        """The conversation with the items in its blocks. Items of later turns are left over."""
+        waiting = {name: iter(each) for name, each in items.items()}
         return [
             message
             if isinstance(message["content"], str)
             else {
                 **message,
                 "content": [
-                    {**block, "image": next(waiting)} if block["type"] == "image" else block
+                    {**block, kind: next(waiting[kind])} if (kind := block["type"]) != "text" else block
                     for block in message["content"]
                 ],
             }
@@ -66,15 +66,19 @@ class Query:
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures, their source, and the questions about them."""
+    """Items, their source, and the questions about them."""
 
     source: str
-    pictures: Pictures
+    items: Items
     queries: tuple[Query, ...]
 
 
 class Questionnaire(Protocol):
     """The examples of one evaluation. Each is made when it is asked for."""
+
+    @property
+    def modalities(self) -> Sequence[str]:
+        """The modalities of all items that there are."""
 
     @property
     def parts(self) -> Parts | None:
@@ -86,14 +90,14 @@ class Questionnaire(Protocol):
     def __getitem__(self, index: int) -> Example:
         """One example; the same every time."""
 
-    def swapped(self, index: int) -> Pictures:
-        """As many pictures, from another example."""
+    def swapped(self, index: int, modality: str) -> Sequence[Any]:
+        """As many items of this modality, from another example."""
 
-    def why_not_swapped(self) -> str | None:
-        """Why an example has no other one to swap pictures with; None if each has one."""
+    def why_not_swapped(self, modality: str) -> str | None:
+        """Why an example has no other one to swap items of this modality with; None if each has one."""
 
     def data_hash(self, progress: Callable[[int], None] = lambda done: None) -> str:
-        """sha256 of all pictures and expected answers. Raises if one of them cannot be read."""
+        """sha256 of all items and expected answers. Raises if one of them cannot be read."""
 
 
 def ask_all(
@@ -101,6 +105,7 @@ def ask_all(
     processor: Any,
     questionnaire: Questionnaire,
     sight: Sight = "real",
+    modality: str | None = None,
     *,
     batch_size: int = 64,
     max_new_tokens: int = 192,
@@ -114,7 +119,9 @@ def ask_all(
     Args:
         model, processor: see `omni.loading.checkpoint.load`.
         questionnaire: the examples.
-        sight: the pictures to show: "real" ones, "blank" grey ones, "swapped" ones of another example, "noise".
+        sight: what to show: the "real" items, "blank" ones (grey pictures, silence), "swapped" ones of another example, or
+            "noise".
+        modality: the modality whose items are not the real ones. By default all are.
         batch_size: number of questions in a batch.
         max_new_tokens: number of tokens after which an answer is stopped.
         progress: called after each batch with the approximate number of examples done.
@@ -129,17 +136,17 @@ def ask_all(
     waiting: list[_Waiting] = []
     for index in range(len(questionnaire)):
         example = questionnaire[index]
-        pictures = shown(questionnaire, index, example, sight)
-        share = sum(picture.width * picture.height for picture in pictures) / max(len(example.queries), 1)
+        items = shown(questionnaire, index, example, sight, modality)
+        share = _size(items) / max(len(example.queries), 1)
         first = len(asked) + len(waiting)
         waiting += [
-            _Waiting(number, index, example.source, query, query.show(pictures), share)
+            _Waiting(number, index, example.source, query, query.show(items), share)
             for number, query in enumerate(example.queries, start=first)
         ]
         whole = len(waiting) // batch_size
         if index == len(questionnaire) - 1:
             due = len(waiting)
-        elif whole >= WINDOW or sum(each.pixels for each in waiting) >= WINDOW_PIXELS:
+        elif whole >= WINDOW or sum(each.bytes for each in waiting) >= WINDOW_BYTES:
             due = whole * batch_size
         else:
             continue
@@ -157,7 +164,13 @@ class _Waiting:
     source: str
     query: Query
     conversation: list[Message]
-    pixels: float  # the pixels of the example, divided among its questions
+    bytes: float  # those of the items of the example, divided among its questions
+
+
+def _size(items: Items) -> int:
+    """Bytes of the items, of those modalities that tell."""
+    contents = ((get_modality(name).content, each) for name, each in items.items())
+    return sum(len(content(item)) for content, each in contents if content is not None for item in each)
 
 
 def _ask_window(
@@ -181,15 +194,21 @@ def _ask_window(
         yield answers
 
 
-def shown(questionnaire: Questionnaire, index: int, example: Example, sight: Sight) -> Pictures:
-    """The pictures of an example, or others in their place; see `ask_all`."""
+def shown(
+    questionnaire: Questionnaire, index: int, example: Example, sight: Sight, modality: str | None = None
+) -> Items:
+    """The items of an example, or others in the place of those of a modality; see `ask_all`."""
     if sight == "real":
-        return example.pictures
-    if sight == "swapped":
-        return questionnaire.swapped(index)
-    stand_ins = get_modality("image").stand_ins
-    assert stand_ins is not None
-    return tuple(stand_ins(picture, index)[sight] for picture in example.pictures)
+        return example.items
+    items = {**example.items}
+    for name in items if modality is None else {modality} & items.keys():
+        if sight == "swapped":
+            items[name] = questionnaire.swapped(index, name)
+            continue
+        stand_ins = get_modality(name).stand_ins
+        assert stand_ins is not None  # or this sight is left out
+        items[name] = [stand_ins(item, index)[sight] for item in items[name]]
+    return items
 
 
 @dataclass(frozen=True)
@@ -212,7 +231,7 @@ def _generate(model: Any, processor: Any, conversations: Sequence[list[Message]]
     if limit is not None and longest + max_new_tokens > limit:
         raise EvaluationError(
             f"a prompt of {longest} tokens leaves no room for an answer of {max_new_tokens} in the {limit} that the "
-            "model takes; allow fewer new tokens, or ask about fewer pictures at once."
+            "model takes; allow fewer new tokens, or ask about fewer items at once."
         )
     output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     written = output[:, inputs["input_ids"].shape[1] :]

@@ -7,11 +7,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from omni.data.manifests import PROMPT, Manifest, Row
+from omni.data.manifests import Manifest
 from omni.data.sources import ManifestError
-from omni.registry import ItemError, open_item
+from omni.registry import get_modality
 
-from .asking import Example, Pictures, Query
+from .asking import Example, Query
 
 DEFAULT_KIND = "answer"
 
@@ -23,17 +23,18 @@ class ManifestQuestions:
 
     Args:
         path: a file or folder; see `omni.data.manifests`.
-        root: the folder that relative paths of pictures start from. By default the manifest's folder.
-        prompt: the question for rows that have only an answer.
+        root: the folder that relative paths of files start from. By default the manifest's folder.
+        prompt: the question for rows that have only a caption; see `Manifest.read`.
 
     Raises:
-        ManifestError, ItemError: the manifest cannot be read; or, on access, a row or a picture cannot be read.
+        ManifestError, ItemError: the manifest cannot be read; or, on access, a row or a file cannot be read.
     """
 
     parts = None
 
-    def __init__(self, path: str | Path, root: str | Path | None = None, prompt: str = PROMPT) -> None:
+    def __init__(self, path: str | Path, root: str | Path | None = None, prompt: str | None = None) -> None:
         self.manifest = Manifest.read(path, root=root, prompt=prompt)
+        self._found: dict[str, Sequence[int | None]] = {}
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -44,54 +45,55 @@ class ManifestQuestions:
         queries = [
             Query(row.kind or DEFAULT_KIND, row.conversation[:turn], _words(row.conversation[turn])) for turn in turns
         ]
-        return Example(source=row.source, pictures=self._open(row), queries=tuple(queries))
+        return Example(source=row.source, items=row.open(), queries=tuple(queries))
 
-    def swapped(self, index: int) -> Pictures:
-        """The pictures of the next row that shows as many others. After the last row comes the first."""
-        partner = self._partners[index]
+    @cached_property
+    def modalities(self) -> Sequence[str]:
+        """The modalities of all rows, sorted. Raises `ManifestError` if a row cannot be read."""
+        return sorted({file.modality for row in self.manifest for file in row.files})
+
+    def swapped(self, index: int, modality: str) -> Sequence[Any]:
+        """The items of the next row that has as many others. After the last row comes the first."""
+        partner = self._partners(modality)[index]
         assert partner is not None  # `why_not_swapped` was asked first
-        return self._open(self.manifest[partner])
+        return self.manifest[partner].open()[modality]
 
-    def why_not_swapped(self) -> str | None:
+    def why_not_swapped(self, modality: str) -> str | None:
         """A sentence about the first row without a partner; None if each has one."""
-        alone = next((index for index, partner in enumerate(self._partners) if partner is None), None)
+        alone = next((index for index, partner in enumerate(self._partners(modality)) if partner is None), None)
         if alone is None:
             return None
-        row = self.manifest[alone]
-        return f"{row.source} shows {len(row.pictures)} pictures, and no other row shows as many different ones"
+        row, noun = self.manifest[alone], get_modality(modality).noun
+        return f"{row.source} has {len(row.of(modality))} {noun}s, and no other row has as many different ones"
 
     def data_hash(self, progress: Callable[[int], None] = lambda done: None) -> str:
-        """sha256 of all rows and of the bytes of their pictures. All are opened, so that a bad one is found first."""
+        """sha256 of all rows and of the bytes of their files. All are opened, so that a bad one is found first."""
         for index in range(len(self)):
-            self._open(self.manifest[index])
+            self.manifest[index].open()
             progress(index + 1)
         return self.manifest.digest()
 
-    @cached_property
-    def _partners(self) -> Sequence[int | None]:
-        """For each row, the row whose pictures take the place of its own. A row without pictures is its own partner."""
-        shown = [[_content(path) for path in row.pictures] for row in self.manifest]
+    def _partners(self, modality: str) -> Sequence[int | None]:
+        """For each row, the row whose items take the place of its own. A row without any is its own partner."""
+        if modality in self._found:
+            return self._found[modality]
+        held = [[_content(path) for path in row.of(modality)] for row in self.manifest]
         partners: list[int | None] = []
-        for index, own in enumerate(shown):
-            others = chain(range(index + 1, len(shown)), range(index)) if own else [index]
-            fits = (other for other in others if len(shown[other]) == len(own))
-            # each picture must differ from the one in its place, or a question about that one could still be answered
-            differs = (other for other in fits if not any(map(str.__eq__, shown[other], own)) or not own)
+        for index, own in enumerate(held):
+            others = chain(range(index + 1, len(held)), range(index)) if own else [index]
+            fits = (other for other in others if len(held[other]) == len(own))
+            # each item must differ from the one in its place, or a question about that one could still be answered
+            differs = (other for other in fits if not any(map(str.__eq__, held[other], own)) or not own)
             partners.append(next(differs, None))
+        self._found[modality] = partners
         return partners
-
-    def _open(self, row: Row) -> Pictures:
-        try:
-            return tuple(open_item("image")(path) for path in row.pictures)
-        except ItemError as error:
-            raise type(error)(f"{row.source}: {error}") from error
 
 
 def _words(message: dict[str, Any]) -> str:
     return "".join(block["text"] for block in message["content"]).strip()
 
 
-@lru_cache(maxsize=1024)  # rows that share a picture are often neighbours
+@lru_cache(maxsize=1024)  # rows that share a file are often neighbours
 def _content(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -2,23 +2,25 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image
 from pydantic import ValidationError
 
 from omni.checkpoints.folder import CheckpointError, base_of, model_type_of, prompt_of
+from omni.data.collate import expect_taken
+from omni.data.conversations import ExampleError
 from omni.fusion.configuration_omni import OmniConfig
 from omni.loading.checkpoint import load
 from omni.loading.encoder import load_encoder
+from omni.registry import get_modality
 from omni.worlds import find_world
 
-from .asking import ask_all
+from .asking import Items, Questionnaire, ask_all
 from .probing import Progress, evaluate_encoder
 from .result import (
     Asking,
@@ -48,13 +50,13 @@ class Outcome:
     Attributes:
         result: the scores and hashes.
         asked: every question with its answer to the real pictures.
-        pictures: returns the pictures of a question, given its `Asked.example`.
+        items: returns the items of a question, given its `Asked.example`.
         examples: number of examples.
     """
 
     result: Result
     asked: Sequence[Asked]
-    pictures: Callable[[int], Sequence[Image.Image]]
+    items: Callable[[int], Items]
     examples: int
 
 
@@ -115,7 +117,7 @@ def evaluate(
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded, or it is of another kind than the settings.
-        EvaluationError, ManifestError, ItemError, WorldError: a question, a row, a picture or a world is at fault.
+        EvaluationError, ManifestError, ItemError, WorldError: a question, a row, a file or a world is at fault.
     """
     found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, EncoderSettings) else "fused"
     if found != wanted:
@@ -137,37 +139,38 @@ def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progres
         preprocessing=hash_lines([encoder.preprocessor.to_dict()]),
         answers=hash_answers(found.asked),
     )
-    result = _result(checkpoint, settings, encoder.model, hashes, found.scores, start, stopped=0, sight=None)
-    return Outcome(result, found.asked, lambda example: found.shown[example](), len(found.shown))
+    result = _result(checkpoint, settings, encoder.model, hashes, found.scores, start, stopped=0)
+    return Outcome(result, found.asked, lambda example: {"image": found.shown[example]()}, len(found.shown))
 
 
 def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress, start: float) -> Outcome:
     questions = settings.questionnaire()
     # first, so that a file that cannot be read is refused at once
-    data_hash = questions.data_hash(lambda done: progress("reading pictures", done, len(questions)))
+    data_hash = questions.data_hash(lambda done: progress("reading files", done, len(questions)))
     model, processor = load(checkpoint)
-    if "image" not in processor.preprocessors:
-        raise CheckpointError(
-            f"The fused model in {str(checkpoint)!r} takes no pictures, so it cannot be asked about any; name another one."
-        )
-    if settings.sight and not any(questions[index].pictures for index in range(len(questions))):
-        raise EvaluationError("No question is about a picture, so the sight test has none to take away; leave it out.")
-    left_out: dict[Sight, str] = {}
-    if settings.sight and (reason := questions.why_not_swapped()):
-        left_out["swapped"] = reason
-    passes: dict[Sight, list[Asked]] = {}
-    for sight in (sight for sight in (SIGHTS if settings.sight else SIGHTS[:1]) if sight not in left_out):
-        passes[sight] = ask_all(
+    try:
+        expect_taken(settings.title, questions.modalities, processor.preprocessors)
+    except ExampleError as error:
+        raise EvaluationError(str(error)) from error
+    if settings.sight and not questions.modalities:
+        raise EvaluationError("No question is about an item, so the sight test has none to take away; leave it out.")
+
+    def ask(sight: Sight, modality: str | None = None) -> list[Asked]:
+        noun = get_modality(modality).noun if modality else "item"
+        return ask_all(
             model,
             processor,
             questions,
             sight,
+            modality,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
-            progress=lambda done, sight=sight: progress(f"asking, {sight} pictures", done, len(questions)),  # type: ignore[misc]
+            progress=lambda done: progress(f"asking, {sight} {noun}s", done, len(questions)),
         )
-    asked = passes["real"]
-    evaluations = [Evaluation.of(given, sight, questions.parts) for sight, given in passes.items()]
+
+    asked = ask("real")
+    real = Evaluation.of(asked, "real", questions.parts)
+    tests = {name: _test_sight(real, name, questions, ask) for name in questions.modalities if settings.sight}
     hashes = Hashes(
         weights=hash_weights(checkpoint),
         data=data_hash,
@@ -180,12 +183,30 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
         settings,
         model,
         hashes,
-        evaluations[0].scores,
+        real.scores,
         start,
         stopped=sum(not each.complete for each in asked),
-        sight=sight_test(evaluations, left_out) if settings.sight else None,
+        sight=tests.pop("image", None),
+        senses=tests,
     )
-    return Outcome(result, asked, lambda example: questions[example].pictures, len(questions))
+    return Outcome(result, asked, lambda example: questions[example].items, len(questions))
+
+
+def _test_sight(
+    real: Evaluation, modality: str, questions: Questionnaire, ask: Callable[[Sight, str], list[Asked]]
+) -> SightTest:
+    """The sight test of one modality; the items of the others are the real ones."""
+    left_out: dict[Sight, str] = {}
+    if get_modality(modality).stand_ins is None:
+        left_out |= dict.fromkeys(("blank", "noise"), f"the plug-in of {modality!r} has none (`stand_ins`)")
+    if reason := questions.why_not_swapped(modality):
+        left_out["swapped"] = reason
+    others = [sight for sight in SIGHTS if sight != "real" and sight not in left_out]
+    if not others:
+        why, noun = "; ".join(dict.fromkeys(left_out.values())), get_modality(modality).noun
+        raise EvaluationError(f"Nothing can take the place of the {noun}s: {why}; leave the sight test out.")
+    passes = [Evaluation.of(ask(sight, modality), sight, questions.parts) for sight in others]
+    return sight_test([real, *passes], left_out)
 
 
 def _result(
@@ -197,7 +218,8 @@ def _result(
     start: float,
     *,
     stopped: int,
-    sight: SightTest | None,
+    sight: SightTest | None = None,
+    senses: Mapping[str, SightTest] | None = None,
 ) -> Result:
     return Result(
         checkpoint=str(checkpoint),
@@ -210,6 +232,7 @@ def _result(
         stopped=stopped,
         scores=list(scores),
         sight=sight,
+        senses=dict(senses or {}),
     )
 
 
@@ -248,7 +271,7 @@ def measure_again(
         progress: see `evaluate`.
 
     Raises:
-        CheckpointError, EvaluationError, ManifestError, PictureError, WorldError: see `evaluate`. Weights that changed and
+        CheckpointError, EvaluationError, ManifestError, ItemError, WorldError: see `evaluate`. Weights that changed and
             cannot be loaded are a difference instead.
     """
     folder = checkpoint or expected.checkpoint

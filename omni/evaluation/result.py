@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, ValidationError
 
 from omni.checkpoints.folder import ADAPTERS, base_of
-from omni.data.manifests import PROMPT
 from omni.files import write_text_whole
+from omni.registry import get_modality
 from omni.worlds import WorldError, find_world, worlds
 
 from .asking import Questionnaire
@@ -38,7 +38,7 @@ class Asking(Strict):
     """Settings of an evaluation of a fused model. Each subclass is about other examples, which its field `about` names.
 
     Attributes:
-        sight: run the sight test, too.
+        sight: run the sight test, too, of each modality that the examples have.
         batch_size: number of questions in a batch.
         max_new_tokens: number of tokens after which an answer is stopped.
     """
@@ -63,7 +63,7 @@ class ManifestSettings(Asking):
     about: Literal["manifest"] = "manifest"
     data: str
     root: str | None = None
-    prompt: str = PROMPT
+    prompt: str | None = None
 
     def questionnaire(self) -> ManifestQuestions:
         """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
@@ -115,9 +115,9 @@ class Hashes(Strict):
     Attributes:
         weights: the model's files in the checkpoint folder: config.json, generation_config.json, *.safetensors. For
             adapters, their files and those of their base model.
-        data: the pictures and the expected answers.
+        data: the items and the expected answers.
         prompts: the tokens of every prompt; None for an encoder, which reads none.
-        preprocessing: settings of the image processor, tokenizer and chat template.
+        preprocessing: settings of the preprocessors, tokenizer and chat template.
         answers: every question with its answer, in order.
     """
 
@@ -151,7 +151,8 @@ class Result(Strict):
         hashes: sha256 of weights, data, prompts, preprocessing and answers.
         stopped: number of answers that did not end within `max_new_tokens`.
         scores: the scores by kind of question.
-        sight: the sight test, if it was asked for.
+        sight: the sight test of the pictures, if it was asked for.
+        senses: the same test of each other modality.
     """
 
     format: Literal["omni evaluation 1"] = FORMAT
@@ -165,6 +166,12 @@ class Result(Strict):
     stopped: int
     scores: list[Score]
     sight: SightTest | None = None
+    senses: dict[str, SightTest] = {}
+
+    @property
+    def sight_tests(self) -> dict[str, SightTest]:
+        """The sight test of each modality that was tested."""
+        return {**({"image": self.sight} if self.sight else {}), **self.senses}
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -211,10 +218,12 @@ class Result(Strict):
             if getattr(self.hashes, name) != getattr(now.hashes, name)
         ]
         found += _compare(self._all_scores(), now._all_scores())
-        for what, then, later in (
-            ("sight test", self.sight and self.sight.passed, now.sight and now.sight.passed),
-            ("answers that were stopped", self.stopped, now.stopped),
-        ):
+        tests = [("sight test", self.sight, now.sight)]
+        for name in {**self.senses, **now.senses}:
+            what = f"sight test of {get_modality(name).noun}s"
+            tests.append((what, self.senses.get(name), now.senses.get(name)))
+        verdicts = [(what, then and then.passed, later and later.passed) for what, then, later in tests]
+        for what, then, later in (*verdicts, ("answers that were stopped", self.stopped, now.stopped)):
             if then != later:
                 found.append(Difference(what=what, then=str(then), now=str(later)))
         return found
@@ -222,10 +231,11 @@ class Result(Strict):
     def _all_scores(self) -> dict[str, Score]:
         """All scores, those of the sight test included, by a name for messages."""
         named = {f"score {s.kind!r}": s for s in self.scores}
-        if self.sight is not None:
-            named |= {f"score of all with {shown} pictures": s for shown, s in self.sight.overall.items()}
-            for shown, scores in self.sight.scores.items():
-                named |= {f"score {s.kind!r} with {shown} pictures": s for s in scores}
+        for name, test in self.sight_tests.items():
+            what = f"{get_modality(name).noun}s"
+            named |= {f"score of all with {shown} {what}": s for shown, s in test.overall.items()}
+            for shown, scores in test.scores.items():
+                named |= {f"score {s.kind!r} with {shown} {what}": s for s in scores}
         return named
 
 

@@ -131,7 +131,7 @@ class Evaluation(BaseModel):
     """The scores of one pass over the questions.
 
     Attributes:
-        sight: which pictures were shown.
+        sight: what was shown.
         scores: the scores by kind of question.
         parts: the kind of score that counts parts of answers, if there is one.
     """
@@ -162,14 +162,15 @@ class Evaluation(BaseModel):
 
 
 class SightTest(BaseModel):
-    """The scores of the same questions with other pictures, which a model that uses its pictures cannot answer.
+    """The scores of the same questions with others in the place of the items of one modality, which a model that uses them
+    cannot answer: grey pictures, silence, another row's, noise.
 
     Attributes:
-        passed: whether the interval over all questions with the real pictures lies above each of the other intervals.
-        overall: the score over all questions, by the pictures shown. Its "constant" takes the best constant answer of
-            each kind.
-        scores: the scores by kind of question, by the pictures shown; without the real ones.
-        left_out: pictures that could not be shown, and why.
+        passed: whether the interval over all questions with the real items lies above each of the other intervals.
+        overall: the score over all questions, by what was shown. Its "constant" takes the best constant answer of each
+            kind.
+        scores: the scores by kind of question, by what was shown; without the real items.
+        left_out: what could not be shown, and why.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -180,16 +181,16 @@ class SightTest(BaseModel):
     left_out: dict[Sight, str]
 
 
-def uses_the_picture(evaluations: Sequence[Evaluation]) -> bool:
-    """The verdict of the sight test. One of the evaluations is with the "real" pictures."""
+def uses_the_items(evaluations: Sequence[Evaluation]) -> bool:
+    """The verdict of the sight test. One of the evaluations is with the "real" items."""
     by_sight = {evaluation.sight: evaluation.overall() for evaluation in evaluations}
     return all(by_sight["real"].low > found.high for sight, found in by_sight.items() if sight != "real")
 
 
 def sight_test(evaluations: Sequence[Evaluation], left_out: Mapping[Sight, str]) -> SightTest:
-    """The sight test of evaluations on the same questions. One of them is with the "real" pictures."""
+    """The sight test of evaluations on the same questions. One of them is with the "real" items."""
     return SightTest(
-        passed=uses_the_picture(evaluations),
+        passed=uses_the_items(evaluations),
         overall={evaluation.sight: evaluation.overall() for evaluation in evaluations},
         scores={evaluation.sight: evaluation.scores for evaluation in evaluations if evaluation.sight != "real"},
         left_out=dict(left_out),

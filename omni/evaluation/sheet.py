@@ -1,4 +1,4 @@
-"""A sheet to look through: one HTML file with pictures, questions, expected and given answers, the most mistakes first.
+"""A sheet to look through: one HTML file with items as pictures, questions and answers, the most mistakes first.
 
 The file contains its pictures and needs no network and no script. It can be read on a phone, and without colours.
 """
@@ -8,11 +8,14 @@ import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from omni.files import write_text_whole
+from omni.registry import Modality, get_modality
 
+from .asking import Items
 from .measuring import Outcome
 from .scores import Asked
 from .tables import remarks, tabulate, title
@@ -74,7 +77,7 @@ def write_sheet(path: str | Path, outcome: Outcome, limit: int = 60) -> None:
         "</table></div>",
         *(f"<p>{escape(sentence)}</p>" for sentence in [*remarks(outcome.result), about]),
         "<main>",
-        *(_article(by_example[example], outcome.pictures(example)) for example in shown),
+        *(_article(by_example[example], outcome.items(example)) for example in shown),
         "</main></body></html>",
     ]
     write_text_whole(Path(path), "\n".join(parts) + "\n")
@@ -84,11 +87,12 @@ def _row(tag: str, cells: Sequence[str]) -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
-def _article(group: Sequence[Asked], pictures: Sequence[Image.Image]) -> str:
+def _article(group: Sequence[Asked], items: Items) -> str:
     mistakes = sum(not asked.right for asked in group)
     images = "".join(
-        f'<img src="{_data(picture)}" alt="picture {number} of {escape(group[0].source)}">'
-        for number, picture in enumerate(pictures, start=1)
+        _drawn(get_modality(name), item, f"{number} of {escape(group[0].source)}")
+        for name, each in items.items()
+        for number, item in enumerate(each, start=1)
     )
     ordered = sorted(group, key=lambda asked: asked.right)
     answers = "".join(_answer(asked) for asked in ordered)
@@ -96,8 +100,15 @@ def _article(group: Sequence[Asked], pictures: Sequence[Image.Image]) -> str:
     return f"<article><div>{images}</div><h2>{heading}</h2><ul>{answers}</ul></article>"
 
 
+def _drawn(modality: Modality, item: Any, which: str) -> str:
+    """An item as a picture; in words, where its plug-in draws none."""
+    if modality.show is None:
+        return f"<p>{modality.noun} {which}</p>"
+    return f'<img src="{_data(modality.show(item))}" alt="{modality.noun} {which}">'
+
+
 def _answer(asked: Asked) -> str:
-    question = "" if asked.question == asked.kind else f"{escape(asked.question)} "
+    question = "" if asked.question in ("", asked.kind) else f"{escape(asked.question)} "
     kind = f"<small>[{escape(asked.kind)}]</small>"
     if asked.right:
         return f"<li>{question}{kind}<br><b>✓ right:</b> {escape(asked.answer)}</li>"

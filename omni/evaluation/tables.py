@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from omni.files import write_text_whole
+from omni.registry import get_modality
 
 from .result import EncoderSettings, Result
 from .scores import SIGHTS, EvaluationError, Score
@@ -18,9 +19,14 @@ def tabulate(result: Result) -> list[list[str]]:
     """The scores as lines of cells, the header first. The first column holds names."""
     if isinstance(result.settings, EncoderSettings):
         return _by_output(result.scores)
-    tested = [sight for sight in SIGHTS if result.sight and sight in result.sight.scores]
-    without = {sight: {s.kind: s for s in result.sight.scores[sight]} for sight in tested} if result.sight else {}
-    header = ["kind", "n", "exact match", "95 % interval", "best constant answer", *tested]
+    tests = result.sight_tests
+    without = {
+        sight if len(tests) == 1 else f"{sight} {get_modality(name).noun}": {s.kind: s for s in test.scores[sight]}
+        for name, test in tests.items()
+        for sight in SIGHTS
+        if sight in test.scores
+    }
+    header = ["kind", "n", "exact match", "95 % interval", "best constant answer", *without]
     rows = [
         [
             s.kind,
@@ -28,7 +34,7 @@ def tabulate(result: Result) -> list[list[str]]:
             f"{s.accuracy:.3f}",
             f"{s.low:.3f} - {s.high:.3f}",
             _constant(s),
-            *(f"{without[sight][s.kind].accuracy:.3f}" for sight in tested),
+            *(f"{scores[s.kind].accuracy:.3f}" for scores in without.values()),
         ]
         for s in result.scores
     ]
@@ -75,14 +81,14 @@ def remarks(result: Result) -> list[str]:
         )
     if result.stopped:
         found.append(f"{result.stopped:,} answers were stopped before they ended.")
-    if result.sight is not None:
-        real = result.sight.overall["real"]
-        others = [f"{_share(s)} with {shown} pictures" for shown, s in result.sight.overall.items() if shown != "real"]
+    for name, test in result.sight_tests.items():
+        real, what = test.overall["real"], f"{get_modality(name).noun}s"
+        others = [f"{_share(s)} with {shown} {what}" for shown, s in test.overall.items() if shown != "real"]
         found.append(
-            f"Sight test {'passed' if result.sight.passed else 'FAILED'}: over all {real.n:,} questions {_share(real)} "
-            f"with the real pictures, {', '.join(others)}; {real.constant:.3f} by the best constant answer of each kind."
+            f"Sight test {'passed' if test.passed else 'FAILED'}: over all {real.n:,} questions {_share(real)} with "
+            f"the real {what}, {', '.join(others)}; {real.constant:.3f} by the best constant answer of each kind."
         )
-        found += [f"The sight test left out {shown} pictures: {why}." for shown, why in result.sight.left_out.items()]
+        found += [f"The sight test left out {shown} {what}: {why}." for shown, why in test.left_out.items()]
     return found
 
 

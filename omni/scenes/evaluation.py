@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from omni.data.conversations import ask
-from omni.evaluation.asking import Example, Pictures, Query
+from omni.evaluation.asking import Example, Query
 from omni.evaluation.result import Asking
 from omni.evaluation.scores import EvaluationError, Parts
 
@@ -47,6 +47,7 @@ class SceneQuestions:
     """
 
     parts = OBJECTS_OF_CAPTIONS
+    modalities = ("image",)
 
     def __init__(
         self, split: str, pictures: int, first: int, wordings: WordingSet = "seen", kinds: Sequence[str] | None = None
@@ -67,15 +68,15 @@ class SceneQuestions:
         scene = self._scene(index)
         return Example(
             source=f"scene {scene.seed} of {scene.split}",
-            pictures=(render(scene),),
+            items={"image": [render(scene)]},
             queries=tuple(Query(q.kind, ask(q.text), q.answer) for q in self._questions(scene)),
         )
 
-    def swapped(self, index: int) -> Pictures:
+    def swapped(self, index: int, modality: str) -> Sequence[Any]:
         """The picture of a scene a million numbers further, so that no question is about it."""
-        return (render(sample_scene(self.first + index + 1_000_003, self.split)),)
+        return [render(sample_scene(self.first + index + 1_000_003, self.split))]
 
-    def why_not_swapped(self) -> str | None:
+    def why_not_swapped(self, modality: str) -> str | None:
         """None, because there are always other scenes."""
         return None
 
@@ -84,7 +85,7 @@ class SceneQuestions:
         digest = hashlib.sha256()
         for index in range(len(self)):
             example = self[index]
-            digest.update(example.pictures[0].tobytes())
+            digest.update(example.items["image"][0].tobytes())
             digest.update(json.dumps([[query.kind, query.expected] for query in example.queries]).encode())
             progress(index + 1)
         return digest.hexdigest()

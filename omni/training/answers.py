@@ -3,7 +3,8 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CONFIG_MAPPING, BaseImageProcessor, EvalPrediction, PreTrainedModel
+from transformers import CONFIG_MAPPING, EvalPrediction, PreTrainedModel
 
+from omni.checkpoints.fingerprints import part_of
 from omni.checkpoints.folder import expect_model
-from omni.data.collate import IGNORED, ConversationCollator
-from omni.data.conversations import Example
+from omni.data.collate import IGNORED, ConversationCollator, expect_taken
+from omni.data.conversations import Example, ask
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.loading.encoder import Encoder
+from omni.loading.preprocessor import load_preprocessor
 from omni.registry import get_modality
 from omni.training.adapters import note_base
-from omni.training.cache import TokenCache
-from omni.training.parts import keep_precision
-from omni.training.pixels import AS_BYTES, take_bytes
+from omni.training.cache import FrozenTower, TokenCache
+from omni.training.parts import keep_precision, resting_towers
+from omni.training.pixels import cross_as_bytes
 from omni.training.recipe import Drawn, Files, OmniSection, Recipe, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
@@ -37,6 +39,9 @@ NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
 MOST_ROWS = 20_000
 """So many rows of a user's own data are read for the tokenizer of a new Thinker."""
 
+FIRST_ROWS = 1000
+"""So many rows of a user's own data are looked at before the first step."""
+
 
 class AnswerTraining:
     """Next-token prediction on answers: the fused model learns to answer about its inputs."""
@@ -45,25 +50,30 @@ class AnswerTraining:
         assert isinstance(recipe.model, OmniSection)
         self.model, self.processor = build_omni(**recipe.model.model_dump(), texts=texts(recipe.train))
         positions = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        options = {}
-        if isinstance(self.processor.preprocessors.get("image"), get_modality("image").preprocessor_class):
-            options["image"] = AS_BYTES
-            take_bytes(self.model.model, self.processor.image_processor)
+        options = cross_as_bytes(self.model.model, self.processor.preprocessors)
         self._collate = ConversationCollator(self.processor, max_positions=positions, options=options)
         self._unseen = UnseenTokens(self.processor.tokenizer)
         self.model.loss_function = loss_without_unseen
-        self.train, self.evaluate = self._examples(recipe.train), self._examples(recipe.evaluate)
+        resting = resting_towers(self.model, recipe)
+        self.train, self.evaluate = (self._examples(data, resting) for data in (recipe.train, recipe.evaluate))
         self.processor.prompt = _question(self.train)
 
-    def _examples(self, data: Drawn | Files | None) -> Any:
-        if not (isinstance(data, Files) and data.cache):
+    def _examples(self, data: Drawn | Files | None, resting: Sequence[str]) -> Any:
+        """The data, with the items of modalities whose towers are `resting` encoded if there is a cache."""
+        if not isinstance(data, Files):
             return conversations(data)
-        # a copy: what encodes stays on the CPU, in float32 and in eval mode, in every worker that reads pictures
-        tower = copy.deepcopy(self.model.model.image_tower).float().eval()
-        outputs = self.model.config.modalities["image"]["output"].split("+")
-        encoder = Encoder(tower, self.processor.image_processor)
-        cache = TokenCache(data.cache, encoder, outputs, round(data.cache_gigabytes * 1e9))
-        return conversations(data, cache.encode)
+        caches = {name: self._cache(name, data) for name in resting} if data.cache else {}
+        examples = conversations(data, {name: cache.encode for name, cache in caches.items()})
+        for row in examples.manifest[:FIRST_ROWS]:
+            expect_taken(row.source, [file.modality for file in row.files], self.processor.preprocessors)
+        return examples
+
+    def _cache(self, name: str, data: Files) -> TokenCache:
+        # a copy: what encodes stays on the CPU, in float32 and in eval mode, in every worker that reads files
+        tower = copy.deepcopy(getattr(self.model.model, f"{name}_tower")).float().eval()
+        frozen = FrozenTower(name, self.model.config.modalities[name], tower, self.processor.preprocessors[name])
+        assert data.cache is not None
+        return TokenCache(data.cache, frozen, round(data.cache_gigabytes * 1e9))
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """A batch as `ConversationCollator` makes it, and bool[B, L]: the tokens before a label need logits, no others.
@@ -101,22 +111,22 @@ class AnswerTraining:
         self.processor.save_pretrained(folder)
 
 
-def _question(examples: Any, looked_at: int = 1000) -> str | None:
+def _question(examples: Any) -> str | None:
     """What more than half of the first rows of a user's own data ask first; what a world asks is many things."""
     if not isinstance(examples, ManifestConversations):
         return None
-    rows = examples.manifest[:looked_at]
+    rows = examples.manifest[:FIRST_ROWS]
     asked = ["".join(block.get("text", "") for block in row.conversation[0]["content"]).strip() for row in rows]
     question, count = Counter(asked).most_common(1)[0]
-    return question if 2 * count > len(rows) else None
+    return question if question and 2 * count > len(rows) else None
 
 
-def conversations(data: Drawn | Files | None, open_picture: Callable[[Path], Any] | None = None) -> Any:
-    """Examples by number: those that a world draws, or a user's own, whose items `open_picture` makes of paths."""
+def conversations(data: Drawn | Files | None, openers: Mapping[str, Callable[[Path], Any]] | None = None) -> Any:
+    """Examples by number: those that a world draws, or a user's own, whose items `openers` make of paths, by modality."""
     if data is None:
         return None
     if isinstance(data, Files):
-        return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt), open_picture)
+        return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt), openers)
     return data.conversations()
 
 
@@ -134,21 +144,33 @@ def build_omni(
     checkpoint: str | None = None,
     thinker: str | None = None,
     vocab_size: int = 1024,
+    modalities: Mapping[str, dict[str, Any]] | None = None,
     image: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
     texts: Iterable[str] = (),
 ) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
-    """A fused model to train: a checkpoint, or a fresh Thinker and projector on a trained encoder.
+    """A fused model to train: a checkpoint, or a fresh Thinker and projectors on trained encoders.
 
     Args:
         checkpoint: go on from this one, with `config` overriding its configuration.
         thinker: JSON file with the configuration of a language model that starts from nothing.
         vocab_size: of the tokenizer that is trained for it on `texts`.
-        image: the section of the modality; its `encoder` is the folder of a trained encoder, which comes with its image
-            processor. With a `checkpoint` these two replace the checkpoint's, if there is an `encoder`; other settings
-            replace those of its section, and the projector is then new. Everything else is kept.
+        modalities: by name the section of each; its `encoder` is the folder of a trained encoder, which comes with its
+            preprocessor. With a `checkpoint` these two replace the checkpoint's, if there is an `encoder`; other settings
+            replace those of its section, and the projector is then new. A modality that the checkpoint lacks is added. All
+            else is kept.
+        image: short for the section of this name.
+        config: for a new model, overrides the configuration of all encoders.
         texts: what the Thinker will read and write; without any, its tokens are bytes.
+
+    Raises:
+        RecipeError: what a setting names cannot be used; the message begins with the key.
     """
+    sections = {
+        name: _Section(f"model.modalities.{name}", name, dict(each)) for name, each in (modalities or {}).items()
+    }
+    if image is not None:
+        sections["image"] = _Section("model.image", "image", dict(image))
     if checkpoint is not None:
         with said_by_recipe("model.checkpoint", checkpoint):
             expect_model(checkpoint, OmniConfig.model_type)
@@ -156,60 +178,89 @@ def build_omni(
             if "dtype" not in (config or {}):
                 keep_precision(model, checkpoint)
             processor = OmniProcessor.from_pretrained(checkpoint)
-        changes = dict(image or {})
-        if "encoder" in changes:
-            processor.image_processor = _take_encoder(model.model.image_tower, changes.pop("encoder"))
-        return _with_new_projector(model, processor, changes) if changes else (model, processor)
-    if thinker is None or image is None:
-        raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and an `image` section.")
-    modality = get_modality("image")
+        present, changed = set(model.config.modalities), list[_Section]()
+        for name, section in sections.items():
+            if name not in present:
+                model, processor = _with_new_sense(model, processor, section)
+                continue
+            if "encoder" in section.settings:
+                processor.preprocessors[name] = _take_encoder(section, getattr(model.model, f"{name}_tower"))
+            if section.settings.keys() - {"encoder"}:
+                changed.append(section)
+        return _with_new_projectors(model, processor, changed) if changed else (model, processor)
+    if thinker is None or not sections:
+        raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and `modalities`.")
     with said_by_recipe("model.thinker", thinker):
         text_config = _read_thinker(Path(thinker))
-    encoder, image_processor = _read_encoder(image["encoder"], config or {})
-    tokenizer = train_tokenizer(texts, vocab_size, {modality.name: modality.token})
-    section = {
-        **image,
-        "encoder": encoder.config.to_dict(),
-        "token_id": tokenizer.convert_tokens_to_ids(modality.token),
-    }
+    encoders, preprocessors = dict[str, PreTrainedModel](), dict[str, Any]()
+    for name, section in sections.items():
+        encoders[name], preprocessors[name] = section.read_encoder(config or {})
+    tokens = {name: get_modality(name).token for name in sections}
+    tokenizer = train_tokenizer(texts, vocab_size, tokens)
     text_config |= {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": None,
     }
-    with said_by_recipe("model.image", image):
-        made = OmniConfig(modalities={"image": section}, text_config=text_config)
+    described = dict[str, Any]()
+    for name, section in sections.items():
+        described[name] = {
+            **section.settings,
+            "encoder": encoders[name].config.to_dict(),
+            "token_id": tokenizer.convert_tokens_to_ids(tokens[name]),
+        }
+        with said_by_recipe(section.key, section.settings):
+            OmniConfig(modalities={name: described[name]}, text_config=text_config)
     with said_by_recipe("model.thinker", thinker):
-        model = OmniForConditionalGeneration(made)
-    model.model.image_tower.load_state_dict(encoder.state_dict())
+        model = OmniForConditionalGeneration(OmniConfig(modalities=described, text_config=text_config))
+    for name, encoder in encoders.items():
+        getattr(model.model, f"{name}_tower").load_state_dict(encoder.state_dict())
     model.set_attn_implementation(encoder.config._attn_implementation)  # no saved configuration holds it
-    return model, OmniProcessor(image_processor, tokenizer, modalities=model.config.modalities)
+    processor = OmniProcessor(tokenizer=tokenizer, preprocessors=preprocessors, modalities=model.config.modalities)
+    return model, processor
 
 
-def _read_encoder(folder: str, config: dict[str, Any]) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    modality = get_modality("image")
-    with said_by_recipe("model.image.encoder", folder):
-        expect_model(folder, modality.config_class.model_type, OmniConfig.model_type)
-        encoder = modality.model_class.from_pretrained(folder, **config)
-        return encoder, modality.preprocessor_class.from_pretrained(folder)
+@dataclass(frozen=True)
+class _Section:
+    """What a recipe says of a modality.
+
+    Attributes:
+        key: where it says so.
+        name: the modality.
+        settings: what it says.
+    """
+
+    key: str
+    name: str
+    settings: dict[str, Any]
+
+    def read_encoder(self, config: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+        """The trained encoder, and the preprocessor that comes with it."""
+        folder = self.settings["encoder"]
+        with said_by_recipe(f"{self.key}.encoder", folder):
+            modality = get_modality(self.name)
+            expect_model(folder, modality.config_class.model_type, OmniConfig.model_type)
+            encoder = modality.model_class.from_pretrained(folder, **config)
+            return encoder, load_preprocessor(modality, Path(folder))
 
 
-def _take_encoder(tower: PreTrainedModel, folder: str) -> BaseImageProcessor:
-    """Give an image tower the weights of an encoder that computes as it does, and return the encoder's image processor."""
-    encoder, image_processor = _read_encoder(folder, {})
-    with said_by_recipe("model.image.encoder", folder):
+def _take_encoder(section: _Section, tower: PreTrainedModel) -> Any:
+    """Give a tower the weights of an encoder that computes as it does, and return the encoder's preprocessor."""
+    encoder, preprocessor = section.read_encoder({})
+    with said_by_recipe(f"{section.key}.encoder", section.settings["encoder"]):
+        where = f"the {section.name} tower"
         if type(encoder) is not type(tower):
-            raise ValueError(f"it is a {type(encoder).__name__}, and the image tower a {type(tower).__name__}.")
+            raise ValueError(f"it is a {type(encoder).__name__}, and {where} a {type(tower).__name__}.")
         differing = [
-            f"{name} {getattr(encoder.config, name)!r} where the image tower has {getattr(tower.config, name)!r}"
+            f"{name} {getattr(encoder.config, name)!r} where {where} has {getattr(tower.config, name)!r}"
             for name in tower.config_class.__annotations__.keys() - NO_ARITHMETIC
             if getattr(encoder.config, name) != getattr(tower.config, name)
         ]
         if differing:
             raise ValueError(f"it has {', '.join(sorted(differing))}.")
     tower.load_state_dict(encoder.state_dict())
-    return image_processor
+    return preprocessor
 
 
 def _read_thinker(path: Path) -> dict[str, Any]:
@@ -220,17 +271,19 @@ def _read_thinker(path: Path) -> dict[str, Any]:
     return values
 
 
-def _with_new_projector(
-    old: OmniForConditionalGeneration, processor: OmniProcessor, changes: dict[str, Any]
+def _with_new_projectors(
+    old: OmniForConditionalGeneration, processor: OmniProcessor, changed: Sequence[_Section]
 ) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     modalities = {name: dict(section) for name, section in old.config.modalities.items()}
-    section = modalities["image"]
-    if "projector" in changes:
-        section.pop("factor", None)  # was of the other projector
-    modalities["image"] = section | changes
-    with said_by_recipe("model.image", changes):
-        new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
-    kept = {name: tensor for name, tensor in old.state_dict().items() if "image_projector" not in name}
+    for section in changed:
+        changes = {key: value for key, value in section.settings.items() if key != "encoder"}
+        if "projector" in changes:
+            modalities[section.name].pop("factor", None)  # was of the other projector
+        modalities[section.name] |= changes
+        with said_by_recipe(section.key, changes):
+            new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))
+    fresh = tuple(f"{section.name}_projector" for section in changed)
+    kept = {name: tensor for name, tensor in old.state_dict().items() if part_of(name) not in fresh}
     for name, parameter in new.named_parameters():
         if name in kept:
             parameter.data = parameter.data.to(kept[name].dtype)
@@ -238,3 +291,47 @@ def _with_new_projector(
     new.set_attn_implementation(old.config._attn_implementation)
     preprocessors, template = processor.preprocessors, processor.chat_template
     return new, OmniProcessor(None, processor.tokenizer, preprocessors, new.config.modalities, template)
+
+
+def _with_new_sense(
+    old: OmniForConditionalGeneration, processor: OmniProcessor, section: _Section
+) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    """The same model with an encoder more, a new projector, and a placeholder in the tokenizer and the embedding."""
+    name, modality, tokenizer = section.name, get_modality(section.name), processor.tokenizer
+    if "encoder" not in section.settings:
+        with said_by_recipe(section.key, section.settings):
+            raise ValueError(f"the checkpoint has no modality {name!r}, so give the folder of a trained `encoder`.")
+    encoder, preprocessor = section.read_encoder({})
+    tokenizer.add_special_tokens({"additional_special_tokens": [modality.token]}, replace_extra_special_tokens=False)
+    token_id = tokenizer.convert_tokens_to_ids(modality.token)
+    template = _template_with(section, processor)
+    with said_by_recipe(section.key, section.settings):
+        added = {name: {**section.settings, "encoder": encoder.config, "token_id": token_id}}
+        old.resize_token_embeddings(max(len(tokenizer), old.config.text_config.vocab_size))
+        config = OmniConfig(modalities={**old.config.modalities, **added}, text_config=old.config.text_config)
+        new = OmniForConditionalGeneration(config)
+    kept = old.state_dict() | {f"model.{name}_tower.{key}": value for key, value in encoder.state_dict().items()}
+    for parameter_name, parameter in new.named_parameters():
+        if parameter_name in kept:
+            parameter.data = parameter.data.to(kept[parameter_name].dtype)
+    new.load_state_dict(new.state_dict() | kept)
+    new.set_attn_implementation(old.config._attn_implementation)
+    new.config.untrained = [*(old.config.untrained or []), f"{name}_projector"]
+    tokenizer.chat_template = template
+    preprocessors = {**processor.preprocessors, name: preprocessor}
+    return new, OmniProcessor(None, tokenizer, preprocessors, new.config.modalities, template)
+
+
+def _template_with(section: _Section, processor: OmniProcessor) -> str:
+    """The chat template, which writes the placeholder of one more modality; ours lists them as a JSON object."""
+    token = get_modality(section.name).token
+    placeholders = {each.name: each.token for each in processor.bundles}
+    longer = json.dumps({**placeholders, section.name: token})
+    template = str(processor.chat_template).replace(json.dumps(placeholders), longer)
+    with said_by_recipe(section.key, section.settings):
+        asked = processor.tokenizer.apply_chat_template(
+            ask("", items=[section.name]), chat_template=template, tokenize=False
+        )
+        if token not in asked:
+            raise ValueError(f"the chat template of the checkpoint writes no {token} for a block of that type.")
+    return template

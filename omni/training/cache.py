@@ -1,10 +1,10 @@
-"""What an encoder says of pictures, kept on disk by content: a picture is decoded and encoded once.
+"""What an encoder says of files, kept on disk by content: a file is decoded and encoded once.
 
-    cache = TokenCache("cache", encoder, ("cls", "grid"))
+    cache = TokenCache("cache", FrozenTower("image", section, tower, preprocessor))
     item = cache.encode("photo.jpg")  # an `EncodedItem`: from the disk, or made now and kept
 
-An entry's name is a hash of the picture file, of the preprocessing and of the encoder's weights: where one of these
-changes, no old entry is found. Entries are single files, written under another name first and with a checksum at their
+An entry's name is a hash of the file, of the preprocessing and of the encoder's weights: where one of these changes, no old
+entry is found. Entries are single files, written under another name first and with a checksum at their
 end, so that a reader sees a whole entry or none, whoever else reads, writes or is killed at that moment.
 """
 
@@ -14,55 +14,86 @@ import os
 import re
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load, save
+from transformers import PreTrainedModel
 
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.fusion.encoded_item import EncodedItem
-from omni.loading.encoder import Encoder
-from omni.registry import ItemError, open_item
+from omni.fusion.encoding import encode_items
+from omni.registry import ItemError, get_modality, open_item, prepare_items
 
-FORMAT = "omni token cache 1"
+FORMAT = "omni token cache 2"
 SHAPE = "grid_shape"
 UNFINISHED = "unfinished-"
 _OURS = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{62}}|{UNFINISHED}\w+)")
 """The files of a cache; a folder that was given by mistake has others."""
 
 
+@dataclass(frozen=True)
+class FrozenTower:
+    """An encoder that does not learn, with what prepares its items.
+
+    Attributes:
+        modality: its name.
+        section: what the configuration of the fused model says of it: its `encoder`, and the `output` that is kept.
+        tower: the encoder, in eval mode. It encodes in its own precision and on its own device.
+        preprocessor: of its items.
+    """
+
+    modality: str
+    section: Mapping[str, Any]
+    tower: PreTrainedModel
+    preprocessor: Any
+
+    @torch.inference_mode()
+    def encode(self, item: Any) -> EncodedItem:
+        """What it says of one item; the tokens are NumPy arrays, float32."""
+        inputs = prepare_items(get_modality(self.modality), self.preprocessor, [item], {"return_tensors": "pt"})
+        inputs = {
+            key: value.to(self.tower.device, self.tower.dtype if value.is_floating_point() else None)
+            for key, value in inputs.items()
+        }
+        (encoded,) = encode_items(self.modality, self.section, self.tower, inputs)
+        tokens = {part: value.float().cpu().numpy() for part, value in encoded.tokens.items()}
+        return EncodedItem(tokens, encoded.grid_shape)
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that its tokens depend on."""
+        weights = fingerprint_parts(self.tower.state_dict())
+        settings = self.tower.config.to_dict(), self.preprocessor.to_dict()
+        return [self.modality, self.section["output"], *settings, weights]
+
+
 class TokenCache:
-    """Encoded pictures in a folder. Those that were not used for the longest time leave when there are too many.
+    """Encoded items in a folder. Those that were not used for the longest time leave when there are too many.
 
     Args:
         folder: where they are; made if need be. Several processes and several encoders may share it.
-        encoder: what encodes, in its own precision, one picture at a time.
-        outputs: which of its tokens are kept, such as ("cls", "grid").
+        tower: what encodes, one item at a time.
         max_bytes: of all entries in the folder together. Each object counts when it is made, and again whenever it has
             written a tenth of that. So where n of them write, one in each process, there may be n tenths more.
 
     Attributes:
-        hits, misses: pictures that were there, and pictures that had to be encoded.
+        hits, misses: items that were there, and items that had to be encoded.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        encoder: Encoder,
-        outputs: Sequence[str] = ("cls", "grid"),
-        max_bytes: int = 20 * 10**9,
-    ) -> None:
-        self.folder, self.encoder, self.outputs, self.max_bytes = Path(folder), encoder, tuple(outputs), max_bytes
+    def __init__(self, folder: str | Path, tower: FrozenTower, max_bytes: int = 20 * 10**9) -> None:
+        self.folder, self.tower, self.max_bytes = Path(folder), tower, max_bytes
         self.hits = self.misses = self._written = 0
-        weights = fingerprint_parts(encoder.model.state_dict())
-        made_by = [FORMAT, encoder.model.config.to_dict(), encoder.preprocessor.to_dict(), weights, self.outputs]
-        self._made_by = json.dumps(made_by, sort_keys=True, default=str).encode()
+        self._made_by = json.dumps([FORMAT, *tower.identity], sort_keys=True, default=str).encode()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
 
     def encode(self, path: str | Path) -> EncodedItem:
-        """What the encoder says of a picture file; its tokens are NumPy arrays, float32.
+        """What the encoder says of a file; its tokens are NumPy arrays, float32.
 
         Raises:
             ItemError: the file cannot be read; nothing is kept of it.
@@ -75,15 +106,12 @@ class TokenCache:
             return item
         self.misses += 1
         try:  # the same bytes that were hashed: the file may be another one by now
-            picture = open_item("image")(path if content is None else content)
+            opened = open_item(self.tower.modality)(path if content is None else content)
+            item = self.tower.encode(opened)
         except ItemError as error:
             if content is None:
                 raise
             raise type(error)(f"{str(path)!r}: {error}") from error
-        pixel_values = self.encoder.prepare([picture])
-        tokens = self.encoder.encode(pixel_values)
-        patches = self.encoder.grid_shape(pixel_values)
-        item = EncodedItem({name: tokens[name][0].float().cpu().numpy() for name in self.outputs}, patches)
         if entry:
             self._written += _write(entry, item)
             if self._written > self.max_bytes // 10:
@@ -91,7 +119,7 @@ class TokenCache:
         return item
 
     def _entry(self, content: bytes) -> Path:
-        """Where the tokens of a picture belong."""
+        """Where the tokens of a file belong."""
         digest = hashlib.sha256(self._made_by)
         digest.update(content)
         return self.folder / digest.hexdigest()[:2] / digest.hexdigest()[2:]

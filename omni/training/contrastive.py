@@ -18,8 +18,9 @@ from transformers import (
 )
 from transformers.models.clip.modeling_clip import CLIPOutput
 
+from omni.data.collate import expect_taken
 from omni.data.conversations import ExampleError
-from omni.data.manifests import Manifest, ManifestConversations
+from omni.data.manifests import Manifest
 from omni.training.encoder import build_encoder
 from omni.training.recipe import ContrastiveSection, Drawn, Files, Recipe, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
@@ -111,22 +112,21 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
     """The one picture of each row of a manifest and the first answer about it.
 
     Raises:
-        ExampleError: when asked for a row that has no picture or several.
+        ExampleError: when asked for a row that has no picture or several, or another item.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self.manifest, self.examples = manifest, ManifestConversations(manifest)
+        self.manifest = manifest
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        pictures = self.examples[index].items.get("image", [])
-        if len(pictures) != 1:
-            raise ExampleError(
-                f"{self.manifest[index].source} has {len(pictures)} pictures; contrastive training needs exactly one."
-            )
-        return pictures[0], self.caption(index)
+        row = self.manifest[index]
+        expect_taken(row.source, [file.modality for file in row.files], ["image"])
+        if len(row.files) != 1:
+            raise ExampleError(f"{row.source} has {len(row.files)} pictures; contrastive training needs exactly one.")
+        return row.open()["image"][0], self.caption(index)
 
     def caption(self, index: int) -> str:
         """The caption alone; no picture is opened for it."""

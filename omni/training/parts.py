@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ExportableState
 
 from omni.checkpoints.fingerprints import part_of, safetensors_files
-from omni.training.recipe import RecipeError
+from omni.training.recipe import Recipe, RecipeError
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -34,6 +34,17 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         raise RecipeError(f"Patterns of `freeze` that match no parameter: {sorted(unused)}; {names_begin(model)}.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RecipeError(f"The patterns of `freeze`, {sorted(patterns)}, leave nothing to train.")
+
+
+def resting_towers(model: nn.Module, recipe: Recipe) -> list[str]:
+    """The modalities whose whole towers a recipe leaves as they are: its `freeze` matches them, or it trains adapters."""
+    config: Any = getattr(model, "config", None)
+    learning = {
+        part_of(name)
+        for name, _ in model.named_parameters()
+        if not (recipe.lora or any(re.search(pattern, name) for pattern in recipe.freeze))
+    }
+    return [name for name in getattr(config, "modalities", ()) if f"{name}_tower" not in learning]
 
 
 def names_begin(model: nn.Module) -> str:

@@ -1,10 +1,13 @@
 """Pictures cross from the workers to the training process as bytes, a quarter of the memory, and are normalised there."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import BaseImageProcessor
+
+from omni.registry import get_modality
 
 AS_BYTES = {"do_rescale": False, "do_normalize": False}
 """Settings with which an image processor leaves pixels as they are."""
@@ -38,3 +41,16 @@ def take_bytes(model: nn.Module, processor: BaseImageProcessor) -> None:
         return args, inputs
 
     model.register_forward_pre_hook(normalize, with_kwargs=True)
+
+
+def cross_as_bytes(model: nn.Module, preprocessors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Have pictures cross as bytes to a model, if our image processor prepares them.
+
+    Returns:
+        By modality, the settings with which its preprocessor is then to be called.
+    """
+    processor = preprocessors.get("image")
+    if processor is None or not isinstance(processor, get_modality("image").preprocessor_class):
+        return {}
+    take_bytes(model, processor)
+    return {"image": AS_BYTES}

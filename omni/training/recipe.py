@@ -25,7 +25,6 @@ from pydantic import (
 )
 from safetensors import SafetensorError
 
-from omni.data.manifests import PROMPT
 from omni.worlds import WorldError, find_world
 
 
@@ -83,7 +82,7 @@ class About(Strict):
 
 
 class Drawn(Strict):
-    """Pictures that a world draws while training. Each world has a class of its own, see `omni.worlds`."""
+    """Examples that a world makes while training. Each world has a class of its own, see `omni.worlds`."""
 
     @abstractmethod
     def check(self, objective: str) -> None:
@@ -105,13 +104,13 @@ class Drawn(Strict):
 class Files(Strict):
     """A user's own data: a folder or file that `Manifest.read` understands.
 
-    `root` is where its pictures are, if not beside it; `prompt` is the question to rows that have an answer alone. `cache`
-    is a folder for what a frozen encoder says of them, at most so many gigabytes of it.
+    `root` is where its files are, if not beside it; `prompt` is the question to rows that have an answer alone. `cache` is
+    a folder for what frozen encoders say of them, at most so many gigabytes of it.
     """
 
     path: str
     root: str | None = None
-    prompt: str = PROMPT
+    prompt: str | None = None
     cache: str | None = None
     cache_gigabytes: float = Field(default=20.0, gt=0)
 
@@ -124,7 +123,7 @@ def _read_data(data: Any) -> Drawn | Files:
 
 
 Data = Annotated[SerializeAsAny[Drawn | Files], PlainValidator(_read_data)]
-"""With a `path` files of one's own; without, pictures of the world that is drawn."""
+"""With a `path` files of one's own; without, examples of the world that is drawn."""
 
 
 class Optimizer(Strict):
@@ -176,23 +175,33 @@ class OmniSection(Strict):
     """The model of the objective "answers".
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
-    with a tokenizer of at most `vocab_size` tokens made of the training texts, and `image`, the modality's section with the
-    folder of a trained `encoder`. With a checkpoint, an `encoder` in `image` gives its weights to the image tower; other
-    settings replace those of the section, and the projector is new. `config` overrides the configuration of the checkpoint
-    or of the encoder.
+    with a tokenizer of at most `vocab_size` tokens made of the training texts, and `modalities`: by name the section of
+    each, with the folder of a trained `encoder`. With a checkpoint, an `encoder` in a section gives its weights to the
+    tower; other settings replace those of the section, and the projector is new; a modality that it lacks is added. `image`
+    is short for the section of that name. `config` overrides the configuration of the checkpoint or of all encoders.
     """
 
     checkpoint: str | None = None
     thinker: str | None = None
     vocab_size: int = Field(default=1024, gt=256)
+    modalities: dict[str, dict[str, Any]] = {}
     image: dict[str, Any] | None = None
     config: dict[str, Any] = {}
 
+    @property
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """The section of each modality."""
+        return {**self.modalities, **({"image": self.image} if self.image is not None else {})}
+
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
-        has_encoder = self.image is not None and "encoder" in self.image
-        if (self.checkpoint is None) == (self.thinker is None) or (self.thinker is not None and not has_encoder):
-            raise ValueError("give either `checkpoint`, or `thinker` and `image` with its `encoder`")
+        whole = bool(self.sections) and all("encoder" in section for section in self.sections.values())
+        if (self.checkpoint is None) == (self.thinker is None) or (self.thinker is not None and not whole):
+            raise ValueError(
+                "give either `checkpoint`, or `thinker` and the sections of `modalities`, each with its `encoder`"
+            )
+        if self.image is not None and "image" in self.modalities:
+            raise ValueError("`image` and `modalities.image` are the same section; give one of them")
         return self
 
 
@@ -292,16 +301,16 @@ class Recipe(Strict):
                 raise ValueError(f"`arguments.{name}` is for the objective 'answers', whose language model it is about")
         if self.lora and (self.objective != "answers" or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
-        if self.lora and isinstance(self.model, OmniSection) and (self.model.checkpoint is None or self.model.image):
+        if self.lora and isinstance(self.model, OmniSection) and (self.model.checkpoint is None or self.model.sections):
             raise ValueError(
                 "`lora` leaves adapters alone, to be loaded with the model that they were trained for: give a `checkpoint`, "
-                "and no `image`"
+                "and no `image` or `modalities`"
             )
         return self
 
     @property
     def caches(self) -> bool:
-        """Whether encoded pictures are kept."""
+        """Whether encoded items are kept."""
         return any(isinstance(data, Files) and data.cache is not None for data in (self.train, self.evaluate))
 
     @field_validator("arguments")

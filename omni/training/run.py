@@ -16,6 +16,7 @@ from torch import nn
 from transformers import TrainerState, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from omni.checkpoints.fingerprints import part_of
 from omni.embedding.engine import bfloat16_pays
 from omni.files import write_text_whole
 from omni.fusion import acceleration
@@ -25,7 +26,7 @@ from omni.training.checkpoints import Checkpoints, DivergenceError, non_finite, 
 from omni.training.curves import draw_curves
 from omni.training.objectives import make_objective
 from omni.training.optimizer import make_optimizer
-from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32
+from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.trainer import OmniTrainer, expect_inputs, gather
 
@@ -155,15 +156,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def _rows_digest(examples: Any) -> str | None:
-    """Of a user's own data; of pictures that are drawn the recipe says all that there is to know."""
+    """Of a user's own data; of what is drawn the recipe says all that there is to know."""
     manifest = getattr(examples, "manifest", None)
     return manifest.rows_digest() if manifest else None
 
 
 def _model_digest(section: Any) -> str:
     """Of the files that a model is made from, as the recipe names them."""
-    image = getattr(section, "image", None) or {}
-    folders = [getattr(section, "checkpoint", None), getattr(section, "encoder", None), image.get("encoder")]
+    folders = [getattr(section, "checkpoint", None), getattr(section, "encoder", None)]
+    folders += [each.get("encoder") for each in getattr(section, "sections", {}).values()]
     files = [
         path
         for folder in folders
@@ -181,7 +182,7 @@ def _model_digest(section: Any) -> str:
 
 
 def _expect_same_data(data: dict[str, str | None], folder: Path) -> None:
-    """The rest of a run on other rows, or of another model, would be of neither; pictures are not looked at."""
+    """The rest of a run on other rows, or of another model, would be of neither; items are not looked at."""
     before = _read(folder / "data.json", json.loads)
     if changed := sorted(name for name, digest in data.items() if digest != before.get(name)):
         names = " and ".join(f"`{name}`" for name in changed)
@@ -217,13 +218,19 @@ def _check_fsdp(trainer: OmniTrainer, recipe: Recipe) -> None:
 
 def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Freeze what the recipe freezes, or put its adapters in."""
+    towers = [f"{name}_tower" for name in getattr(model.config, "modalities", ())] if recipe.caches else []
+    cached = [f"{name}_tower" for name in resting_towers(model, recipe)]
     if recipe.lora:
         model = add_adapters(model, recipe.lora)
     freeze(model, recipe.freeze)
-    if recipe.caches and any(p.requires_grad for name, p in model.named_parameters() if "image_tower" in name):
+    learning = {
+        part_of(name.removeprefix("base_model.model.")) for name, p in model.named_parameters() if p.requires_grad
+    }
+    if recipe.caches and (not cached or learning & {*cached}):
+        names = " or ".join(f'"{tower}"' for tower in towers)
         raise RecipeError(
-            '`cache` keeps what the encoder says of a picture, so the encoder may not learn; add "image_tower" to `freeze`, '
-            "or drop `cache`."
+            f"`cache` keeps what an encoder says of an item, so the encoder may not learn; add {names} to `freeze`, or drop "
+            "`cache`."
         )
     learn_in_float32(model)
     return model
@@ -232,6 +239,8 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
 def _arguments(recipe: Recipe) -> dict[str, Any]:
     """The arguments of `Trainer`: on an accelerator if there is one; without data for it there is no evaluation."""
     arguments = {"use_cpu": not torch.accelerator.is_available(), **recipe.arguments}
+    if recipe.objective == "answers":  # one process may have sounds where another has none, also with checkpointing
+        arguments.setdefault("ddp_find_unused_parameters", True)
     return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 
 

@@ -133,7 +133,7 @@ def expect_inputs(model: nn.Module, names: Collection[str]) -> None:
         if lacking := sorted(name for name in names if given.get(name) is None):
             raise ExampleError(
                 f"Under FSDP every batch of every process needs all inputs, found one without {', '.join(lacking)}; leave "
-                "rows without pictures out of the data, or train whole models (without --use_fsdp)."
+                "rows without such items out of the data, or train whole models (without --use_fsdp)."
             )
 
     model.register_forward_pre_hook(check, with_kwargs=True)

@@ -78,4 +78,5 @@ image = Modality(
     show=lambda picture: picture,
     stand_ins=stand_ins,
     probes=probes,
+    content=lambda picture: repr(picture.size).encode() + picture.tobytes(),
 )

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from omni.cli.app import app
-from omni.data.checking import KINDS, NOTES, Report, check, first_of_each, render
+from omni.data.checking import NOTES, Report, check, first_of_each, kinds, render
 from omni.data.conversations import ask
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.items import Item
@@ -194,7 +194,11 @@ def test_every_fault_is_found_and_no_other(make_pair: Callable[..., tuple[Any, A
     ]
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     lines(
-        "test/rows.jsonl", *test, {"image": "../data/2.png", "text": "d"}, {"image_path": "own.png", "messages": talk}
+        "test/rows.jsonl",
+        *test,
+        {"image": "../data/2.png", "text": "d"},
+        {"image_path": "own.png", "messages": talk},
+        {"image": "own.png", "answer": "e"},
     )
     noise(3).save("elsewhere.tiff")
     paint("test/own.png", 30)
@@ -207,16 +211,18 @@ def test_every_fault_is_found_and_no_other(make_pair: Callable[..., tuple[Any, A
     for workers in (1, 7):
         report = check(manifests, processor, max_length=500, workers=workers)
         *of_rows, unused = in_full(expected)
-        lost = ("text alone", "test/rows.jsonl, line 5", None)
-        assert found(report) == [*of_rows, *leaks, unused, lost]  # in the order of the rows
-        assert {problem.kind for problem in report.problems} == set(KINDS)  # also that the test leaves none out
+        notes = [("text alone", "test/rows.jsonl, line 5", None), ("no words", "test/rows.jsonl, line 6", None)]
+        assert found(report) == [*of_rows, *leaks, unused, *notes]  # in the order of the rows
+        assert {problem.kind for problem in report.problems} == {*kinds()} - {
+            "duplicate sound"
+        }  # also that the test leaves none out
         assert not report.clean
     sentences = {problem.kind: problem.sentence for problem in report.problems}
     assert all(sentence.endswith(".") and "\n" not in sentence for sentence in sentences.values())
     assert not any(problem.sentence.startswith(problem.source) for problem in report.problems)
-    leak = "'test/../data/2.png' of test shows the same as 'data/2.png' (data/metadata.jsonl, line 3) of train; take it"
+    leak = "'test/../data/2.png' of test is the same picture as 'data/2.png' (data/metadata.jsonl, line 3) of train; take it"
     assert sentences["leak"].startswith(leak)
-    assert "shows the same as 'data/1.png' (data/metadata.jsonl, line 2)" in sentences["duplicate picture"]
+    assert "is the same picture as 'data/1.png' (data/metadata.jsonl, line 2)" in sentences["duplicate picture"]
     assert "repeats data/metadata.jsonl, line 1" in sentences["duplicate row"]
     assert re.match(r"it has \d+ tokens, more than max_length=500; ", sentences["too long"])
     assert sentences["control token"].startswith(
@@ -233,7 +239,7 @@ def test_files_that_no_row_names_are_a_note() -> None:
     report = check({"train": Manifest.read("data")})
     assert found(report) == [("unused", "data", "data/more/8.JPG"), ("unused", "data", "data/more/9.png")]
     assert report.clean
-    assert {"unused", "text alone"} == NOTES
+    assert {"unused", "text alone", "no words"} == {*NOTES}
     done = invoke("data")
     assert done.exit_code == 0
     assert "unused (a note)" in done.stdout
@@ -371,7 +377,7 @@ def test_tokens_are_those_of_a_batch_of_training(make_pair: Callable[..., tuple[
         assert [(p.source, int(p.sentence.split()[2])) for p in long] == expected
     everything = ConversationCollator(processor)([data[i] for i in range(12)])  # pictures in some rows only
     assert everything["input_ids"].shape == (12, max(lengths))
-    assert everything["pixel_values"].shape[0] == sum(len(row.pictures) for row in data.manifest)
+    assert everything["pixel_values"].shape[0] == sum(len(row.files) for row in data.manifest)
 
 
 def test_a_length_without_a_processor_is_a_mistake() -> None:

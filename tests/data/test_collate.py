@@ -243,8 +243,11 @@ def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placehol
 
 def test_items_that_nobody_takes(make_pair: Pair) -> None:
     _, processor = make_pair()
-    with pytest.raises(ExampleError, match=r"Example 0 of the batch has items of \['sound'\]"):
-        ConversationCollator(processor)([Example({"sound": [1]}, [ask("how many", "a", items=[])])])
+    with pytest.raises(
+        ExampleError,
+        match="Example 0 of the batch cannot be read by the model: This model takes pictures, found a sound; leave",
+    ):
+        ConversationCollator(processor)([Example({"audio": [1]}, [ask("how many", "a", items=[])])])
 
 
 def test_the_longest_common_beginning() -> None:

@@ -15,10 +15,11 @@ import pytest
 from PIL import Image
 
 from omni.data.conversations import ask
-from omni.data.manifests import PROMPT, Manifest, ManifestConversations
+from omni.data.manifests import Manifest, ManifestConversations
 from omni.data.sources import ManifestError
 from omni.vision.pictures import MAX_PIXELS, PictureError
 
+PROMPT = "Describe the picture."
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "purple", "orange")
 
 
@@ -60,7 +61,7 @@ def sentence(message: str) -> str:
 
 
 def contents(manifest: Manifest) -> list[tuple[list[str], Any, str | None]]:
-    return [([str(path) for path in row.pictures], row.conversation, row.kind) for row in manifest]
+    return [([str(file.path) for file in row.files], row.conversation, row.kind) for row in manifest]
 
 
 IMAGE = {"type": "image"}
@@ -91,7 +92,7 @@ def test_a_folder_with_metadata_in_json_lines() -> None:
     manifest = Manifest.read("birds")
     first = manifest[0]
     assert first.source == "birds/metadata.jsonl, line 1"
-    assert first.pictures == (Path("birds/wren.png"),)
+    assert first.files == (("image", Path("birds/wren.png")),)
     assert first.conversation == [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe the picture."}]},
         {"role": "assistant", "content": [{"type": "text", "text": "a wren"}]},
@@ -127,7 +128,7 @@ def test_a_folder_with_metadata_in_a_table() -> None:
 
 def test_every_row_of_such_a_folder_has_a_picture() -> None:
     lines("metadata.jsonl", {"messages": chat([text("hi")], [text("hello")])}, {"file_name": "a.png", "text": "red"})
-    with pytest.raises(ManifestError, match=r"metadata.jsonl, line 1: expected a picture beside `messages`") as caught:
+    with pytest.raises(ManifestError, match=r"metadata.jsonl, line 1: expected an item beside `messages`") as caught:
         Manifest.read(".")[0]
     assert caught.value.kind == "no picture"
 
@@ -157,7 +158,7 @@ def test_a_folder_of_classes() -> None:
     write("birds/wren/.DS_Store", "")
     write("birds/wren/Thumbs.db", "")
     manifest = Manifest.read("birds", prompt="What bird is it?")
-    assert [str(row.pictures[0].relative_to("birds")) for row in manifest] == [
+    assert [str(row.files[0].path.relative_to("birds")) for row in manifest] == [
         "Crow/b.png",
         "blue_tit/1.JPG",
         "wren/02.png",
@@ -179,7 +180,7 @@ def test_the_order_of_files_does_not_depend_on_when_they_were_made() -> None:
         random.Random(seed).shuffle(names)
         for name in names:
             write(f"{seed}/{name}", "")
-        found.append([str(row.pictures[0])[2:] for row in Manifest.read(str(seed))])
+        found.append([str(row.files[0].path)[2:] for row in Manifest.read(str(seed))])
     assert found[0] == found[1]
     assert sorted(found[0]) == sorted(names)
 
@@ -275,7 +276,7 @@ SAME = {
 @pytest.mark.parametrize("way", SAME)
 def test_ways_to_write_the_same_chat(way: str) -> None:
     row = Manifest.read(lines("rows.jsonl", SAME[way]))[0]
-    assert row.pictures == (Path("a.png"), Path("b.png"))
+    assert row.files == (("image", Path("a.png")), ("image", Path("b.png")))
     assert row.conversation == TWO
 
 
@@ -333,13 +334,13 @@ def test_a_list_of_micro_omni() -> None:
     write("elsewhere.json", json.dumps(captions))
     beside, apart = Manifest.read("data/images/annotations.json"), Manifest.read("elsewhere.json", root="data/images")
     assert contents(beside) == contents(apart)
-    assert beside[0].pictures == (Path("data/images/000001.png"),)
+    assert beside[0].of("image") == [Path("data/images/000001.png")]
 
 
 def test_absolute_paths_stay(tmp_path: Path) -> None:
     Path("empty").mkdir()
     manifest = Manifest.read(lines("rows.jsonl", {"image": str(tmp_path / "a.png"), "text": "red"}), root="empty")
-    assert manifest[0].pictures == (tmp_path / "a.png",)
+    assert manifest[0].of("image") == [tmp_path / "a.png"]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -373,8 +374,8 @@ def test_what_was_written_is_read(form: str, seed: int) -> None:
 
 
 def test_paths_that_are_no_data_set(tmp_path: Path) -> None:
-    assert f"'nowhere' does not exist in {str(tmp_path)!r}, expected a folder of pictures or" in refusal("nowhere")
-    assert "'a.png' is of an unknown kind, expected a folder of pictures or a .jsonl" in refusal("a.png")
+    assert f"'nowhere' does not exist in {str(tmp_path)!r}, expected a folder of files or" in refusal("nowhere")
+    assert "'a.png' is of an unknown kind, expected a folder of files or a .jsonl" in refusal("a.png")
     assert "is no folder" in refusal(lines("rows.jsonl", {"image": "a.png", "text": "red"}), root="nowhere")
     paint("classes/x/1.png")
     paint("classes/y/1.png")
@@ -453,12 +454,11 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "empty text": ({"image": "a.png", "text": " \n"}, "no answer", "`text` is empty"),
     "no answer": ({"image": "a.png", "question": "x"}, "no answer", "`answer` is empty"),
     "empty answer": ({"image": "a.png", "question": "x", "answer": ""}, "no answer", "`answer` is empty"),
-    "empty question": ({"image": "a.png", "question": "", "answer": "x"}, "malformed row", "`question` is empty"),
     "number": ({"image": "a.png", "question": "x", "answer": 3}, "malformed row", "`answer` should be text, found 3"),
     "kind": ({**GOOD, "kind": 3}, "malformed row", "`kind` should be text, found 3"),
-    "no picture": ({"text": "red"}, "no picture", "expected a picture beside `text`"),
-    "empty path": ({"image": "", "caption": "red"}, "no picture", "expected a picture beside `caption`"),
-    "empty list": ({"images": [], "caption": "red"}, "no picture", "expected a picture"),
+    "no picture": ({"text": "red"}, "no picture", "expected an item beside `text`"),
+    "empty path": ({"image": "", "caption": "red"}, "no picture", "expected an item beside `caption`"),
+    "empty list": ({"images": [], "caption": "red"}, "no picture", "expected an item"),
     "picture of another type": (
         {"image": {"bytes": ""}, "text": "x"},
         "malformed row",
@@ -498,7 +498,7 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "empty user": ({"messages": [{**USER, "content": " "}, ASSISTANT]}, "malformed row", "message 1 is empty"),
     "no role": ({"messages": [{"content": "x"}]}, "malformed row", r"messages.0.role: Field required"),
     "messages as text": ({"messages": "hi"}, "malformed row", "messages: Input should be a valid list, found 'hi'"),
-    "strange block": ({"messages": chat([{"type": "video"}])}, "malformed row", "messages.0.content.0: .*'video'"),
+    "strange block": ({"messages": chat([{"type": "video"}])}, "malformed row", "messages.0.content.0.item: .*'video'"),
     "block without text": (
         {"messages": chat([{"type": "text"}])},
         "malformed row",
@@ -559,9 +559,7 @@ def test_a_prompt_says_something() -> None:
 def test_a_class_holds_no_folder() -> None:
     for name in ("cat/1.png", "dog/2.png", "dog/more/3.png"):
         paint(f"data/{name}")
-    with pytest.raises(
-        ManifestError, match="'data/dog' should hold the pictures of one class, found the folder 'more'"
-    ):
+    with pytest.raises(ManifestError, match="'data/dog' should hold the files of one class, found the folder 'more'"):
         Manifest.read("data")
 
 
@@ -598,7 +596,7 @@ def test_what_is_wrong_with_a_row_is_one_sentence(fault: str) -> None:
 CELLS = {
     "one cell too few": ("a.png", "expected 2 cells (image, text), found 1: 'a.png'"),
     "one cell too many": ("a.png,red,green", "expected 2 cells (image, text), found 3: 'a.png, red, green'"),
-    "no picture": (",red", "expected a picture beside `text`"),
+    "no picture": (",red", "expected an item beside `text`"),
     "no text": ("a.png,", "`text` is empty"),
 }
 

@@ -15,9 +15,9 @@ from PIL import Image
 from omni import scenes
 from omni.data.conversations import ask
 from omni.evaluation import EvaluationError, evaluate
-from omni.evaluation.asking import WINDOW_PIXELS, Example, Query, ask_all, shown
+from omni.evaluation.asking import WINDOW_BYTES, Example, Query, ask_all, shown
 from omni.evaluation.manifest import ManifestQuestions
-from omni.evaluation.scores import SIGHTS, Evaluation, Sight, uses_the_picture
+from omni.evaluation.scores import SIGHTS, Evaluation, Sight, uses_the_items
 from omni.scenes.evaluation import SceneQuestions, SceneSettings
 from omni.session import answer
 
@@ -34,7 +34,7 @@ class Recorded(SceneQuestions):
     def __getitem__(self, index: int) -> Example:
         picture = Image.new("RGB", (self.side, 2 * self.side), (index, 0, 0))
         queries = tuple(Query("color", ask(question), "red") for question in ("one", "two"))
-        return Example(f"picture {index}", (picture,), queries)
+        return Example(f"picture {index}", {"image": [picture]}, queries)
 
 
 def test_the_shipped_checkpoint_sees(shipped: Any) -> None:
@@ -45,23 +45,23 @@ def test_the_shipped_checkpoint_sees(shipped: Any) -> None:
     assert sum(s.accuracy for s in real.scores) / len(KINDS) > 0.7
     assert blank.score("shape").accuracy < 0.4
     assert blank.score("color").accuracy < 0.4
-    assert uses_the_picture([real, blank])
-    assert not uses_the_picture([real, real.model_copy(update={"sight": "blank"})])
+    assert uses_the_items([real, blank])
+    assert not uses_the_items([real, real.model_copy(update={"sight": "blank"})])
 
 
 def test_a_batch_is_answered_as_each_question_alone(shipped: Any) -> None:
     class Repeated(SceneQuestions):
         def __getitem__(self, index: int) -> Example:
             example = super().__getitem__(index)
-            (picture,), times = example.pictures, 1 + index % 2
+            (picture,), times = example.items["image"], 1 + index % 2
             query = example.queries[index]
             chat = ask(query.text, items=["image"] * times)
-            return Example(example.source, (picture,) * times, (Query(query.kind, chat, query.expected),))
+            return Example(example.source, {"image": [picture] * times}, (Query(query.kind, chat, query.expected),))
 
     questions = Repeated("test", 6, 0)
     together = ask_all(*shipped, questions, batch_size=6)
     assert [asked.answer for asked in together] == [
-        answer(*shipped, example.pictures, example.queries[0].text).answer
+        answer(*shipped, example.items["image"], example.queries[0].text).answer
         for example in map(questions.__getitem__, range(6))
     ]
 
@@ -108,21 +108,22 @@ def test_pictures_that_wait_for_their_batch_are_few(shipped: Any) -> None:
         def __getitem__(self, index: int) -> Example:
             nonlocal most
             example = super().__getitem__(index)
-            kept.append(weakref.ref(example.pictures[0]))
+            kept.append(weakref.ref(example.items["image"][0]))
             gc.collect()
             most = max(most, sum(picture() is not None for picture in kept))
-            return Example(example.source, example.pictures, example.queries[:1])
+            return Example(example.source, example.items, example.queries[:1])
 
     asked = ask_all(*shipped, Large(side=2_000), batch_size=2, max_new_tokens=1)
     assert [a.example for a in asked] == list(range(16))
-    enough = -(-WINDOW_PIXELS // 8_000_000)
+    enough = -(-WINDOW_BYTES // 24_000_000)
     assert enough <= most <= enough + 1
 
 
 def test_what_is_shown_in_the_place_of_a_picture() -> None:
     questions = SceneQuestions("test", 2, 5)
     real, blank, swapped, noise = (
-        [np.asarray(shown(questions, index, questions[index], sight)[0]) for index in (0, 1)] for sight in SIGHTS
+        [np.asarray(shown(questions, index, questions[index], sight)["image"][0]) for index in (0, 1)]
+        for sight in SIGHTS
     )
     assert all(
         np.array_equal(found, scenes.render(scenes.sample_scene(seed, "test")))
@@ -138,7 +139,8 @@ def test_what_is_shown_in_the_place_of_a_picture() -> None:
 def test_what_is_shown_is_as_large_as_the_picture(sight: Sight) -> None:
     questions = Recorded()
     if sight != "swapped":
-        assert [picture.size for picture in shown(questions, 0, questions[0], sight)] == [(64, 128)]
+        found = shown(questions, 0, questions[0], sight)["image"]
+        assert [picture.size for picture in found] == [(64, 128)]
 
 
 def test_an_answer_that_does_not_end_says_so(shipped: Any) -> None:
@@ -151,9 +153,8 @@ def test_a_prompt_without_room_for_an_answer_is_named(shipped: Any) -> None:
     class Crowded(Recorded):
         def __getitem__(self, index: int) -> Example:
             example = super().__getitem__(index)
-            return Example(
-                example.source, example.pictures * 50, (Query("color", ask("one", items=["image"] * 50), "red"),)
-            )
+            crowd = {"image": [*example.items["image"]] * 50}
+            return Example(example.source, crowd, (Query("color", ask("one", items=["image"] * 50), "red"),))
 
     with pytest.raises(EvaluationError, match=r"picture 0 to picture 1: a prompt of \d+ tokens leaves no room"):
         ask_all(*shipped, Crowded())
@@ -164,7 +165,7 @@ def test_a_role_that_the_template_does_not_know_is_named(shipped: Any) -> None:
         def __getitem__(self, index: int) -> Example:
             example = super().__getitem__(index)
             chat = [{"role": "system", "content": "be kind"}, *example.queries[0].conversation]
-            return Example(example.source, example.pictures, (Query("color", chat, "red"),))
+            return Example(example.source, example.items, (Query("color", chat, "red"),))
 
     with pytest.raises(EvaluationError, match="picture 0 to picture 1: Roles are user and assistant, found system"):
         ask_all(*shipped, Strange())
@@ -198,7 +199,7 @@ def test_every_turn_is_asked_with_the_true_turns_before_it(shipped: Any, make_ma
     assert [query.expected for query in example.queries] == ["blue", "red", "two"]  # without spaces around
     assert [len(query.conversation) for query in example.queries] == [1, 3, 5]
     prompts = [
-        shipped[1].apply_chat_template(query.show(example.pictures), add_generation_prompt=True)
+        shipped[1].apply_chat_template(query.show(example.items), add_generation_prompt=True)
         for query in example.queries
     ]
     assert [text.count("<image>") for text in prompts] == [1, 2, 2]

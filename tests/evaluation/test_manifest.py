@@ -27,10 +27,10 @@ def test_rows_become_questions(make_manifest: Make) -> None:
     assert [(q.kind, q.text, q.expected) for q in one.queries] == [("color", "what color is it", "red")]
     assert [(q.kind, q.text, q.expected) for q in two.queries] == [("answer", "say what you see", "a star")]
     assert one.source.endswith("data.jsonl, line 1")
-    assert one.pictures[0].tobytes() == read_picture(path.parent / "0.png").tobytes()
-    shown = one.queries[0].show(one.pictures)
+    assert one.items["image"][0].tobytes() == read_picture(path.parent / "0.png").tobytes()
+    shown = one.queries[0].show(one.items)
     assert [block["type"] for block in shown[0]["content"]] == ["image", "text"]
-    assert shown[0]["content"][0]["image"] is one.pictures[0]
+    assert shown[0]["content"][0]["image"] is one.items["image"][0]
 
 
 def test_pictures_are_swapped_for_others_of_a_row_with_as_many(make_manifest: Make) -> None:
@@ -47,10 +47,10 @@ def test_pictures_are_swapped_for_others_of_a_row_with_as_many(make_manifest: Ma
     ]
     path = make_manifest(rows)
     questions = ManifestQuestions(path)
-    found = [[name(path, picture) for picture in questions.swapped(index)] for index in range(6)]
+    found = [[name(path, picture) for picture in questions.swapped(index, "image")] for index in range(6)]
     # the second row shows what the first one shows, and the fifth the first picture of the fourth
     assert found == [["1.png"], ["1.png"], ["0.png"], ["2.png", "3.png"], ["2.png", "3.png"], ["0.png", "1.png"]]
-    assert questions.why_not_swapped() is None
+    assert questions.why_not_swapped("image") is None
 
 
 def name(path: Path, picture: Image.Image) -> str:
@@ -61,7 +61,9 @@ def test_a_picture_of_another_name_is_no_other_picture(make_manifest: Make) -> N
     rows = [{"image": f"{n}.png", "question": "what is it", "answer": "red"} for n in (0, 1)]
     path = make_manifest(rows)
     (path.parent / "1.png").write_bytes((path.parent / "0.png").read_bytes())
-    assert "data.jsonl, line 1 shows 1 pictures, and no other row" in (ManifestQuestions(path).why_not_swapped() or "")
+    assert "data.jsonl, line 1 has 1 pictures, and no other row" in (
+        ManifestQuestions(path).why_not_swapped("image") or ""
+    )
 
 
 def test_a_sight_test_without_partners_says_so(make_manifest: Make, fused: Path) -> None:
@@ -73,7 +75,7 @@ def test_a_sight_test_without_partners_says_so(make_manifest: Make, fused: Path)
     assert sight is not None
     assert list(sight.overall) == ["real", "blank", "noise"]
     assert list(sight.left_out) == ["swapped"]
-    assert "line 1 shows 1 pictures, and no other row shows as many" in sight.left_out["swapped"]
+    assert "line 1 has 1 pictures, and no other row has as many" in sight.left_out["swapped"]
 
 
 def test_a_sight_test_without_pictures_is_refused(make_manifest: Make, fused: Path) -> None:
@@ -96,7 +98,7 @@ def test_what_cannot_be_read_is_told_before_anything_is_asked(make_manifest: Mak
     path.write_text(path.read_text() + "{}\n")
     with pytest.raises(ManifestError, match="line 5: expected"):
         ManifestQuestions(path)[4]
-    assert set(asked) == {"reading pictures"}
+    assert set(asked) == {"reading files"}
 
 
 def test_the_command_evaluates_a_manifest_in_a_process_of_its_own(make_manifest: Make, fused: Path) -> None:

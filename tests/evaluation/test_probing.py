@@ -174,8 +174,8 @@ def test_an_encoder_without_training_scores_as_its_own_baseline(save: Save) -> N
     assert by_kind["digit, projection / probe / pixels"].accuracy > 0.85
     assert all(score.low <= score.accuracy <= score.high for score in by_kind.values())
     for asked in outcome.asked[::97]:
-        assert outcome.pictures(asked.example)[0].mode == "RGB"
-    assert [len(outcome.pictures(example)) for example in (0, 45)] == [
+        assert outcome.items(asked.example)["image"][0].mode == "RGB"
+    assert [len(outcome.items(example)["image"]) for example in (0, 45)] == [
         1,
         2,
     ]  # a scene drawn again, and the first drawing

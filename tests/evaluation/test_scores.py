@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binomtest
 
 from omni.evaluation import Asked
-from omni.evaluation.scores import Evaluation, Parts, Sight, score, sight_test, uses_the_picture, wilson_interval
+from omni.evaluation.scores import Evaluation, Parts, Sight, score, sight_test, uses_the_items, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_sight_test_is_passed_by_what_the_pictures_alone_explain() -> None:
         shown: dict[Sight, int] = {"real": real, "blank": blank, "swapped": swapped}
         evaluations = [Evaluation.of(answered(n, 100), s) for s, n in shown.items()]
         test = sight_test(evaluations, {"noise": "there was none"})
-        assert test.passed == uses_the_picture(evaluations)
+        assert test.passed == uses_the_items(evaluations)
         assert list(test.overall) == ["real", "blank", "swapped"]
         assert list(test.scores) == ["blank", "swapped"]
         return test.passed

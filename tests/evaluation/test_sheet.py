@@ -69,7 +69,7 @@ def outcome() -> Outcome:
 def invent(outcome: Outcome, *asked: Asked) -> Outcome:
     """The same with other questions and answers."""
     changed = outcome.result.model_copy(update={"scores": score(asked)})
-    return Outcome(changed, asked, outcome.pictures, outcome.examples)
+    return Outcome(changed, asked, outcome.items, outcome.examples)
 
 
 def test_a_sheet_is_whole_and_holds_its_pictures(outcome: Outcome, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_words_of_others_are_text(outcome: Outcome, tmp_path: Path) -> None:
 def test_large_pictures_are_scaled_down(outcome: Outcome, tmp_path: Path) -> None:
     large = Image.new("RGB", (2000, 1000), "red")
     asked = [Asked("color", "?", "red", "red")]
-    write_sheet(tmp_path / "sheet.html", Outcome(outcome.result, asked, lambda example: [large, large], 1))
+    write_sheet(tmp_path / "sheet.html", Outcome(outcome.result, asked, lambda example: {"image": [large, large]}, 1))
     assert [picture.size for picture in read(tmp_path / "sheet.html").pictures] == [(448, 224)] * 2
     assert large.size == (2000, 1000)
 

@@ -14,7 +14,7 @@ def test_one_question_of_every_kind_about_every_scene() -> None:
     item = questions[3]
     scene = scenes.sample_scene(103, "test")
     assert item.source == "scene 103 of test"
-    assert item.pictures[0].tobytes() == scenes.render(scene).tobytes()
+    assert item.items["image"][0].tobytes() == scenes.render(scene).tobytes()
     expected = scenes.questions(scene, 103, weights=dict.fromkeys(scenes.WORDINGS, 1.0))
     assert [(q.kind, q.text, q.expected) for q in item.queries] == [(q.kind, q.text, q.answer) for q in expected]
 
@@ -48,9 +48,9 @@ def test_settings_ask_what_they_say() -> None:
 
 def test_swapped_pictures_are_none_of_those_asked_about() -> None:
     questions = SceneQuestions("test", 20, 0)
-    real = {questions[index].pictures[0].tobytes() for index in range(20)}
-    assert questions.why_not_swapped() is None
-    assert real.isdisjoint(questions.swapped(index)[0].tobytes() for index in range(20))
+    real = {questions[index].items["image"][0].tobytes() for index in range(20)}
+    assert questions.why_not_swapped("image") is None
+    assert real.isdisjoint(questions.swapped(index, "image")[0].tobytes() for index in range(20))
 
 
 def test_unknown_kinds_and_kinds_that_no_scene_allows() -> None:

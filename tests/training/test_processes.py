@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniVisionConfig, OmniVisionModel
+from omni import (
+    OmniAudioConfig,
+    OmniAudioModel,
+    OmniFeatureExtractor,
+    OmniForConditionalGeneration,
+    OmniImageProcessor,
+    OmniVisionConfig,
+    OmniVisionModel,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -98,17 +106,29 @@ def make_recipe(folder: Path, mixed: Path, encoder: dict[str, Any], thinker: dic
 
 
 def trained(
-    processes: int, mixed: Path, folder: Path, encoder: dict[str, Any], thinker: dict[str, Any], sharded: bool = False
+    processes: int,
+    mixed: Path,
+    folder: Path,
+    encoder: dict[str, Any],
+    thinker: dict[str, Any],
+    sharded: bool = False,
+    heard: bool = False,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final weights of a run of the command, each step on four rows in all.
 
-    A run that is sharded is stopped in the middle and resumed, as if it had been killed while it wrote its result.
+    A run that is sharded is stopped in the middle and resumed, as if it had been killed while it wrote its result. One of
+    rows that are heard, too, keeps few activations.
     """
     recipe = make_recipe(folder, mixed, encoder, thinker)
     recipe["arguments"] |= {
         "per_device_train_batch_size": 4 // processes,
         "save_strategy": "steps" if sharded else "no",
     }
+    if heard:
+        OmniAudioModel(OmniAudioConfig(**encoder, stem_channels=8)).save_pretrained(folder / "audio")
+        OmniFeatureExtractor().save_pretrained(folder / "audio")
+        recipe["model"]["modalities"] = {"audio": {"encoder": str(folder / "audio"), "projector": "linear"}}
+        recipe["arguments"]["activation_checkpointing"] = True
     (folder / "recipe.json").write_text(json.dumps(recipe))
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
@@ -140,6 +160,28 @@ def test_two_processes_learn_what_one_learns(
             two[name], one[name], atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
     OmniForConditionalGeneration.from_pretrained(tmp_path / "2" / "out")  # its fingerprints are of the whole weights
+
+
+@pytest.mark.long
+def test_two_processes_of_which_one_has_no_sounds_or_no_pictures(
+    mixed: Path, tmp_path: Path, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]
+) -> None:
+    """In a step a process has some of the modalities, another has others or none; and activations are computed twice."""
+    rows = []
+    for number, line in enumerate(mixed.read_text().splitlines()):
+        row = json.loads(line)
+        if number % 4 in (2, 3):
+            sound = np.random.default_rng(number).normal(0, 0.1, 1600).astype(np.float32)
+            pytest.importorskip("soundfile").write(tmp_path / f"{number}.wav", sound, 16_000)
+            row["messages"][0]["content"].insert(0, {"type": "audio", "path": f"{number}.wav"})
+        rows.append(row)
+    (tmp_path / "heard.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (losses_of_one, one), (losses_of_two, two) = (
+        trained(n, tmp_path / "heard.jsonl", tmp_path / str(n), tiny_encoder, tiny_thinker, heard=True) for n in (1, 2)
+    )
+    np.testing.assert_allclose(losses_of_two, losses_of_one, rtol=2e-3)
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.long

@@ -11,20 +11,23 @@ import torch
 from PIL import Image
 
 from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
-from omni.loading.encoder import Encoder
 from omni.training import cache as module
-from omni.training.cache import TokenCache
+from omni.training.cache import FrozenTower, TokenCache
 from omni.vision.pictures import PictureError
 
 ENTRY = 4 * (1 + 4) * 24  # bytes of the tokens of one picture: CLS and 2 x 2 patches of width 24, float32
 
 
-def make_encoder(seed: int = 0, **processing: object) -> Encoder:
+def frozen(model: OmniVisionModel, processor: OmniImageProcessor) -> FrozenTower:
+    return FrozenTower("image", {"encoder": model.config, "output": "cls+grid"}, model, processor)
+
+
+def make_encoder(seed: int = 0, **processing: object) -> FrozenTower:
     torch.manual_seed(seed)
     model = OmniVisionModel(
         OmniVisionConfig(image_size=16, patch_size=8, hidden_size=24, num_hidden_layers=2, num_attention_heads=2)
     ).eval()
-    return Encoder(model, OmniImageProcessor(size={"height": 16, "width": 16}, **processing))
+    return frozen(model, OmniImageProcessor(size={"height": 16, "width": 16}, **processing))
 
 
 @pytest.fixture
@@ -37,13 +40,13 @@ def files(tmp_path: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def expected(encoder: Encoder, path: Path) -> dict[str, np.ndarray]:
+def expected(encoder: FrozenTower, path: Path) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        output = encoder.model(**encoder.preprocessor(Image.open(path), return_tensors="pt"))
+        output = encoder.tower(**encoder.preprocessor(Image.open(path), return_tensors="pt"))
     return {"cls": output.cls[0].numpy(), "grid": output.grid[0].numpy()}
 
 
-def check(cache: TokenCache, encoder: Encoder, path: Path) -> None:
+def check(cache: TokenCache, encoder: FrozenTower, path: Path) -> None:
     item, wanted = cache.encode(path), expected(encoder, path)
     assert item.grid_shape == (2, 2)
     assert item.tokens.keys() == wanted.keys()
@@ -80,12 +83,12 @@ def test_content_counts_and_not_the_name(tmp_path: Path, files: list[Path]) -> N
 def test_no_change_is_served_from_old_entries(tmp_path: Path, files: list[Path]) -> None:
     changed = make_encoder()
     with torch.no_grad():
-        changed.model.layers[1].mlp.fc2.bias[3] += 1e-3
+        changed.tower.layers[1].mlp.fc2.bias[3] += 1e-3
     encoders = [make_encoder(), make_encoder(1), changed, make_encoder(do_normalize=False), make_encoder(resample=0)]
-    deeper = OmniVisionConfig.from_dict({**encoders[0].model.config.to_dict(), "layer_norm_eps": 0.1})
+    deeper = OmniVisionConfig.from_dict({**encoders[0].tower.config.to_dict(), "layer_norm_eps": 0.1})
     model = OmniVisionModel(deeper).eval()
-    model.load_state_dict(encoders[0].model.state_dict())
-    encoders.append(Encoder(model, encoders[0].preprocessor))
+    model.load_state_dict(encoders[0].tower.state_dict())
+    encoders.append(frozen(model, encoders[0].preprocessor))
     for encoder in encoders * 2:
         check(TokenCache(tmp_path / "cache", encoder), encoder, files[0])
     assert len([path for path in (tmp_path / "cache").rglob("*") if path.is_file()]) == len(encoders)
@@ -167,9 +170,9 @@ def test_a_picture_that_is_replaced_meanwhile_is_not_kept_as_the_one_before(
     with monkeypatch.context() as patch:
         patch.setattr(module, "_read", replaced)
         cache.encode(files[0])
-    check(cache, cache.encoder, files[0])
+    check(cache, cache.tower, files[0])
     files[0].write_bytes(before)
-    check(cache, cache.encoder, files[0])
+    check(cache, cache.tower, files[0])
 
 
 def test_pictures_that_cannot_be_read_are_refused_and_not_kept(tmp_path: Path, files: list[Path]) -> None:
@@ -192,7 +195,7 @@ def use(folder: Path, files: list[Path], seed: int) -> None:
     torch.set_num_threads(1)
     cache = TokenCache(folder, make_encoder(), max_bytes=4 * (ENTRY + 300))
     for place in np.random.default_rng(seed).integers(0, len(files), 150):
-        check(cache, cache.encoder, files[place])
+        check(cache, cache.tower, files[place])
 
 
 @pytest.mark.slow
