@@ -1,13 +1,27 @@
 """Sounds as a modality: the bundle, and what it takes for other encoders than ours to stand in its place."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from omni.audio.lengths import num_tokens
-from omni.audio.sounds import LargeSoundError, Sound, as_sound, is_sound, read_sound, sound_at
+from omni.audio.sounds import (
+    LargeSoundError,
+    Sound,
+    SoundError,
+    as_sound,
+    count_samples,
+    is_sound,
+    read_sound,
+    sound_at,
+)
 from omni.registry import Modality
+
+SILENCE = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 3236, b"WAVEfmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", 3200)
+SILENCE += bytes(3200)
+"""A WAV file of a tenth of a second."""
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -16,7 +30,7 @@ def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]
         (int(num_tokens(config, int(sum(mask.tolist())))),) for mask in inputs["audio_mask"]
     ]
     if any(shape < (1,) for shape in shapes):
-        raise ValueError("A sound is too short for this encoder, which makes no token of it; lengthen it with silence.")
+        raise SoundError("A sound is too short for this encoder, which makes no token of it; lengthen it with silence.")
     return shapes
 
 
@@ -96,6 +110,9 @@ audio = Modality(
     open=read_sound,
     suffixes=(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     media_types=("audio/*",),
+    measure=count_samples,
+    unit="samples",
+    probe=SILENCE,
     noun="sound",
     show=show,
     stand_ins=stand_ins,

@@ -342,6 +342,12 @@ class OmniProcessor(ProcessorMixin):
             data = {"num_image_tokens": [count] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
         return MultiModalData(**data)
 
+    def least_tokens(self, name: str) -> int:
+        """Tokens that an item of a modality becomes at least; pictures of one size all become as many."""
+        if name == "image":
+            return int(self._get_num_multimodal_tokens(image_sizes=[(1, 1)])["num_image_tokens"][0])
+        return self.plan.num_tokens(name, (1,) * get_modality(name).grid_dims)
+
     def _multimodal_inputs_from_conversations(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
         """Items of chats, by the type of their blocks, in the form in which transformers hands them to `__call__`."""
         rows = [
