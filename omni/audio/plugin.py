@@ -13,6 +13,7 @@ from omni.audio.sounds import (
     SoundError,
     as_sound,
     count_samples,
+    fetched,
     is_sound,
     read_sound,
     sound_at,
@@ -47,9 +48,9 @@ def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any])
     Raises:
         SoundError: no sound, one at another rate than it is said to have, or longer than the encoder hears.
     """
-    options = dict(options)
+    options, rate = dict(options), preprocessor.sampling_rate
+    items = [fetched(item, rate) for item in items]
     if not isinstance(preprocessor, audio.preprocessor_class):
-        rate = preprocessor.sampling_rate
         sounds = [sound_at(rate, item, options.get("sampling_rate")) for item in items]
         longest = _longest(preprocessor)
         if too_long := [sound for sound in sounds if longest and sound.seconds > longest]:

@@ -56,6 +56,8 @@ _BLOCK = 2**18
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
+_ADDRESS = re.compile(r"https?://|data:", re.IGNORECASE)
+
 _CONVERT = "convert it to WAV or FLAC"
 _STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer", "run `git lfs pull` to get the sound itself"),
@@ -261,6 +263,22 @@ def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
             "leave `sampling_rate` out, the sound's own rate is known."
         )
     return sound.resampled(rate)
+
+
+def fetched(given: Any, rate: int) -> Any:
+    """The sound behind an address or in a data URI, as transformers loads it at a rate; anything else as it is.
+
+    Raises:
+        SoundError: nothing there, or no sound.
+    """
+    if not isinstance(given, str) or not _ADDRESS.match(given):
+        return given
+    from transformers.audio_utils import load_audio
+
+    try:
+        return Sound(np.asarray(load_audio(given, sampling_rate=rate), np.float32), rate)
+    except Exception as error:  # of networks and decoders nearly everything is raised
+        raise SoundError(f"{given[:100]!r} gives no sound ({error}); correct the address.") from error
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
