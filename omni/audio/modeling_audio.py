@@ -65,15 +65,15 @@ class Conv1dStem(nn.Module):
             for i, (before, after) in enumerate(pairwise(widths))
         )
 
-    def forward(self, features: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """float[I, F, M] and bool[I, F] -> float[I, N, D] and bool[I, N]."""
+    def forward(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """float[I, F, M] and bool[I, F] -> float[I, N, D]."""
         hidden = features.transpose(1, 2)
         for i, convolution in enumerate(self.convolutions):
             if mask is not None:
                 hidden = hidden.masked_fill(~mask[:, None], 0)
                 mask = mask if i == 0 else mask[:, ::2]
             hidden = F.gelu(convolution(hidden))
-        return hidden.transpose(1, 2), mask
+        return hidden.transpose(1, 2)
 
 
 class Conv2dStem(nn.Module):
@@ -88,15 +88,15 @@ class Conv2dStem(nn.Module):
         bands = math.ceil(config.num_mel_bins / config.time_reduction)
         self.projection = nn.Linear(config.stem_channels * bands, config.hidden_size)
 
-    def forward(self, features: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """float[I, F, M] and bool[I, F] -> float[I, N, D] and bool[I, N]."""
+    def forward(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """float[I, F, M] and bool[I, F] -> float[I, N, D]."""
         hidden = features[:, None]
         for convolution in self.convolutions:
             if mask is not None:
                 hidden = hidden.masked_fill(~mask[:, None, :, None], 0)
                 mask = mask[:, ::2]
             hidden = F.gelu(convolution(hidden))
-        return self.projection(hidden.transpose(1, 2).flatten(2)), mask
+        return self.projection(hidden.transpose(1, 2).flatten(2))
 
 
 class OmniAudioEmbeddings(nn.Module):
@@ -113,7 +113,8 @@ class OmniAudioEmbeddings(nn.Module):
         self, input_features: torch.Tensor, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """float[I, F, M] and bool[I, F] -> float[I, n, D] and bool[I, n]."""
-        hidden, mask = self.stem(input_features.to(next(self.stem.parameters()).dtype), mask)
+        hidden = self.stem(input_features.to(next(self.stem.parameters()).dtype), mask)
+        mask = None if mask is None else mask[:, :: self.config.time_reduction]
         if self.config.position_embedding == "sinusoidal":
             hidden = hidden + sinusoids(hidden.shape[1], hidden.shape[2], hidden.device).to(hidden.dtype)
         if self.config.cls_token:
