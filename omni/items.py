@@ -7,6 +7,7 @@ The suffix says which modality is asked first; what the file holds decides. So a
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from fnmatch import fnmatchcase
 from os import PathLike, fsdecode
 from typing import Any, NamedTuple
 
@@ -82,6 +83,18 @@ def read_items(sources: Iterable[Any], among: Iterable[str] | None = None) -> li
 def suffixes(among: Iterable[str] | None = None) -> tuple[str, ...]:
     """The suffixes of all files that become items."""
     return tuple(suffix for modality in _openers(among)[0] for suffix in modality.suffixes)
+
+
+def modality_of(media_type: str, among: Iterable[str] | None = None) -> Modality | None:
+    """The modality to which files of a media type belong: "audio/wav" -> audio; None if there is none.
+
+    Args:
+        media_type: as uploads have it; "audio/*" is any of a kind.
+        among: names of the modalities that may take it; by default all that open files.
+    """
+    kind = media_type.lower()
+    found = [(len(p), m) for m in _openers(among)[0] for p in m.media_types if fnmatchcase(kind, p)]
+    return max(found, key=lambda each: each[0])[1] if found else None
 
 
 def nouns(items: Sequence[Item]) -> str:

@@ -109,6 +109,10 @@ class Modality:
             takes files takes this modality.
         suffixes: the suffixes of its files, in small letters: `(".png", ".jpg")`.
         media_types: of its uploads: `("image/png", "image/*")`.
+        measure: from the bytes of a file how many `unit`s it says it holds, without decoding it; 0 where it says nothing.
+            A server bounds with it what strangers have it decode.
+        unit: what `measure` counts, in the plural: "pixels".
+        probe: the bytes of a small file, with which a server tries a model before anybody asks.
         noun: what messages call an item: "picture".
         show: an item as a picture of PIL, for sheets and pages.
         stand_ins: for an item and a seed others in its place that tell nothing of it, `{"blank": ..., "noise": ...}`; an
@@ -137,6 +141,9 @@ class Modality:
     open: Callable[..., Any] | None = None
     suffixes: tuple[str, ...] = ()
     media_types: tuple[str, ...] = ()
+    measure: Callable[[bytes], int] | None = None
+    unit: str = ""
+    probe: bytes | None = None
     noun: str = "item"
     show: Callable[[Any], Any] | None = None
     stand_ins: Callable[[Any, int], Mapping[str, Any]] | None = None

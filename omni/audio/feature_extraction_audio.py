@@ -4,6 +4,7 @@ The windows are PyTorch's: `torch.stft` takes a quarter of the time of `transfor
 are those of transformers, which are torchaudio's and librosa's.
 """
 
+import os
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import BatchFeature
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
-from omni.audio.sounds import is_sound, sound_at
+from omni.audio.sounds import fetched, is_sound, read_sound, sound_at
 from omni.checkpoints.preprocessor import SealedPreprocessorMixin
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
@@ -131,6 +132,18 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
             return_tensors=return_tensors,
         )
         return made
+
+    def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None) -> Any:
+        """Sounds from files and addresses, which pipelines of transformers ask for; what is a sound already stays as it is.
+
+        Raises:
+            SoundError: no sound.
+        """
+        given = audio_url_or_urls
+        if not is_sound(given):
+            return [self.fetch_audio(each, sampling_rate) for each in given]
+        given = fetched(given, sampling_rate or self.sampling_rate)
+        return read_sound(given) if isinstance(given, str | os.PathLike) else given
 
     def _filters(self) -> torch.Tensor:
         """float32[M, n_fft // 2 + 1]."""

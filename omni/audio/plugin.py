@@ -1,13 +1,28 @@
 """Sounds as a modality: the bundle, and what it takes for other encoders than ours to stand in its place."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from omni.audio.lengths import num_tokens
-from omni.audio.sounds import LargeSoundError, Sound, SoundError, as_sound, is_sound, read_sound, sound_at
+from omni.audio.sounds import (
+    LargeSoundError,
+    Sound,
+    SoundError,
+    as_sound,
+    count_samples,
+    fetched,
+    is_sound,
+    read_sound,
+    sound_at,
+)
 from omni.registry import Modality
+
+SILENCE = struct.pack("<4sI8sIHHIIHH4sI", b"RIFF", 3236, b"WAVEfmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", 3200)
+SILENCE += bytes(3200)
+"""A WAV file of a tenth of a second."""
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -33,9 +48,9 @@ def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any])
     Raises:
         SoundError: no sound, one at another rate than it is said to have, or longer than the encoder hears.
     """
-    options = dict(options)
+    options, rate = dict(options), preprocessor.sampling_rate
+    items = [fetched(item, rate) for item in items]
     if not isinstance(preprocessor, audio.preprocessor_class):
-        rate = preprocessor.sampling_rate
         sounds = [sound_at(rate, item, options.get("sampling_rate")) for item in items]
         longest = _longest(preprocessor)
         if too_long := [sound for sound in sounds if longest and sound.seconds > longest]:
@@ -106,6 +121,9 @@ audio = Modality(
     open=read_sound,
     suffixes=(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"),
     media_types=("audio/*",),
+    measure=count_samples,
+    unit="samples",
+    probe=SILENCE,
     noun="sound",
     show=show,
     stand_ins=stand_ins,

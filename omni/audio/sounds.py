@@ -56,6 +56,8 @@ _BLOCK = 2**18
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
+_ADDRESS = re.compile(r"https?://|data:", re.IGNORECASE)
+
 _CONVERT = "convert it to WAV or FLAC"
 _STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer", "run `git lfs pull` to get the sound itself"),
@@ -167,8 +169,7 @@ def read_sound(source: "Source | Sound") -> Sound:
         raise SoundError(f"{name} is empty, expected {EXPECTED}; get the file again.")
     if len(data) > MAX_BYTES:
         raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{len(data):,}")
-    if (start := after_id3(data)) and data[start : start + 4] in (b"fLaC", b"OggS", b"RIFF"):
-        data = data[start:]
+    data = _without_tag(data)
     try:
         if (facts := facts_of(data)) is None:
             raise _strange(data, name)
@@ -181,6 +182,19 @@ def read_sound(source: "Source | Sound") -> Sound:
                 f"{start_of_sentence} data that end too early ({error}); get the file again."
             ) from error
         raise SoundError(f"{start_of_sentence} {error}; get the file again or {_CONVERT}.") from error
+
+
+def count_samples(data: bytes) -> int:
+    """Samples of all channels of a file of sound, as it says; 0 where it says nothing, which reading it will explain.
+
+    A file that does not know its length counts as one of `MAX_SAMPLES` a channel.
+    """
+    soundfile = _library("soundfile")
+    try:
+        info = soundfile.info(BytesIO(_without_tag(data)))
+        return int(min(info.frames, MAX_SAMPLES) * info.channels)
+    except (soundfile.LibsndfileError, ValueError):
+        return 0
 
 
 def is_sound(given: Any) -> bool:
@@ -251,6 +265,22 @@ def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
     return sound.resampled(rate)
 
 
+def fetched(given: Any, rate: int) -> Any:
+    """The sound behind an address or in a data URI, as transformers loads it at a rate; anything else as it is.
+
+    Raises:
+        SoundError: nothing there, or no sound.
+    """
+    if not isinstance(given, str) or not _ADDRESS.match(given):
+        return given
+    from transformers.audio_utils import load_audio
+
+    try:
+        return Sound(np.asarray(load_audio(given, sampling_rate=rate), np.float32), rate)
+    except Exception as error:  # of networks and decoders nearly everything is raised
+        raise SoundError(f"{given[:100]!r} gives no sound ({error}); correct the address.") from error
+
+
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +298,12 @@ def _read(path: str) -> bytes:
     except ReadError as error:
         kinds = {"missing": MissingSoundError, "too large": LargeSoundError}
         raise kinds.get(error.kind, SoundError)(str(error)) from error
+
+
+def _without_tag(data: bytes) -> bytes:
+    """A file without a tag of ID3v2, which stands before some that are no MP3."""
+    start = after_id3(data)
+    return data[start:] if start and data[start : start + 4] in (b"fLaC", b"OggS", b"RIFF") else data
 
 
 def _strange(data: bytes, name: str) -> SoundError:

@@ -25,7 +25,7 @@ def serve(
         list[str] | None, typer.Option(help="A further name by which clients call this machine; repeatable.")
     ] = None,
     allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Fetch pictures from this machine and private networks too.")
+        bool, typer.Option("--allow-private", help="Fetch files from this machine and private networks too.")
     ] = False,
 ) -> None:
     """Serve a checkpoint to OpenAI clients: omni serve checkpoints/omni_tiny."""

@@ -28,7 +28,7 @@ from transformers.utils import is_torchvision_available
 from omni.checkpoints.cards import remote_code
 from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.files import write_text_whole
-from omni.registry import Modality, get_modality, prepare_items
+from omni.registry import Modality, get_modality, open_item, prepare_items
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
@@ -38,6 +38,9 @@ _UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
 
 SHOWN_AS = {"image_processor": "image", "feature_extractor": "audio"}
 """What transformers calls the preprocessor of a modality: as an attribute, and in processor_config.json."""
+
+_ADDRESS = re.compile(r"(https?://|data:)", re.IGNORECASE)
+"""What is no file of this machine, and for the preprocessor to fetch."""
 
 TYPES = ("image_processor_type", "feature_extractor_type")
 """Where those of transformers write their class."""
@@ -51,11 +54,12 @@ class OmniProcessor(ProcessorMixin):
     """Tokenizer and preprocessors of a fused model, as one.
 
     Args:
-        image_processor: the preprocessor of pictures; short for `preprocessors={"image": ...}`.
+        image_processor, feature_extractor: the preprocessors of pictures and of sounds under transformers' names; short for
+            `preprocessors={"image": ..., "audio": ...}`.
         tokenizer: a tokenizer that has every placeholder as one token.
         preprocessors: the preprocessor of each modality by name; by default the registered class with its defaults.
         modalities: the `modalities` of the model's `OmniConfig` (or that configuration's dictionary); by default those of
-            `OmniConfig()`. The placeholders' ids come from the tokenizer.
+            the first two arguments, with default encoders, else pictures. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
         prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
         asked_by: the modalities of items that ask in the place of words, `["audio"]` if the model was trained on spoken
@@ -74,13 +78,17 @@ class OmniProcessor(ProcessorMixin):
         chat_template: Any = None,
         prompt: str | None = None,
         asked_by: Sequence[str] | None = None,
+        feature_extractor: Any = None,
     ) -> None:
         if tokenizer is None:
             raise ValueError("OmniProcessor needs a tokenizer.")
         self.prompt, self.asked_by = prompt, list(asked_by or [])
         self.tokenizer = tokenizer
         self.chat_template = chat_template if chat_template is not None else getattr(tokenizer, "chat_template", None)
-        sections = dict(modalities) if modalities is not None else {"image": {}}
+        shown = {"image_processor": image_processor, "feature_extractor": feature_extractor}
+        named = {SHOWN_AS[key]: preprocessor for key, preprocessor in shown.items() if preprocessor is not None}
+        given = {**(preprocessors or {}), **named}
+        sections = dict(modalities) if modalities is not None else {name: {} for name in named or ["image"]}
         ids = {name: _placeholder_id(tokenizer, get_modality(name)) for name in sections}
         # copies: they may be the sections of a live model, and a new OmniConfig resets the attention of its encoders
         sections = {name: {**copy.deepcopy(section), "token_id": ids[name]} for name, section in sections.items()}
@@ -88,9 +96,6 @@ class OmniProcessor(ProcessorMixin):
         self.modalities = _as_json(self.plan)
         if strangers := sorted({*self.asked_by} - {*sections}):
             raise ValueError(f"Asked by items of {strangers}, but the modalities are {sorted(sections)}.")
-        given = {**(preprocessors or {})}
-        if image_processor is not None:
-            given["image"] = image_processor
         if strangers := sorted(set(given) - set(sections)):
             raise ValueError(f"Preprocessors for {strangers}, but the modalities are {sorted(sections)}.")
         self.preprocessors = {
@@ -134,6 +139,8 @@ class OmniProcessor(ProcessorMixin):
         self,
         images: ImageInput | None = None,
         text: TextInput | PreTokenizedInput | list[TextInput] | list[PreTokenizedInput] | None = None,
+        *,
+        audio: Any = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
         """Make a batch.
@@ -142,6 +149,7 @@ class OmniProcessor(ProcessorMixin):
             images: pictures for the placeholders `<image>`, in order, flat or nested by row. Of this and any other modality
                 all items may also be `EncodedItem`s, which the batch then holds under `mm_encoder_outputs`.
             text: one prompt or several.
+            audio: sounds for the placeholders `<audio>`: arrays, pairs `(array, rate)`, files and what else is a sound.
             kwargs: items of other modalities under their argument (`signals=[...]`), and what tokenizer and image
                 processor take (`padding`, `truncation`, `return_tensors`, `images_kwargs`, ...); `sampling_rate` is of the
                 sounds under `audio` that come without one.
@@ -153,12 +161,15 @@ class OmniProcessor(ProcessorMixin):
             ValueError: other numbers of placeholders than of items; truncation that cuts inside an item or loses one.
         """
         items: dict[str, list[Any]] = {}
+        named = {"images": images, "audio": audio}
         for modality in self.bundles:
-            given = images if modality.name == "image" else kwargs.pop(modality.argument, None)
+            given = (named if modality.argument in named else kwargs).pop(modality.argument, None)
             if given is not None:
                 items[modality.name] = self._flat(modality, given)
-        if images is not None and "image" not in self.preprocessors:
-            raise ValueError(f"This processor takes no images; its modalities are {sorted(self.preprocessors)}.")
+        if strangers := [argument for argument, given in named.items() if given is not None]:
+            raise ValueError(
+                f"This processor takes no {strangers[0]}; its modalities are {sorted(self.preprocessors)}."
+            )
         if text is None and not items:
             raise ValueError("Give text, items of a modality, or both.")
         self._hand_on_rate(kwargs)
@@ -314,11 +325,22 @@ class OmniProcessor(ProcessorMixin):
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders that stand for one picture."""
-        one = {"pixel_values": [image_inputs["pixel_values"][image_idx]]}
-        return get_modality("image").token * self._counts("image", one)[0]
+        return self._replacement("image", image_inputs, image_idx)
 
-    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """Tokens of pictures of these sizes (height, width), which servers reserve before they see the pictures.
+    def replace_audio_token(self, audio_inputs: Mapping[str, Any], audio_idx: int, **kwargs: Any) -> str:
+        """The placeholders that stand for one sound."""
+        return self._replacement("audio", audio_inputs, audio_idx)
+
+    def _replacement(self, name: str, inputs: Mapping[str, Any], index: int) -> str:
+        modality = get_modality(name)
+        one = {key: [inputs[key][index]] for key in modality.inputs}
+        return modality.token * self._counts(name, one)[0]
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Any = None, audio_lengths: Any = None, **kwargs: Any
+    ) -> MultiModalData:
+        """Tokens of pictures of these sizes (height, width), and of sounds of so many samples at the rate of the feature
+        extractor, which servers reserve before they see the items.
 
         Raises:
             ValueError: an image processor that makes pictures of several sizes, which no encoder here takes.
@@ -333,7 +355,16 @@ class OmniProcessor(ProcessorMixin):
             blank = np.empty((3, size["height"], size["width"]), np.uint8)  # nothing of it but its shape is read
             count = self._counts("image", {"pixel_values": [blank]})[0]
             data = {"num_image_tokens": [count] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
+        if audio_lengths is not None:
+            silence = [np.zeros(length, np.float32) for length in audio_lengths]
+            data["num_audio_tokens"] = self._counts("audio", self._prepare("audio", silence, {})) if silence else []
         return MultiModalData(**data)
+
+    def least_tokens(self, name: str) -> int:
+        """Tokens that an item of a modality becomes at least; pictures of one size all become as many."""
+        if name == "image":
+            return int(self._get_num_multimodal_tokens(image_sizes=[(1, 1)])["num_image_tokens"][0])
+        return self.plan.num_tokens(name, (1,) * get_modality(name).grid_dims)
 
     def _multimodal_inputs_from_conversations(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
         """Items of chats, by the type of their blocks, in the form in which transformers hands them to `__call__`."""
@@ -422,7 +453,7 @@ class OmniProcessor(ProcessorMixin):
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
         left_out = set(OmniConfig.names_left_out(kwargs))
         kwargs = {key: value for key, value in kwargs.items() if key != "modalities" and not key.endswith("_config")}
-        own = ("image_processor", "tokenizer", "chat_template", "prompt", "asked_by")
+        own = (*SHOWN_AS, "tokenizer", "chat_template", "prompt", "asked_by")
         overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
         if "modalities" not in saved:
@@ -433,7 +464,7 @@ class OmniProcessor(ProcessorMixin):
         preprocessors = {
             name: _load_preprocessor(get_modality(name), saved[_preprocessor_key(name)], kwargs)
             for name in sections
-            if not (name == "image" and "image_processor" in overrides)
+            if name not in {SHOWN_AS.get(key) for key in overrides}
         }
         tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
             "tokenizer", pretrained_model_name_or_path, **kwargs
@@ -482,7 +513,7 @@ def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
         return [block[key] for key in ("image", "url", "path", "base64") if key in block]
     files = [block[key] for key in ("path", "url") if key in block]
     if modality.name not in block:
-        return [modality.open(file) for file in files] if modality.open is not None else []
+        return [file if _ADDRESS.match(str(file)) else open_item(modality.name)(file) for file in files]
     item = block[modality.name]
     return [{"array": item, "sampling_rate": block["sampling_rate"]} if "sampling_rate" in block else item]
 

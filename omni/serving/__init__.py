@@ -1,7 +1,7 @@
 """Serving: a fused model for programs that speak OpenAI's interface, and for clients that nobody has reason to trust.
 
 requests.py    what a request may ask for: every field, and its bounds
-remote.py      pictures from addresses on the public internet, and from no others
+remote.py      files from addresses on the public internet, and from no others
 worker.py      one request after another through the model, until it is answered or its client is gone
 writing.py     an answer while it is written
 replies.py     what was written, in the forms that clients expect

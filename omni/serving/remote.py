@@ -88,8 +88,8 @@ class _Network(httpcore2.AnyIOBackend):
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         if not all(map(self._allowed, addresses)):
             raise RemoteError(
-                f"The address {host[:100]!r} is this machine or in a private network, where pictures are not fetched from; "
-                "send the picture itself, as a data URI."
+                f"The address {host[:100]!r} is this machine or in a private network, where files are not fetched from; "
+                "send the file itself, as a data URI."
             )
         for address in addresses[:-1]:
             try:
@@ -142,13 +142,9 @@ async def _follow(url: str, allowed: Callable[[str], bool], max_bytes: int) -> b
                     async for chunk in response.aiter_stream():
                         received += chunk
                         if len(received) > max_bytes:
-                            raise RemoteError(
-                                f"{url[:100]!r} has more than {max_bytes:,} bytes; send a smaller picture."
-                            )
+                            raise RemoteError(f"{url[:100]!r} has more than {max_bytes:,} bytes; send a smaller one.")
                     return bytes(received)
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, UnicodeError) as error:
                 why = str(error) or type(error).__name__
                 raise RemoteError(f"{url[:100]!r} cannot be fetched ({why}); correct the address.") from error
-    raise RemoteError(
-        f"{url[:100]!r} is the end of more than {MAX_REDIRECTS} redirects; name the picture's own address."
-    )
+    raise RemoteError(f"{url[:100]!r} is the end of more than {MAX_REDIRECTS} redirects; name the file's own address.")

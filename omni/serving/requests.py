@@ -1,4 +1,4 @@
-"""What a request may ask for: every field of the three interfaces with its bounds, and the pictures in it.
+"""What a request may ask for: every field of the three interfaces with its bounds, and the items in it.
 
 A field that is not here is refused by its name, one that has no place in an answer (`harmless`) is dropped, and one that
 asks for what this server cannot do is refused unless it asks for nothing. So nothing is passed over, and nothing that a
@@ -7,22 +7,22 @@ client sends decides how much memory or time is taken.
 
 import base64
 import binascii
-import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from PIL import Image
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
+from omni.items import modality_of
+from omni.registry import Modality
+
 MAX_VALUES = 200_000
 """Of all lists and objects of a request together: two bytes of JSON can become sixty bytes of memory."""
-MAX_PIXELS = 200_000_000
-"""Of all pictures of a request together, by what their files say of themselves."""
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_UNITS = 200_000_000
+"""Pixels of all pictures of a request together, samples of all sounds, and so on, by what their files say of themselves."""
 
 
 class RequestError(ValueError):
@@ -105,50 +105,142 @@ class _Checked(BaseModel):
 
 
 class Address(_Checked):
-    """Where a picture is: its data URI, or an address on the public internet."""
+    """Where a file is: its data URI, or an address on the public internet."""
 
     harmless = frozenset({"detail", "format"})
     url: str
 
 
-class Part(_Checked):
-    """A piece of a message: text or a picture."""
+class Recording(_Checked):
+    """A sound as base64, and its kind, such as "wav"."""
 
-    harmless = frozenset({"annotations", "cache_control", "detail", "logprobs"})
-    type: Literal["text", "input_text", "output_text", "image_url", "input_image"]
-    text: str | None = None
-    image_url: Annotated[Address | None, _wrapped(lambda text: {"url": text}, "the address of a picture")] = None
-    _fetched: bytes | None = None
+    data: str
+    format: Annotated[str, Field(pattern=r"^[a-z0-9.+-]+$", max_length=20)]
+
+
+class Document(_Checked):
+    """A file of any kind: its data URI, or an address on the public internet."""
+
+    harmless = frozenset({"detail", "filename"})
+    file_data: str | None = None
+    file_url: str | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        needed, other = ("image_url", "text") if "image" in self.type else ("text", "image_url")
-        if getattr(self, needed) is None or getattr(self, other) is not None:
+    def _one(self) -> Self:
+        if (self.file_data is None) == (self.file_url is None):
+            raise PydanticCustomError("file", "a file has 'file_data' or 'file_url'; none is kept under an id")
+        return self
+
+
+KINDS = {
+    "text": ("text", None),
+    "input_text": ("text", None),
+    "output_text": ("text", None),
+    "image_url": ("image_url", "image/*"),
+    "input_image": ("image_url", "image/*"),
+    "audio_url": ("audio_url", "audio/*"),
+    "input_audio": ("input_audio", "audio/*"),
+    "video_url": ("video_url", "video/*"),
+    "file": ("file", None),
+    "input_file": ("file", None),
+}
+"""What a part may be, the field that holds it, and the media type that its name tells."""
+Url = Annotated[Address | None, _wrapped(lambda text: {"url": text}, "the address of a file")]
+
+
+class Part(_Checked):
+    """A piece of a message: text or an item."""
+
+    harmless = frozenset({"annotations", "cache_control", "detail", "logprobs"})
+    type: Literal[
+        "text",
+        "input_text",
+        "output_text",
+        "image_url",
+        "input_image",
+        "audio_url",
+        "input_audio",
+        "video_url",
+        "file",
+        "input_file",
+    ]
+    text: str | None = None
+    image_url: Url = None
+    audio_url: Url = None
+    video_url: Url = None
+    input_audio: Recording | None = None
+    file: Document | None = None
+    _fetched: bytes | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest(cls, values: Any) -> Any:
+        """In `input_file` the fields of a file are those of the part."""
+        if not isinstance(values, dict) or values.get("type") != "input_file":
+            return values
+        fields = {"file_data", "file_url", "filename"} & {*values}
+        return {
+            **{key: values[key] for key in values if key not in fields},
+            "file": {key: values[key] for key in fields},
+        }
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        needed, _ = KINDS[self.type]
+        if {name for name, _ in KINDS.values() if getattr(self, name) is not None} != {needed}:
             words = {"type": self.type, "needed": needed}
             raise PydanticCustomError("part", "a part of type '{type}' has '{needed}' and nothing else", words)
         return self
 
     @property
+    def _address(self) -> str:
+        """The data URI of an item, or where it is; empty if there is neither."""
+        if self.file is not None:
+            return self.file.file_data or self.file.file_url or ""
+        found = self.image_url or self.audio_url or self.video_url
+        return found.url if found else ""
+
+    @property
     def remote(self) -> str | None:
-        """The address to fetch it from, if it is a picture that is elsewhere."""
-        found = self.image_url is not None and re.match(r"https?://", self.image_url.url, re.IGNORECASE)
-        return self.image_url.url if found and self.image_url else None
+        """The address to fetch it from, if it is an item that is elsewhere."""
+        address = self._address
+        return address if re.match(r"https?://", address, re.IGNORECASE) else None
+
+    @property
+    def media_types(self) -> list[str]:
+        """What it says that it is: its file first, then the type of the part."""
+        said = re.match(r"data:([\w.+-]+/[\w.+-]+)", self._address[:200], re.IGNORECASE)
+        file = f"audio/{self.input_audio.format}" if self.input_audio else said[1] if said else None
+        return [each for each in (file, KINDS[self.type][1]) if each]
+
+    def modality(self, among: Iterable[str] | None = None) -> Modality | None:
+        """The modality that it belongs to by its media type; among all that there are, or some."""
+        names = None if among is None else list(among)
+        return next((found for each in self.media_types if (found := modality_of(each, names))), None)
+
+    @property
+    def noun(self) -> str:
+        """What messages call it."""
+        found = self.modality()
+        return found.noun if found else "file"
 
     def fetched(self, data: bytes) -> None:
         """Keep what was at `remote`."""
         self._fetched = data
 
     def data(self) -> bytes:
-        """The file of a picture.
+        """The file of an item.
 
         Raises:
-            RequestError: no address of a picture, or a data URI that is damaged.
+            RequestError: no address, or a data URI that is damaged.
         """
         if self._fetched is not None:
             return self._fetched
-        address = self.image_url.url if self.image_url else ""
+        address = self._address
         head, comma, encoded = address.partition(",")
-        if not comma or not re.fullmatch(r"data:.*;base64", head[:1000].strip(), re.IGNORECASE):
+        if self.input_audio is not None:
+            encoded = self.input_audio.data
+        elif not comma or not re.fullmatch(r"data:.*;base64", head[:1000].strip(), re.IGNORECASE):
             raise RequestError(
                 "expected a data URI such as 'data:image/png;base64,...' or a public http address, found "
                 f"{address[:60]!r}; files on the server are not read."
@@ -158,7 +250,8 @@ class Part(_Checked):
             return base64.b64decode(in_one, validate=True)
         except ValueError as error:  # also of characters that are not ASCII
             reason = error if isinstance(error, binascii.Error) else "other characters than ASCII"
-            raise RequestError(f"its data URI is not valid base64 ({reason}); encode it again.") from error
+            what = "data" if self.input_audio else "data URI"
+            raise RequestError(f"its {what} is not valid base64 ({reason}); encode it again.") from error
 
 
 class Message(_Checked):
@@ -174,9 +267,9 @@ class Message(_Checked):
     type: Literal["message"] = "message"
 
     @model_validator(mode="after")
-    def _pictures_of_users(self) -> Self:
-        if self.role != "user" and any(part.image_url for part in self.content):
-            raise PydanticCustomError("picture", "pictures belong to the role 'user'")
+    def _items_of_users(self) -> Self:
+        if self.role != "user" and (items := [part for part in self.content if part.text is None]):
+            raise PydanticCustomError("items", "{noun}s belong to the role 'user'", {"noun": items[0].noun})
         return self
 
 
@@ -277,11 +370,11 @@ class Conversation(Request):
         """The messages, with what the model is told before them."""
         return self.messages
 
-    def pictures(self) -> Iterator[tuple[str, Part]]:
-        """The pictures in their order, each with its place for messages."""
+    def items(self) -> Iterator[tuple[str, Part]]:
+        """The items in their order, each with its place for messages."""
         for number, message in enumerate(self.messages):
             for place, part in enumerate(message.content):
-                if part.image_url is not None:
+                if part.text is None:
                     yield f"{self.where}[{number}].content[{place}]", part
 
 
@@ -413,12 +506,3 @@ def _sentence(error: ValidationError) -> str:
     message = "it should be an object" if found["type"] == "model_type" else found["msg"].replace("Input", "it", 1)
     shown = "" if isinstance(found["input"], dict) else f", found {str(found['input'])[:60]!r}"
     return f"In {repr(where) if where else 'the body of the request'}: {message[0].lower()}{message[1:]}{shown}."
-
-
-def count_pixels(data: bytes) -> int:
-    """Width times height of a picture, as its file says; 0 where it says nothing, which reading it will explain."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.width * image.height
-    except Exception:  # of damaged data nearly everything is raised
-        return 0

@@ -1,6 +1,6 @@
 """The server: connections, routes, and refusals in the form in which OpenAI's clients look for the sentence.
 
-    bytes -> requests.py -> pictures from elsewhere, remote.py -> worker.py -> replies.py -> bytes
+    bytes -> requests.py -> files from elsewhere, remote.py -> worker.py -> replies.py -> bytes
 
 Nothing that takes long is done in between, so nobody waits for the bytes of another.
 """
@@ -38,7 +38,7 @@ MAX_BODY = 50 * 2**20
 LARGE = 2**20
 """Bytes of a request from which on it waits for its turn to be read, so that few of them are in memory."""
 TURNS = 4
-"""Large requests at once, and as many that fetch pictures."""
+"""Large requests at once, and as many that fetch files."""
 BODY_SECONDS = 60
 """For a client to send a request, from when its turn has come."""
 MAX_CONNECTIONS = 512
@@ -64,7 +64,7 @@ def serve(
         checkpoint: folder of a fused model, loaded as `omni ask` loads it.
         host, port: where to listen.
         device: "cpu", "cuda:0" and the like; "auto" takes an accelerator if there is one.
-        allow_private: fetch pictures from addresses of this machine and of private networks, too.
+        allow_private: fetch files from addresses of this machine and of private networks, too.
         ready: called once, when requests will be answered.
         name: what clients call the model, beside the folder as it is given here; by default the folder's name.
         allowed_hosts: names by which clients may call the server, beside `host`, the machine's own and IP addresses.
@@ -130,7 +130,7 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
         worker: the model.
         names: what clients may call the model; answers call it by the first.
         hosts: names by which clients may call the server, beside `localhost`.
-        allowed: whether pictures may be fetched from an IP address.
+        allowed: whether files may be fetched from an IP address.
     """
     listed = {"id": names[0], "object": "model", "created": 0, "owned_by": "omni"}
 
@@ -234,9 +234,9 @@ class _Answers:
         return StreamingResponse(_events(job, reply, _chain(first, answer)), media_type="text/event-stream")
 
     async def _fetch(self, request: Request, held: AsyncExitStack) -> None:
-        """Get the pictures that are elsewhere."""
-        pictures = request.pictures() if isinstance(request, Conversation) else ()
-        remote = [(where, part, part.remote) for where, part in pictures if part.remote]
+        """Get the items that are elsewhere."""
+        items = request.items() if isinstance(request, Conversation) else ()
+        remote = [(where, part, part.remote) for where, part in items if part.remote]
         if not remote:
             return
         await held.enter_async_context(self._turns.fetching)
@@ -246,10 +246,12 @@ class _Answers:
                 async with asyncio.timeout_at(until):
                     data = await fetch(address, self._allowed, left)
             except TimeoutError as error:
-                late = f"The pictures as far as {where} take longer than {MAX_SECONDS:.0f} seconds; send them as data URIs."
+                late = (
+                    f"The files as far as {where} take longer than {MAX_SECONDS:.0f} seconds; send them as data URIs."
+                )
                 raise RequestError(late) from error
             except RemoteError as error:
-                raise RequestError(f"The picture in {where} cannot be used: {error}") from error
+                raise RequestError(f"The {part.noun} in {where} cannot be used: {error}") from error
             left -= len(data)
             part.fetched(data)
 
@@ -291,7 +293,7 @@ async def _read(http: Http, most: int = MAX_BODY) -> bytes:
             408, f"Expected the whole request within {BODY_SECONDS} seconds; send it faster."
         ) from error
     if size > most:
-        expected = f"Expected a request of at most {most:,} bytes, found {size:,}; send smaller pictures."
+        expected = f"Expected a request of at most {most:,} bytes, found {size:,}; send smaller files."
         raise HTTPException(413, expected)
     return bytes(body)
 

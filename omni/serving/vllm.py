@@ -5,5 +5,4 @@ def register() -> None:
     """Run fused models by vLLM's backend for models of transformers; vLLM calls this in each of its processes."""
     from vllm import ModelRegistry
 
-    backend = "vllm.model_executor.models.transformers:TransformersMultiModalForCausalLM"
-    ModelRegistry.register_model("OmniForConditionalGeneration", backend)
+    ModelRegistry.register_model("OmniForConditionalGeneration", "omni.serving.vllm_model:OmniForVLLM")

@@ -1,9 +1,10 @@
 """One request after another through the model, in a thread of its own, until it is answered or its client is gone.
 
-    pictures -> tokens of the encoder -> prompt -> `generate` -> writing.py
+    items -> tokens of their encoders -> prompt -> `generate` -> writing.py
 
-Pictures are opened one after the other, so that of the largest there is one in memory. What was asked too much is
-refused as early as it can be known: pixels and tokens of pictures before one is opened, text before it becomes tokens.
+Items are opened one after the other, so that of the largest there is one in memory. What was asked too much is refused as
+early as it can be known: the size of items before one is opened, their tokens before they are encoded, text before it
+becomes tokens.
 """
 
 import asyncio
@@ -11,6 +12,8 @@ import copy
 import inspect
 import logging
 import re
+from base64 import b64encode
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,10 +24,11 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 
-from omni.fusion.encoded_item import EncodedItem
-from omni.registry import ItemError, get_modality
+from omni.fusion.processing_omni import OldTransformers
+from omni.items import Item
+from omni.registry import ItemError, Modality
 
-from .requests import MAX_PIXELS, Chat, Completion, Conversation, Part, Request, RequestError, count_pixels
+from .requests import MAX_UNITS, Chat, Completion, Conversation, Part, Request, RequestError
 from .writing import Job, LeftError, Scores, StoppedError, Writing
 
 MAX_WAITING = 64
@@ -39,10 +43,6 @@ LONGEST = 65_536
 """Tokens of prompt and answer where the model's configuration names no limit."""
 COLDEST = 1e-3
 """A temperature below it is none."""
-BLANK = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="
-)
-"""A picture of one pixel."""
 PROBE = "A system message?"
 
 
@@ -103,10 +103,13 @@ class Worker:
             job.tell(FailedError(FAILED))
 
     def try_out(self) -> None:
-        """Answer a question about a picture, if the model takes pictures; raises what stands in the way."""
+        """Answer a question about an item of each modality; raises what stands in the way."""
         content: list[dict[str, Any]] = [{"type": "text", "text": "?"}]
-        if "image" in self.processor.preprocessors:
-            content = [{"type": "image_url", "image_url": {"url": BLANK}}, *content]
+        for bundle in self.processor.bundles:
+            if bundle.probe is not None and bundle.media_types:
+                kind = bundle.media_types[0].replace("*", "x")
+                data = f"data:{kind};base64,{b64encode(bundle.probe).decode()}"
+                content = [{"type": "file", "file": {"file_data": data}}, *content]
         chat = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
         self._answer(Job(Chat.model_validate(chat)))
 
@@ -115,11 +118,11 @@ class Worker:
         job.check_wanted()
         request = job.request
         self._check_length(request)
-        items = [self._encode(job, where, part) for where, part in self._pictures(request)]
-        inputs = self._prompt(request, items)
+        inputs = self._prompt(request, self._items(job))
         read = inputs["input_ids"].shape[1]
-        if not 0 < read < self.limit:
-            raise self._too_long(read) if read else RequestError("The prompt is empty; write something.")
+        if not read:
+            raise RequestError("The prompt is empty; write something.")
+        self._check_room(read)
         writing = Writing(job, self.processor.tokenizer, self._ends)
         with torch.random.fork_rng(enabled=request.seed is not None), suppress(StoppedError):
             if request.seed is not None:
@@ -160,39 +163,60 @@ class Worker:
                 "takes; send a shorter text."
             )
 
-    def _pictures(self, request: Request) -> list[tuple[str, Part]]:
-        """The pictures of a request, of which the sizes were checked and nothing decoded."""
-        pictures = list(request.pictures()) if isinstance(request, Conversation) else []
-        if not pictures:
-            return []
-        if "image" not in self.processor.preprocessors:
-            raise RequestError(f"This model takes no pictures, found one in {pictures[0][0]}; leave it out.")
-        tokens = sum(
-            self.processor._get_num_multimodal_tokens(image_sizes=[(1, 1)] * len(pictures))["num_image_tokens"]
+    def _items(self, job: Job) -> list[Item]:
+        """The items of a request as their encoders leave them."""
+        request = job.request
+        parts = list(request.items()) if isinstance(request, Conversation) else []
+        bundles = [self._modality(where, part) for where, part in parts]
+        tokens = [self.processor.least_tokens(bundle.name) for bundle in bundles]
+        self._check_room(sum(tokens))
+        sizes: dict[str, int] = defaultdict(int)
+        for (where, part), bundle in zip(parts, bundles, strict=True):
+            if bundle.measure is None:
+                continue
+            sizes[bundle.name] += bundle.measure(_data(where, part))
+            if sizes[bundle.name] > MAX_UNITS:
+                raise RequestError(
+                    f"The {bundle.noun}s have {sizes[bundle.name]:,} {bundle.unit} together, expected at most "
+                    f"{MAX_UNITS:,}; send fewer of them, or smaller ones."
+                )
+        items = []
+        for number, ((where, part), bundle) in enumerate(zip(parts, bundles, strict=True)):
+            job.check_wanted()
+            inputs = self._prepare(where, part, bundle)
+            tokens[number] = self._count(bundle, inputs)
+            self._check_room(sum(tokens))
+            items += [Item(bundle.name, each) for each in self.model.model.encode_items(bundle.name, **inputs)]
+        return items
+
+    def _count(self, bundle: Modality, inputs: Any) -> int:
+        """Tokens of the Thinker that prepared items become."""
+        config = self.model.config
+        shapes = bundle.grid_shapes(config.modalities[bundle.name]["encoder"], inputs)
+        return sum(config.num_tokens(bundle.name, tuple(shape)) for shape in shapes)
+
+    def _modality(self, where: str, part: Part) -> Modality:
+        """The modality of a part, which is one of the model's."""
+        if found := part.modality(self.processor.preprocessors):
+            return found
+        if found := part.modality():
+            raise RequestError(f"This model takes no {found.noun}s, found one in {where}; leave it out.")
+        takes = " and ".join(f"{bundle.noun}s" for bundle in self.processor.bundles) or "text alone"
+        said = f"says that it is {part.media_types[0]!r}" if part.media_types else "does not say what it is"
+        raise RequestError(
+            f"This model takes {takes}, and the file in {where} {said}; send a data URI with a media type of those."
         )
-        if tokens >= self.limit:
-            raise self._too_long(tokens)
-        pixels = sum(count_pixels(_data(where, part)) for where, part in pictures)
-        if pixels > MAX_PIXELS:
-            raise RequestError(
-                f"The pictures have {pixels:,} pixels together, expected at most {MAX_PIXELS:,}; scale them down first."
-            )
-        return pictures
 
-    def _encode(self, job: Job, where: str, part: Part) -> EncodedItem:
-        """A picture as the encoder leaves it."""
-        job.check_wanted()
-        image = get_modality("image")
-        assert image.open is not None
+    def _prepare(self, where: str, part: Part, bundle: Modality) -> Any:
+        """What the encoder reads of an item."""
+        assert bundle.open is not None
         try:
-            picture = image.open(_data(where, part))
+            item = bundle.open(_data(where, part))
+            return self.processor(**{bundle.argument: [item]}, return_tensors="pt").to(self.model.device)
         except ItemError as error:
-            raise RequestError(f"The picture in {where} cannot be used: {error}") from error
-        inputs = self.processor(**{image.argument: [picture]}, return_tensors="pt").to(self.model.device)
-        (item,) = self.model.model.encode_items(image.name, **inputs)
-        return item
+            raise RequestError(f"The {bundle.noun} in {where} cannot be used: {error}") from error
 
-    def _prompt(self, request: Request, items: Sequence[EncodedItem]) -> Any:
+    def _prompt(self, request: Request, items: Sequence[Item]) -> Any:
         """The inputs of `generate`."""
         if not isinstance(request, Conversation):
             assert isinstance(request, Completion)
@@ -214,9 +238,11 @@ class Worker:
             )
         except TemplateError as error:
             raise RequestError(f"The chat template of this model refuses the messages ({error}).") from error
+        except OldTransformers as error:
+            raise RequestError(str(error)) from error
         return inputs.to(self.model.device)
 
-    def _chat(self, request: Conversation, items: Iterator[EncodedItem]) -> list[dict[str, Any]]:
+    def _chat(self, request: Conversation, items: Iterator[Item]) -> list[dict[str, Any]]:
         """The messages as chat templates expect them.
 
         Where a template has no place for system messages, their text comes before that of the next user.
@@ -232,7 +258,8 @@ class Worker:
             content: list[dict[str, Any]] = []
             for part in message.content:
                 if part.text is None:
-                    content.append({"type": "image", "image": next(items)})
+                    name, item = next(items)
+                    content.append({"type": name, name: item})
                     continue
                 if message.role == "user" and waiting:
                     content.append({"type": "text", "text": "\n\n".join([*waiting, ""])})
@@ -266,18 +293,20 @@ class Worker:
                     "/v1/chat/completions."
                 )
 
-    def _too_long(self, length: int) -> RequestError:
-        return RequestError(
-            f"The prompt and its pictures are {length:,} tokens, which leaves no room for an answer in the {self.limit:,} "
-            "that the model takes; send fewer pictures or a shorter text."
-        )
+    def _check_room(self, length: int) -> None:
+        """Refuse a prompt of so many tokens if nothing is left for an answer."""
+        if length >= self.limit:
+            raise RequestError(
+                f"The prompt and its items are {length:,} tokens, which leaves no room for an answer in the {self.limit:,} "
+                "that the model takes; send fewer items, smaller ones, or a shorter text."
+            )
 
 
 def _data(where: str, part: Part) -> bytes:
     try:
         return part.data()
     except RequestError as error:
-        raise RequestError(f"The picture in {where} cannot be used: {error}") from error
+        raise RequestError(f"The {part.noun} in {where} cannot be used: {error}") from error
 
 
 def _listed(value: Any) -> list[int]:

@@ -1,5 +1,7 @@
 """Pictures as a modality: the bundle, and where the tokens of a vision tower are, omni's or any of transformers."""
 
+import io
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +10,10 @@ from PIL import Image
 
 from omni.registry import Modality
 from omni.vision.pictures import read_picture
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg==")
+"""A PNG file of one pixel."""
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -35,6 +41,15 @@ def read(encoded: Any, num_patches: int) -> dict[str, Any]:
     elif getattr(encoded, "pooler_output", None) is not None:
         tokens["cls"] = encoded.pooler_output[:, None]
     return tokens
+
+
+def count_pixels(data: bytes) -> int:
+    """Width times height of a picture, as its file says; 0 where it says nothing, which reading it will explain."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            return picture.width * picture.height
+    except Exception:  # of damaged data nearly everything is raised
+        return 0
 
 
 def stand_ins(picture: Any, seed: int) -> dict[str, Any]:
@@ -74,6 +89,9 @@ image = Modality(
     open=read_picture,
     suffixes=(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     media_types=("image/*",),
+    measure=count_pixels,
+    unit="pixels",
+    probe=PIXEL,
     noun="picture",
     show=lambda picture: picture,
     stand_ins=stand_ins,

@@ -1,5 +1,6 @@
 """Sounds in the fused model: beside pictures, in chats, at any rate, through our encoder and those of transformers."""
 
+import base64
 import copy
 import json
 import subprocess
@@ -16,11 +17,13 @@ from transformers import (
     ASTFeatureExtractor,
     AutoFeatureExtractor,
     AutoModel,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     Wav2Vec2FeatureExtractor,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperModel,
+    pipeline,
 )
 
 from omni import (
@@ -252,6 +255,75 @@ def test_the_rate_of_a_chats_arrays(pair: Pair) -> None:
         processor.apply_chat_template(named, **CHAT, processor_kwargs={"sampling_rate": 44_100})
 
 
+@NEW
+def test_sounds_from_addresses(pair: Pair, tmp_path: Path) -> None:
+    """As transformers' own chats have them; what is behind one is loaded at the rate of the feature extractor."""
+    _, processor = pair
+    data = file_of(chirp(rate=8_000), 8_000)
+    address = f"data:audio/wav;base64,{base64.b64encode(data).decode()}"
+    expected = processor(text="<audio>", audio=read_sound(data), return_tensors="pt")
+    for block in ({"url": address}, {"path": address}, {"audio": address}):
+        found = processor.apply_chat_template(said({"type": "audio", **block}), **CHAT)
+        torch.testing.assert_close(found["audio_features"], expected["audio_features"])
+    with pytest.raises(SoundError, match="'http://127.0.0.1:9/a.wav' gives no sound .*; correct the address"):
+        processor.apply_chat_template(said({"type": "audio", "url": "http://127.0.0.1:9/a.wav"}), **CHAT)
+    with pytest.raises(SoundError, match="does not exist"):
+        processor.apply_chat_template(said({"type": "audio", "path": str(tmp_path / "none.wav")}), **CHAT)
+
+
+@NEW
+def test_pipelines_take_sounds_in_every_form(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # of torchvision nothing is used
+    monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *_: None)
+    for part in pair:
+        part.save_pretrained(tmp_path)
+    model, processor = AutoModelForMultimodalLM.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert type(model) is OmniForConditionalGeneration
+    pipe = pipeline("any-to-any", model=model, processor=processor, device="cpu")
+    options: dict[str, Any] = {"max_new_tokens": 4, "return_full_text": False}
+    path, samples, prompt = tmp_path / "a.wav", chirp(rate=8_000), "<|user|><audio>what is that<|assistant|>"
+    path.write_bytes(file_of(samples, 8_000, subtype="FLOAT"))
+    inputs = processor(text=prompt, audio=Sound(samples, 8_000), return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
+    expected = processor.decode(written, skip_special_tokens=True)
+    forms = [str(path), (samples, 8_000), {"array": samples, "sampling_rate": 8_000}, [Sound(samples, 8_000)]]
+    for form in forms:
+        assert pipe(text=prompt, audio=form, **options)[0]["generated_text"] == expected
+    assert pipe(text=prompt, audio=samples, sampling_rate=8_000, **options)[0]["generated_text"] == expected
+    several = pipe(text=[prompt] * 2, audio=[str(path), (samples, 8_000)], batch_size=2, **options)
+    assert [answer["generated_text"] for answer in several] == [expected] * 2
+    chat = said({"type": "audio", "path": str(path)}, "what is that")
+    assert pipe(text=chat, **options)[0]["generated_text"] == expected
+
+
+def test_a_processor_of_its_parts(pair: Pair) -> None:
+    """Under transformers' names: what is given decides what it takes."""
+    _, processor = pair
+    parts = {"tokenizer": processor.tokenizer, "feature_extractor": OmniFeatureExtractor(num_mel_bins=20)}
+    hearing = OmniProcessor(**parts)
+    assert list(hearing.preprocessors) == ["audio"]
+    assert hearing.feature_extractor is parts["feature_extractor"]
+    assert list(OmniProcessor(**parts, image_processor=processor.image_processor).preprocessors) == ["audio", "image"]
+    with pytest.raises(ValueError, match=r"takes no images; its modalities are \['audio'\]"):
+        hearing(text="a", images=photo())
+    seeing = OmniProcessor(tokenizer=processor.tokenizer, image_processor=processor.image_processor)
+    with pytest.raises(ValueError, match=r"takes no audio; its modalities are \['image'\]"):
+        seeing(text="a", audio=chirp())
+
+
+@pytest.mark.parametrize("case", ["ours", "whisper", "ast", "wav2vec2"])
+def test_the_tokens_of_lengths_are_told(case: str) -> None:
+    """Before there is a sound, and for each in a batch."""
+    _, processor = build() if case == "ours" else build(CASES[case][0], CASES[case][1]())
+    lengths = [16_000, 1_000, 8_050]
+    sounds = [np.zeros(length, np.float32) for length in lengths]
+    inputs = processor(text=["<audio>"] * 3, audio=sounds, padding=True, return_tensors="pt")
+    assert processor._get_num_multimodal_tokens(audio_lengths=lengths)["num_audio_tokens"] == counts(processor, inputs)
+    written = [processor.replace_audio_token(inputs, index) for index in range(3)]
+    assert written == ["<audio>" * count for count in counts(processor, inputs)]
+    assert min(counts(processor, inputs)) >= processor.least_tokens("audio")
+
+
 def test_token_types_are_those_of_transformers(pair: Pair) -> None:
     _, processor = pair
     assert (processor.audio_token, processor.image_token) == ("<audio>", "<image>")
@@ -303,6 +375,7 @@ def test_training_reaches_every_part(pair: Pair) -> None:
         padding=True,
         return_tensors="pt",
     )
+    model.enable_input_require_grads()  # as adapters do for checkpoints of activations
     model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 

@@ -18,10 +18,10 @@ from omni.serving.requests import (
     Request,
     RequestError,
     Response,
-    count_pixels,
     parse,
 )
 from omni.vision.pictures import read_picture
+from omni.vision.plugin import count_pixels
 
 SCENE = Path("examples/scene.png")
 USER = {"role": "user", "content": "hello"}
@@ -129,8 +129,7 @@ WRONG: list[tuple[type[Request], Any, str]] = [
     (Chat, content({"type": "text"}), "a part of type 'text' has 'text' and nothing else"),
     (Chat, content({"type": "text", "text": "x", "image_url": "y"}), "has 'text' and nothing else"),
     (Chat, content({"type": "image_url"}), "a part of type 'image_url' has 'image_url' and nothing else"),
-    (Chat, content({"type": "image_url", "image_url": 5}), "expected the address of a picture, found '5'"),
-    (Chat, content({"type": "video_url", "video_url": {"url": "/etc/passwd"}}), "found 'video_url'"),
+    (Chat, content({"type": "image_url", "image_url": 5}), "expected the address of a file, found '5'"),
     (Chat, content({"type": "image", "path": "/etc/passwd"}), "found 'image'"),
     (Chat, {"messages": [{"role": "system", "content": [picture("x")]}]}, "pictures belong to the role 'user'"),
     (Chat, chat(tempurature=1), "This server does not know 'tempurature'; leave it out"),
@@ -190,8 +189,9 @@ def test_what_is_wrong_is_a_sentence(kind: type[Request], body: Any, sentence: s
 
 
 def test_every_field_of_text_lists_and_numbers_has_bounds() -> None:
-    """What has none decides by itself how much is made of it: the two texts are bounded where tokens are counted."""
-    free = {"text", "url", "instructions", "tools"}
+    """What has none decides by itself how much is made of it: texts are bounded where tokens are counted, files with the
+    body of the request and where they are measured."""
+    free = {"text", "instructions", "tools", "url", "data", "file_data", "file_url"}
     for kind in (Chat, Completion, Response):
         schema = kind.model_json_schema()
         for owner in (schema, *schema["$defs"].values()):
@@ -221,7 +221,7 @@ def test_a_data_uri_is_read_as_a_file_is() -> None:
     lines = "data:image/jpeg;base64,\n" + base64.encodebytes(jpeg).decode()
     named = uri(jpeg, "image/jpeg;name=a.jpg").replace("data:", "DATA:")
     for address, data in ((uri(buffer.getvalue()), buffer.getvalue()), (lines, jpeg), (named, jpeg)):
-        ((where, part),) = read(Chat, content({"type": "text", "text": "what"}, picture(address))).pictures()
+        ((where, part),) = read(Chat, content({"type": "text", "text": "what"}, picture(address))).items()
         assert (where, part.remote, part.data()) == ("messages[0].content[1]", None, data)
         found = read_picture(part.data())
         assert count_pixels(data) == found.width * found.height
@@ -243,14 +243,14 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_nothing_else_is_a_picture(address: str) -> None:
-    ((_, part),) = read(Chat, content(picture(address))).pictures()
+    ((_, part),) = read(Chat, content(picture(address))).items()
     assert part.remote is None
     with pytest.raises(RequestError, match=ADDRESSES[address]):
         part.data()
 
 
 def test_pictures_that_are_elsewhere_are_known() -> None:
-    ((_, part),) = read(Chat, content(picture("HTTPS://example.org/a.png"))).pictures()
+    ((_, part),) = read(Chat, content(picture("HTTPS://example.org/a.png"))).items()
     assert part.remote == "HTTPS://example.org/a.png"
     part.fetched(b"bytes")
     assert part.data() == b"bytes"
