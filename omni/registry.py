@@ -109,6 +109,8 @@ class Modality:
         show: an item as a picture of PIL, for sheets and pages.
         stand_ins: for an item and a seed others in its place that tell nothing of it, `{"blank": ..., "noise": ...}`; an
             evaluation asks with them whether the item is used at all.
+        probes: from an encoder's configuration and its preprocessor a few made-up items of different sizes or lengths. What
+            takes any encoder (`compose`, `embed`, `export`) tries it with them.
         pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
             is none for them; see `Packed`.
     """
@@ -133,6 +135,7 @@ class Modality:
     noun: str = "item"
     show: Callable[[Any], Any] | None = None
     stand_ins: Callable[[Any, int], Mapping[str, Any]] | None = None
+    probes: Callable[[Any, Any], Sequence[Any]] | None = None
     pack: Callable[[Any, Any, Any], Packed | None] | None = None
 
     def __post_init__(self) -> None:

@@ -43,6 +43,24 @@ def stand_ins(picture: Any, seed: int) -> dict[str, Any]:
     return {"blank": Image.new("RGB", picture.size, (128, 128, 128)), "noise": Image.fromarray(noise)}
 
 
+def side_of(config: Any, preprocessor: Any) -> int:
+    """Height and width of the pictures that an encoder was made for."""
+    side = getattr(config, "image_size", None) or preprocessor.size["height"]
+    return int(side if isinstance(side, int) else side[0])
+
+
+def probes(config: Any, preprocessor: Any) -> list[Image.Image]:
+    """Noise and gradients, which no encoder was trained on, of several sizes if pictures are scaled."""
+    side, random = side_of(config, preprocessor), np.random.default_rng(0)
+    sizes = [(side, side), (3 * side, 2 * side), (side, 2 * side)]
+    if not getattr(preprocessor, "do_resize", False):
+        sizes = [(side, side)] * 3
+    noise = [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in sizes]
+    across, down = np.meshgrid(np.linspace(0, 255, side), np.linspace(255, 0, side))
+    gradient = np.stack([across, down, (across + down) / 2], axis=-1).astype(np.uint8)
+    return [Image.fromarray(each) for each in (*noise, gradient)]
+
+
 image = Modality(
     name="image",
     token="<image>",
@@ -59,4 +77,5 @@ image = Modality(
     noun="picture",
     show=lambda picture: picture,
     stand_ins=stand_ins,
+    probes=probes,
 )

@@ -86,6 +86,12 @@ def grid_shapes(config: SignalConfig, inputs: Mapping[str, Any]) -> list[tuple[i
     return [(int(length) // config.hop,) for length in inputs["signal_lengths"]]
 
 
+def probes(config: SignalConfig, preprocessor: SignalPreprocessor) -> list[np.ndarray]:
+    """Noise of several lengths."""
+    random = np.random.default_rng(0)
+    return [random.normal(size=length).astype(np.float32) for length in (24, 64, 39, 8)]
+
+
 signal = Modality(
     name="signal",
     token="<signal>",
@@ -94,4 +100,5 @@ signal = Modality(
     model_class=SignalEncoder,
     preprocessor_class=SignalPreprocessor,
     grid_shapes=grid_shapes,
+    probes=probes,
 )
