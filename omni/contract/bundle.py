@@ -39,8 +39,8 @@ def fields_agree(subject: Subject) -> None:
     for other in registered():
         if other.name != modality.name and (other.token in modality.token or modality.token in other.token):
             raise BrokenError(
-                f"The placeholder {modality.token!r} and {other.token!r} of {other.name!r} hold one another, so one is found "
-                "inside of the other; choose another `token`."
+                f"The placeholder {modality.token!r} and {other.token!r} of {other.name!r} hold one another, so one is "
+                "found inside of the other; choose another `token`."
             )
     if not modality.argument.isidentifier():
         raise BrokenError(
@@ -54,16 +54,20 @@ def fields_agree(subject: Subject) -> None:
     if wrong := [kind for kind in modality.media_types if not re.fullmatch(r"[a-z]+/(\*|[a-z0-9.+-]+)", kind)]:
         raise BrokenError(f"`media_types` look like 'image/png' or 'image/*', found {wrong[0]!r}; correct it.")
     if modality.grid_dims < 1:
-        raise BrokenError(f"`grid_dims` is {modality.grid_dims}, expected the axes of the grid, at least 1; count them.")
+        raise BrokenError(
+            f"`grid_dims` is {modality.grid_dims}, expected the axes of the grid, at least 1; count them."
+        )
     names = list(getattr(modality.preprocessor_class, "model_input_names", modality.inputs))
     if modality.prepare is None and len(names) < len(modality.inputs):
         raise BrokenError(
-            f"`inputs` names {list(modality.inputs)}, but the preprocessor's model_input_names are {names}; name as many, in "
-            "the same order."
+            f"`inputs` names {list(modality.inputs)}, but the preprocessor's model_input_names are {names}; name as many, "
+            "in the same order."
         )
-    if modality.prepare is None and set(names) >= set(modality.inputs) and names[: len(modality.inputs)] != [
-        *modality.inputs
-    ]:
+    if (
+        modality.prepare is None
+        and set(names) >= set(modality.inputs)
+        and names[: len(modality.inputs)] != [*modality.inputs]
+    ):
         raise BrokenError(
             f"`inputs` names {list(modality.inputs)}, but the preprocessor's model_input_names are {names}; they are paired "
             "in this order, so write both in the same one."
@@ -73,7 +77,8 @@ def fields_agree(subject: Subject) -> None:
 def configures(subject: Subject) -> None:
     """Whatever is set comes back from a file."""
     config_class = subject.modality.config_class
-    if not (isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)):
+    is_configuration = isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)
+    if not is_configuration:
         raise BrokenError(f"`config_class` is {config_class!r}, expected a PreTrainedConfig; derive it from that.")
     if not config_class.model_type:
         raise BrokenError(f"{config_class.__name__} has no `model_type`; give it a name that no other model has.")
@@ -92,7 +97,7 @@ def configures(subject: Subject) -> None:
             continue
         try:
             made = config_class(**{key: 2 * value})
-        except Exception:  # noqa: S112  # a value that it refuses is no fault
+        except Exception:  # a value that it refuses is no fault
             continue
         if key in taken and getattr(made, key) != 2 * value:
             raise BrokenError(
@@ -217,7 +222,9 @@ def opens_files(subject: Subject) -> None:
         opened = [modality.open(source) for source in (str(file), file, file.read_bytes())]
         made = [subject.prepare([item]) for item in opened]
         if not all(_equal(made[0], other) for other in made):
-            raise BrokenError(f"`open` of {file.name!r} makes another item of its bytes than of its path; read both alike.")
+            raise BrokenError(
+                f"`open` of {file.name!r} makes another item of its bytes than of its path; read both alike."
+            )
 
 
 # --- The preprocessor -------------------------------------------------------------------------------------------------
@@ -280,7 +287,9 @@ def keeps_settings(subject: Subject) -> None:
             f"{again.get(apart[0])!r}; let __init__ take what to_dict() gives."
         )
     if not _equal(subject.prepare(subject.items), subject.prepare(subject.items, loaded)):
-        raise BrokenError(f"A saved and loaded {cls.__name__} makes other tensors; let to_dict() hold all that it uses.")
+        raise BrokenError(
+            f"A saved and loaded {cls.__name__} makes other tensors; let to_dict() hold all that it uses."
+        )
 
 
 def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
@@ -310,9 +319,7 @@ def stands_in(subject: Subject) -> None:
     """For the question whether an answer uses its item at all."""
     modality = subject.modality
     if modality.stand_ins is None:
-        raise NotOfferedError(
-            "`stand_ins`: with it, `omni evaluate` asks whether the model uses its items at all."
-        )
+        raise NotOfferedError("`stand_ins`: with it, `omni evaluate` asks whether the model uses its items at all.")
     for item in subject.items:
         made, again = (dict(modality.stand_ins(item, SEED)) for _ in range(2))
         if missing := {"blank", "noise"} - set(made):

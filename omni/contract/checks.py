@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -58,12 +59,22 @@ class Finding(BaseModel):
     sentence: str
 
 
-def examine(subject: Subject, checks: Sequence[Check]) -> Iterator[Finding]:
-    """Run checks in order. One whose `needs` did not pass is not run."""
+def examine(
+    subject: Subject, checks: Sequence[Check], progress: Callable[[str], None] = lambda name: None
+) -> Iterator[Finding]:
+    """Run checks in order. One whose `needs` did not pass is not run.
+
+    Args:
+        subject: what is examined.
+        checks: such as `omni.contract.suite.CHECKS`.
+        progress: called with the name of each check before it is run.
+    """
     results: dict[str, Result] = {}
     for check in checks:
+        progress(check.name)
         if missing := [name for name in check.needs if results.get(name, "passed") != "passed"]:
-            finding = Finding(check=check.name, result="not run", sentence=f"It comes after {missing[0]!r}.")
+            result: Result = "not offered" if results[missing[0]] == "not offered" else "not run"
+            finding = Finding(check=check.name, result=result, sentence=f"It comes after {missing[0]!r}.")
         else:
             finding = _try(check, subject)
         results[check.name] = finding.result
@@ -88,7 +99,7 @@ def _try(check: Check, subject: Subject) -> Finding:
 
 def _told(check: Check, subject: Subject, error: Exception) -> str:
     """An error that no check expects, with the last line of the plug-in that it went through."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+    said = shorten(f"{type(error).__name__}: {error}", 400, placeholder=" ...").rstrip(".")
     own = [
         f"{Path(frame.f_code.co_filename).name}, line {line}"
         for frame, line in traceback.walk_tb(error.__traceback__)

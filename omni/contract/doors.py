@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from omni.contract.checks import BrokenError, Check, NotOfferedError, NotRunError
@@ -78,7 +79,9 @@ def attends(subject: Subject) -> None:
     found = word_attention(subject.model, subject.processor, [_item(subject)], QUESTION, max_new_tokens=4)  # type: ignore[list-item]
     (shape,) = subject.shapes(subject.prepare([subject.items[0]]))
     if found.maps[0].shape[1:] != shape:
-        raise BrokenError(f"A map has the shape {found.maps[0].shape[1:]}, and the grid {shape}; correct `grid_shapes`.")
+        raise BrokenError(
+            f"A map has the shape {found.maps[0].shape[1:]}, and the grid {shape}; correct `grid_shapes`."
+        )
 
 
 def embeds(subject: Subject) -> None:
@@ -87,11 +90,9 @@ def embeds(subject: Subject) -> None:
     from omni.loading.encoder import load_encoder
 
     engine = Engine(load_encoder(_folder(subject)), what=subject.output.split("+")[0])  # type: ignore[arg-type]
-    import numpy as np
-
-    rows = engine(np.stack([engine.prepare(subject.items[0])]))
-    if rows.shape[-1] != subject.encoder.config.hidden_size:
-        raise BrokenError(f"An embedding has {rows.shape[-1]} numbers; expected `hidden_size` of them.")
+    (row,) = engine(np.stack([engine.prepare(subject.items[0])]))
+    if row.shape[-1] != subject.encoder.config.hidden_size:
+        raise BrokenError(f"An embedding has {row.shape[-1]} numbers; expected `hidden_size` of them.")
 
 
 def checks_data(subject: Subject) -> None:
@@ -136,15 +137,36 @@ def composes(subject: Subject) -> None:
     encoder, thinker = subject.folder("compose-encoder"), subject.folder("compose-thinker")
     subject.encoder.save_pretrained(encoder)
     preprocessor = subject.processor.preprocessors[subject.name]
-    if not hasattr(preprocessor, "save_pretrained"):
-        raise NotOfferedError(
-            "`save_pretrained` of the preprocessor: with it (transformers' mixins bring it), `omni compose` "
-            "takes the encoder's folder."
-        )
-    preprocessor.save_pretrained(encoder)
+    if hasattr(preprocessor, "save_pretrained"):
+        preprocessor.save_pretrained(encoder)
+    else:
+        values = {**preprocessor.to_dict(), "preprocessor_class": type(preprocessor).__name__}
+        (encoder / "preprocessor_config.json").write_text(json.dumps(values), encoding="utf-8")
     AutoModelForCausalLM.from_config(subject.config.text_config).save_pretrained(thinker)
     subject.tokenizer.save_pretrained(thinker)
     compose(encoder, thinker)
+
+
+def inspects(subject: Subject) -> None:
+    """`omni inspect`: the layers of its encoder."""
+    from omni.looking.layers import inspect_encoder
+
+    folder = subject.folder("inspect")
+    subject.encoder.save_pretrained(folder)
+    found = inspect_encoder(folder)
+    own = sum(parameter.numel() for parameter in subject.encoder.parameters())
+    if found.parameters != own:
+        raise BrokenError(f"`omni inspect` counts {found.parameters:,} parameters, and the encoder has {own:,}.")
+
+
+def exports(subject: Subject) -> None:
+    """`omni export`: graphs of the fused model."""
+    from omni.exchange.onnx import ExportError, export
+
+    try:
+        export(_folder(subject), subject.folder("exports") / "onnx")
+    except ExportError as error:  # not every encoder can be a graph
+        raise NotRunError(f"`omni export` says: {error}") from error
 
 
 def serves(subject: Subject) -> None:
@@ -154,7 +176,8 @@ def serves(subject: Subject) -> None:
     file = _file(subject)
     try:
         from omni.serving.requests import Chat
-        from omni.serving.worker import Job, Worker
+        from omni.serving.worker import Worker
+        from omni.serving.writing import Job
     except ImportError as error:
         raise NotRunError(f"The server needs more packages ({error}): pip install 'omni-thinker[serve]'.") from error
     address = f"data:{subject.modality.media_types[0].replace('*', file.suffix[1:])};base64,"
@@ -174,7 +197,9 @@ def loads(subject: Subject) -> None:
     model, processor = load(_folder(subject))
     asked = [Session(m, p, [_item(subject)]).ask(QUESTION, 4) for m, p in ((model, processor), _pair(subject))]
     if asked[0].answer != asked[1].answer:
-        raise BrokenError("A loaded model gives another answer than the one that was saved; let all that decides be saved.")
+        raise BrokenError(
+            "A loaded model gives another answer than the one that was saved; let all that decides be saved."
+        )
 
 
 def _pair(subject: Subject) -> tuple[Any, Any]:
@@ -193,5 +218,7 @@ CHECKS = (
     Check("evaluate", "`omni evaluate` asks about rows that name its files.", evaluates, (*NEEDS, "files")),
     Check("train", "`omni train` reads rows that name its files.", trains, (*NEEDS, "files")),
     Check("compose", "`omni compose` joins its encoder to a language model.", composes, NEEDS),
+    Check("inspect", "`omni inspect` lists the layers of its encoder.", inspects, ("encoder",)),
+    Check("export", "`omni export` makes graphs of a model with it.", exports, NEEDS),
     Check("serve", "`omni serve` takes uploads of its media types.", serves, (*NEEDS, "files")),
 )

@@ -26,7 +26,9 @@ def is_built(subject: Subject) -> None:
     """By its class, or by `build`."""
     encoder = subject.encoder
     if not isinstance(encoder, PreTrainedModel):
-        raise BrokenError(f"The encoder is a {type(encoder).__name__}, expected a PreTrainedModel; derive it from that.")
+        raise BrokenError(
+            f"The encoder is a {type(encoder).__name__}, expected a PreTrainedModel; derive it from that."
+        )
     parameters = inspect.signature(encoder.forward).parameters
     for key, argument in subject.modality.arguments.items():
         if argument not in parameters:
@@ -111,7 +113,9 @@ def tells_items_apart(subject: Subject) -> None:
             continue
         (one,), (other,) = subject.tokens([first]), subject.tokens([second])
         if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(one.values(), other.values(), strict=True)):
-            raise BrokenError("The encoder's tokens of two different items are equal; let forward read all of `inputs`.")
+            raise BrokenError(
+                "The encoder's tokens of two different items are equal; let forward read all of `inputs`."
+            )
 
 
 def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -136,12 +140,17 @@ def follows_the_type(subject: Subject) -> None:
     """A model may be float32, bfloat16 or float16."""
     encoder = copy.deepcopy(subject.encoder).to(torch.bfloat16)
     inputs = subject.prepare(subject.items)
-    encoded = subject.encode(inputs, encoder)
+    try:
+        encoded = subject.encode(inputs, encoder)
+    except RuntimeError as error:
+        raise BrokenError(
+            f"In bfloat16 forward raises {type(error).__name__} ({error}); convert floating inputs with `.to(self.dtype)`."
+        ) from error
     for part, tokens in subject.modality.read(encoded, max(map(math.prod, subject.shapes(inputs)))).items():
         if tokens.dtype != torch.bfloat16:
             raise BrokenError(
-                f"In a bfloat16 model `{part}` is {str(tokens.dtype).removeprefix('torch.')}; convert inputs with "
-                "`.to(self.dtype)`, and results back to it."
+                f"In a bfloat16 model `{part}` is {str(tokens.dtype).removeprefix('torch.')}; convert floating inputs "
+                "with `.to(self.dtype)`, and results back to it."
             )
 
 
@@ -154,7 +163,7 @@ def gets_gradients(subject: Subject) -> None:
         for tokens in subject.tokens(subject.items, encoder):
             for value in tokens.values():
                 loss = loss + (value * torch.randn(value.shape, generator=random)).sum()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
     without = [
         name
         for name, parameter in encoder.named_parameters()
@@ -230,7 +239,9 @@ def _apart(first: list[Tokens], second: list[Tokens]) -> str | None:
 
 CHECKS = (
     Check("encoder", "The encoder is built, and takes the inputs.", is_built, ("configuration", "preprocessor")),
-    Check("shapes", "cls is float[I, 1, D], grid float[I, N, D]; N is the product of the grid.", has_shapes, ("encoder",)),
+    Check(
+        "shapes", "cls is float[I, 1, D], grid float[I, N, D]; N is the product of the grid.", has_shapes, ("encoder",)
+    ),
     Check("determinism", "The same items give the same tokens.", is_deterministic, ("shapes",)),
     Check("reading", "Different items give different tokens.", tells_items_apart, ("shapes",)),
     Check("batch = single", "Tokens of an item do not depend on its batch.", is_alone_in_a_batch, ("determinism",)),

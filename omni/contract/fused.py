@@ -37,11 +37,14 @@ def plans_tokens(subject: Subject) -> None:
             projector = projector_class(width, 8, factor, modality.grid_dims, output)
             for item in items:
                 tokens = {part: torch.as_tensor(item.tokens[part])[None] for part in parts}
-                made, told = projector(tokens, item.grid_shape).shape[1], num_tokens(output, kind, factor, item.grid_shape)
+                made, told = (
+                    projector(tokens, item.grid_shape).shape[1],
+                    num_tokens(output, kind, factor, item.grid_shape),
+                )
                 if made != told:
                     raise BrokenError(
-                        f"The projector {kind} makes {made} tokens of {output!r}, and the token plan tells {told} for a grid "
-                        f"{item.grid_shape}; let `grid_shapes` count the tokens of `grid`."
+                        f"The projector {kind} makes {made} tokens of {output!r}, and the token plan tells {told} for a "
+                        f"grid {item.grid_shape}; let `grid_shapes` count the tokens of `grid`."
                     )
     placeholders = (subject.batch(_rows(subject))["input_ids"] == subject.config.modalities[name]["token_id"]).sum(-1)
     used = [item for _, items in _rows(subject) for item in items]
@@ -79,7 +82,9 @@ def counts_placeholders(subject: Subject) -> None:
             subject.model(**inputs)
     except ValueError:
         return
-    raise BrokenError("The model takes a prompt with a placeholder too few; let `grid_shapes` tell the item's own grid.")
+    raise BrokenError(
+        "The model takes a prompt with a placeholder too few; let `grid_shapes` tell the item's own grid."
+    )
 
 
 def _rows(subject: Subject) -> list[tuple[str, list[Any]]]:
@@ -128,12 +133,16 @@ def answers(subject: Subject) -> None:
     together = _generate(subject, inputs)
     alone = [_generate(subject, subject.batch([row]))[0] for row in rows]
     if together != alone:
-        raise BrokenError("Answers of a batch are other ones than alone; let no item depend on the others of its batch.")
+        raise BrokenError(
+            "Answers of a batch are other ones than alone; let no item depend on the others of its batch."
+        )
     raw = {key: inputs.pop(key) for key in subject.modality.inputs}
     with torch.no_grad():
         encoded: Mapping[str, list[EncodedItem]] = {subject.name: subject.model.model.encode_items(subject.name, **raw)}
     if _generate(subject, {**inputs, "mm_encoder_outputs": encoded}) != together:
-        raise BrokenError("Answers about encoded items are other ones than about raw items; take state out of the encoder.")
+        raise BrokenError(
+            "Answers about encoded items are other ones than about raw items; take state out of the encoder."
+        )
 
 
 def _generate(subject: Subject, inputs: Mapping[str, Any]) -> list[list[int]]:
@@ -206,7 +215,10 @@ def starts_afresh(subject: Subject) -> None:
             "its module import all that it needs."
         )
     token = subject.modality.token
-    if json.loads(run.stdout.splitlines()[-1]) != _generate(subject, subject.batch([(f"what is {token}", subject.items[:1])]))[0]:
+    if (
+        json.loads(run.stdout.splitlines()[-1])
+        != _generate(subject, subject.batch([(f"what is {token}", subject.items[:1])]))[0]
+    ):
         raise BrokenError("A fresh process gives another answer from the saved model; let all that decides be saved.")
 
 

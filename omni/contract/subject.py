@@ -106,9 +106,7 @@ class Subject:
         section = {"encoder": copy.deepcopy(self.settings), "output": self.output, "projector": "mlp"}
         section["token_id"] = tokenizer.convert_tokens_to_ids(self.modality.token)
         text = {**THINKER, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        return OmniConfig(
-            modalities={self.name: section}, text_config={**text, "eos_token_id": tokenizer.eos_token_id}
-        )
+        return OmniConfig(modalities={self.name: section}, text_config={**text, "eos_token_id": tokenizer.eos_token_id})
 
     @cached_property
     def processor(self) -> OmniProcessor:

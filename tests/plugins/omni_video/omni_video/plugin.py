@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from huggingface_hub.dataclasses import strict
 from PIL import Image
 from transformers import BatchFeature, VideoMAEConfig, VideoMAEModel
@@ -45,9 +46,12 @@ class VideoConfig(VideoMAEConfig):
 
 
 class VideoEncoder(VideoMAEModel):
-    """VideoMAE under a configuration of its own."""
+    """VideoMAE under a configuration of its own, in any precision."""
 
     config_class = VideoConfig
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> Any:
+        return super().forward(pixel_values.to(self.dtype), **kwargs)
 
 
 class VideoPreprocessor:
