@@ -45,14 +45,16 @@ def _load(address: str) -> Modality:
 
 def _of_package(name: str) -> list[str]:
     """Names of the modalities that an installed package brings."""
-    names = packages_distributions().get(name, [name])
     try:
-        points = [point for each in names for point in distribution(each).entry_points.select(group=ENTRY_POINT_GROUP)]
-    except (PackageNotFoundError, ValueError) as error:
+        found = [distribution(name)]
+    except (PackageNotFoundError, ValueError):  # as it is imported; slow, as it reads about all packages
+        found = [distribution(each) for each in packages_distributions().get(name, [])]
+    if not found:
         raise PluginError(
             f"Expected a modality ({', '.join(modalities())}), an installed package or module:attribute, found {name!r}; "
             "install it, or check the name."
-        ) from error
+        )
+    points = [point for each in found for point in each.entry_points.select(group=ENTRY_POINT_GROUP)]
     if not points:
         raise PluginError(
             f"The package {name!r} brings no modality; name its bundle in the entry points {ENTRY_POINT_GROUP!r} of its "
