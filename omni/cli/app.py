@@ -8,7 +8,7 @@ omni still shows its traceback. Errors of the operating system, such as a full d
 import os
 import sys
 
-from omni.cli import asking, benching, checkpoint, embedding, evaluating, exchange, looking, serving, training
+from omni.cli import asking, benching, checkpoint, embedding, evaluating, exchange, looking, plugins, serving, training
 from omni.cli.commands import app
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "exchange",
     "looking",
     "main",
+    "plugins",
     "serving",
     "training",
 ]

@@ -1,0 +1,109 @@
+"""A check, what it finds, and how checks are run in order."""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from omni.contract.subject import Subject
+
+Result = Literal["passed", "failed", "not offered", "not run"]
+
+
+class BrokenError(Exception):
+    """A promise that the plug-in does not keep; the message is one sentence, which says what to mend."""
+
+
+class NotOfferedError(Exception):
+    """A field that the plug-in leaves out; the message says which, and what its author gains by it."""
+
+
+class NotRunError(Exception):
+    """What cannot be tried here; the message says why, and how it can."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise of a plug-in.
+
+    Attributes:
+        name: a word or two.
+        promise: what holds where the check passes; one sentence.
+        run: raises where it does not hold.
+        needs: names of checks that have to pass before.
+    """
+
+    name: str
+    promise: str
+    run: Callable[[Subject], None]
+    needs: tuple[str, ...] = ()
+
+
+class Finding(BaseModel):
+    """What a check found.
+
+    Attributes:
+        check: its name.
+        result: "not offered" where the plug-in leaves out an optional field, "not run" where nothing could be tried.
+        sentence: the promise that holds, or what to mend, add or do.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    check: str
+    result: Result
+    sentence: str
+
+
+def examine(
+    subject: Subject, checks: Sequence[Check], progress: Callable[[str], None] = lambda name: None
+) -> Iterator[Finding]:
+    """Run checks in order. One whose `needs` did not pass is not run.
+
+    Args:
+        subject: what is examined.
+        checks: such as `omni.contract.suite.CHECKS`.
+        progress: called with the name of each check before it is run.
+    """
+    results: dict[str, Result] = {}
+    for check in checks:
+        progress(check.name)
+        if missing := [name for name in check.needs if results.get(name, "passed") != "passed"]:
+            result: Result = "not offered" if results[missing[0]] == "not offered" else "not run"
+            finding = Finding(check=check.name, result=result, sentence=f"It comes after {missing[0]!r}.")
+        else:
+            finding = _try(check, subject)
+        results[check.name] = finding.result
+        yield finding
+
+
+def _try(check: Check, subject: Subject) -> Finding:
+    result: Result = "passed"
+    sentence = check.promise
+    try:
+        check.run(subject)
+    except NotOfferedError as error:
+        result, sentence = "not offered", str(error)
+    except NotRunError as error:
+        result, sentence = "not run", str(error)
+    except BrokenError as error:
+        result, sentence = "failed", str(error)
+    except Exception as error:  # a plug-in may raise anything
+        result, sentence = "failed", _told(check, subject, error)
+    return Finding(check=check.name, result=result, sentence=sentence)
+
+
+def _told(check: Check, subject: Subject, error: Exception) -> str:
+    """An error that no check expects, with the last line of the plug-in that it went through."""
+    said = shorten(f"{type(error).__name__}: {error}", 400, placeholder=" ...").rstrip(".")
+    own = [
+        f"{Path(frame.f_code.co_filename).name}, line {line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if subject.owns(frame.f_globals.get("__name__", ""))
+    ]
+    where = f" in {own[-1]}" if own else ""
+    return f"Expected that {check.promise[0].lower()}{check.promise[1:].removesuffix('.')}; found {said}{where}; mend that."

@@ -1,0 +1,1 @@
+"""Videos, for a framework that only knows pictures and sounds by itself."""
