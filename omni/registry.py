@@ -112,13 +112,12 @@ class Modality:
         measure: from the bytes of a file how many `unit`s it says it holds, without decoding it; 0 where it says nothing.
             A server bounds with it what strangers have it decode.
         unit: what `measure` counts, in the plural: "pixels".
-        probe: the bytes of a small file, with which a server tries a model before anybody asks.
         noun: what messages call an item: "picture".
         show: an item as a picture of PIL, for sheets and pages.
         stand_ins: for an item and a seed others in its place that tell nothing of it, `{"blank": ..., "noise": ...}`; an
             evaluation asks with them whether the item is used at all.
         probes: from an encoder's configuration and its preprocessor a few made-up items of different sizes or lengths. What
-            takes any encoder (`compose`, `embed`, `export`) tries it with them.
+            takes any encoder (`compose`, `embed`, `export`, `serve`) tries it with them.
         content: what an item holds, as bytes: two items with the same are the same item, however they are stored.
         pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
             is none for them; see `Packed`.
@@ -143,7 +142,6 @@ class Modality:
     media_types: tuple[str, ...] = ()
     measure: Callable[[bytes], int] | None = None
     unit: str = ""
-    probe: bytes | None = None
     noun: str = "item"
     show: Callable[[Any], Any] | None = None
     stand_ins: Callable[[Any, int], Mapping[str, Any]] | None = None

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from omni.contract.checks import BrokenError, Check, NotOfferedError, NotRunError
@@ -76,7 +75,7 @@ def attends(subject: Subject) -> None:
 
     if "grid" not in subject.output:
         raise NotOfferedError("an output 'grid': with it, `omni attend` shows where the Thinker looks.")
-    found = word_attention(subject.model, subject.processor, [_item(subject)], QUESTION, max_new_tokens=4)  # type: ignore[list-item]
+    found = word_attention(subject.model, subject.processor, [_item(subject)], QUESTION, max_new_tokens=4)
     (shape,) = subject.shapes(subject.prepare([subject.items[0]]))
     if found.maps[0].shape[1:] != shape:
         raise BrokenError(
@@ -90,7 +89,7 @@ def embeds(subject: Subject) -> None:
     from omni.loading.encoder import load_encoder
 
     engine = Engine(load_encoder(_folder(subject)), what=subject.output.split("+")[0])  # type: ignore[arg-type]
-    (row,) = engine(np.stack([engine.prepare(subject.items[0])]))
+    (row,) = engine([engine.prepare(subject.items[0])])
     if row.shape[-1] != subject.encoder.config.hidden_size:
         raise BrokenError(f"An embedding has {row.shape[-1]} numbers; expected `hidden_size` of them.")
 

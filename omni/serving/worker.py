@@ -12,7 +12,6 @@ import copy
 import inspect
 import logging
 import re
-from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,9 +25,10 @@ from transformers.processing_utils import ProcessorMixin
 
 from omni.fusion.processing_omni import OldTransformers
 from omni.items import Item
-from omni.registry import ItemError, Modality
+from omni.registry import ItemError, Modality, make_probes
+from omni.session import make_prompts
 
-from .requests import MAX_UNITS, Chat, Completion, Conversation, Part, Request, RequestError
+from .requests import MAX_UNITS, Completion, Conversation, Part, Request, RequestError
 from .writing import Job, LeftError, Scores, StoppedError, Writing
 
 MAX_WAITING = 64
@@ -102,16 +102,17 @@ class Worker:
             logging.getLogger("uvicorn.error").exception("A request failed.")
             job.tell(FailedError(FAILED))
 
+    @torch.inference_mode()
     def try_out(self) -> None:
         """Answer a question about an item of each modality; raises what stands in the way."""
-        content: list[dict[str, Any]] = [{"type": "text", "text": "?"}]
-        for bundle in self.processor.bundles:
-            if bundle.probe is not None and bundle.media_types:
-                kind = bundle.media_types[0].replace("*", "x")
-                data = f"data:{kind};base64,{b64encode(bundle.probe).decode()}"
-                content = [{"type": "file", "file": {"file_data": data}}, *content]
-        chat = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
-        self._answer(Job(Chat.model_validate(chat)))
+        items = [
+            Item(
+                bundle.name, make_probes(bundle, self.model.config.modalities[bundle.name]["encoder"], preprocessor)[0]
+            )
+            for bundle in self.processor.bundles
+            if bundle.probes is not None and (preprocessor := self.processor.preprocessors[bundle.name])
+        ]
+        self.model.generate(**make_prompts(self.processor, [("?", items)]), max_new_tokens=1)
 
     @torch.inference_mode()
     def _answer(self, job: Job) -> None:
