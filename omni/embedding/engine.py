@@ -118,8 +118,8 @@ class Engine:
             different = list(dict.fromkeys(map(self._size, shapes)))
             noun = self.encoder.bundle.noun
             raise EngineError(
-                f"The preprocessor makes {noun}s of {different[0]} and of {different[1]} {self._unit} and does not pad them, "
-                "expected one size for all; let it crop or pad them."
+                f"The preprocessor makes {noun}s of {different[0]} and of {different[1]} {self._unit} and does not pad "
+                "them, expected one size for all; let it crop or pad them."
             ) from error
 
     @property
@@ -175,8 +175,8 @@ class Engine:
         found = {key: tuple(value.shape[1:]) for key, value in inputs.items()}
         if found != self._shapes:
             raise EngineError(
-                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected {self._size(self._shapes)} {self._unit}, "
-                f"found {self._size(found)}; scale them first, as its preprocessor does not."
+                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected "
+                f"{self._size(self._shapes)} {self._unit}, found {self._size(found)}; scale them first, as its preprocessor does not."
             )
         return inputs
 
