@@ -11,7 +11,7 @@ faster in bfloat16, arithmetic stays float32. The first thing an engine does is 
 
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Literal, get_args
 
@@ -115,12 +115,20 @@ class Engine:
         try:
             self.encoder.prepare(probes)
         except (ValueError, RuntimeError, TypeError) as error:
-            different = list(dict.fromkeys(_described(each) for each in shapes))
+            different = list(dict.fromkeys(map(self._size, shapes)))
             noun = self.encoder.bundle.noun
             raise EngineError(
-                f"The preprocessor makes {noun}s of {different[0]} and of {different[1]} numbers and does not pad them, "
-                "expected one size for all; let it crop or pad them."
+                f"The preprocessor makes {noun}s of {different[0]} and of {different[1]} {self._unit} and does not pad "
+                "them, expected one size for all; let it crop or pad them."
             ) from error
+
+    @property
+    def _unit(self) -> str:
+        return "pixels" if self.sized else "numbers"
+
+    def _size(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """The size of an item's tensors: "48 x 32", width and height, for a picture; "100 x 80, 100" for a sound."""
+        return ", ".join(" x ".join(map(str, shape[:-3:-1] if self.sized else shape)) for shape in shapes.values())
 
     def _forms(self) -> Iterator[Packed | None]:
         """The packed form of the encoder, if it has one; then None, for the encoder itself."""
@@ -167,8 +175,8 @@ class Engine:
         found = {key: tuple(value.shape[1:]) for key, value in inputs.items()}
         if found != self._shapes:
             raise EngineError(
-                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected {_described(self._shapes)} numbers, "
-                f"found {_described(found)}; scale them first, as its preprocessor does not."
+                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected "
+                f"{self._size(self._shapes)} {self._unit}, found {self._size(found)}; scale them first, as its preprocessor does not."
             )
         return inputs
 
@@ -187,11 +195,6 @@ class Engine:
                 tokens = self.encoder.encode(inputs)[self.what]
         found = tokens.float().cpu().numpy()
         return [each[:count] for each, count in zip(found, self.encoder.counts(self.what, grids), strict=True)]
-
-
-def _described(shapes: dict[str, tuple[int, ...]]) -> str:
-    """The shapes of an item's tensors: "3 x 32 x 48"."""
-    return ", ".join(" x ".join(map(str, shape)) or "1" for shape in shapes.values())
 
 
 @cache

@@ -176,7 +176,7 @@ def test_an_image_processor_that_makes_pictures_of_several_sizes_is_refused() ->
     processor = BitImageProcessorPil(size={"shortest_edge": 32}, do_center_crop=False)
     with pytest.raises(
         EngineError,
-        match="pictures of 3 x 32 x 32 and of 3 x 32 x 48 numbers and does not pad them, expected one size for all",
+        match="pictures of 32 x 32 and of 48 x 32 pixels and does not pad them, expected one size for all",
     ):
         Engine(Encoder(model, processor))
 
