@@ -22,10 +22,11 @@ from torch import nn
 from transformers import AutoModel, CLIPImageProcessorPil, ProcessorMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from omni import OmniProcessor
+from omni import OmniConfig, OmniFeatureExtractor, OmniForConditionalGeneration, OmniProcessor
 
 Pair = Callable[..., tuple[Any, Any]]
 NAME = "omni_test_served"
+GQA = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
 WAYS = ["attn", "attention_instances"]
 
 
@@ -339,3 +340,38 @@ def test_the_tokens_of_sizes_are_told_of_processors_that_crop_too(
     crops.do_center_crop = False
     with pytest.raises(ValueError, match="tokens of a picture cannot be told: size of the image processor is"):
         cropping._get_num_multimodal_tokens(image_sizes=sizes)
+
+
+def test_sounds_are_expanded_and_encoded_as_vllm_does_it(tokenizer: Any) -> None:
+    """Each alone, as its lengths differ: what the model makes of it is as long as what the processor wrote for it."""
+    encoder = {"model_type": "omni_audio", "num_mel_bins": 20, "hidden_size": 24, "num_hidden_layers": 1}
+    encoder |= {"num_attention_heads": 2, "intermediate_size": 32}
+    hearing = copy.deepcopy(tokenizer)
+    hearing.add_special_tokens({"additional_special_tokens": ["<image>", "<audio>"]})
+    section = {"encoder": encoder, "token_id": hearing.convert_tokens_to_ids("<audio>"), "projector": "mlp"}
+    thinker = {"model_type": "qwen3", **GQA, "vocab_size": len(hearing)}
+    torch.manual_seed(0)
+    model = OmniForConditionalGeneration(OmniConfig(modalities={"audio": section}, text_config=thinker)).eval()
+    extractor = OmniFeatureExtractor(num_mel_bins=20)
+    processor = OmniProcessor(tokenizer=hearing, feature_extractor=extractor, modalities=model.config.modalities)
+    assert processor.audio_token_id == section["token_id"]
+    assert model.get_encoder(modality="audio") is model.model.audio_tower
+    sounds = [np.sin(np.arange(length) / 7).astype(np.float32) for length in (8_000, 3_000, 500)]
+    made = processor(
+        text=processor.audio_token * 3,
+        audio=sounds,
+        return_text_replacement_offsets=True,
+        truncation=False,
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
+    (entries,) = made["text_replacement_offsets"]
+    assert [entry["type"] for entry in entries] == ["audio"] * 3
+    written = [len(hearing.encode(entry["replacement"], add_special_tokens=False)) for entry in entries]
+    assert written == processor._get_num_multimodal_tokens(audio_lengths=map(len, sounds))["num_audio_tokens"]
+    together = model.get_audio_features(made["audio_features"], made["audio_mask"]).pooler_output
+    for sound, count, features in zip(sounds, written, together, strict=True):
+        one = processor(text=processor.audio_token, audio=[sound], return_tensors="pt")
+        (alone,) = model.get_audio_features(one["audio_features"], audio_mask=one["audio_mask"]).pooler_output
+        assert len(alone) == count
+        torch.testing.assert_close(alone, features, rtol=0, atol=1e-5)

@@ -8,4 +8,5 @@ replies.py     what was written, in the forms that clients expect
 connections.py who may speak to the server, and for how long it may keep silent
 server.py      routes, and the order of it all
 vllm.py        how vLLM finds omni's models
+vllm_model.py  vLLM's backend, with items of omni's modalities
 """
