@@ -24,7 +24,18 @@ OMNI = Path(sys.executable).with_name("omni")
 CHECKPOINT = Path("checkpoints/omni_tiny")
 SCENE = Path("examples/scene.png")
 QUESTION = "what color is the circle"
-COMMANDS = ("ask", "attend", "inspect", "modalities", "train", "evaluate", "convert", "bench", "check-data", "check-plugin")
+COMMANDS = (
+    "ask",
+    "attend",
+    "inspect",
+    "modalities",
+    "train",
+    "evaluate",
+    "convert",
+    "bench",
+    "check-data",
+    "check-plugin",
+)
 
 
 def invoke(*arguments: object) -> Result:

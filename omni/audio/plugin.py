@@ -84,7 +84,9 @@ def stand_ins(sound: Any, seed: int) -> dict[str, Any]:
 def probes(config: Any, preprocessor: Any) -> list[Sound]:
     """Noise and a tone that rises, of half a second to a second and a half."""
     rate, random = preprocessor.sampling_rate, np.random.default_rng(0)
-    noise = [random.normal(0, 0.1, length).clip(-1, 1).astype(np.float32) for length in (rate, rate // 2, 3 * rate // 2)]
+    noise = [
+        random.normal(0, 0.1, length).clip(-1, 1).astype(np.float32) for length in (rate, rate // 2, 3 * rate // 2)
+    ]
     time = np.linspace(0, 1, rate, dtype=np.float32)
     return [Sound(samples, rate) for samples in (*noise, np.sin(2 * np.pi * (100 + 400 * time) * time))]
 
