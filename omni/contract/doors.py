@@ -28,6 +28,18 @@ def _folder(subject: Subject) -> Path:
     return folder
 
 
+def _encoder_folder(subject: Subject) -> Path:
+    """The encoder alone on disk, with its preprocessor."""
+    folder, preprocessor = subject.folder("encoder-alone"), subject.processor.preprocessors[subject.name]
+    subject.encoder.save_pretrained(folder)
+    if hasattr(preprocessor, "save_pretrained"):
+        preprocessor.save_pretrained(folder)
+    else:
+        values = {**preprocessor.to_dict(), "preprocessor_class": type(preprocessor).__name__}
+        (folder / "preprocessor_config.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
 def _file(subject: Subject) -> Path:
     if subject.modality.open is None:
         raise NotOfferedError("`open`: with it, this door takes files of this modality.")
@@ -133,26 +145,17 @@ def composes(subject: Subject) -> None:
 
     from omni.exchange.compose import compose
 
-    encoder, thinker = subject.folder("compose-encoder"), subject.folder("compose-thinker")
-    subject.encoder.save_pretrained(encoder)
-    preprocessor = subject.processor.preprocessors[subject.name]
-    if hasattr(preprocessor, "save_pretrained"):
-        preprocessor.save_pretrained(encoder)
-    else:
-        values = {**preprocessor.to_dict(), "preprocessor_class": type(preprocessor).__name__}
-        (encoder / "preprocessor_config.json").write_text(json.dumps(values), encoding="utf-8")
+    thinker = subject.folder("thinker")
     AutoModelForCausalLM.from_config(subject.config.text_config).save_pretrained(thinker)
     subject.tokenizer.save_pretrained(thinker)
-    compose(encoder, thinker)
+    compose(_encoder_folder(subject), thinker)
 
 
 def inspects(subject: Subject) -> None:
     """`omni inspect`: the layers of its encoder."""
     from omni.looking.layers import inspect_encoder
 
-    folder = subject.folder("inspect")
-    subject.encoder.save_pretrained(folder)
-    found = inspect_encoder(folder)
+    found = inspect_encoder(_encoder_folder(subject))
     own = sum(parameter.numel() for parameter in subject.encoder.parameters())
     if found.parameters != own:
         raise BrokenError(f"`omni inspect` counts {found.parameters:,} parameters, and the encoder has {own:,}.")
@@ -217,7 +220,7 @@ CHECKS = (
     Check("evaluate", "`omni evaluate` asks about rows that name its files.", evaluates, (*NEEDS, "files")),
     Check("train", "`omni train` reads rows that name its files.", trains, (*NEEDS, "files")),
     Check("compose", "`omni compose` joins its encoder to a language model.", composes, NEEDS),
-    Check("inspect", "`omni inspect` lists the layers of its encoder.", inspects, ("encoder",)),
+    Check("inspect", "`omni inspect` lists the layers of its encoder.", inspects, ("encoder", "settings")),
     Check("export", "`omni export` makes graphs of a model with it.", exports, NEEDS),
     Check("serve", "`omni serve` takes uploads of its media types.", serves, (*NEEDS, "files")),
 )
