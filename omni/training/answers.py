@@ -3,7 +3,7 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def build_omni(
     thinker: str | None = None,
     vocab_size: int = 1024,
     image: dict[str, Any] | None = None,
+    modalities: Mapping[str, Mapping[str, Any]] | None = None,
     config: dict[str, Any] | None = None,
     texts: Iterable[str] = (),
 ) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
@@ -147,6 +148,7 @@ def build_omni(
         image: the section of the modality; its `encoder` is the folder of a trained encoder, which comes with its image
             processor. With a `checkpoint` these two replace the checkpoint's, if there is an `encoder`; other settings
             replace those of its section, and the projector is then new. Everything else is kept.
+        modalities: sections of modalities that the checkpoint does not have, each with the folder of its `encoder`.
         texts: what the Thinker will read and write; without any, its tokens are bytes.
     """
     if checkpoint is not None:
@@ -159,7 +161,11 @@ def build_omni(
         changes = dict(image or {})
         if "encoder" in changes:
             processor.image_processor = _take_encoder(model.model.image_tower, changes.pop("encoder"))
-        return _with_new_projector(model, processor, changes) if changes else (model, processor)
+        if changes:
+            model, processor = _with_new_projector(model, processor, changes)
+        for name, section in (modalities or {}).items():
+            model, processor = _with_new_sense(model, processor, name, section)
+        return model, processor
     if thinker is None or image is None:
         raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and an `image` section.")
     modality = get_modality("image")
@@ -187,9 +193,9 @@ def build_omni(
     return model, OmniProcessor(image_processor, tokenizer, modalities=model.config.modalities)
 
 
-def _read_encoder(folder: str, config: dict[str, Any]) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    modality = get_modality("image")
-    with said_by_recipe("model.image.encoder", folder):
+def _read_encoder(folder: str, config: dict[str, Any], name: str = "image") -> tuple[PreTrainedModel, Any]:
+    modality = get_modality(name)
+    with said_by_recipe(f"model.{name}.encoder", folder):
         expect_model(folder, modality.config_class.model_type, OmniConfig.model_type)
         encoder = modality.model_class.from_pretrained(folder, **config)
         return encoder, modality.preprocessor_class.from_pretrained(folder)
@@ -238,3 +244,26 @@ def _with_new_projector(
     new.set_attn_implementation(old.config._attn_implementation)
     preprocessors, template = processor.preprocessors, processor.chat_template
     return new, OmniProcessor(None, processor.tokenizer, preprocessors, new.config.modalities, template)
+
+
+def _with_new_sense(
+    old: OmniForConditionalGeneration, processor: OmniProcessor, name: str, section: Mapping[str, Any]
+) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    """The same model with an encoder more, a new projector, and a placeholder in the tokenizer and the embedding."""
+    encoder, preprocessor = _read_encoder(section["encoder"], {}, name)
+    tokenizer = processor.tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": [get_modality(name).token]}, replace_extra_special_tokens=False)
+    token_id = tokenizer.convert_tokens_to_ids(get_modality(name).token)
+    with said_by_recipe(f"model.modalities.{name}", dict(section)):
+        if name in old.config.modalities:
+            raise ValueError(f"the checkpoint has the modality {name!r} already.")
+        old.resize_token_embeddings(max(len(tokenizer), old.config.text_config.vocab_size))
+        added = {name: {**section, "encoder": encoder.config, "token_id": token_id}}
+        config = OmniConfig(modalities={**old.config.modalities, **added}, text_config=old.config.text_config)
+        new = OmniForConditionalGeneration(config)
+    kept = old.state_dict() | {f"model.{name}_tower.{key}": value for key, value in encoder.state_dict().items()}
+    new.load_state_dict(new.state_dict() | kept)
+    new.set_attn_implementation(old.config._attn_implementation)
+    new.config.untrained = [*(old.config.untrained or []), f"{name}_projector"]
+    preprocessors = {**processor.preprocessors, name: preprocessor}
+    return new, OmniProcessor(None, tokenizer, preprocessors, new.config.modalities, processor.chat_template)

@@ -98,6 +98,10 @@ class Drawn(Strict):
         """The picture and the caption of each number, and `caption(number)`, for the objective "contrastive"."""
 
     @abstractmethod
+    def sayings(self) -> Any:
+        """The sound and what is said in it of each number, and `transcript(number)`, for the objective "transcription"."""
+
+    @abstractmethod
     def texts(self) -> Iterable[str]:
         """What is said about the pictures, for a new tokenizer."""
 
@@ -151,7 +155,7 @@ class Lora(Strict):
 
 
 class EncoderSection(Strict):
-    """The model of the objective "dense".
+    """The model of the objectives "dense" and "transcription".
 
     `encoder` is a folder to go on from; without it the encoder is new. `config` overrides its configuration.
     """
@@ -178,7 +182,8 @@ class OmniSection(Strict):
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
     with a tokenizer of at most `vocab_size` tokens made of the training texts, and `image`, the modality's section with the
     folder of a trained `encoder`. With a checkpoint, an `encoder` in `image` gives its weights to the image tower; other
-    settings replace those of the section, and the projector is new. `config` overrides the configuration of the checkpoint
+    settings replace those of the section, and the projector is new. `modalities` are further senses for a checkpoint, by
+    name: for each a section with the folder of a trained `encoder`. `config` overrides the configuration of the checkpoint
     or of the encoder.
     """
 
@@ -186,6 +191,7 @@ class OmniSection(Strict):
     thinker: str | None = None
     vocab_size: int = Field(default=1024, gt=256)
     image: dict[str, Any] | None = None
+    modalities: dict[str, dict[str, Any]] = {}
     config: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -193,6 +199,9 @@ class OmniSection(Strict):
         has_encoder = self.image is not None and "encoder" in self.image
         if (self.checkpoint is None) == (self.thinker is None) or (self.thinker is not None and not has_encoder):
             raise ValueError("give either `checkpoint`, or `thinker` and `image` with its `encoder`")
+        for name, section in self.modalities.items():
+            if self.checkpoint is None or "encoder" not in section:
+                raise ValueError(f"`modalities.{name}` is a new sense of a `checkpoint`, and needs an `encoder`")
         return self
 
 
@@ -200,6 +209,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "dense": EncoderSection,
     "contrastive": ContrastiveSection,
     "answers": OmniSection,
+    "transcription": EncoderSection,
 }
 
 
@@ -214,7 +224,7 @@ class Recipe(Strict):
     """
 
     about: About | None = None
-    objective: Literal["dense", "contrastive", "answers"]
+    objective: Literal["dense", "contrastive", "answers", "transcription"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
     evaluate: Data | None = None

@@ -163,7 +163,9 @@ def _rows_digest(examples: Any) -> str | None:
 def _model_digest(section: Any) -> str:
     """Of the files that a model is made from, as the recipe names them."""
     image = getattr(section, "image", None) or {}
+    senses = getattr(section, "modalities", {})
     folders = [getattr(section, "checkpoint", None), getattr(section, "encoder", None), image.get("encoder")]
+    folders += [sense["encoder"] for sense in senses.values()]
     files = [
         path
         for folder in folders
