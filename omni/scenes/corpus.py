@@ -88,7 +88,7 @@ def main(
     group: Annotated[Group, typer.Option(help="Who says it.")] = "seen",
 ) -> None:
     """Have a synthesizer say things."""
-    print(make(folder, synthesizer, count, split, group))
+    typer.echo(make(folder, synthesizer, count, split, group))
 
 
 if __name__ == "__main__":

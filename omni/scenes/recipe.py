@@ -29,7 +29,7 @@ class Scenes(Drawn):
         kinds: how often each kind of question is tried.
         voices: a folder of `omni.scenes.corpus`, whose sounds are heard.
         group: who speaks there.
-        synthesizers: how often each one speaks; by default all that are there, as often as there are sayings of them.
+        synthesizers: how often each one speaks; by default all that are there, by the square root of their sayings.
         rough: whether sounds go through rooms, noise and telephones.
         mix: how often each kind of conversation is drawn, see `omni.scenes.spoken`; for the objective "answers".
     """

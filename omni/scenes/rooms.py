@@ -21,9 +21,7 @@ TILTS = (0.0, 0.5, 1.0)
 """Exponents of the frequency by which the amplitude of noise falls: white, pink, brown."""
 
 
-def rough(
-    samples: Samples, rng: np.random.Generator, others: Samples | None = None, pace: float = 0.16
-) -> Samples:
+def rough(samples: Samples, rng: np.random.Generator, others: Samples | None = None, pace: float = 0.16) -> Samples:
     """float32[S] at `RATE` -> float32[S'], as it might arrive.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from .questions import Question, questions
 from .scene import sample_scene, stream
 from .sounds import SOUND_WORDINGS, ask_about_sounds
-from .vocabulary import ATTRIBUTES, NUMBERS, PLACES
+from .vocabulary import ATTRIBUTES, HELD_OUT_PAIRS, NUMBERS, PLACES
 
 SAYING_WEIGHTS = {
     "question": 0.5,
@@ -70,7 +70,9 @@ def _words(rng: random.Random) -> str:
 
 
 def _phrase(rng: random.Random) -> str:
-    return re.sub(r"\{(\w+)\}", lambda gap: rng.choice(_GAPS[gap[1]]), rng.choice(PHRASES))
+    text = re.sub(r"\{(\w+)\}", lambda gap: rng.choice(_GAPS[gap[1]]), rng.choice(PHRASES))
+    named = set(text.split())
+    return _phrase(rng) if any(named.issuperset(pair) for pair in HELD_OUT_PAIRS) else text
 
 
 def _digits(rng: random.Random) -> str:
@@ -100,8 +102,10 @@ _TEXTS = {
     "number": _number,
 }
 
-TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+TEENS = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 PHRASES = (
     "please {do} the {thing}",
@@ -140,13 +144,23 @@ PHRASES = (
     "sorry, that {thing} was not {done}",
 )
 _GAPS: dict[str, tuple[str, ...]] = {
-    "do": tuple("open close take find show send stop start play read write hold check call move turn leave keep".split()),
-    "done": tuple("opened closed taken found sent stopped started saved changed received removed added".split()),
-    "thing": tuple(
-        "door window table book letter number message picture light house car phone name word key paper list "
-        "file page bag cup sound call code line room street time question answer account password".split()
+    "do": (
+        *("open", "close", "take", "find", "show", "send", "stop", "start", "play", "read", "write", "hold"),
+        *("check", "call", "move", "turn", "leave", "keep"),
     ),
-    "like": tuple("new old big small long short good bad hot cold open closed light dark full empty early late".split()),
+    "done": (
+        *("opened", "closed", "taken", "found", "sent", "stopped", "started", "saved", "changed", "received"),
+        *("removed", "added"),
+    ),
+    "thing": (
+        *("door", "window", "table", "book", "letter", "number", "message", "picture", "light", "house"),
+        *("car", "phone", "name", "word", "key", "paper", "list", "file", "page", "bag", "cup", "sound"),
+        *("call", "code", "line", "room", "street", "time", "question", "answer", "account", "password"),
+    ),
+    "like": (
+        *("new", "old", "big", "small", "long", "short", "good", "bad", "hot", "cold", "open", "closed"),
+        *("light", "dark", "full", "empty", "early", "late"),
+    ),
     "time": ("morning", "evening", "afternoon", "night"),
     "side": ("left", "right", "back", "up", "down", "around", "on"),
     "digit": NUMBERS,
@@ -155,8 +169,7 @@ _GAPS: dict[str, tuple[str, ...]] = {
     "shape": ATTRIBUTES["shape"],
 }
 
-WORDS = tuple(
-    """
+_COMMON = """
 a able about above accept across act add after again age ago agree air all almost alone along already also always am
 among an and angry animal another answer any apple are area arm army around arrive art as ask at away baby back bad bag
 ball bank base bear beat beautiful because become bed been before began begin behind believe bell below best better
@@ -205,6 +218,7 @@ twelve twenty two type uncle under understand unit until up upon us use usual va
 wait walk wall want war warm was wash watch water wave way we weather week welcome well went were west wet what wheel
 when where which while white who whole whose why wide wife wild will win wind window wine winter wire wish with without
 woman women wonder word work world worry worth wrong yard year yellow yes yesterday yet you young your zero
-""".split()
-)
+"""
+
+WORDS = tuple(_COMMON.split())
 """Common English words, of those that sound alike one."""

@@ -1,9 +1,9 @@
 """A little world of sounds: one to five beeps, and questions about them with certain answers.
 
-    beeps = sample_beeps(7)
-    sound = beeps.play()                                   # samples float32[S] at RATE
-    for question in beep_questions(beeps):
-        print(question.kind, question.text, question.answer)
+beeps = sample_beeps(7)
+sound = beeps.play()                                   # samples float32[S] at RATE
+for question in beep_questions(beeps):
+    print(question.kind, question.text, question.answer)
 """
 
 import math

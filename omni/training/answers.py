@@ -252,7 +252,9 @@ def _with_new_sense(
     """The same model with an encoder more, a new projector, and a placeholder in the tokenizer and the embedding."""
     encoder, preprocessor = _read_encoder(section["encoder"], {}, name)
     tokenizer = processor.tokenizer
-    tokenizer.add_special_tokens({"additional_special_tokens": [get_modality(name).token]}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [get_modality(name).token]}, replace_extra_special_tokens=False
+    )
     token_id = tokenizer.convert_tokens_to_ids(get_modality(name).token)
     with said_by_recipe(f"model.modalities.{name}", dict(section)):
         if name in old.config.modalities:

@@ -95,7 +95,9 @@ class Transcription:
         encoder, self.processor = build_encoder(recipe.model, self.bundle.name)
         self.train, self.evaluate = sayings(recipe.train), sayings(recipe.evaluate)
         count = min(len(self.train), MOST_TRANSCRIPTS)
-        self.alphabet = "".join(sorted({letter for i in range(count) for letter in self.train.transcript(i).casefold()}))
+        self.alphabet = "".join(
+            sorted({letter for i in range(count) for letter in self.train.transcript(i).casefold()})
+        )
         self.model = SpellingModel(encoder, len(self.alphabet))
 
     def collate(self, examples: Sequence[tuple[Any, str]]) -> dict[str, torch.Tensor]:
@@ -108,7 +110,9 @@ class Transcription:
         for text, slots in zip(texts, batch["slots"].tolist(), strict=True):
             letters = text.casefold()
             if strange := sorted(set(letters) - set(self.alphabet)):
-                raise ExampleError(f"The transcript {text!r} has {strange}, which the first {MOST_TRANSCRIPTS:,} have not.")
+                raise ExampleError(
+                    f"The transcript {text!r} has {strange}, which the first {MOST_TRANSCRIPTS:,} have not."
+                )
             needed = len(letters) + sum(one == other for one, other in pairwise(letters))  # a blank parts two of a kind
             if not letters or needed > slots:
                 raise ExampleError(
@@ -170,7 +174,9 @@ class ManifestSayings(torch.utils.data.Dataset[tuple[Any, str]]):
     def __getitem__(self, index: int) -> tuple[Any, str]:
         sounds = self.examples[index].items.get("audio", [])
         if len(sounds) != 1:
-            raise ExampleError(f"{self.manifest[index].source} has {len(sounds)} sounds; transcription needs exactly one.")
+            raise ExampleError(
+                f"{self.manifest[index].source} has {len(sounds)} sounds; transcription needs exactly one."
+            )
         return sounds[0], self.transcript(index)
 
     def lengths(self) -> list[int]:
