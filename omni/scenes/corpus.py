@@ -9,17 +9,17 @@ Every row has `audio` and `text`, and beside these the `voice`, the `kind` of sa
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
 
-from omni.audio.sounds import Sound
 from omni.scenes.sayings import Saying, sample_saying
 from omni.scenes.scene import stream
 from omni.scenes.sounds import RATE
-from omni.scenes.voices import Group, speak, voices
+from omni.scenes.voices import Group, Samples, speak, voices
 
 QUIET = 0.01
 """What is quieter than this part of the loudest sample is silence before or after the words."""
@@ -43,9 +43,9 @@ def make(folder: Path, synthesizer: str, count: int, split: str, group: Group) -
             saying = sample_saying(first + index, split)
             rng = stream("voice", split, group, synthesizer, index)
             voice = rng.choice(chosen)
-            sound = trimmed(speak(saying.text, voice, rng).resampled(RATE))
+            samples = trimmed(speak(saying.text, voice, rng))
             path = sounds / f"{index:06}.flac"
-            write(path, sound)
+            write(path, samples)
             rows.write(json.dumps({"audio": f"{sounds.name}/{path.name}", **_row(saying), "voice": str(voice)}) + "\n")
             rows.flush()
     return manifest
@@ -64,20 +64,16 @@ def _row(saying: Saying) -> dict[str, Any]:
     return row
 
 
-def trimmed(sound: Sound) -> Sound:
+def trimmed(samples: Samples) -> Samples:
     """Without the silence around it but for `MARGIN` samples."""
-    loud = np.flatnonzero(np.abs(sound.samples) > QUIET * np.abs(sound.samples).max())
-    if not len(loud):
-        return sound
-    return Sound(sound.samples[max(loud[0] - MARGIN, 0) : loud[-1] + MARGIN].copy(), sound.rate)
+    loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max())
+    return samples[max(loud[0] - MARGIN, 0) : loud[-1] + MARGIN] if len(loud) else samples
 
 
-def write(path: Path, sound: Sound) -> None:
-    """A FLAC file of 16 bits; what would be louder than full scale is made less loud."""
-    import soundfile
-
-    loudest = float(np.abs(sound.samples).max())
-    soundfile.write(path, sound.samples / max(1.0, loudest * 1.001), sound.rate, subtype="PCM_16")
+def write(path: Path, samples: Samples) -> None:
+    """A FLAC file of 16 bits at `RATE`; what would be louder than full scale is made less loud."""
+    loudest = float(np.abs(samples).max())
+    import_module("soundfile").write(path, samples / max(1.0, loudest * 1.001), RATE, subtype="PCM_16")
 
 
 def main(

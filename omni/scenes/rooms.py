@@ -6,6 +6,7 @@ All of it is made up from random numbers; there are no recordings of rooms or no
 """
 
 from functools import cache
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +52,7 @@ def rough(samples: Samples, rng: np.random.Generator, others: Samples | None = N
 
 def faster(samples: Samples, factor: float) -> Samples:
     """So many times faster, and as much higher."""
-    import soxr
-
-    made: Samples = soxr.resample(samples, RATE * factor, RATE, quality="LQ")
+    made: Samples = import_module("soxr").resample(samples, RATE * factor, RATE, quality="LQ")
     return made
 
 

@@ -15,21 +15,24 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from omni.audio.sounds import Sound, read_sound
 from omni.data.conversations import Example, Message, ask
 
 from .conversations import SceneConversations
 from .drawing import render
-from .rooms import noise, rough
+from .rooms import Samples, noise, rough
 from .sayings import heard
 from .scene import sample_scene, stream
 from .sounds import RATE, SOUND_WORDINGS, beep_questions, sample_beeps
 from .wordings import WordingSet, vary
+
+Sound = tuple[Samples, int]
+"""Samples float32[S] and their rate, as the modality "audio" takes them."""
 
 CROWD = 0.1
 """Part of the sounds in which somebody else speaks far away."""
@@ -115,12 +118,16 @@ class Sayings:
 
     def heard(self, row: Mapping[str, Any], number: int) -> Sound:
         """The sound of a row, as it is heard the time of this number."""
-        sound = read_sound(self.folder / row["audio"])
-        if not self.roughly:
-            return sound
-        rng = np.random.default_rng([number, len(row["text"])])
-        others = read_sound(self.folder / self.row(number + 1)["audio"]).samples if rng.random() < CROWD else None
-        return Sound(rough(sound.samples, rng, others), RATE)
+        samples = self._read(row)
+        if self.roughly:
+            rng = np.random.default_rng([number, len(row["text"])])
+            others = self._read(self.row(number + 1)) if rng.random() < CROWD else None
+            samples = rough(samples, rng, others)
+        return samples, RATE
+
+    def _read(self, row: Mapping[str, Any]) -> Samples:
+        samples: Samples = import_module("soundfile").read(self.folder / row["audio"], dtype="float32")[0]
+        return samples
 
 
 class Heard:
@@ -196,7 +203,7 @@ class Heard:
             row = rng.choice(self.sayings.rows[self.sayings.synthesizer(rng)])
             sound, words = self.sayings.heard(row, number + turn), row["text"]
             if rng.random() < 0.04:
-                sound, words = silence(len(sound.samples), rng), NOTHING
+                sound, words = silence(len(sound[0]), rng), NOTHING
             items = ["audio"]
             if turn == 0 and rng.random() < 0.15:
                 pictures, items = [render(sample_scene(number, self.split))], ["image", "audio"]
@@ -209,7 +216,7 @@ class Heard:
         samples = beeps.play()
         if self.sayings.roughly:
             samples = rough(samples, np.random.default_rng(number), pace=0.0)
-        sound = Sound(samples, RATE)
+        sound = samples, RATE
         asked = beep_questions(beeps, self.wordings)
         if rng.random() < 0.6:
             return Example({"audio": [sound]}, [ask(q.text, q.answer, ["audio"]) for q in asked])
@@ -223,4 +230,4 @@ class Heard:
 def silence(length: int, rng: random.Random) -> Sound:
     """Noise that nobody speaks in, or next to nothing."""
     samples = noise(length, np.random.default_rng(rng.getrandbits(32))) * np.float32(10 ** rng.uniform(-4, -1))
-    return Sound(samples.clip(-1, 1).astype(np.float32), RATE)
+    return samples.clip(-1, 1).astype(np.float32), RATE

@@ -1,7 +1,7 @@
 """Voices: synthesizers of speech behind one function. Each is optional, and none is needed to use the weights.
 
     for voice in voices("seen"):
-        sound = speak("what shape is the red object?", voice, random.Random(0))
+        samples = speak("what shape is the red object?", voice, random.Random(0))
 
 | synthesizer | how it speaks | licence |
 |---|---|---|
@@ -36,8 +36,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from omni.audio.sounds import Sound, as_sound, read_sound
+from .sounds import RATE
+
+Samples = NDArray[np.float32]
 
 Group = Literal["seen", "held_out", "stranger"]
 """Voices of training; other voices of its synthesizers; a synthesizer that training never uses."""
@@ -126,16 +129,18 @@ def voices(group: Group, synthesizer: str | None = None) -> list[Voice]:
     return [Voice(one, name) for one, names in table.items() if synthesizer in (None, one) for name in names]
 
 
-def speak(text: str, voice: Voice, rng: random.Random) -> Sound:
-    """A text spoken by a voice, as fast and as high as `rng` says.
+def speak(text: str, voice: Voice, rng: random.Random) -> Samples:
+    """A text spoken by a voice, as fast and as high as `rng` says: float32[S] at `RATE`.
 
     Raises:
-        ImportError, OSError, KeyError: the synthesizer is not installed; the table in this module says how it is.
+        ImportError, OSError, KeyError: the synthesizer is not installed; the head of this module says how it is.
     """
-    return _SPEAK[voice.synthesizer](text, voice.name, rng)
+    samples, rate = _SPEAK[voice.synthesizer](text, voice.name, rng)
+    made: Samples = import_module("soxr").resample(samples, rate, RATE)
+    return made
 
 
-def _espeak(text: str, voice: str, rng: random.Random) -> Sound:
+def _espeak(text: str, voice: str, rng: random.Random) -> tuple[Samples, int]:
     library, rate, heard = _espeak_library()
     if library.espeak_SetVoiceByName(voice.encode()):
         raise OSError(f"espeak-ng has no voice {voice!r}.")
@@ -144,7 +149,7 @@ def _espeak(text: str, voice: str, rng: random.Random) -> Sound:
         library.espeak_SetParameter(parameter, value, 0)
     heard.clear()
     library.espeak_Synth(text.encode(), len(text.encode()) + 1, 0, 1, 0, 1, None, None)
-    return as_sound(np.frombuffer(b"".join(heard), np.int16), rate)
+    return np.frombuffer(b"".join(heard), np.int16) / np.float32(2**15), rate
 
 
 @cache
@@ -180,14 +185,19 @@ def _phonemes(text: str, language: str) -> str:
     return re.sub(r"\s+([,.?!])", r"\1", " ".join(pieces)).strip()
 
 
-def _run(command: list[str], wav: str) -> Sound:
+def _run(command: list[str], wav: str) -> tuple[Samples, int]:
     done = subprocess.run(command, capture_output=True, check=False, timeout=60)
     if done.returncode or not os.path.getsize(wav):
         raise OSError(f"{command[0]} failed: {done.stderr.decode(errors='replace').strip()[-300:]}")
-    return read_sound(wav)
+    return _read(wav)
 
 
-def _flite(text: str, voice: str, rng: random.Random) -> Sound:
+def _read(wav: str) -> tuple[Samples, int]:
+    samples, rate = import_module("soundfile").read(wav, dtype="float32", always_2d=True)
+    return samples.mean(1), rate
+
+
+def _flite(text: str, voice: str, rng: random.Random) -> tuple[Samples, int]:
     with tempfile.NamedTemporaryFile(suffix=".wav") as wav:
         settings = [f"duration_stretch={rng.uniform(0.8, 1.25):.2f}"]
         if voice.startswith("kal"):
@@ -196,7 +206,7 @@ def _flite(text: str, voice: str, rng: random.Random) -> Sound:
         return _run(["flite", "-voice", voice, *options, "-t", text, "-o", wav.name], wav.name)
 
 
-def _festival(text: str, voice: str, rng: random.Random) -> Sound:
+def _festival(text: str, voice: str, rng: random.Random) -> tuple[Samples, int]:
     with tempfile.NamedTemporaryFile(suffix=".wav") as wav:
         words = re.sub(r'["\\]', "", text)
         steps = [
@@ -220,7 +230,7 @@ for await (const line of createInterface({ input: process.stdin })) {
 """
 
 
-def _gnuspeech(text: str, voice: str, rng: random.Random) -> Sound:
+def _gnuspeech(text: str, voice: str, rng: random.Random) -> tuple[Samples, int]:
     node = _gnuspeech_process()
     with tempfile.NamedTemporaryFile(suffix=".wav") as wav:
         wanted = {"text": text, "file": wav.name, "voice": voice, "tempo": round(rng.uniform(0.8, 1.2), 2)}
@@ -231,7 +241,7 @@ def _gnuspeech(text: str, voice: str, rng: random.Random) -> Sound:
                 raise OSError(
                     "gnuspeech ended; is the folder in GNUSPEECH that of the npm package, and node installed?"
                 )
-        return read_sound(wav.name)
+        return _read(wav.name)
 
 
 @cache
@@ -246,7 +256,7 @@ _MISAKI = {"eɪ": "A", "aɪ": "I", "oʊ": "O", "əʊ": "Q", "aʊ": "W", "ɔɪ": 
 """How Kokoro writes what espeak writes otherwise."""
 
 
-def _kokoro(text: str, voice: str, rng: random.Random) -> Sound:
+def _kokoro(text: str, voice: str, rng: random.Random) -> tuple[Samples, int]:
     session, vocabulary, seen = _kokoro_session()
     phonemes = _phonemes(text, "en-gb" if voice.startswith("b") else "en-us")
     for ours, theirs in _MISAKI.items():
@@ -261,7 +271,7 @@ def _kokoro(text: str, voice: str, rng: random.Random) -> Sound:
         "style": style[len(tokens) - 1 : len(tokens)],
         "speed": np.array([rng.uniform(0.85, 1.25)], np.float32),
     }
-    return as_sound(np.ravel(session.run(None, inputs)[0]).clip(-1, 1), 24_000)
+    return np.ravel(session.run(None, inputs)[0]).clip(-1, 1), 24_000
 
 
 def _kokoro_style(voice: str) -> np.ndarray:
@@ -282,11 +292,11 @@ def _session(model: bytes | str) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _piper(text: str, voice: str, rng: random.Random) -> Sound:
+def _piper(text: str, voice: str, rng: random.Random) -> tuple[Samples, int]:
     speaker, settings = _piper_voice(voice)
     chosen = settings(length_scale=rng.uniform(0.85, 1.2))
     chunks = list(speaker.synthesize(text, chosen))
-    return as_sound(np.concatenate([chunk.audio_float_array for chunk in chunks]), chunks[0].sample_rate)
+    return np.concatenate([chunk.audio_float_array for chunk in chunks]), chunks[0].sample_rate
 
 
 @cache
@@ -295,7 +305,7 @@ def _piper_voice(voice: str) -> tuple[Any, Any]:
     return import_module("piper").PiperVoice.load(model), import_module("piper").SynthesisConfig
 
 
-_SPEAK: dict[str, Callable[[str, str, random.Random], Sound]] = {
+_SPEAK: dict[str, Callable[[str, str, random.Random], tuple[Samples, int]]] = {
     "espeak": _espeak,
     "flite": _flite,
     "festival": _festival,

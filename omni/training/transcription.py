@@ -59,7 +59,7 @@ class SpellingModel(nn.Module):
             labels: int64[I, L], letters from 1 on, and `IGNORED` after the last one.
 
         Returns:
-            `loss`, and `spelled` int64[I, SLOTS * N], the likeliest letter of each slot or `BLANK`.
+            `loss`, the mean over slots, and `spelled` int64[I, SLOTS * N], the likeliest letter of each slot or `BLANK`.
         """
         heard = self._hidden(audio_features) if self.training else audio_features
         grid = self.encoder(input_features=heard, attention_mask=audio_mask).grid
@@ -70,7 +70,7 @@ class SpellingModel(nn.Module):
         )
         spelled = logits.argmax(-1)
         spelled[torch.arange(spelled.shape[1], device=spelled.device) >= slots[:, None]] = BLANK
-        return {"loss": loss / letters.sum(), "spelled": spelled}
+        return {"loss": loss / slots.sum(), "spelled": spelled}
 
     def _hidden(self, features: torch.Tensor) -> torch.Tensor:
         for axis, part in ((1, HIDDEN_FRAMES), (2, HIDDEN_BANDS)) * 2:
