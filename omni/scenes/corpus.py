@@ -1,7 +1,7 @@
 """Spoken sayings on disk: FLAC files of 16 kHz, and a manifest that `omni train` and `omni check-data` read.
 
-    python -m omni.scenes.corpus runs/voices --synthesizer espeak --count 20000
-    python -m omni.scenes.corpus runs/voices --synthesizer piper --count 500 --split test --group stranger
+    python -m omni.scenes speak runs/voices --synthesizer espeak --count 20000
+    python -m omni.scenes speak runs/voices --synthesizer piper --count 500 --split test --group stranger
 
 A process makes the sayings of one synthesizer; several may run at the same time. One that was stopped goes on where it was.
 Every row has `audio` and `text`, and beside these the `voice`, the `kind` of saying and, of a question about a scene, the
@@ -11,15 +11,14 @@ Every row has `audio` and `text`, and beside these the `voice`, the `kind` of sa
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-import typer
 
-from omni.scenes.sayings import Saying, sample_saying
-from omni.scenes.scene import stream
-from omni.scenes.sounds import RATE
-from omni.scenes.voices import Group, Samples, speak, voices
+from .sayings import Saying, sample_saying
+from .scene import stream
+from .sounds import RATE
+from .voices import Group, Samples, speak, voices
 
 QUIET = 0.01
 """What is quieter than this part of the loudest sample is silence before or after the words."""
@@ -74,18 +73,3 @@ def write(path: Path, samples: Samples) -> None:
     """A FLAC file of 16 bits at `RATE`; what would be louder than full scale is made less loud."""
     loudest = float(np.abs(samples).max())
     import_module("soundfile").write(path, samples / max(1.0, loudest * 1.001), RATE, subtype="PCM_16")
-
-
-def main(
-    folder: Annotated[Path, typer.Argument(help="Where the sounds and their manifests are.")],
-    synthesizer: Annotated[str, typer.Option(help="Which synthesizer speaks; see omni.scenes.voices.")],
-    count: Annotated[int, typer.Option(help="Number of sayings.")] = 1000,
-    split: Annotated[Literal["train", "test"], typer.Option(help="What is said: that of training, or else.")] = "train",
-    group: Annotated[Group, typer.Option(help="Who says it.")] = "seen",
-) -> None:
-    """Have a synthesizer say things."""
-    typer.echo(make(folder, synthesizer, count, split, group))
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,6 +1,6 @@
 """Manifests that ask a model by voice, of the test sayings of a corpus: what `omni evaluate --data` reads.
 
-    python -m omni.scenes.hearing_sets runs/voices
+    python -m omni.scenes ask runs/voices
     omni evaluate checkpoints/omni_tiny --data runs/voices/asked-stranger.jsonl --sight
 
 | manifest | items | question | answer |
@@ -15,9 +15,7 @@ GROUP is seen, held_out or stranger (`omni.scenes.voices.Group`).
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from .corpus import write
 from .drawing import render
@@ -73,13 +71,3 @@ def _beeps(folder: Path, number: int) -> Iterator[dict[str, Any]]:
     write(folder / audio, beeps.play())
     for question in beep_questions(beeps):
         yield {"audio": str(audio), "question": question.text, "answer": question.answer, "kind": question.kind}
-
-
-def main(folder: Annotated[Path, typer.Argument(help="The folder of a corpus.")]) -> None:
-    """Write manifests of what a model is asked by voice."""
-    for path in write_sets(folder):
-        typer.echo(path)
-
-
-if __name__ == "__main__":
-    typer.run(main)

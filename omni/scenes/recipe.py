@@ -30,7 +30,7 @@ class Scenes(Drawn):
         voices: a folder of `omni.scenes.corpus`, whose sounds are heard.
         group: who speaks there.
         synthesizers: how often each one speaks; by default all that are there, by the square root of their sayings.
-        rough: whether sounds go through rooms, noise and telephones.
+        rough: part of the sounds that go through rooms, noise and telephones.
         mix: how often each kind of conversation is drawn, see `omni.scenes.spoken`; for the objective "answers".
     """
 
@@ -46,7 +46,7 @@ class Scenes(Drawn):
     voices: str | None = None
     group: Literal["seen", "held_out", "stranger"] = "seen"
     synthesizers: dict[str, Annotated[float, Field(gt=0)]] | None = None
-    rough: bool = True
+    rough: float = Field(default=0.7, ge=0, le=1)
     mix: dict[Literal["typed", "spoken", "two", "said", "beeps"], Annotated[float, Field(ge=0)]] = dict(MIX)
 
     @model_validator(mode="after")

@@ -38,7 +38,7 @@ def rough(samples: Samples, rng: np.random.Generator, others: Samples | None = N
     samples = _through(samples, rng)
     loudness = float(np.sqrt(np.mean(samples**2))) + 1e-6
     if rng.random() < 0.75:
-        decibels = rng.uniform(4, 40)
+        decibels = rng.uniform(6, 40)
         samples = samples + noise(len(samples), rng) * np.float32(loudness * 10 ** (-decibels / 20))
     if others is not None:
         samples = samples + _looped(others, len(samples), rng, loudness * 10 ** (-rng.uniform(10, 30) / 20))
@@ -83,7 +83,7 @@ def _room(echo: float, rng: np.random.Generator) -> Samples:
     t = np.arange(round(echo * RATE), dtype=np.float32) / np.float32(RATE)
     start = int(rng.integers(0, NOISE_SECONDS * RATE - len(t)))
     tail = _noises()[int(rng.random() < 0.5), start : start + len(t)] * np.exp(-6.9 * t / echo)
-    tail *= rng.uniform(0.1, 1.2) / (np.sqrt(np.sum(tail**2)) + 1e-6)
+    tail *= rng.uniform(0.1, 0.9) / (np.sqrt(np.sum(tail**2)) + 1e-6)
     tail[: round(rng.uniform(0.001, 0.01) * RATE)] = 0
     tail[0] = 1
     return np.asarray(tail, np.float32)

@@ -59,7 +59,7 @@ class Sayings:
         split, group: which manifests of it.
         count, first: the numbers `first` to `first + count - 1`.
         synthesizers: how often each one speaks; by default all that are there, by the square root of their sayings.
-        roughly: whether sounds go through `rough`.
+        roughly: part of the sounds that go through `rough`.
 
     Raises:
         FileNotFoundError: the corpus has none of these.
@@ -73,7 +73,7 @@ class Sayings:
         count: int,
         first: int = 0,
         synthesizers: Mapping[str, float] | None = None,
-        roughly: bool = True,
+        roughly: float = 0.7,
     ) -> None:
         self.folder, self.count, self.first, self.roughly = Path(folder), count, first, roughly
         self.name = f"{split}-{group}"
@@ -81,7 +81,7 @@ class Sayings:
         if missing := sorted(set(synthesizers or found or {self.name: 1}) - set(found)):
             raise FileNotFoundError(
                 f"{str(self.folder)!r} has no sayings of {', '.join(missing)} for {self.name!r}; make them with "
-                "python -m omni.scenes.corpus."
+                "python -m omni.scenes speak."
             )
         self.rows = {
             name: [json.loads(line) for line in path.open(encoding="utf-8")] for name, path in sorted(found.items())
@@ -119,8 +119,8 @@ class Sayings:
     def heard(self, row: Mapping[str, Any], number: int) -> Sound:
         """The sound of a row, as it is heard the time of this number."""
         samples = self._read(row)
-        if self.roughly:
-            rng = np.random.default_rng([number, len(row["text"])])
+        rng = np.random.default_rng([number, len(row["text"])])
+        if rng.random() < self.roughly:
             others = self._read(self.row(number + 1)) if rng.random() < CROWD else None
             samples = rough(samples, rng, others)
         return samples, RATE
@@ -214,7 +214,7 @@ class Heard:
     def _beeps(self, number: int, rng: random.Random) -> Example:
         beeps = sample_beeps(number, self.split)
         samples = beeps.play()
-        if self.sayings.roughly:
+        if rng.random() < self.sayings.roughly:
             samples = rough(samples, np.random.default_rng(number), pace=0.0)
         sound = samples, RATE
         asked = beep_questions(beeps, self.wordings)

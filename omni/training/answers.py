@@ -251,11 +251,13 @@ def _with_new_sense(
 ) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     """The same model with an encoder more, a new projector, and a placeholder in the tokenizer and the embedding."""
     encoder, preprocessor = _read_encoder(section["encoder"], {}, name)
-    tokenizer = processor.tokenizer
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": [get_modality(name).token]}, replace_extra_special_tokens=False
-    )
-    token_id = tokenizer.convert_tokens_to_ids(get_modality(name).token)
+    tokenizer, template = processor.tokenizer, processor.chat_template
+    known = {each: get_modality(each).token for each in old.config.modalities}
+    token = get_modality(name).token
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if isinstance(template, str):  # one of ours lists its blocks; any other takes all of them, or none
+        template = tokenizer.chat_template = template.replace(json.dumps(known), json.dumps({**known, name: token}))
     with said_by_recipe(f"model.modalities.{name}", dict(section)):
         if name in old.config.modalities:
             raise ValueError(f"the checkpoint has the modality {name!r} already.")
@@ -268,4 +270,4 @@ def _with_new_sense(
     new.set_attn_implementation(old.config._attn_implementation)
     new.config.untrained = [*(old.config.untrained or []), f"{name}_projector"]
     preprocessors = {**processor.preprocessors, name: preprocessor}
-    return new, OmniProcessor(None, tokenizer, preprocessors, new.config.modalities, processor.chat_template)
+    return new, OmniProcessor(None, tokenizer, preprocessors, new.config.modalities, template)

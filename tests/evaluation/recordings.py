@@ -66,7 +66,7 @@ def main(folder: str = "recordings") -> None:
         fetch(place)
     found = list(rows(place))
     (place / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    print(f"{len(found)} recordings in {place / 'said.jsonl'}")
+    sys.stdout.write(f"{len(found)} recordings in {place / 'said.jsonl'}\n")
 
 
 if __name__ == "__main__":

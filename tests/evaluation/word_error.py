@@ -24,4 +24,4 @@ def word_errors(path: Path) -> dict[str, tuple[float, int]]:
 
 if __name__ == "__main__":
     for kind, (error, words) in word_errors(Path(sys.argv[1])).items():
-        print(f"{kind:12} {error:.3f} of {words:,} words")
+        sys.stdout.write(f"{kind:12} {error:.3f} of {words:,} words\n")
