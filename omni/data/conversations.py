@@ -39,7 +39,7 @@ class Example:
             all of them are encoded already.
         conversations: chats of `{"role", "content"}` messages. Several chats about the same items become one sequence.
         source: where the example comes from, for messages.
-        unseen: for each conversation and each word of its answer, a word that training never shows in that place because
+        unseen: for each answer and each of its words, a word that training never shows in that place because
             it is held out, or "". The loss does not count against that word.
     """
 

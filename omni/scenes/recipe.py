@@ -13,6 +13,9 @@ from .scene import sample_scene
 from .vocabulary import PLACES
 from .wordings import KIND_WEIGHTS
 
+MIX = {"typed": 3.0, "spoken": 4.0, "two": 0.5, "said": 3.0, "beeps": 1.0}
+"""How often each kind of conversation is drawn where there are voices."""
+
 
 class Scenes(Drawn):
     """Scenes that are drawn while a model trains.
@@ -24,6 +27,11 @@ class Scenes(Drawn):
         characters: share of pictures that show a character in place of a scene; for the objective "dense".
         questions: number of questions about each scene, at most.
         kinds: how often each kind of question is tried.
+        voices: a folder of `omni.scenes.corpus`, whose sounds are heard.
+        group: who speaks there.
+        synthesizers: how often each one speaks; by default all that are there, by the square root of their sayings.
+        rough: part of the sounds that go through rooms, noise and telephones.
+        mix: how often each kind of conversation is drawn, see `omni.scenes.spoken`; for the objective "answers".
     """
 
     split: Literal["train", "test", "pairs"] = "train"
@@ -35,6 +43,11 @@ class Scenes(Drawn):
     characters: float = Field(default=0.0, ge=0.0, le=1.0)
     questions: int = Field(default=8, gt=0)
     kinds: dict[str, Annotated[float, Field(ge=0)]] = dict(KIND_WEIGHTS)
+    voices: str | None = None
+    group: Literal["seen", "held_out", "stranger"] = "seen"
+    synthesizers: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    rough: float = Field(default=0.7, ge=0, le=1)
+    mix: dict[Literal["typed", "spoken", "two", "said", "beeps"], Annotated[float, Field(ge=0)]] = dict(MIX)
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Self:
@@ -54,16 +67,32 @@ class Scenes(Drawn):
         """Check the settings for an objective; see `Drawn`. Only "dense" trains on characters."""
         if self.characters and objective != "dense":
             raise ValueError("`characters` are for the objective 'dense'; no question or caption is about them")
+        if self.voices is None and objective == "transcription":
+            raise ValueError("the objective 'transcription' needs `voices`, a folder of omni.scenes.corpus")
+        if self.voices is not None and objective not in ("transcription", "answers"):
+            raise ValueError("`voices` are for the objectives 'transcription' and 'answers'")
 
-    def conversations(self) -> SceneConversations:
-        """Scenes with questions."""
-        return SceneConversations(
+    def conversations(self) -> Any:
+        """Scenes with questions; with `voices` also what is heard."""
+        typed = SceneConversations(
             self.split, self.count, self.first, self.questions, self.kinds, **self.scene_options()
         )
+        if self.voices is None:
+            return typed
+        from .spoken import Heard
+
+        return Heard(self.sayings(), typed, self.mix)
 
     def captions(self) -> SceneCaptions:
         """Scenes with captions."""
         return SceneCaptions(self.split, self.count, self.first, **self.scene_options())
+
+    def sayings(self) -> Any:
+        """Sayings in many voices."""
+        from .spoken import Sayings  # which needs the plug-in for sounds
+
+        assert self.voices is not None
+        return Sayings(self.voices, self.split, self.group, self.count, self.first, self.synthesizers, self.rough)
 
     def texts(self) -> Iterator[str]:
         """One question of every kind about each of 4,000 scenes, and the answers."""

@@ -1,6 +1,8 @@
 """The encoder that a recipe trains."""
 
-from transformers import BaseImageProcessor, PreTrainedModel
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from omni.checkpoints.folder import expect_model
 from omni.fusion.configuration_omni import OmniConfig
@@ -8,9 +10,9 @@ from omni.registry import get_modality
 from omni.training.recipe import EncoderSection, said_by_recipe
 
 
-def build_encoder(section: EncoderSection) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """The encoder to train, new or from a folder, and its image processor."""
-    modality = get_modality("image")
+def build_encoder(section: EncoderSection, name: str = "image") -> tuple[PreTrainedModel, Any]:
+    """The encoder of a modality to train, new or from a folder, and its preprocessor."""
+    modality = get_modality(name)
     if section.encoder is None:
         with said_by_recipe("model.config", section.config):
             return modality.model_class(modality.config_class(**section.config)), modality.preprocessor_class()

@@ -97,6 +97,10 @@ class Drawn(Strict):
         """The picture and the caption of each number, and `caption(number)`, for the objective "contrastive"."""
 
     @abstractmethod
+    def sayings(self) -> Any:
+        """The sound and what is said in it of each number, and `transcript(number)`, for the objective "transcription"."""
+
+    @abstractmethod
     def texts(self) -> Iterable[str]:
         """What is said about the pictures, for a new tokenizer."""
 
@@ -150,7 +154,7 @@ class Lora(Strict):
 
 
 class EncoderSection(Strict):
-    """The model of the objective "dense".
+    """The model of the objectives "dense" and "transcription".
 
     `encoder` is a folder to go on from; without it the encoder is new. `config` overrides its configuration.
     """
@@ -209,6 +213,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "dense": EncoderSection,
     "contrastive": ContrastiveSection,
     "answers": OmniSection,
+    "transcription": EncoderSection,
 }
 
 
@@ -223,7 +228,7 @@ class Recipe(Strict):
     """
 
     about: About | None = None
-    objective: Literal["dense", "contrastive", "answers"]
+    objective: Literal["dense", "contrastive", "answers", "transcription"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
     evaluate: Data | None = None

@@ -34,15 +34,15 @@ class UnseenTokens:
 
         Args:
             labels: int64[B, L] of the examples, each answer followed by an end-of-text.
-            examples: B of them, with one answer in each conversation.
+            examples: B of them.
         """
         found = torch.full_like(labels, IGNORED)
         for row, spoken, example in zip(found, labels.tolist(), examples, strict=True):
-            answers = zip(_runs(spoken), example.conversations, example.unseen, strict=True) if example.unseen else ()
-            for (start, stop), conversation, unseen in answers:
+            answers = zip(_runs(spoken), _answers(example), example.unseen, strict=True) if example.unseen else ()
+            for (start, stop), answer, unseen in answers:
                 if not any(unseen):
                     continue
-                for place, token in self._in_answer(spoken[start:stop], conversation[-1]["content"][0]["text"], unseen):
+                for place, token in self._in_answer(spoken[start:stop], answer, unseen):
                     row[start + place] = token
         return found
 
@@ -66,6 +66,12 @@ class UnseenTokens:
         if text not in self._known:
             self._known[text] = self._tokenizer(text, add_special_tokens=False).input_ids
         return self._known[text]
+
+
+def _answers(example: Example) -> list[str]:
+    """The texts of all answers of an example, in order."""
+    said = [message for chat in example.conversations for message in chat if message["role"] == "assistant"]
+    return [message["content"][0]["text"] for message in said]
 
 
 def _runs(labels: list[int]) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
+from omni import (
+    OmniAudioConfig,
+    OmniAudioModel,
+    OmniFeatureExtractor,
+    OmniImageProcessor,
+    OmniVisionConfig,
+    OmniVisionModel,
+)
+from omni.scenes import corpus, voices
 from omni.training.answers import build_omni
 
 
@@ -36,16 +44,36 @@ def tiny_thinker() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]) -> Path:
-    """A folder with `encoder`, `thinker.json`, and `omni`, a fused model of both with nothing learnt."""
+    """A folder with `encoder`, `hearing` (for sounds), `thinker.json`, and `omni`, a fused model with nothing learnt."""
     folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(0)
     OmniVisionModel(OmniVisionConfig(**tiny_encoder)).save_pretrained(folder / "encoder")
     OmniImageProcessor().save_pretrained(folder / "encoder")
+    OmniAudioModel(OmniAudioConfig(**tiny_encoder)).save_pretrained(folder / "hearing")
+    OmniFeatureExtractor(mean=-4.5).save_pretrained(folder / "hearing")
     (folder / "thinker.json").write_text(json.dumps(tiny_thinker))
     image = {"encoder": str(folder / "encoder"), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
     model, processor = build_omni(thinker=str(folder / "thinker.json"), vocab_size=400, image=image)
     model.save_pretrained(folder / "omni")
     processor.save_pretrained(folder / "omni")
+    return folder
+
+
+def hum(text: str, voice: str, rng: object) -> tuple[np.ndarray, int]:
+    """In the place of a synthesizer: a tone for each letter."""
+    t = np.arange(2000) / 16_000
+    return np.concatenate([np.sin(2 * np.pi * (200 + 90 * (ord(each) % 32)) * t) for each in text.lower()]), 16_000
+
+
+@pytest.fixture(scope="session")
+def hummed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of hummed sayings."""
+    folder = tmp_path_factory.mktemp("voices")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(voices._SPEAK, "flite", hum)
+        corpus.make(folder, "flite", 40, "train", "seen")
+        for group in ("seen", "held_out"):
+            corpus.make(folder, "flite", 8, "test", group)
     return folder
 
 

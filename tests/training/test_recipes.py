@@ -22,7 +22,7 @@ SHIPPED = {"runs/vision_scenes": "checkpoints/vision_tiny", "runs/omni_scenes": 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_shipped_recipe_can_be_followed(
-    path: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, small: Path, pictures: Path, hummed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = json.loads(path.read_text())
     assert all(settings["about"].values())
@@ -38,7 +38,11 @@ def test_a_shipped_recipe_can_be_followed(
             overrides[f"model.{key}"] = SHIPPED[settings["model"][key]]
     if settings["model"].get("image", {}).get("encoder") in SHIPPED:
         overrides["model.image.encoder"] = SHIPPED[settings["model"]["image"]["encoder"]]
+    if "modalities" in settings["model"]:
+        overrides["model.modalities.audio.encoder"] = str(small / "hearing")
     for part in ("train", "evaluate"):
+        if "voices" in settings[part]:
+            overrides |= {f"{part}.voices": str(hummed), f"{part}.count": 40}
         if "path" in settings[part]:
             overrides[f"{part}.path"] = str(pictures)
         elif part == "evaluate":
@@ -53,7 +57,9 @@ def test_a_shipped_recipe_can_be_followed(
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_that_is_interrupted_goes_on(path: Path, small: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_shipped_recipe_that_is_interrupted_goes_on(
+    path: Path, small: Path, pictures: Path, hummed: Path, tmp_path: Path
+) -> None:
     """With the same recipe: what libraries do to what they are given must not make it another one."""
     settings = json.loads(path.read_text())
     settings["arguments"] |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "eval_strategy": "no"}
@@ -63,6 +69,15 @@ def test_a_shipped_recipe_that_is_interrupted_goes_on(path: Path, small: Path, p
         settings["arguments"]["lr_scheduler_kwargs"]["num_decay_steps"] = 1
     model = settings["model"]
     model |= {key: str(small / name) for key, name in (("checkpoint", "omni"), ("encoder", "encoder")) if key in model}
+    if "modalities" in model:
+        model["modalities"]["audio"]["encoder"] = str(small / "hearing")
+    if settings["objective"] == "transcription":
+        model["config"] |= {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        }
     if "encoder" in model.get("image", {}):
         model["image"]["encoder"] = str(small / "encoder")
     if "thinker" in model:
@@ -70,6 +85,8 @@ def test_a_shipped_recipe_that_is_interrupted_goes_on(path: Path, small: Path, p
     if "text" in model:
         model["text"] |= {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
         model["config"] |= {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+    if "voices" in settings["train"]:
+        settings["train"]["voices"] = str(hummed)
     settings["train"] |= {"path": str(pictures)} if "path" in settings["train"] else {"count": 16}
     recipe = Recipe.model_validate(settings | {"evaluate": None, "output": str(tmp_path)})
     before = recipe.model_dump_json()
