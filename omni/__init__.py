@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from omni.auto import register_when_imported
-from omni.registry import Modality, declare_builtin, modalities, register_modality
+from omni.modality import Modality
+from omni.registry import declare_builtin, modalities, register_modality
 from omni.worlds import declare_world
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from os import PathLike, fsdecode
 from typing import Any, NamedTuple
 
 from omni.files import ReadError, read_whole
-from omni.registry import ItemError, Modality, get_modality, load_modalities
+from omni.modality import ItemError, Modality
+from omni.registry import get_modality, load_modalities
 
 MAX_BYTES = 2**29
 """Of a file whose suffix says nothing; each modality has a limit of its own."""

@@ -26,7 +26,8 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OldTransformers, OmniProcessor
 from omni.fusion.signature import CACHE
 from omni.items import Item, expect_known, nouns, read_items
-from omni.registry import ItemError, get_modality
+from omni.modality import ItemError
+from omni.registry import get_modality
 
 
 class QuestionError(ValueError):

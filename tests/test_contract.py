@@ -319,7 +319,7 @@ BROKEN: dict[Callable[[Modality], Modality], tuple[str, str]] = {
     renamed_inputs: ("encoder", r"`inputs` hands signal_values to the argument 'samples', which .* does not have"),
     raises_key_error: (
         "bad files",
-        r"`open` of a missing file raises KeyError .*, expected an omni.registry.ItemError",
+        r"`open` of a missing file raises KeyError .*, expected an omni.modality.ItemError",
     ),
     knows_no_kinds: ("bad files", r"kind 'unreadable', expected 'missing'; raise a subclass with `kind = \"missing\"`"),
     takes_pairs_for_lists: ("is_item", r"`is_item` takes an item, a tuple, for several; let it be true of tuples"),

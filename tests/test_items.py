@@ -11,7 +11,7 @@ from PIL import Image
 
 from omni.audio.sounds import Sound
 from omni.items import Item, nouns, read_item, read_items
-from omni.registry import ItemError
+from omni.modality import ItemError
 
 SCENE = Path(__file__).parent.parent / "examples" / "scene.png"
 

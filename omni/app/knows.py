@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import metadata_load
 from yaml import YAMLError
 
-from omni.registry import Modality
+from omni.modality import Modality
 
 UNKNOWN = "What it was trained on is not written in its folder."
 UNMEASURED = "Whether it uses what it is given has not been measured (sight test)."

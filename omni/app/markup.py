@@ -12,7 +12,7 @@ from io import BytesIO
 from PIL import Image
 
 from omni.items import Item, nouns
-from omni.registry import Modality
+from omni.modality import Modality
 from omni.session import Answer
 
 from .visit import KEPT, LONGEST, Chosen, Turn, View, Visit

@@ -29,7 +29,8 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.items import read_item, suffixes
 from omni.looking.attention import AttentionError
-from omni.registry import ItemError, get_modality
+from omni.modality import ItemError
+from omni.registry import get_modality
 from omni.session import QuestionError
 
 from . import markup

@@ -18,7 +18,8 @@ from omni.fusion.processing_omni import OmniProcessor
 from omni.items import read_item
 from omni.looking.attention import Floats, WordAttention, session_attention
 from omni.looking.panels import as_seen, overlay
-from omni.registry import ItemError, Modality, get_modality
+from omni.modality import ItemError, Modality
+from omni.registry import get_modality
 from omni.session import Answer, QuestionError, Session
 
 WIDTH, SMALL = 512, 64

@@ -17,7 +17,7 @@ from omni.audio.sounds import (
     read_sound,
     sound_at,
 )
-from omni.registry import Modality
+from omni.modality import Modality
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:

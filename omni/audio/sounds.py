@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from omni.audio.formats import CutError, DamagedError, Facts, after_id3, facts_of
 from omni.files import ReadError, read_whole
-from omni.registry import ItemError
+from omni.modality import ItemError
 
 MAX_SAMPLES = 50_000_000
 """Of one channel: 52 minutes at 16 kHz, 200 MB. A few kilobytes can claim to be a sound that fills the memory."""

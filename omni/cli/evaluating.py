@@ -56,7 +56,8 @@ def evaluate(
     from omni import evaluation
     from omni.checkpoints.folder import CheckpointError
     from omni.data.sources import ManifestError
-    from omni.registry import ItemError, get_modality
+    from omni.modality import ItemError
+    from omni.registry import get_modality
     from omni.worlds import WorldError
 
     if checkpoint is not None and folder is not None:

@@ -31,7 +31,7 @@ def train(
 
     from omni.data.conversations import ExampleError
     from omni.data.sources import ManifestError
-    from omni.registry import ItemError
+    from omni.modality import ItemError
     from omni.training.checkpoints import CheckpointDamageError, DiskFullError, DivergenceError
     from omni.training.run import last_checkpoint, run
 

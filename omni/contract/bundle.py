@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig
 from omni.contract.checks import BrokenError, Check, NotOfferedError, NotRunError
 from omni.contract.subject import Subject
 from omni.fusion.processing_omni import OmniProcessor
-from omni.registry import ItemError, get_modality, modalities, register_modality, registered
+from omni.modality import ItemError
+from omni.registry import get_modality, modalities, register_modality, registered
 
 
 def registers(subject: Subject) -> None:
@@ -203,10 +204,10 @@ def _kind(subject: Subject, what: str, source: Any) -> str:
         return error.kind
     except Exception as error:
         raise BrokenError(
-            f"`open` of {what} raises {type(error).__name__} ({error}), expected an omni.registry.ItemError of one "
+            f"`open` of {what} raises {type(error).__name__} ({error}), expected an omni.modality.ItemError of one "
             "sentence; raise that."
         ) from error
-    raise BrokenError(f"`open` makes an item of {what}; raise an omni.registry.ItemError that says what was expected.")
+    raise BrokenError(f"`open` makes an item of {what}; raise an omni.modality.ItemError that says what was expected.")
 
 
 def opens_files(subject: Subject) -> None:

@@ -4,7 +4,8 @@ import sys
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 
-from omni.registry import ENTRY_POINT_GROUP, Modality, get_modality, modalities
+from omni.modality import ENTRY_POINT_GROUP, Modality
+from omni.registry import get_modality, modalities
 
 
 class PluginError(ValueError):

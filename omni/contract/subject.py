@@ -17,7 +17,7 @@ from torch import nn
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
-from omni.registry import Modality
+from omni.modality import Modality
 from omni.training.tokenizer import train_tokenizer
 
 FEW = 4

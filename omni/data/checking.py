@@ -26,7 +26,8 @@ from omni.data.conversations import Example, Message
 from omni.data.manifests import File, Manifest, Row
 from omni.data.rows import Names, is_blank
 from omni.data.sources import ManifestError, RowProblem
-from omni.registry import ItemError, ItemProblem, get_modality, open_item
+from omni.modality import ItemError, ItemProblem
+from omni.registry import get_modality, open_item
 
 if TYPE_CHECKING:
     from omni.fusion.processing_omni import OmniProcessor

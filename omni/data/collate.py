@@ -19,7 +19,8 @@ import torch
 from omni.data.conversations import ControlTokenError, Example, ExampleError, LongExampleError, Message
 from omni.fusion.processing_omni import join_inputs
 from omni.items import Item, expect_known
-from omni.registry import ItemError, get_modality
+from omni.modality import ItemError
+from omni.registry import get_modality
 
 IGNORED = -100
 

@@ -23,7 +23,8 @@ from omni.data.conversations import Example, Message
 from omni.data.rows import Names, is_blank, names_of_files, parse_row
 from omni.data.sources import ManifestError, open_source
 from omni.items import read_item
-from omni.registry import ItemError, get_modality, open_item
+from omni.modality import ItemError
+from omni.registry import get_modality, open_item
 
 FIRST_ROWS = 100
 """Number of rows that are tried before a manifest is refused as a whole."""

@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from omni.loading.encoder import Encoder
-from omni.registry import Packed, open_item
+from omni.modality import Packed
+from omni.registry import open_item
 
 What = Literal["cls", "grid", "projected"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -175,8 +176,8 @@ class Engine:
         found = {key: tuple(value.shape[1:]) for key, value in inputs.items()}
         if found != self._shapes:
             raise EngineError(
-                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected "
-                f"{self._size(self._shapes)} {self._unit}, found {self._size(found)}; scale them first, as its preprocessor does not."
+                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected {self._size(self._shapes)} {self._unit}, "
+                f"found {self._size(found)}; scale them first, as its preprocessor does not."
             )
         return inputs
 

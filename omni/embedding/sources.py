@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from omni.data.manifests import Manifest
-from omni.registry import Modality, open_item
+from omni.modality import Modality
+from omni.registry import open_item
 
 
 class SourceError(ValueError):

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 
 from omni.files import write_text_whole
-from omni.registry import Modality, get_modality
+from omni.modality import Modality
+from omni.registry import get_modality
 
 from .asking import Items
 from .measuring import Outcome

@@ -40,8 +40,8 @@ from omni.items import Item, nouns
 from omni.loading.checkpoint import save_new
 from omni.loading.encoder import Encoder, find_encoder
 from omni.loading.preprocessor import load_preprocessor
+from omni.modality import Modality
 from omni.projectors import PROJECTORS
-from omni.registry import Modality
 from omni.session import make_prompts
 
 FACTORS = (2, 3)

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from omni.checkpoints.fingerprints import fingerprint_parts, read_tensors
 from omni.checkpoints.folder import CONFIG, CheckpointError, named, read_object
 from omni.checkpoints.strict import StrictLoadingMixin
-from omni.registry import Modality, get_modality
+from omni.modality import Modality
+from omni.registry import get_modality
 
 
 def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:

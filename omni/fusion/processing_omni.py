@@ -28,7 +28,8 @@ from transformers.utils import is_torchvision_available
 from omni.checkpoints.cards import remote_code
 from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.files import write_text_whole
-from omni.registry import Modality, get_modality, open_item, prepare_items
+from omni.modality import Modality
+from omni.registry import get_modality, open_item, prepare_items
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem

@@ -21,7 +21,8 @@ from omni.fusion.modeling_omni import OmniModel
 from omni.fusion.parts import read_tower, tower_class
 from omni.fusion.processing_omni import OmniProcessor
 from omni.loading.preprocessor import load_preprocessor
-from omni.registry import Modality, get_modality, load_modalities, make_probes, prepare_items, registered
+from omni.modality import Modality
+from omni.registry import get_modality, load_modalities, make_probes, prepare_items, registered
 
 Inputs = dict[str, torch.Tensor]
 """By the batch keys of a modality, such as `pixel_values` float[B, 3, H, W]."""

@@ -8,7 +8,7 @@ from transformers import AutoFeatureExtractor, AutoImageProcessor, FeatureExtrac
 
 from omni.checkpoints.folder import CheckpointError, named, read_object
 from omni.files import write_text_whole
-from omni.registry import Modality
+from omni.modality import Modality
 
 FILE = "preprocessor_config.json"
 CLASS = "preprocessor_class"

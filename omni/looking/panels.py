@@ -18,7 +18,8 @@ from omni.fusion.processing_omni import OmniProcessor
 from omni.items import can_be_shown, read_items
 from omni.loading.encoder import Encoder
 from omni.looking.attention import EncoderAttention, Floats, WordAttention, places_of
-from omni.registry import Modality, get_modality
+from omni.modality import Modality
+from omni.registry import get_modality
 
 MAGMA = np.array(
     [(0, 0, 4), (20, 14, 54), (59, 15, 112), (100, 26, 128), (140, 41, 129), (183, 55, 121), (222, 73, 104),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError, from_json
 
 from omni.items import modality_of
-from omni.registry import Modality
+from omni.modality import Modality
 
 MAX_VALUES = 200_000
 """Of all lists and objects of a request together: two bytes of JSON can become sixty bytes of memory."""

@@ -25,7 +25,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from omni.fusion.processing_omni import OldTransformers
 from omni.items import Item
-from omni.registry import ItemError, Modality, make_probes
+from omni.modality import ItemError, Modality
+from omni.registry import make_probes
 from omni.session import make_prompts
 
 from .requests import MAX_UNITS, Completion, Conversation, Part, Request, RequestError

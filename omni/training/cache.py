@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.encoding import encode_items
-from omni.registry import ItemError, get_modality, open_item, prepare_items
+from omni.modality import ItemError
+from omni.registry import get_modality, open_item, prepare_items
 
 FORMAT = "omni token cache 2"
 SHAPE = "grid_shape"

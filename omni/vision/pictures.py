@@ -35,7 +35,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 from omni.files import ReadError, read_whole
-from omni.registry import ItemError
+from omni.modality import ItemError
 from omni.vision import formats
 
 MAX_PIXELS = formats.MAX_PIXELS

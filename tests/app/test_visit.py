@@ -11,7 +11,7 @@ from omni.app import markup
 from omni.app.visit import IDLE, LONGEST, MOST, VISITORS, WIDTH, View, Visit, Visits
 from omni.looking.attention import WordAttention, word_attention
 from omni.looking.panels import overlay
-from omni.registry import ItemError
+from omni.modality import ItemError
 from omni.session import QuestionError
 from omni.vision.pictures import read_picture
 

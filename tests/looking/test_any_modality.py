@@ -39,7 +39,7 @@ PLUGIN = '''
 import dataclasses, os
 from pathlib import Path
 import numpy as np
-from omni.registry import ItemError
+from omni.modality import ItemError
 from omni_signal.plugin import signal as bare
 
 def read_signal(source):

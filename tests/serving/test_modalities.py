@@ -31,7 +31,8 @@ from omni import (
 )
 from omni.audio.sounds import MAX_SAMPLES, read_sound
 from omni.fusion import processing_omni
-from omni.registry import ItemError, get_modality, register_modality
+from omni.modality import ItemError
+from omni.registry import get_modality, register_modality
 from omni.serving.requests import Chat, RequestError, Response, parse
 from omni.serving.server import build
 from omni.serving.worker import Worker

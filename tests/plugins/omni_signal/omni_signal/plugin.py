@@ -21,7 +21,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import ModelOutput
 
 from omni import Modality
-from omni.registry import ItemError
+from omni.modality import ItemError
 
 
 @strict

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import BatchFeature, VideoMAEConfig, VideoMAEModel
 
 from omni import Modality
-from omni.registry import ItemError
+from omni.modality import ItemError
 
 
 class MissingVideoError(ItemError):
