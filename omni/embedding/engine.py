@@ -176,8 +176,8 @@ class Engine:
         found = {key: tuple(value.shape[1:]) for key, value in inputs.items()}
         if found != self._shapes:
             raise EngineError(
-                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected {self._size(self._shapes)} {self._unit}, "
-                f"found {self._size(found)}; scale them first, as its preprocessor does not."
+                f"The encoder takes {self.encoder.bundle.noun}s of one size, expected {self._size(self._shapes)} "
+                f"{self._unit}, found {self._size(found)}; scale them first, as its preprocessor does not."
             )
         return inputs
 
