@@ -12,19 +12,11 @@ from os import PathLike, fsdecode
 from typing import Any, NamedTuple
 
 from omni.files import ReadError, read_whole
-from omni.modality import ItemError, Modality
+from omni.modality import ItemError, LargeItemError, MissingItemError, Modality
 from omni.registry import get_modality, load_modalities
 
 MAX_BYTES = 2**29
 """Of a file whose suffix says nothing; each modality has a limit of its own."""
-
-
-class _MissingError(ItemError):
-    kind = "missing"
-
-
-class _LargeError(ItemError):
-    kind = "too large"
 
 
 class Item(NamedTuple):
@@ -133,4 +125,6 @@ def _expect_file(path: str, nouns: str) -> None:
     try:
         read_whole(path, "file", nouns, MAX_BYTES)
     except ReadError as error:
-        raise {"missing": _MissingError, "too large": _LargeError}.get(error.kind, ItemError)(str(error)) from error
+        raise {"missing": MissingItemError, "too large": LargeItemError}.get(error.kind, ItemError)(
+            str(error)
+        ) from error

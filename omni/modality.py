@@ -27,6 +27,18 @@ class ItemError(ValueError):
     kind: ItemProblem = "unreadable"
 
 
+class MissingItemError(ItemError):
+    """There is no such file."""
+
+    kind = "missing"
+
+
+class LargeItemError(ItemError):
+    """The file, or what it holds, is larger than it may be."""
+
+    kind = "too large"
+
+
 def is_one_item(given: Any) -> bool:
     """Whether an argument of the processor is one item. Lists and tuples hold several."""
     return not isinstance(given, (list, tuple))

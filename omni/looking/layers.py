@@ -131,7 +131,9 @@ def inspect_encoder(
         part = getattr(config, "vision_config", None) or config
         with torch.device("meta"):
             model = _build(part)
-            if model.main_input_name == "pixel_values":
+            if (
+                "pixel_values" in find_encoder(part)[0].inputs
+            ):  # pictures; a video reads this argument under another key
                 size = _height_and_width(image_size, part)
                 inputs = _pictures(model, size, batch_size)
     if size is None:

@@ -10,6 +10,7 @@ A signal shorter than its neighbours is padded, and the padding is masked, so th
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.utils import ModelOutput
 
 from omni import Modality
-from omni.modality import ItemError
+from omni.modality import ItemError, MissingItemError
 
 
 @strict
@@ -92,8 +93,12 @@ def read_signal(source: Any) -> np.ndarray:
     """A signal from the bytes or the path of a .npy file; one that is open stays as it is."""
     if isinstance(source, np.ndarray):
         return source
+    if not isinstance(source, str | PathLike | bytes):
+        raise TypeError(f"read_signal takes a path, bytes or an array, not {type(source).__name__}")
     try:
         return np.load(io.BytesIO(source) if isinstance(source, bytes) else source).astype(np.float32)
+    except FileNotFoundError as error:
+        raise MissingItemError(f"{source!r} does not exist, expected a signal; check the path.") from error
     except (OSError, ValueError, EOFError) as error:
         raise ItemError(f"{source!r} is no signal ({error}); expected a .npy file.") from error
 
