@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from omni import Modality, OmniConfig, OmniForConditionalGeneration, OmniProcessor, registry
 from omni.cli.app import app
-from omni.contract import bundle, doors, encoder, fused, suite
+from omni.contract import bundle, encoder, fused, suite
 from omni.contract.checks import Finding, examine
 from omni.contract.plugins import PluginError, find
 from omni.contract.subject import Subject
@@ -29,9 +29,6 @@ CODE = re.compile(r"^```python\n(# omni_wave/plugin\.py\n.*?)^```$", re.DOTALL |
 
 LONG = {"fresh process", "export"}
 """Checks that take many seconds; the first has a test of its own, export has others."""
-
-PICTURES_ALONE = {"attend", "embed", "check-data", "evaluate", "train", "compose", "inspect", "export", "serve"}
-"""Doors that take no other modality yet."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,8 +102,6 @@ def test_it_keeps_the_contract(name: str, file: Callable[[str], list[Path]]) -> 
     checks = [check for check in suite.CHECKS if check.name not in LONG]
     found = {finding.check: finding for finding in examine(subject, checks)}
     broken = {check: finding.sentence for check, finding in found.items() if finding.result == "failed"}
-    if name != "image":
-        broken = {check: sentence for check, sentence in broken.items() if check not in PICTURES_ALONE}
     assert broken == {}
     core = [check.name for check in (*encoder.CHECKS, *fused.CHECKS) if check.name not in LONG]
     assert [found[check].result for check in (*core, "ask", "load")] == ["passed"] * (len(core) + 2)
@@ -207,7 +202,7 @@ def raises_key_error(signal: Modality) -> Modality:
 
 def knows_no_kinds(signal: Modality) -> Modality:
     def opened(source: Any) -> Any:
-        raise registry.ItemError("It is no signal, expected one; check it.")
+        raise ItemError("It is no signal, expected one; check it.")
 
     return replace(signal, open=opened, suffixes=(".sig",))
 
@@ -529,4 +524,3 @@ def test_every_check_says_what_it_promises() -> None:
     for place, check in enumerate(suite.CHECKS):
         assert check.promise.endswith(".")
         assert set(check.needs) <= set(names[:place]), check.name
-    assert {check.name for check in doors.CHECKS} >= PICTURES_ALONE

@@ -31,6 +31,7 @@ from omni.data.sources import ManifestError
 from omni.evaluation import EvaluationError, ManifestSettings, Result, evaluate, render, write_sheet
 from omni.evaluation.manifest import ManifestQuestions
 from omni.loading.preprocessor import save_preprocessor
+from omni.modality import ItemError, Modality
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
 
@@ -54,11 +55,11 @@ def read_signal(source: Any) -> np.ndarray:
     try:
         return np.frombuffer(source if isinstance(source, bytes) else Path(source).read_bytes(), np.float32)
     except (OSError, ValueError) as error:
-        raise registry.ItemError(f"{source!r} is no signal ({error}).") from error
+        raise ItemError(f"{source!r} is no signal ({error}).") from error
 
 
 @pytest.fixture(scope="module", autouse=True)
-def signal() -> Iterator[registry.Modality]:
+def signal() -> Iterator[Modality]:
     """A modality that omni has never heard of, whose items come from files."""
     spec = importlib.util.spec_from_file_location("toy_of_rows", PLUGIN)
     assert spec is not None
@@ -101,7 +102,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, signal: registry.Modality, tiny_thinker: dict[str, Any]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, signal: Modality, tiny_thinker: dict[str, Any]) -> Path:
     """Rows with their files, a Thinker, and an encoder of each modality."""
     import soundfile
 
@@ -224,7 +225,7 @@ def test_what_is_wrong_with_a_row_of_sounds_is_one_sentence(fault: str, folder: 
         Manifest.read(path)[1]
 
 
-def test_a_modality_that_opens_no_files_is_refused_and_not_dropped(folder: Path, signal: registry.Modality) -> None:
+def test_a_modality_that_opens_no_files_is_refused_and_not_dropped(folder: Path, signal: Modality) -> None:
     with registry.temporary():
         registry._registered["signal"] = signal
         (folder / "closed.jsonl").write_text(json.dumps({"signal": "0.sig", "image": "0.png", "caption": "x"}))
