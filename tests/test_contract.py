@@ -22,6 +22,7 @@ from omni.contract import bundle, encoder, fused, suite
 from omni.contract.checks import Finding, examine
 from omni.contract.plugins import PluginError, find
 from omni.contract.subject import Subject
+from omni.modality import ItemError
 
 HERE = Path(__file__).resolve().parent
 PAGE = (HERE.parent / "docs" / "adding-a-modality.md").read_text(encoding="utf-8")
