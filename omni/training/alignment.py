@@ -19,7 +19,7 @@ from transformers import EvalPrediction
 
 from omni.data.collate import IGNORED
 from omni.data.conversations import ExampleError
-from omni.fusion.modeling_omni import OmniForConditionalGeneration
+from omni.fusion.modeling_omni import OmniModel
 from omni.registry import get_modality
 from omni.training.answers import build_omni
 from omni.training.recipe import OmniSection, Recipe
@@ -33,13 +33,13 @@ SIZE_WEIGHT = 0.1
 
 
 class AlignmentModel(nn.Module):
-    """A fused model with a blank, which training uses and `save` leaves out.
+    """A fused model without its head, and a blank, which training uses and `save` leaves out.
 
     The loss is that of connectionist temporal classification (Graves et al. 2006), on the cosines of projected tokens with
     the embeddings of all words, less their mean, and with a learnt blank. A second one keeps tokens as long as embeddings.
     """
 
-    def __init__(self, fused: OmniForConditionalGeneration) -> None:
+    def __init__(self, fused: OmniModel) -> None:
         super().__init__()
         self.fused, self.config = fused, fused.config
         width = fused.get_input_embeddings().weight.shape[1]
@@ -59,7 +59,7 @@ class AlignmentModel(nn.Module):
         Returns:
             `loss`, and `spelled` int64[I, N], the nearest word of each token; V, the number of words, for blank.
         """
-        features = self.fused.model.get_features(AUDIO, audio_features=audio_features, audio_mask=audio_mask)
+        features = self.fused.get_features(AUDIO, audio_features=audio_features, audio_mask=audio_mask)
         tokens = nn.utils.rnn.pad_sequence(features.pooler_output, batch_first=True).float()
         words = self.fused.get_input_embeddings().weight.detach().float()
         blank, middle = len(words), words.mean(0)  # most of an embedding is common to all
@@ -85,9 +85,11 @@ class Alignment:
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.model, OmniSection)
-        fused, self.processor = build_omni(**recipe.model.model_dump())
-        self.model = AlignmentModel(fused)
-        self.blank = fused.config.text_config.vocab_size
+        self.fused, self.processor = build_omni(**recipe.model.model_dump())
+        self.model = AlignmentModel(
+            self.fused.model
+        )  # its head may be its embedding, and `Trainer` saves nothing twice
+        self.blank = self.fused.config.text_config.vocab_size
         self.train, self.evaluate = sayings(recipe.train), sayings(recipe.evaluate)
 
     def collate(self, examples: Sequence[tuple[Any, str]]) -> dict[str, torch.Tensor]:
@@ -133,8 +135,8 @@ class Alignment:
     def save(self, model: nn.Module, folder: Path) -> None:
         """The fused model, whose projector of sounds is trained now, and the processor."""
         assert isinstance(model, AlignmentModel)
-        config = model.fused.config
+        self.fused.model, config = model.fused, self.fused.config
         config.untrained = [part for part in config.untrained or [] if part != f"{AUDIO}_projector"]
         vars(config).pop("use_cache", None)  # `Trainer` has set it, for itself
-        model.fused.save_pretrained(folder)
+        self.fused.save_pretrained(folder)
         self.processor.save_pretrained(folder)
