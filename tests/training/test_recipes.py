@@ -75,7 +75,7 @@ def test_a_shipped_recipe_that_is_interrupted_goes_on(
     if hears:
         model["checkpoint"] = str(small / "omni_hearing")
     if "modalities" in model:
-        model["modalities"]["audio"]["encoder"] = str(small / "hearing")
+        model["modalities"]["audio"] |= {"encoder": str(small / "hearing"), "factor": 1}  # its words are bytes
     if settings["objective"] == "transcription":
         model["config"] |= {
             "hidden_size": 32,
