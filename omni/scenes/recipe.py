@@ -30,6 +30,8 @@ class Scenes(Drawn):
         voices: a folder of `omni.scenes.corpus`, whose sounds are heard.
         group: who speaks there.
         synthesizers: how often each one speaks; by default all that are there, by the square root of their sayings.
+        said: the kinds of sayings, see `omni.scenes.sayings`; by default all.
+        fastest: words in a second; faster sayings are left out.
         rough: part of the sounds that go through rooms, noise and telephones.
         mix: how often each kind of conversation is drawn, see `omni.scenes.spoken`; for the objective "answers".
     """
@@ -46,8 +48,10 @@ class Scenes(Drawn):
     voices: str | None = None
     group: Literal["seen", "held_out", "stranger"] = "seen"
     synthesizers: dict[str, Annotated[float, Field(gt=0)]] | None = None
+    said: list[str] | None = None
+    fastest: float | None = Field(default=None, gt=0)
     rough: float = Field(default=0.7, ge=0, le=1)
-    mix: dict[Literal["typed", "spoken", "two", "said", "beeps"], Annotated[float, Field(ge=0)]] = dict(MIX)
+    mix: dict[str, Annotated[float, Field(ge=0)]] = dict(MIX)
 
     @model_validator(mode="after")
     def _can_be_drawn(self) -> Self:
@@ -55,6 +59,8 @@ class Scenes(Drawn):
             raise ValueError(f"`min_objects` is {self.min_objects}, more than `max_objects`, {self.max_objects}")
         if unknown := sorted(set(self.kinds) - set(KIND_WEIGHTS)):
             raise ValueError(f"unknown {', '.join(map(repr, unknown))} in `kinds`; known: {', '.join(KIND_WEIGHTS)}")
+        if unknown := sorted(set(self.mix) - set(MIX)):
+            raise ValueError(f"unknown {', '.join(map(repr, unknown))} in `mix`; known: {', '.join(MIX)}")
         if not any(self.kinds.values()):
             raise ValueError("`kinds` has no kind with a weight above 0, so no question can be drawn")
         return self
@@ -67,10 +73,10 @@ class Scenes(Drawn):
         """Check the settings for an objective; see `Drawn`. Only "dense" trains on characters."""
         if self.characters and objective != "dense":
             raise ValueError("`characters` are for the objective 'dense'; no question or caption is about them")
-        if self.voices is None and objective == "transcription":
-            raise ValueError("the objective 'transcription' needs `voices`, a folder of omni.scenes.corpus")
-        if self.voices is not None and objective not in ("transcription", "answers"):
-            raise ValueError("`voices` are for the objectives 'transcription' and 'answers'")
+        if self.voices is None and objective in ("transcription", "alignment"):
+            raise ValueError(f"the objective {objective!r} needs `voices`, a folder of omni.scenes.corpus")
+        if self.voices is not None and objective not in ("transcription", "alignment", "answers"):
+            raise ValueError("`voices` are for the objectives 'transcription', 'alignment' and 'answers'")
 
     def conversations(self) -> Any:
         """Scenes with questions; with `voices` also what is heard."""
@@ -92,7 +98,10 @@ class Scenes(Drawn):
         from .spoken import Sayings  # which needs the plug-in for sounds
 
         assert self.voices is not None
-        return Sayings(self.voices, self.split, self.group, self.count, self.first, self.synthesizers, self.rough)
+        return Sayings(
+            *(self.voices, self.split, self.group, self.count, self.first, self.synthesizers, self.rough),
+            *(self.said, self.fastest),
+        )
 
     def texts(self) -> Iterator[str]:
         """One question of every kind about each of 4,000 scenes, and the answers."""

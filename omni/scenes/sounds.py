@@ -9,7 +9,6 @@ for question in beep_questions(beeps):
 import math
 import random
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,8 @@ from .questions import Question
 from .scene import stream
 from .vocabulary import NUMBERS
 from .wordings import Wordings, WordingSet, vary
+
+Wave = NDArray[np.float64]
 
 RATE = 16_000
 MOST_BEEPS = 5
@@ -105,7 +106,7 @@ class Beeps:
         samples: NDArray[np.float32] = np.concatenate(pieces).astype(np.float32)
         return samples
 
-    def _beep(self, rng: np.random.Generator) -> NDArray[np.float64]:
+    def _beep(self, rng: np.random.Generator) -> Wave:
         t = np.arange(round(self.length * RATE)) / RATE
         hertz = self.hertz * 2 ** (self.octaves * (t / self.length - 0.5))
         cycles = np.cumsum(hertz) / RATE
@@ -114,8 +115,8 @@ class Beeps:
         return np.asarray(rng.uniform(0.1, 0.6) * wave / np.abs(wave).max() * fade)
 
 
-def _wave(timbre: str, cycles: NDArray, t: NDArray, hertz: NDArray, rng: np.random.Generator) -> NDArray[np.float64]:
-    def partials(strengths: dict[float, float]) -> NDArray[np.float64]:
+def _wave(timbre: str, cycles: Wave, t: Wave, hertz: Wave, rng: np.random.Generator) -> Wave:
+    def partials(strengths: dict[float, float]) -> Wave:
         heard = [s * np.sin(2 * np.pi * n * cycles) * (n * hertz < RATE / 2) for n, s in strengths.items()]
         return np.asarray(np.sum(heard, axis=0))
 
@@ -131,7 +132,7 @@ def _wave(timbre: str, cycles: NDArray, t: NDArray, hertz: NDArray, rng: np.rand
     return np.asarray(np.convolve(noise, np.hanning(80), "same") * np.sin(2 * np.pi * cycles + noise))
 
 
-def sample_beeps(seed: int, split: Literal["train", "test"] = "train") -> Beeps:
+def sample_beeps(seed: int, split: str = "train") -> Beeps:
     """The beeps of this number. The same seed and split give the same in every process."""
     rng = stream("beeps", split, seed)
     pitch, slope, timbre = rng.choice(list(PITCHES)), rng.choice(SLOPES), rng.choice(TIMBRES)

@@ -14,7 +14,7 @@
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,8 @@ class Sayings:
         count, first: the numbers `first` to `first + count - 1`.
         synthesizers: how often each one speaks; by default all that are there, by the square root of their sayings.
         roughly: part of the sounds that go through `rough`.
+        said: the kinds of sayings; by default all.
+        fastest: words in a second; faster sayings are left out.
 
     Raises:
         FileNotFoundError: the corpus has none of these.
@@ -74,6 +76,8 @@ class Sayings:
         first: int = 0,
         synthesizers: Mapping[str, float] | None = None,
         roughly: float = 0.7,
+        said: Sequence[str] | None = None,
+        fastest: float | None = None,
     ) -> None:
         self.folder, self.count, self.first, self.roughly = Path(folder), count, first, roughly
         self.name = f"{split}-{group}"
@@ -83,9 +87,14 @@ class Sayings:
                 f"{str(self.folder)!r} has no sayings of {', '.join(missing)} for {self.name!r}; make them with "
                 "python -m omni.scenes speak."
             )
-        self.rows = {
-            name: [json.loads(line) for line in path.open(encoding="utf-8")] for name, path in sorted(found.items())
-        }
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        for name, path in sorted(found.items()):
+            rows = map(json.loads, path.read_text("utf-8").splitlines())
+            self.rows[name] = [
+                row
+                for row in rows
+                if (said is None or row["kind"] in said) and (fastest is None or self._pace(row) <= fastest)
+            ]
         self.weights = (
             dict(synthesizers) if synthesizers else {name: len(rows) ** 0.5 for name, rows in self.rows.items()}
         )
@@ -124,6 +133,11 @@ class Sayings:
             others = self._read(self.row(number + 1)) if rng.random() < CROWD else None
             samples = rough(samples, rng, others)
         return samples, RATE
+
+    def _pace(self, row: Mapping[str, Any]) -> float:
+        """Words in a second."""
+        seconds: float = import_module("soundfile").info(self.folder / row["audio"]).duration
+        return len(row["text"].split()) / seconds
 
     def _read(self, row: Mapping[str, Any]) -> Samples:
         samples: Samples = import_module("soundfile").read(self.folder / row["audio"], dtype="float32")[0]
@@ -184,8 +198,8 @@ class Heard:
         for turn, row in enumerate(rows):
             items = ["audio"] if turn else rng.choice((["image", "audio"],) * 5 + (["audio", "image"],))
             chat += ask(vary(rng.choice(TO_ANSWER), rng) if rng.random() < 0.2 else "", row["answer"], items)
-        items = {"image": [render(sample_scene(scene, self.split))], "audio": sounds}
-        return Example(items, [chat], unseen=[row["unseen"] for row in rows])
+        shown: dict[str, list[Any]] = {"image": [render(sample_scene(scene, self.split))], "audio": sounds}
+        return Example(shown, [chat], unseen=[row["unseen"] for row in rows])
 
     def _two(self, number: int, rng: random.Random) -> Example:
         scene, (row, *_) = self._asked(rng, 1)
@@ -193,8 +207,8 @@ class Heard:
         text = rng.choice(FIRST)
         if rng.random() < 0.5:
             pictures, text = pictures[::-1], rng.choice(SECOND)
-        items = {"image": pictures, "audio": [self.sayings.heard(row, number)]}
-        return Example(items, [ask(text, row["answer"], ["image", "image", "audio"])], unseen=[row["unseen"]])
+        shown: dict[str, list[Any]] = {"image": pictures, "audio": [self.sayings.heard(row, number)]}
+        return Example(shown, [ask(text, row["answer"], ["image", "image", "audio"])], unseen=[row["unseen"]])
 
     def _said(self, number: int, rng: random.Random) -> Example:
         chat: list[Message] = []

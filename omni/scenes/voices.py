@@ -149,14 +149,14 @@ def _espeak(text: str, voice: str, rng: random.Random) -> tuple[Samples, int]:
         library.espeak_SetParameter(parameter, value, 0)
     heard.clear()
     library.espeak_Synth(text.encode(), len(text.encode()) + 1, 0, 1, 0, 1, None, None)
-    return np.frombuffer(b"".join(heard), np.int16) / np.float32(2**15), rate
+    return np.frombuffer(b"".join(heard), np.int16).astype(np.float32) / np.float32(2**15), rate
 
 
 @cache
 def _espeak_library() -> tuple[Any, int, list[bytes]]:
     """The library, the rate of its samples, and where its samples arrive."""
     loader = import_module("espeakng_loader")
-    library = ctypes.CDLL(loader.get_library_path())
+    library: Any = ctypes.CDLL(loader.get_library_path())
     rate = library.espeak_Initialize(2, 0, loader.get_data_path().encode(), 1 << 15)
     heard: list[bytes] = []
 

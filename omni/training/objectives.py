@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import EvalPrediction
 
+from omni.training.alignment import Alignment
 from omni.training.answers import AnswerTraining
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.recipe import Recipe
@@ -37,6 +38,7 @@ OBJECTIVES: dict[str, type[Any]] = {
     "contrastive": ContrastiveAlignment,
     "answers": AnswerTraining,
     "transcription": Transcription,
+    "alignment": Alignment,
 }
 
 

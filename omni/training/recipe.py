@@ -98,7 +98,7 @@ class Drawn(Strict):
 
     @abstractmethod
     def sayings(self) -> Any:
-        """The sound and what is said in it of each number, and `transcript(number)`, for the objective "transcription"."""
+        """The sound and what is said in it of each number, and `transcript(number)`, for "transcription" and "alignment"."""
 
     @abstractmethod
     def texts(self) -> Iterable[str]:
@@ -176,7 +176,7 @@ class ContrastiveSection(EncoderSection):
 
 
 class OmniSection(Strict):
-    """The model of the objective "answers".
+    """The model of the objectives "answers" and "alignment".
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
     with a tokenizer of at most `vocab_size` tokens made of the training texts, and `modalities`: by name the section of
@@ -214,6 +214,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "contrastive": ContrastiveSection,
     "answers": OmniSection,
     "transcription": EncoderSection,
+    "alignment": OmniSection,
 }
 
 
@@ -228,7 +229,7 @@ class Recipe(Strict):
     """
 
     about: About | None = None
-    objective: Literal["dense", "contrastive", "answers", "transcription"]
+    objective: Literal["dense", "contrastive", "answers", "transcription", "alignment"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
     evaluate: Data | None = None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedModel
 
 from omni.data.collate import IGNORED
 from omni.data.conversations import ExampleError
@@ -43,7 +43,7 @@ class SpellingModel(nn.Module):
         letters: number of letters in the alphabet.
     """
 
-    def __init__(self, encoder: nn.Module, letters: int) -> None:
+    def __init__(self, encoder: PreTrainedModel, letters: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = nn.Linear(encoder.config.hidden_size, SLOTS * (1 + letters))
@@ -103,7 +103,8 @@ class Transcription:
     def collate(self, examples: Sequence[tuple[Any, str]]) -> dict[str, torch.Tensor]:
         """I sounds with transcripts -> `audio_features`, `audio_mask`, `slots` int64[I] and `labels` int64[I, L]."""
         sounds, texts = zip(*examples, strict=True)
-        batch = self.bundle.prepare(self.processor, sounds, {"return_tensors": "pt"})
+        assert self.bundle.prepare is not None
+        batch = dict(self.bundle.prepare(self.processor, sounds, {"return_tensors": "pt"}))
         shapes = self.bundle.grid_shapes(self.model.encoder.config, batch)
         batch["slots"] = torch.tensor([SLOTS * tokens for (tokens,) in shapes])
         rows = []

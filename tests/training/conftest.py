@@ -44,7 +44,8 @@ def tiny_thinker() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]) -> Path:
-    """A folder with `encoder`, `hearing` (for sounds), `thinker.json`, and `omni`, a fused model with nothing learnt."""
+    """A folder with `encoder`, `hearing` (for sounds), `thinker.json`, and `omni`, a fused model with nothing
+    learnt, and `omni_hearing`, the same with ears."""
     folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(0)
     OmniVisionModel(OmniVisionConfig(**tiny_encoder)).save_pretrained(folder / "encoder")
@@ -56,6 +57,10 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any]
     model, processor = build_omni(thinker=str(folder / "thinker.json"), vocab_size=400, image=image)
     model.save_pretrained(folder / "omni")
     processor.save_pretrained(folder / "omni")
+    audio = {"encoder": str(folder / "hearing"), "output": "grid", "projector": "unshuffle_mlp", "factor": 2}
+    model, processor = build_omni(checkpoint=str(folder / "omni"), modalities={"audio": audio})
+    model.save_pretrained(folder / "omni_hearing")
+    processor.save_pretrained(folder / "omni_hearing")
     return folder
 
 

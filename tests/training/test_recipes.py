@@ -38,6 +38,8 @@ def test_a_shipped_recipe_can_be_followed(
             overrides[f"model.{key}"] = SHIPPED[settings["model"][key]]
     if settings["model"].get("image", {}).get("encoder") in SHIPPED:
         overrides["model.image.encoder"] = SHIPPED[settings["model"]["image"]["encoder"]]
+    if settings["model"].get("checkpoint") == "runs/omni_aligned":
+        overrides["model.checkpoint"] = str(small / "omni_hearing")
     if "modalities" in settings["model"]:
         overrides["model.modalities.audio.encoder"] = str(small / "hearing")
     for part in ("train", "evaluate"):
@@ -68,9 +70,12 @@ def test_a_shipped_recipe_that_is_interrupted_goes_on(
     if "lr_scheduler_kwargs" in settings["arguments"]:
         settings["arguments"]["lr_scheduler_kwargs"]["num_decay_steps"] = 1
     model = settings["model"]
+    hears = model.get("checkpoint") == "runs/omni_aligned"
     model |= {key: str(small / name) for key, name in (("checkpoint", "omni"), ("encoder", "encoder")) if key in model}
+    if hears:
+        model["checkpoint"] = str(small / "omni_hearing")
     if "modalities" in model:
-        model["modalities"]["audio"]["encoder"] = str(small / "hearing")
+        model["modalities"]["audio"] |= {"encoder": str(small / "hearing"), "factor": 1}  # its words are bytes
     if settings["objective"] == "transcription":
         model["config"] |= {
             "hidden_size": 32,
