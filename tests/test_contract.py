@@ -491,7 +491,7 @@ def test_the_command_ends_with_1_where_a_check_fails(tmp_path: Path, monkeypatch
         ),
         ("pillow", "The package 'pillow' brings no modality; name its bundle in the entry points 'omni.modalities'"),
         ("no_such_module:wave", "'no_such_module:wave' cannot be loaded"),
-        ("omni.registry:ItemError", "'omni.registry:ItemError' is a type, expected an omni.Modality"),
+        ("omni.modality:ItemError", "'omni.modality:ItemError' is a type, expected an omni.Modality"),
     ],
 )
 def test_a_name_of_no_plugin(name: str, message: str) -> None:

@@ -70,6 +70,7 @@ TRANSFORMERS = [
         "a cache that may be faster",
         ("generation_config", "model_kwargs"),
     ),
+    Internal("transformers:Trainer._get_train_sampler", "examples of one length make a batch"),
     Internal(f"{GENERATION}._prepare_model_inputs", "padding moves to the left"),
     Internal(f"{GENERATION}._get_logits_processor", "no placeholder is written"),
     Internal(
@@ -178,7 +179,7 @@ def imported_and_read() -> Iterator[tuple[str, str]]:
 def overridden() -> Iterator[tuple[str, str]]:
     """Private methods and attributes of foreign classes that omni's classes replace, and where."""
     for info in pkgutil.walk_packages(omni.__path__, "omni."):
-        if info.name.endswith(("__main__", ".vllm")):
+        if info.name.endswith(("__main__", ".vllm", ".vllm_model")):
             continue
         for cls in vars(importlib.import_module(info.name)).values():
             if not inspect.isclass(cls) or cls.__module__ != info.name:

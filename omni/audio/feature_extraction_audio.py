@@ -14,7 +14,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
 from omni.audio.sounds import fetched, is_sound, read_sound, sound_at
-from omni.checkpoints.preprocessor import SealedPreprocessorMixin
+from omni.checkpoints.preprocessor import NO_SETTINGS, SealedPreprocessorMixin
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 """What transformers writes into the file of a feature extractor beside its settings."""
@@ -177,7 +177,7 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; a setting that there is not is refused, unless it is asked for (`return_unused_kwargs`)."""
-        strange = kwargs.keys() - feature_extractor_dict.keys() - {"return_unused_kwargs", "trust_remote_code"}
+        strange = kwargs.keys() - feature_extractor_dict.keys() - NO_SETTINGS
         if strange and not kwargs.get("return_unused_kwargs"):
             raise _unknown(cls.__name__, sorted(strange), set(feature_extractor_dict) - SAVED_BESIDE)
         return super().from_dict(feature_extractor_dict, **kwargs)

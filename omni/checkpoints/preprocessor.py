@@ -7,6 +7,9 @@ from typing import Any
 from .cards import remote_code
 from .seal import PREPROCESSOR, seal, verify_files
 
+NO_SETTINGS = frozenset({"code_revision", "dtype", "return_unused_kwargs", "torch_dtype", "trust_remote_code"})
+"""What the Auto classes and pipelines of transformers hand on to a preprocessor that is no setting of it."""
+
 
 class SealedPreprocessorMixin:
     """Saves preprocessor_config.json with its seal, and refuses to load it if it has changed since.

@@ -112,14 +112,21 @@ def convert(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            metavar="SOURCE", help="micro-Omni's files, or folders of them; with --to micro-omni, a checkpoint."
+            metavar="SOURCE",
+            help="micro-Omni's files, or folders of them; a .gguf file; with --to micro-omni, a checkpoint.",
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the result.")],
     to: Annotated[Literal["omni", "micro-omni"], typer.Option(help="Direction.")] = "omni",
     as_json: AsJson = False,
 ) -> None:
-    """Convert checkpoints of micro-Omni to omni's, or back: omni convert vision.pt encoder."""
+    """Convert checkpoints of micro-Omni to omni's, or back: omni convert vision.pt encoder.
+
+    A language model in a GGUF file becomes a folder that compose takes: omni convert model.gguf model.
+    """
+    if sources[0].suffix == ".gguf":
+        _unpack(sources, output, as_json)
+        return
     if to == "micro-omni" and len(sources) > 1:
         refuse(f"Expected one checkpoint for --to micro-omni, found {len(sources)}: {', '.join(map(str, sources))}.")
     with status("starting"):
@@ -141,6 +148,18 @@ def convert(
     for what, names in (("kept beside it", done.kept), ("left behind", done.left)):
         if names:
             typer.echo(f"  {what}: {', '.join(names)}")
+
+
+def _unpack(sources: list[Path], output: Path, as_json: bool) -> None:
+    if len(sources) > 1:
+        refuse(f"Expected one GGUF file, found {len(sources)} sources; convert them one by one.")
+    with status("starting"):
+        from omni.checkpoints.folder import CheckpointError
+        from omni.exchange.gguf import unpack
+    quiet_transformers()
+    with user_errors(CheckpointError, FileExistsError), status("converting"):
+        unpack(sources[0], output)
+    typer.echo(json.dumps({"output": str(output)}, indent=2) if as_json else f"Wrote {output}")
 
 
 @app.command()

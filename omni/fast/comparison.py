@@ -96,7 +96,7 @@ def compare(
     questions = find_world().settings(pictures=count).questionnaire()
     encoder = load_encoder(checkpoint, "image")
     items = [questions[index] for index in range(count)]
-    pictures = [item.pictures[0] for item in items]
+    pictures = [item.items["image"][0] for item in items]
     yield from _embeddings(encoder, pictures, rounds, progress)
     progress("JPEG files")
     yield from _decoding(encoder, pictures, rounds)

@@ -16,7 +16,7 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, ImageInput, PILImageResampling
 
-from omni.checkpoints.preprocessor import SealedPreprocessorMixin
+from omni.checkpoints.preprocessor import NO_SETTINGS, SealedPreprocessorMixin
 from omni.vision.formats import plugin_of
 from omni.vision.pictures import MAX_BYTES, PictureError, read_picture
 
@@ -55,7 +55,7 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; a setting that there is not is refused, unless it is asked for (`return_unused_kwargs`)."""
         if not kwargs.get("return_unused_kwargs"):
-            cls._refuse_unknown(kwargs.keys() - {"return_unused_kwargs", "trust_remote_code"})
+            cls._refuse_unknown(kwargs.keys() - NO_SETTINGS)
         return super().from_dict(image_processor_dict, **kwargs)
 
     def __call__(self, images: ImageInput, *args: Any, **settings: Any) -> BatchFeature:

@@ -129,7 +129,7 @@ def test_features_are_the_encoders_own(vision: Path) -> None:
     pixels = encoder.prepare([scenes.render(scenes.sample_scene(seed, "test")) for seed in range(3)])
     found = features_of(encoder.encode(pixels))
     with torch.no_grad():
-        hidden = AutoModel.from_pretrained(vision)(pixels).last_hidden_state.numpy()
+        hidden = AutoModel.from_pretrained(vision)(**pixels).last_hidden_state.numpy()
     assert found["cls"] == pytest.approx(hidden[:, 0], abs=1e-5)
     assert found["grid"] == pytest.approx(hidden[:, 1:].mean(1), abs=1e-5)
 
@@ -234,7 +234,7 @@ def test_what_is_no_encoder_is_refused(save: Save, tmp_path: Path) -> None:
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     with pytest.raises(CheckpointError, match=r"Input image size \(32\*32\) doesn't match model \(16\*16\)"):
         load_encoder(save(new("vit"), processor))
-    with pytest.raises(CheckpointError, match="a GPT2Model reads 'input_ids', expected a model of pictures"):
+    with pytest.raises(CheckpointError, match="a model of type 'gpt2' is no encoder of any modality here"):
         load_encoder(save(GPT2Model(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=9)), processor))
 
 

@@ -26,7 +26,7 @@ from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.fusion.thinker import eager_attention
 from omni.items import read_items
-from omni.loading.encoder import Encoder, build_tower, load_encoder
+from omni.loading.encoder import Encoder, load_encoder
 from omni.looking.attention import encoder_attention, session_attention, word_attention
 from omni.looking.layers import inspect_encoder
 from omni.looking.panels import draw_encoder, draw_words, overlay
@@ -278,7 +278,7 @@ def test_an_encoder_that_pads_shows_the_sound_alone() -> None:
                            max_source_positions=50)  # fmt: skip
     bundle = registry.get_modality("audio")
     torch.manual_seed(0)
-    tower = build_tower(bundle, config).eval()
+    tower = bundle.build_tower(config).eval()
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.normal_(std=0.5)

@@ -134,8 +134,7 @@ def _registered() -> Iterator[None]:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        probe = np.zeros(8, np.float32).tobytes()
-        door = {"open": open_signal, "media_types": ("application/x-signal",), "noun": "signal", "probe": probe}
+        door = {"open": open_signal, "media_types": ("application/x-signal",), "noun": "signal"}
         register_modality(dataclasses.replace(module.signal, **door))
         yield
 

@@ -61,7 +61,7 @@ def read_signal(source: Any) -> np.ndarray:
 @pytest.fixture(scope="module", autouse=True)
 def signal() -> Iterator[Modality]:
     """A modality that omni has never heard of, whose items come from files."""
-    spec = importlib.util.spec_from_file_location("toy_of_rows", PLUGIN)
+    spec = importlib.util.spec_from_file_location("omni_signal.plugin", PLUGIN)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -13,7 +13,7 @@ from omni.checkpoints.folder import CheckpointError
 from omni.loading.checkpoint import load
 from omni.session import make_prompts
 from omni.training.answers import build_omni
-from omni.training.recipe import Recipe, RecipeError
+from omni.training.recipe import Recipe
 from omni.training.run import run
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
@@ -62,11 +62,6 @@ def test_a_prompt_holds_sounds_and_pictures(small: Path, hearing: str) -> None:
     new.config.untrained = []
     with torch.no_grad():
         assert torch.isfinite(new.eval()(**prompt).logits).all()
-
-
-def test_a_sense_that_the_checkpoint_has_is_refused(small: Path, hearing: str) -> None:
-    with pytest.raises(RecipeError, match="has the modality 'image' already"):
-        build_omni(checkpoint=str(small / "omni"), modalities={"image": {"encoder": str(small / "encoder")}})
 
 
 def test_a_run_gives_a_sense_that_answers_nothing_before_it_heard_something(
