@@ -173,7 +173,8 @@ def compose(
         what = "places" if len(grids[name]) > 1 else "tokens"
         notes.append(
             f"{name}_projector is new: {section['projector']}, factor {section['factor']}; it turns "
-            f"{' x '.join(map(str, grids[name]))} {what} of a {encoder.bundle.noun} ({section['output']}) into {sizes[name]} tokens"
+            f"{' x '.join(map(str, grids[name]))} {what} of a {encoder.bundle.noun} ({section['output']}) into "
+            f"{sizes[name]} tokens"
         )
     where = {f"{name}_tower": os.path.abspath(folder) for name, folder in zip(towers, found, strict=True)}
     where["language_model"] = os.path.abspath(thinker)

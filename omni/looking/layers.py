@@ -131,9 +131,7 @@ def inspect_encoder(
         part = getattr(config, "vision_config", None) or config
         with torch.device("meta"):
             model = _build(part)
-            if (
-                "pixel_values" in find_encoder(part)[0].inputs
-            ):  # pictures; a video reads this argument under another key
+            if _sees(part):
                 size = _height_and_width(image_size, part)
                 inputs = _pictures(model, size, batch_size)
     if size is None:
@@ -254,6 +252,14 @@ def _pictures(model: PreTrainedModel, size: tuple[int, int], batch_size: int) ->
     takes_resized = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     options = {"interpolate_pos_encoding": True} if resized and takes_resized else {}
     return {"pixel_values": torch.empty(batch_size, getattr(config, "num_channels", 3), *size), **options}
+
+
+def _sees(config: PreTrainedConfig) -> bool:
+    """Whether it describes an encoder of pictures. One of videos reads `pixel_values`, too, but under another key."""
+    try:
+        return "pixel_values" in find_encoder(config)[0].inputs
+    except ValueError:
+        return False
 
 
 def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:

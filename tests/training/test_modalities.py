@@ -227,7 +227,7 @@ def test_what_is_wrong_with_a_row_of_sounds_is_one_sentence(fault: str, folder: 
 
 def test_a_modality_that_opens_no_files_is_refused_and_not_dropped(folder: Path, signal: Modality) -> None:
     with registry.temporary():
-        registry._registered["signal"] = signal
+        registry._registered["signal"] = replace(signal, open=None)
         (folder / "closed.jsonl").write_text(json.dumps({"signal": "0.sig", "image": "0.png", "caption": "x"}))
         with pytest.raises(ManifestError, match="'signal' cannot be read: The modality 'signal' opens no files"):
             Manifest.read(folder / "closed.jsonl")
