@@ -135,7 +135,8 @@ class Alignment:
     def save(self, model: nn.Module, folder: Path) -> None:
         """The fused model, whose projector of sounds is trained now, and the processor."""
         assert isinstance(model, AlignmentModel)
-        self.fused.model, config = model.fused, self.fused.config
+        self.fused.model = model.fused
+        config: Any = self.fused.config
         config.untrained = [part for part in config.untrained or [] if part != f"{AUDIO}_projector"]
         vars(config).pop("use_cache", None)  # `Trainer` has set it, for itself
         self.fused.save_pretrained(folder)
