@@ -110,6 +110,7 @@ TRANSFORMERS = [
         "AutoProcessor finds the processor",
         ("processor_class",),
     ),
+    Internal("transformers:Trainer._get_train_sampler", "sounds of one length make a batch", ("train_dataset",)),
     Internal(
         "transformers:Trainer._load_from_checkpoint", "a resumed run loads strictly", ("resume_from_checkpoint", "model")
     ),

@@ -107,6 +107,6 @@ def test_edits_are_the_fewest_of_all_ways() -> None:
         assert edits(list(one), list(other)) == fewest(one, other)
 
 
-def test_sounds_of_about_one_length_make_a_batch(hummed: Path, tmp_path: Path) -> None:
+def test_lengths_are_those_of_the_transcripts(hummed: Path, tmp_path: Path) -> None:
     train = make_objective(recipe(hummed, tmp_path / "out")).train
     assert train.lengths() == [len(train.transcript(number)) for number in range(len(train))]
