@@ -25,7 +25,7 @@ import omni
 root, here = Path(sys.argv[1]), Path.cwd()
 assert Path(omni.__file__).parent == here / "omni"
 for module in pkgutil.walk_packages(omni.__path__, "omni."):
-    if module.name != "omni.__main__":  # that is the command, and starts
+    if module.name not in ("omni.__main__", "omni.serving.vllm_model"):  # a command, which starts; and what needs vLLM
         import_module(module.name)
 assert not any(name.startswith("omni.scenes") for name in sys.modules)
 
