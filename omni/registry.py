@@ -15,8 +15,10 @@ An installed package needs no call: it names its bundle in the entry-point group
 and it is loaded when a configuration first asks for that name. So a broken plug-in does not disturb others.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -202,9 +204,15 @@ def temporary() -> Iterator[None]:
             listener()
 
 
+@cache
+def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """What the packages on this path bring. To look for it takes milliseconds, so it is done once."""
+    return tuple(entry_points(group=ENTRY_POINT_GROUP))
+
+
 def _entry_points() -> dict[str, EntryPoint]:
     found = dict(_builtin)
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+    for entry_point in _installed(tuple(sys.path)):
         other = found.setdefault(entry_point.name, entry_point)
         if other.value != entry_point.value:
             raise ValueError(
