@@ -442,7 +442,7 @@ def test_embedded_whatever_lies_beside(pair: tuple[Any, Any], alone: Path, tmp_p
         rows = pq.read_table(tmp_path / f"{what}.parquet").to_pylist()
         assert [*rows[0]] == ["path", "error", "note", "embedding"]
         assert "is no signal" in rows[3]["error"]
-        for number, (row, length) in enumerate(zip(rows, (8, 64, 21), strict=False)):
+        for number, (row, length) in enumerate(zip(rows[:3], (8, 64, 21), strict=True)):
             with torch.no_grad():
                 wanted = tower(**preprocessor([wave(length, number)], return_tensors="pt"))[what][0].numpy()
             found = np.array(row["embedding"], np.float32).reshape(-1, 16)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from omni.checkpoints.folder import CheckpointError, named, new_folder
+from omni.checkpoints.folder import CheckpointError, expect_new, named, new_folder
 
 
 def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -24,6 +24,7 @@ def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Pat
         CheckpointError: a file that transformers cannot read.
         FileExistsError: `folder` exists and is not an empty folder.
     """
+    expect_new(folder)
     place: dict[str, Any] = {"gguf_file": file.name}
     try:
         read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **place)
@@ -31,7 +32,10 @@ def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Pat
     except ImportError as error:
         raise CheckpointError("GGUF files need the package gguf: pip install 'omni-thinker[convert]'.") from error
     except Exception as error:  # a file from anywhere; what reads it raises anything
-        raise CheckpointError(f"{named(file)} cannot be read as a GGUF file of a language model: {error}") from error
+        raise CheckpointError(
+            f"{named(file)} cannot be read as a GGUF file of a language model ({error}); check the path, or get the file "
+            "again."
+        ) from error
     config = read.config
     vars(config).pop("quantization_config", None)
     config.dtype, config.name_or_path = dtype, ""
