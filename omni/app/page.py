@@ -30,8 +30,8 @@ from omni.fusion.processing_omni import OmniProcessor
 from omni.items import read_item, suffixes
 from omni.looking.attention import AttentionError
 from omni.modality import ItemError
+from omni.questions import QuestionError
 from omni.registry import get_modality
-from omni.session import QuestionError
 
 from . import markup
 from .knows import knowledge

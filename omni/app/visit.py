@@ -19,8 +19,9 @@ from omni.items import read_item
 from omni.looking.attention import Floats, WordAttention, session_attention
 from omni.looking.panels import as_seen, overlay
 from omni.modality import ItemError, Modality
+from omni.questions import Answer, QuestionError
 from omni.registry import get_modality
-from omni.session import Answer, QuestionError, Session
+from omni.session import Session
 
 WIDTH, SMALL = 512, 64
 """Of an item on the page and in the history, in pixels."""

@@ -42,7 +42,7 @@ from omni.loading.encoder import Encoder, find_encoder
 from omni.loading.preprocessor import load_preprocessor
 from omni.modality import Modality
 from omni.projectors import PROJECTORS
-from omni.session import make_prompts
+from omni.questions import make_prompts
 
 FACTORS = (2, 3)
 """Patches along each side that `unshuffle_mlp` folds into one token. The first of these that divides the grid is taken; a

@@ -26,8 +26,8 @@ from transformers.processing_utils import ProcessorMixin
 from omni.fusion.processing_omni import OldTransformers
 from omni.items import Item
 from omni.modality import ItemError, Modality
+from omni.questions import make_prompts
 from omni.registry import make_probes
-from omni.session import make_prompts
 
 from .requests import MAX_UNITS, Completion, Conversation, Part, Request, RequestError
 from .writing import Job, LeftError, Scores, StoppedError, Writing
