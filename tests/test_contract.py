@@ -464,7 +464,9 @@ def test_inputs_are_found_by_name_and_else_in_order(made: dict[str, list[int]], 
     "made", [{"signal_values": VALUES}, {"signal_values": VALUES, "signal_lengths": LENGTHS, "rates": [3]}]
 )
 def test_inputs_that_lack_or_are_left_over_are_refused(made: dict[str, list[int]]) -> None:
-    with pytest.raises(ValueError, match=r"reads \['signal_values', 'signal_lengths'\]; its plug-in has to say which is which"):
+    with pytest.raises(
+        ValueError, match=r"reads \['signal_values', 'signal_lengths'\]; its plug-in has to say which is which"
+    ):
         registry.prepare_items(small_signal(), Makes(made, [*made]), [], {})
 
 

@@ -199,5 +199,9 @@ def test_the_list_names_every_internal_that_is_used_and_no_other() -> None:
     used = dict([*imported_and_read(), *overridden()])
     listed = {internal.name or internal.place.rpartition(".")[2].strip(":") for internal in INTERNALS}
     assert {name: where for name, where in used.items() if name not in listed} == {}
-    elsewhere = {"_tied_weights_keys", "_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected"}  # of instances
+    elsewhere = {
+        "_tied_weights_keys",
+        "_keys_to_ignore_on_load_missing",
+        "_keys_to_ignore_on_load_unexpected",
+    }  # of instances
     assert listed - used.keys() - elsewhere == set()

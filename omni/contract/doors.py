@@ -172,7 +172,9 @@ def exports(subject: Subject) -> None:
     except DifferenceError as error:
         raise BrokenError(f"`omni export` says: {error}") from error
     except ExportError as error:  # not every encoder can be a graph
-        raise NotOfferedError(f"graphs: with them, this encoder runs without torch. `omni export` says: {error}") from error
+        raise NotOfferedError(
+            f"graphs: with them, this encoder runs without torch. `omni export` says: {error}"
+        ) from error
 
 
 def serves(subject: Subject) -> None:
