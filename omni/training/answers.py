@@ -57,6 +57,7 @@ class AnswerTraining:
         resting = resting_towers(self.model, recipe)
         self.train, self.evaluate = (self._examples(data, resting) for data in (recipe.train, recipe.evaluate))
         self.processor.prompt = _question(self.train)
+        self.processor.asked_by = _asked_by(recipe.train, self.train) or self.processor.asked_by
 
     def _examples(self, data: Drawn | Files | None, resting: Sequence[str]) -> Any:
         """The data, with the items of modalities whose towers are `resting` encoded if there is a cache."""
@@ -119,6 +120,20 @@ def _question(examples: Any) -> str | None:
     asked = ["".join(block.get("text", "") for block in row.conversation[0]["content"]).strip() for row in rows]
     question, count = Counter(asked).most_common(1)[0]
     return question if question and 2 * count > len(rows) else None
+
+
+def _asked_by(data: Drawn | Files, examples: Any) -> list[str]:
+    """The modalities that every message without words has items of; of a user's own data among the first rows."""
+    if isinstance(data, Drawn):
+        return data.asked_by()
+    messages = [message for row in examples.manifest[:FIRST_ROWS] for message in row.conversation]
+    blocks = [message["content"] for message in messages if message["role"] == "user"]
+    wordless = [
+        {block["type"] for block in content} - {"text"}
+        for content in blocks
+        if not any(block.get("text", "").strip() for block in content)
+    ]
+    return sorted(set.intersection(*wordless)) if wordless else []
 
 
 def conversations(data: Drawn | Files | None, openers: Mapping[str, Callable[[Path], Any]] | None = None) -> Any:

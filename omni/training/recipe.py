@@ -100,6 +100,10 @@ class Drawn(Strict):
     def sayings(self) -> Any:
         """The sound and what is said in it of each number, and `transcript(number)`, for "transcription" and "alignment"."""
 
+    def asked_by(self) -> list[str]:
+        """The modalities of items that ask in the place of words, see `OmniProcessor`."""
+        return []
+
     @abstractmethod
     def texts(self) -> Iterable[str]:
         """What is said about the pictures, for a new tokenizer."""
