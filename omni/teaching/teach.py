@@ -145,10 +145,11 @@ def plan(lesson: Lesson, folder: Path, say: Callable[[str], None]) -> Recipe:
     gc.collect()
     say("Measuring what a step needs on this machine")
     path = folder / RECIPE
-    budget = measure(Recipe.parse(draft, path, lesson.overrides))
-    draft["arguments"] = _length(lesson, draft["arguments"], budget, samples)
+    first = Recipe.parse(draft, path, lesson.overrides)
+    budget = measure(first)
+    draft["arguments"] = _length(lesson, first.arguments, budget, samples)
     recipe = Recipe.parse(draft, path, lesson.overrides)
-    write_text_whole(path, recipe.model_dump_json(indent=2, exclude_none=True) + "\n")
+    write_text_whole(path, recipe.model_dump_json(indent=2, exclude_unset=True) + "\n")
     rows, steps = budget.rows * budget.accumulate, recipe.arguments["max_steps"]
     say(
         f"{budget.learning:,} parameters learn from {rows * steps:,} samples, {rows / budget.seconds:.2g} a second; that "
@@ -164,6 +165,7 @@ def _length(lesson: Lesson, arguments: dict[str, Any], budget: Budget, samples: 
     steps = -(-samples // (budget.rows * budget.accumulate))
     if lesson.minutes is not None:
         steps = max(1, int(lesson.minutes * 60 / budget.seconds))
+    steps = arguments.get("max_steps", steps)
     often = max(1, round(SAVE_EVERY / budget.seconds))
     return {
         "max_steps": steps,
