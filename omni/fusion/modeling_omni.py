@@ -52,6 +52,7 @@ class OmniModel(OmniPreTrainedModel):
                 factor=section["factor"],
                 grid_dims=modality.grid_dims,
                 output=section["output"],
+                positions=section.get("positions"),
             )
             setattr(self, f"{name}_tower", modality.build_tower(encoder))
             setattr(self, f"{name}_projector", projector)

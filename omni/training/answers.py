@@ -89,18 +89,11 @@ class AnswerTraining:
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        right = torch.full_like(labels, IGNORED)
-        right[following != IGNORED] = (logits.argmax(-1) == following[following != IGNORED]).long()
-        return right
+        return predicted(logits[0] if isinstance(logits, tuple) else logits, labels)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Share of answers that greedy decoding would get right to the last token."""
-        answers = []
-        for row in np.asarray(prediction.predictions):
-            ends = np.flatnonzero(np.diff((row != IGNORED).astype(int), prepend=0, append=0))
-            answers += [bool(row[start:end].all()) for start, end in ends.reshape(-1, 2)]
+        answers = [right for row in np.asarray(prediction.predictions) for right in right_answers(row)]
         return {"exact_match": sum(answers) / max(len(answers), 1)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -110,6 +103,21 @@ class AnswerTraining:
         model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
         note_base(model, folder)
         self.processor.save_pretrained(folder)
+
+
+def predicted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    right = torch.full_like(labels, IGNORED)
+    right[following != IGNORED] = (logits.argmax(-1) == following[following != IGNORED]).long()
+    return right
+
+
+def right_answers(row: Any) -> list[bool]:
+    """For each answer in a row of `predicted`, whether greedy decoding would get it right to the last token."""
+    row = np.asarray(row)
+    ends = np.flatnonzero(np.diff((row != IGNORED).astype(int), prepend=0, append=0))
+    return [bool(row[start:end].all()) for start, end in ends.reshape(-1, 2)]
 
 
 def _question(examples: Any) -> str | None:
@@ -292,8 +300,10 @@ def _with_new_projectors(
     modalities = {name: dict(section) for name, section in old.config.modalities.items()}
     for section in changed:
         changes = {key: value for key, value in section.settings.items() if key != "encoder"}
-        if "projector" in changes:
-            modalities[section.name].pop("factor", None)  # was of the other projector
+        if "projector" in changes:  # these were of the other one
+            modalities[section.name].pop("factor", None)
+        if {"projector", "factor"} & changes.keys():
+            modalities[section.name].pop("positions", None)
         modalities[section.name] |= changes
         with said_by_recipe(section.key, changes):
             new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))

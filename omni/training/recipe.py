@@ -4,7 +4,7 @@ import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -257,6 +257,11 @@ class Recipe(Strict):
             raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise RecipeError(f"The recipe {str(path)!r} is not JSON: {error}.") from error
+        return cls.parse(recipe, path, overrides)
+
+    @classmethod
+    def parse(cls, recipe: Any, path: str | Path, overrides: Sequence[str] | None = None) -> "Recipe":
+        """As `read`, of what is in the file at `path`."""
         if not isinstance(recipe, dict):
             raise RecipeError(f"The recipe {str(path)!r} should be a JSON object, found a {type(recipe).__name__}.")
         for override in overrides or []:
