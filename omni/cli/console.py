@@ -16,6 +16,8 @@ from omni.registry import modalities
 SHIPPED = "checkpoints/omni_tiny"
 SHIPPED_ENCODER = "checkpoints/vision_tiny"
 
+SECONDS_BETWEEN_LINES = 10.0
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 
@@ -87,11 +89,14 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress bars on stderr, if that is a terminal: one for each step, by its name."""
+    """Show progress on stderr: bars for each step, by its name; in a pipe a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(label: str, done: int, total: int) -> None:
@@ -99,6 +104,19 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, completed=done, total=total)
 
         yield advance
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    """Writes how far a step has come, at most every ten seconds."""
+    said = time.monotonic()
+
+    def advance(label: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            typer.echo(f"{label}: {done:,} of {total:,}", err=True)
+
+    return advance
 
 
 @contextmanager
