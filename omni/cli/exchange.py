@@ -19,7 +19,7 @@ def _with_encoders(command: Callable[..., None]) -> Callable[..., None]:
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     try:
         names = [name for name in modalities() if name not in signature.parameters]
-    except ValueError:  # two packages of one name; whatever needs a modality says so
+    except ValueError:  # two packages bring one name; what needs a modality says so
         names = []
     options = [
         inspect.Parameter(
@@ -39,7 +39,7 @@ def _with_encoders(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _by_name(values: list[str] | None, kinds: str, read: Callable[[str], Any]) -> Any:
-    """`mlp` for all modalities, or `image=mlp` for one; None where there is nothing."""
+    """Parse `mlp`, for all modalities, or `image=mlp`, for one; None if nothing is given."""
     split = [value.rpartition("=") for value in values or []]
     try:
         read_values = [(name, read(value)) for name, _, value in split]
