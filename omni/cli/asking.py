@@ -172,7 +172,7 @@ def _names_a_file(question: str) -> bool:
 
 
 def _unasked(folder: Path, last: str) -> tuple[str, list[str]]:
-    """What a model is asked where nobody types a question; or nothing, and the modalities of the items that ask it."""
+    """The question that a model is asked if nobody types one, and the modalities of the items that ask instead of words."""
     from omni.checkpoints.folder import CheckpointError, asked_by, prompt_of
 
     with user_errors(CheckpointError):
