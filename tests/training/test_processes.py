@@ -23,6 +23,7 @@ from omni import (
     OmniVisionConfig,
     OmniVisionModel,
 )
+from omni.training.parts import CHECKPOINTING
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -128,7 +129,7 @@ def trained(
         OmniAudioModel(OmniAudioConfig(**encoder, stem_channels=8)).save_pretrained(folder / "audio")
         OmniFeatureExtractor().save_pretrained(folder / "audio")
         recipe["model"]["modalities"] = {"audio": {"encoder": str(folder / "audio"), "projector": "linear"}}
-        recipe["arguments"]["activation_checkpointing"] = True
+        recipe["arguments"][CHECKPOINTING] = True
     (folder / "recipe.json").write_text(json.dumps(recipe))
     launch = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
