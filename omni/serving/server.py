@@ -57,6 +57,7 @@ def serve(
     ready: Callable[[], None] = lambda: None,
     name: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    dtype: str = "auto",
 ) -> None:
     """Serve a checkpoint with OpenAI's interface until the process is interrupted.
 
@@ -68,6 +69,7 @@ def serve(
         ready: called once, when requests will be answered.
         name: what clients call the model, beside the folder as it is given here; by default the folder's name.
         allowed_hosts: names by which clients may call the server, beside `host`, the machine's own and IP addresses.
+        dtype: precision of the weights, see `omni.loading.checkpoint.load`.
 
     Raises:
         ServingError: an address at which nobody can listen, or a device on which the model cannot answer.
@@ -80,7 +82,7 @@ def serve(
         device = str(accelerator or "cpu")
     with ExitStack() as stack:
         listening = [stack.enter_context(each) for each in _listen(host, port)]
-        model, processor = load(checkpoint)
+        model, processor = load(checkpoint, dtype)
         try:
             model.to(device)
             worker = Worker(model, processor)
