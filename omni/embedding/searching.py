@@ -143,7 +143,7 @@ class SearchTable:
             ItemError: the file cannot be read.
         """
         engine = Engine(self.encoder(checkpoint), "cls", self.document["precision"], self.document["dtype"])
-        item, _, _ = engine.read(file, None)
+        item, _, _ = engine.read(str(file), None)
         return unit(engine([engine.prepare(item)])[0])[0]
 
     def _folder(self, checkpoint: str | Path | None) -> Path:
@@ -263,8 +263,9 @@ def _pairs(table: SearchTable, vectors: Vectors, least: float) -> Iterator[tuple
     if len(vectors) >= EXACT:
         index = _index(table)
         for start in range(0, len(vectors), BLOCK):
-            found = index.search(vectors[start : start + BLOCK], NEIGHBOURS)
-            rows, places = np.nonzero(1 - found.distances >= least)
+            found = index.search(vectors[start : start + BLOCK], min(NEIGHBOURS, len(vectors)))
+            there = np.arange(found.keys.shape[1]) < found.counts[:, None]  # what follows is no neighbour
+            rows, places = np.nonzero(there & (np.where(there, found.distances, np.inf) <= 1 - least))
             yield from zip((start + rows).tolist(), found.keys[rows, places].astype(int).tolist(), strict=True)
         return
     for start in range(0, len(vectors), BLOCK):
@@ -279,7 +280,8 @@ def _pairs(table: SearchTable, vectors: Vectors, least: float) -> Iterator[tuple
 
 def _ask_index(table: SearchTable, wanted: Vectors, most: int) -> list[Hit]:
     found = _index(table).search(wanted, most)
-    similar = dict(zip(found.keys.astype(int).tolist(), (1 - found.distances).tolist(), strict=True))
+    pairs = zip(found.keys.astype(int).tolist(), (1 - found.distances).tolist(), strict=True)
+    similar = dict(sorted(pairs, key=lambda pair: (-pair[1], pair[0])))
     paths, number = dict[int, str](), 0
     for some, _ in table._rows():
         paths |= {row: some[row - number] for row in similar if number <= row < number + len(some)}
