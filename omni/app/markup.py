@@ -13,7 +13,7 @@ from PIL import Image
 
 from omni.items import Item, nouns
 from omni.modality import Modality
-from omni.session import Answer
+from omni.questions import Answer
 
 from .visit import KEPT, LONGEST, Chosen, Turn, View, Visit
 

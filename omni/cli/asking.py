@@ -53,7 +53,8 @@ def ask(
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError
         from omni.loading.checkpoint import load
-        from omni.session import QuestionError, answer, check_question
+        from omni.questions import QuestionError, check_question
+        from omni.session import answer
 
     quiet_transformers()
     with user_errors(CheckpointError, QuestionError), status("loading") as say:
@@ -133,7 +134,7 @@ def attend(
         from omni.loading.checkpoint import load
         from omni.loading.encoder import load_encoder
         from omni.looking import attention, panels
-        from omni.session import QuestionError, check_question
+        from omni.questions import QuestionError, check_question
 
     quiet_transformers()
     about: dict[str, Any] = {**named, "checkpoint": str(folder)}

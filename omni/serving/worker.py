@@ -27,8 +27,8 @@ from omni.fusion.processing_omni import OldTransformers
 from omni.items import Item
 from omni.loading.encoder import Encoder
 from omni.modality import ItemError, Modality
+from omni.questions import make_prompts
 from omni.registry import make_probes
-from omni.session import make_prompts
 
 from .requests import MAX_UNITS, Completion, Conversation, Embeddings, Part, Request, RequestError
 from .writing import End, Job, LeftError, Scores, StoppedError, Vectors, Writing

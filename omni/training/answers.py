@@ -58,6 +58,7 @@ class AnswerTraining:
         resting = resting_towers(self.model, recipe)
         self.train, self.evaluate = (self._examples(data, resting) for data in (recipe.train, recipe.evaluate))
         self.processor.prompt = _question(self.train)
+        self.processor.asked_by = _asked_by(recipe.train, self.train) or self.processor.asked_by
 
     def _examples(self, data: Drawn | Files | Mixture | None, resting: Sequence[str]) -> Any:
         """The data, with the items of modalities whose towers are `resting` encoded if there is a cache."""
@@ -91,18 +92,11 @@ class AnswerTraining:
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        right = torch.full_like(labels, IGNORED)
-        right[following != IGNORED] = (logits.argmax(-1) == following[following != IGNORED]).long()
-        return right
+        return predicted(logits[0] if isinstance(logits, tuple) else logits, labels)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """Share of answers that greedy decoding would get right to the last token."""
-        answers = []
-        for row in np.asarray(prediction.predictions):
-            ends = np.flatnonzero(np.diff((row != IGNORED).astype(int), prepend=0, append=0))
-            answers += [bool(row[start:end].all()) for start, end in ends.reshape(-1, 2)]
+        answers = [right for row in np.asarray(prediction.predictions) for right in right_answers(row)]
         return {"exact_match": sum(answers) / max(len(answers), 1)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -114,6 +108,21 @@ class AnswerTraining:
         self.processor.save_pretrained(folder)
 
 
+def predicted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    right = torch.full_like(labels, IGNORED)
+    right[following != IGNORED] = (logits.argmax(-1) == following[following != IGNORED]).long()
+    return right
+
+
+def right_answers(row: Any) -> list[bool]:
+    """For each answer in a row of `predicted`, whether greedy decoding would get it right to the last token."""
+    row = np.asarray(row)
+    ends = np.flatnonzero(np.diff((row != IGNORED).astype(int), prepend=0, append=0))
+    return [bool(row[start:end].all()) for start, end in ends.reshape(-1, 2)]
+
+
 def _question(examples: Any) -> str | None:
     """What more than half of the first rows of a user's own data ask first; what a world asks is many things."""
     asked = list[str]()
@@ -122,6 +131,22 @@ def _question(examples: Any) -> str | None:
             asked.append("".join(block.get("text", "") for block in row.conversation[0]["content"]).strip())
     question, count = Counter(asked).most_common(1)[0] if asked else ("", 0)
     return question if question and 2 * count > len(asked) else None
+
+
+def _asked_by(data: Drawn | Files | Mixture, examples: Any) -> list[str]:
+    """The modalities that every message without words has items of; of a user's own data among the first rows."""
+    wordless = list[set[str]]()
+    for source, part in zip(
+        sources_of(data), examples.parts if isinstance(examples, Mixed) else [examples], strict=True
+    ):
+        if isinstance(source, Drawn):
+            wordless += [{*names}] if (names := source.asked_by()) else []
+            continue
+        messages = [message for row in islice(part.manifest, FIRST_ROWS) for message in row.conversation]
+        for content in (message["content"] for message in messages if message["role"] == "user"):
+            if not any(block.get("text", "").strip() for block in content):
+                wordless.append({block["type"] for block in content})
+    return sorted(set.intersection(*wordless)) if wordless else []
 
 
 def texts(data: Drawn | Files | Mixture) -> Iterator[str]:
@@ -272,8 +297,10 @@ def _with_new_projectors(
     modalities = {name: dict(section) for name, section in old.config.modalities.items()}
     for section in changed:
         changes = {key: value for key, value in section.settings.items() if key != "encoder"}
-        if "projector" in changes:
-            modalities[section.name].pop("factor", None)  # was of the other projector
+        if "projector" in changes:  # these were of the other one
+            modalities[section.name].pop("factor", None)
+        if {"projector", "factor"} & changes.keys():
+            modalities[section.name].pop("positions", None)
         modalities[section.name] |= changes
         with said_by_recipe(section.key, changes):
             new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.fusion.encoded_item import EncodedItem
-from omni.fusion.encoding import encode_items
+from omni.fusion.encoding import run_tower
 from omni.modality import ItemError
 from omni.registry import get_modality, open_item, prepare_items
 
@@ -61,7 +61,7 @@ class FrozenTower:
             key: value.to(self.tower.device, self.tower.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
-        (encoded,) = encode_items(self.modality, self.section, self.tower, inputs)
+        _, (encoded,) = run_tower(self.modality, self.section, self.tower, inputs)
         tokens = {part: value.float().cpu().numpy() for part, value in encoded.tokens.items()}
         return EncodedItem(tokens, encoded.grid_shape)
 

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -100,6 +100,10 @@ class Drawn(Strict):
     @abstractmethod
     def sayings(self) -> Any:
         """The sound and what is said in it of each number, and `transcript(number)`, for "transcription" and "alignment"."""
+
+    def asked_by(self) -> list[str]:
+        """The modalities of items that ask in the place of words, see `OmniProcessor`."""
+        return []
 
     @abstractmethod
     def texts(self) -> Iterable[str]:
@@ -278,6 +282,11 @@ class Recipe(Strict):
             raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise RecipeError(f"The recipe {str(path)!r} is not JSON: {error}.") from error
+        return cls.parse(recipe, path, overrides)
+
+    @classmethod
+    def parse(cls, recipe: Any, path: str | Path, overrides: Sequence[str] | None = None) -> "Recipe":
+        """As `read`, of what is in the file at `path`."""
         if not isinstance(recipe, dict):
             raise RecipeError(f"The recipe {str(path)!r} should be a JSON object, found a {type(recipe).__name__}.")
         for override in overrides or []:

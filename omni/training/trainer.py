@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
@@ -26,17 +34,26 @@ class OmniTrainer(Trainer):
     Args:
         folder: of the run, with its checkpoints.
         make_optimizer: makes the optimizer of a model.
+        watch: writes how the run goes, in the place of the logs.
     """
 
     def __init__(
-        self, *args: Any, folder: Path, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], **kwargs: Any
+        self,
+        *args: Any,
+        folder: Path,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        watch: TrainerCallback | None = None,
+        **kwargs: Any,
     ) -> None:
         self.order: Order | None = None
         super().__init__(*args, **kwargs)
         self._folder, self._make_optimizer = folder, make_optimizer
         self.add_callback(_Epochs(self))
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(Progress())
+            self.add_callback(Progress() if watch is None else Bars())
+        if watch is not None:
+            self.pop_callback(PrinterCallback)
+            self.add_callback(watch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of the run; under FSDP that of the pieces that a process holds, once they are its own."""
@@ -158,6 +175,13 @@ class Progress(ProgressCallback):
             leave = self.training_bar is None
             self.prediction_bar = tqdm(total=len(eval_dataloader), leave=leave, dynamic_ncols=True, disable=None)
         super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+
+
+class Bars(Progress):
+    """The bars alone."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
 
 
 def expect_inputs(model: nn.Module, names: Collection[str]) -> None:

@@ -41,7 +41,7 @@ from omni.training.tokenizer import train_tokenizer
 
 soundfile = pytest.importorskip("soundfile")
 pytestmark = pytest.mark.skipif(
-    not processing_omni._UNMARKED, reason="chats with items that are no pictures need transformers 5.23"
+    not processing_omni.UNMARKED, reason="chats with items that are no pictures need transformers 5.23"
 )
 PLUGIN = Path(__file__).parents[1] / "plugins" / "omni_signal" / "omni_signal" / "plugin.py"
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
