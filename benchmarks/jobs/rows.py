@@ -1,4 +1,4 @@
-"""Rows: a new process opens a data set of a million rows, reads its first and its last one, and says how much memory it took.
+"""Rows: a new process opens a data set of a million rows, reads the first and the last, and says how much memory it took.
 
 Each contestant starts a process, so its time includes that of Python and of the import of `omni.data`. Memory is what the
 process has more than after that import.
@@ -54,7 +54,7 @@ def _read(path: Path, rows: int) -> float:
     command = [sys.executable, "-c", READ, str(path), str(rows)]
     found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     megabytes = float(found)
-    print(f"{path.name}: {megabytes:,.0f} MB more", file=sys.stderr)
+    sys.stderr.write(f"{path.name}: {megabytes:,.0f} MB more\n")
     return megabytes
 
 
