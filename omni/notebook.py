@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from omni.checkpoints.folder import CheckpointError, model_type_of, prompt_of
 from omni.embedding.engine import Engine
@@ -24,6 +25,8 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.items import Item, expect_known, nouns, read_items
 from omni.loading import checkpoint
 from omni.loading.encoder import Encoder, load_encoder
+from omni.looking.attention import encoder_attention, word_attention
+from omni.looking.panels import draw_encoder, draw_words
 from omni.modality import ItemError
 from omni.questions import Answer
 from omni.registry import get_modality
@@ -112,6 +115,20 @@ class Loaded:
         asked = (prompt_of(self.folder) or "") if question is None else question
         details = Session(self.model, self.processor, opened).ask(asked, max_new_tokens)
         return Reply(details.answer, details.question, opened, details)
+
+    def attend(self, items: Any, question: str | None = None) -> Image.Image:
+        """Where it looks, drawn over the items: for each word of the answer to a question; or an encoder, for an item.
+
+        Raises:
+            QuestionError, AttentionError: a question that cannot be asked, or a model that does not tell.
+            ItemError: a file that cannot be read.
+        """
+        opened = read_items(_listed(items))
+        if self._encoder is not None:
+            (item,) = opened
+            return draw_encoder(encoder_attention(self._encoder, item.value, None), self._encoder, item.value)
+        asked = (prompt_of(self.folder) or "") if question is None else question
+        return draw_words(word_attention(self.model, self.processor, opened, asked), self.processor, opened)
 
     def session(self, items: Any) -> Session:
         """Several questions about the same items, which are encoded once."""

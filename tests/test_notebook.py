@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import omni
 from omni.checkpoints.folder import CheckpointError
@@ -64,6 +65,14 @@ def test_what_cannot_be_asked_or_embedded_is_said(model: omni.Loaded) -> None:
         model.embed([])
     with pytest.raises(CheckpointError):
         omni.load("no/such/folder")
+
+
+def test_the_maps_are_those_of_the_command(model: omni.Loaded) -> None:
+    """`docs/circle.png` is what `omni attend` draws."""
+    drawn, kept = model.attend(SCENE, QUESTION), Image.open("docs/circle.png").convert("RGB")
+    assert drawn.size == kept.size
+    assert np.abs(np.asarray(drawn.convert("RGB"), float) - np.asarray(kept, float)).mean() < 1
+    assert omni.load(ENCODER).attend(SCENE).width > 224
 
 
 def test_objects_say_what_they_are(model: omni.Loaded) -> None:

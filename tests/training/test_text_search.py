@@ -1,4 +1,4 @@
-"""An encoder that was trained with captions finds pictures by words: what is saved beside it ranks as the trained model does."""
+"""An encoder that was trained with captions finds pictures by words, and ranks them as the trained model does."""
 
 import json
 from pathlib import Path
