@@ -4,9 +4,10 @@
     for problem in report.problems:
         print(problem.kind, problem.source, problem.sentence)
 
-Every row, or a sample of them, is parsed and every file is decoded once, on several threads. Only a digest of what it holds is kept, so that
-memory does not grow with the files. Two pictures are the same if their decoded pixels are equal, however they are stored;
-so are two sounds of the same samples, and items of any modality that says what makes them the same (`Modality.content`).
+Every row, or a sample of them, is parsed and every file is decoded once, on several threads. Only a digest of what it holds
+is kept, so that memory does not grow with the files. Two pictures are the same if their decoded pixels are equal, however
+they are stored; so are two sounds of the same samples, and items of any modality that says what makes them the same
+(`Modality.content`).
 """
 
 import hashlib
@@ -151,8 +152,8 @@ def check(
         processor: a model's processor. With it, rows that are "too long", hold a "control token" or items that the model
             does not take are found, too.
         max_length, max_positions: limits in tokens, see `ConversationCollator`. By default its own.
-        sample: so many rows of each data set are read, at random; by default all. What only all rows tell, such as files that
-            none names, is then not looked for.
+        sample: so many rows of each data set are read, at random; by default all. What only all rows tell, such as files
+            that none names, is then not looked for.
         workers: number of threads. By default one for each core.
         progress: called with the number of rows done.
 
