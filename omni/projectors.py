@@ -11,12 +11,14 @@ how many tokens to put in their places.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from omni.grids import GridPositions, unshuffle
 
 
 def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, ...]) -> int:
@@ -42,37 +44,73 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
     return ("cls" in parts) + patches * ("grid" in parts)
 
 
-class LinearProjector(nn.Module):
-    """A linear layer with bias for every token: micro-Omni's `proj_v` (33,024 parameters from width 128 to 256)."""
+class Projector(nn.Module):
+    """Encoder tokens to tokens of the language model. Subclasses say how, in `project`.
+
+    Args:
+        hidden_size, text_hidden_size: D and T.
+        factor: see `num_tokens`.
+        grid_dims: number of axes of the grid.
+        output: the encoder's outputs that are read.
+        positions: the shape of a table of learned vectors, such as (7, 7). One is added to each token of the grid. None for
+            no table.
+    """
 
     uses_factor = False
 
-    def __init__(self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        text_hidden_size: int,
+        factor: int,
+        grid_dims: int,
+        output: str,
+        positions: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, text_hidden_size)
+        self.factor = factor
+        self.positions = GridPositions(positions, text_hidden_size) if positions else None
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
+        projected = self.project(tokens, grid_shape)
+        if self.positions is None:
+            return projected
+        table: torch.Tensor = self.positions(tuple(-(-side // self.factor) for side in grid_shape))
+        return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
+
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """As `forward`, without positions."""
+        raise NotImplementedError
+
+
+class LinearProjector(Projector):
+    """A linear layer with bias for every token: micro-Omni's `proj_v` (33,024 parameters from width 128 to 256)."""
+
+    def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
+        self.linear = nn.Linear(hidden_size, text_hidden_size)
+
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """As `forward`, without positions."""
         return self.linear(torch.cat(list(tokens.values()), dim=1))
 
 
-class MLPProjector(nn.Module):
+class MLPProjector(Projector):
     """Linear, exact GELU, linear for every token (Liu et al., 2023, "Improved Baselines with Visual Instruction Tuning")."""
 
-    uses_factor = False
-
-    def __init__(self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str) -> None:
-        super().__init__()
+    def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.fc1 = nn.Linear(hidden_size, text_hidden_size)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """As `forward`, without positions."""
         return self.fc2(self.activation(self.fc1(torch.cat(list(tokens.values()), dim=1))))
 
 
-class UnshuffleMLPProjector(nn.Module):
+class UnshuffleMLPProjector(Projector):
     """Concatenates k x k neighbours into one token; then linear, exact GELU, linear. CLS has a first layer of its own.
 
     This is pixel unshuffle before the MLP, as in InternVL (Chen et al., 2024). It makes k * k times fewer tokens without
@@ -81,9 +119,10 @@ class UnshuffleMLPProjector(nn.Module):
 
     uses_factor = True
 
-    def __init__(self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str) -> None:
-        super().__init__()
-        self.factor = factor
+    def __init__(
+        self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str, **kwargs: Any
+    ) -> None:
+        super().__init__(hidden_size, text_hidden_size, factor, grid_dims, output, **kwargs)
         if "cls" in output.split("+"):
             self.cls_fc1 = nn.Linear(hidden_size, text_hidden_size)
         if "grid" in output.split("+"):
@@ -91,8 +130,8 @@ class UnshuffleMLPProjector(nn.Module):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """As `forward`, without positions."""
         hidden = []
         if "cls" in tokens:
             hidden.append(self.cls_fc1(tokens["cls"]))
@@ -101,22 +140,7 @@ class UnshuffleMLPProjector(nn.Module):
         return self.fc2(self.activation(torch.cat(hidden, dim=1)))
 
 
-def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> torch.Tensor:
-    """Fold neighbourhoods of k along each of the n grid axes into the width.
-
-    float[B, N, D] -> float[B, N / k**n, k**n * D]. Neighbourhoods and the patches inside them are in reading order. Zeros
-    complete the last neighbourhood of a grid of one axis.
-    """
-    batch, dims = grid.shape[0], len(grid_shape)
-    if dims == 1 and (missing := -grid_shape[0] % factor):
-        grid, grid_shape = F.pad(grid, (0, 0, 0, missing)), (grid_shape[0] + missing,)
-    split = [size for side in grid_shape for size in (side // factor, factor)]
-    outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
-    folded = grid.reshape(batch, *split, -1).permute(0, *outer, *inner, 2 * dims + 1)  # (B, g.., k.., D)
-    return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
-
-
-PROJECTORS: dict[str, type[Any]] = {
+PROJECTORS: dict[str, type[Projector]] = {
     "linear": LinearProjector,
     "mlp": MLPProjector,
     "unshuffle_mlp": UnshuffleMLPProjector,

@@ -1,5 +1,6 @@
 """Tiny models of every kind, built when a test asks for them."""
 
+import gc
 import os
 import shutil
 import socket
@@ -16,6 +17,26 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also of what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+LONGEST = ()
+"""Files that take longest, the longest first. They begin, so that no process works on one of them at the end alone."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would begin with the files of the most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """The half a million objects of torch, transformers and the tests stay; who collects garbage need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

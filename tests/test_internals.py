@@ -78,6 +78,10 @@ TRANSFORMERS = [
             "_input_embed_layer", "_tied_weights_keys",
         )
     ),
+    *(
+        Internal(f"{MODEL}.{name}", "no class excuses tensors that a checkpoint lacks")
+        for name in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
+    ),
     Internal(f"{MODEL}._init_weights", "CLS and positions start at zero", ("module",)),
     Internal(
         "transformers.configuration_utils:PreTrainedConfig._attn_implementation", "which attention a part runs on", made=True
@@ -176,5 +180,10 @@ def test_the_list_names_every_internal_that_is_used_and_no_other() -> None:
     used = dict([*imported_and_read(), *overridden()])
     listed = {internal.name or internal.place.rpartition(".")[2].strip(":") for internal in INTERNALS}
     assert {name: where for name, where in used.items() if name not in listed} == {}
-    elsewhere = {"_tied_weights_keys", "_UNMARKED"}  # set on instances; absent before transformers 5.23
+    elsewhere = {
+        "_tied_weights_keys",
+        "_keys_to_ignore_on_load_missing",
+        "_keys_to_ignore_on_load_unexpected",
+        "_UNMARKED",  # absent before transformers 5.23
+    }  # of instances
     assert listed - used.keys() - elsewhere == set()

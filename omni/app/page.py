@@ -11,6 +11,7 @@ import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 from anyio import CancelScope
@@ -191,14 +192,14 @@ class _Page:
         return Lines(self._answering(visit, question))
 
     async def _answering(self, visit: Visit, question: str) -> AsyncGenerator[bytes, None]:
-        visit.answer = visit.word = None
+        visit.wait()
         parts = await run_in_threadpool(_looks_of, visit)
         yield _line({**parts, "answer": markup.waiting(), "turns": markup.turns(visit)})
         async with self.turn:
             answers = visit.ask(question, self.model, self.processor)
             try:
                 async for each in iterate_in_threadpool(answers):
-                    yield _line({"answer": markup.answered(visit) if each.seconds else markup.writing(each)})
+                    yield _line({"answer": markup.answered(visit.as_it_is()) if each.seconds else markup.writing(each)})
             except (QuestionError, ItemError) as error:
                 yield _line({"notice": markup.notice([str(error)]), "answer": ""})
             finally:  # also if they have left: the next one's turn comes when nothing is written any more
@@ -244,7 +245,7 @@ class Lines(StreamingResponse):
 
 
 async def receive_body(request: Request, most: int, what: str) -> bytes:
-    """The body of a request. It is received to its end, even if it is too large: a browser that still sends reads no answer."""
+    """The body of a request. It is received to its end, however large: a browser that still sends reads no answer."""
     kept, size = bytearray(), 0
     try:
         async with asyncio.timeout(PATIENCE):
@@ -275,11 +276,13 @@ def _together(request: Request) -> bool:
 
 def _all_of(visit: Visit) -> Parts:
     """What the page shows of a visit."""
+    visit = visit.as_it_is()
     return {"items": markup.items(visit), "turns": markup.turns(visit), "answer": markup.answered(visit), "notice": ""}
 
 
 def _looks_of(visit: Visit) -> Parts:
     """The parts of the page that looking at a word changes. Sounds among the items go on playing."""
+    visit = visit.as_it_is()
     return {**markup.views(visit), "answer": markup.answered(visit), "notice": ""}
 
 
@@ -295,4 +298,7 @@ def _line(parts: Parts) -> bytes:
 async def _refused(request: Request, error: Exception) -> Response:
     """A request that this page does not send, or that is too large."""
     assert isinstance(error, HTTPException)
-    return Response(_line({"notice": markup.notice([error.detail])}), error.status_code, error.headers, LINES)
+    sentence = error.detail
+    if sentence == HTTPStatus(error.status_code).phrase:
+        sentence = f"This page has nothing at {request.url.path[:100]!r} for {request.method}."
+    return Response(_line({"notice": markup.notice([sentence])}), error.status_code, error.headers, LINES)

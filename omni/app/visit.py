@@ -3,9 +3,11 @@
 All of it lies in memory, up to bounds, until the visitor leaves.
 """
 
+import copy
 import pickle
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -90,7 +92,7 @@ class Turn:
 
 @dataclass
 class Visit:
-    """The items and answers of one visitor. They are in memory alone.
+    """The items and answers of one visitor, in memory alone. Several requests of theirs may be worked on at once.
 
     Attributes:
         items: in the order in which they were chosen.
@@ -105,6 +107,13 @@ class Visit:
     turns: list[Turn] = field(default_factory=list)
     _session: Session | None = None
     _attention: WordAttention | None = None
+    _changing: Any = field(default_factory=threading.Lock)
+    """Held while fields change that belong together, and for nothing that takes long."""
+
+    def as_it_is(self) -> "Visit":
+        """A copy, which does not change any more."""
+        with self._changing:
+            return copy.copy(self)
 
     def choose(self, name: str, file: bytes, media_type: str, processor: OmniProcessor, together: bool) -> None:
         """Add an item to the chosen ones, or replace them with it.
@@ -117,31 +126,46 @@ class Visit:
         Raises:
             ItemError: it cannot be taken.
         """
-        items = list(self.items) if together else []
-        if len(items) == MOST:
-            raise ItemError(f"{name!r} is one too many, expected at most {MOST}; remove others first.")
-        _bound(name, "bytes", MOST_BYTES, len(file), *(len(each.file) for each in items))
+
+        def earlier(size: int) -> list[Chosen]:
+            items = self.items if together else []
+            if len(items) >= MOST:
+                raise ItemError(f"{name!r} is one too many, expected at most {MOST}; remove others first.")
+            _bound(name, "bytes", MOST_BYTES, len(file), *(len(each.file) for each in items))
+            _bound(name, "bytes when they are open", MOST_OPEN, size, *(each.size for each in items))
+            return items
+
+        earlier(0)
         try:
             modality, value = read_item(file, [each.name for each in takes(processor)])
         except ItemError as error:  # the error speaks of bytes; the visitor knows the file's name
             sentence = re.sub(rf"The given [\w ]+ \({len(file):,} bytes\)", lambda _: repr(name), str(error))
             raise ItemError(sentence) from error
         size = _open_size(value)
-        _bound(name, "bytes when they are open", MOST_OPEN, size, *(each.size for each in items))
+        earlier(size)
         show, seen = get_modality(modality).show, None
         if show is not None:
             seen = as_seen(processor.preprocessors[modality], show(value), WIDTH)
         plays = re.match(r"(audio|video)/[\w.+-]+(?=;|$)", media_type)
-        self._show([*items, Chosen(modality, name, file, plays[0] if plays else "", size, seen)])
+        chosen = Chosen(modality, name, file, plays[0] if plays else "", size, seen)
+        with self._changing:
+            self._show([*earlier(size), chosen])
+
+    def wait(self) -> None:
+        """Take the answer away: there will be another."""
+        with self._changing:
+            self.answer = self.word = None
 
     def remove(self, number: int) -> None:
         """Remove one of the items."""
-        self._show([item for place, item in enumerate(self.items) if place != number])
+        with self._changing:
+            self._show([item for place, item in enumerate(self.items) if place != number])
 
     def forget(self) -> None:
         """Remove everything. An answer that is being written stops."""
-        self._show([])
-        self.turns = []
+        with self._changing:
+            self._show([])
+            self.turns = []
 
     def _show(self, items: list[Chosen]) -> None:
         self.items = items
@@ -168,24 +192,32 @@ class Visit:
             raise QuestionError(
                 f"The question has {len(question):,} characters, expected at most {LONGEST:,}; shorten it."
             )
-        if not self.items and (bundles := takes(processor)):
+        items = self.items
+        if not items and (bundles := takes(processor)):
             nouns = " or ".join(bundle.noun for bundle in bundles)
             raise QuestionError(f"There is no {nouns} yet; choose one, and ask again.")
-        self.answer = self.word = self._attention = None
         decoding, session = 0.0, self._session
         if session is None:
             begun = time.perf_counter()
-            opened = [read_item(item.file, [item.modality]) for item in self.items]
+            opened = [read_item(item.file, [item.modality]) for item in items]
             decoding = time.perf_counter() - begun
-            session = self._session = Session(model, processor, opened)
+            session = Session(model, processor, opened)
+        with self._changing:
+            if self.items is not items:
+                return
+            self._session = session
+            self.answer = self.word = self._attention = None
         for answer in session.stream(question):
             if self._session is not session:
                 return
             if answer.seconds:  # it is whole
                 answer = answer.model_copy(update={"seconds": {"decoding": round(decoding, 4), **answer.seconds}})
-                self.answer = answer
-                about = tuple(View(item.name, _small(item.seen)) for item in self.items)
-                self.turns = [*self.turns, Turn(answer.question, answer.answer, about)][-KEPT:]
+                about = tuple(View(item.name, _small(item.seen)) for item in items)
+                with self._changing:
+                    if self._session is not session:
+                        return
+                    self.answer = answer
+                    self.turns = [*self.turns, Turn(answer.question, answer.answer, about)][-KEPT:]
             yield answer
 
     def look(self, word: int) -> None:
@@ -194,14 +226,16 @@ class Visit:
         Raises:
             AttentionError: a model that does not tell.
         """
-        if self.answer is None or self._session is None or not 0 <= word < len(self.answer.answer.split()):
+        now = self.as_it_is()
+        if now.answer is None or now._session is None or not 0 <= word < len(now.answer.answer.split()):
             return  # the answer is gone
-        if self._attention is None:
-            self._attention = session_attention(self._session, self.answer.question)
-        self.word = None if word == self.word else word
+        attention = now._attention or session_attention(now._session, now.answer.question)
+        with self._changing:
+            if self.answer is now.answer:
+                self._attention, self.word = attention, None if word == self.word else word
 
     def views(self) -> list[View]:
-        """The items, as they are or with where the Thinker looked for the word."""
+        """The items, as they are or with where the Thinker looked for the word; of a copy that does not change."""
         attention, word = self._attention, self.word
         if attention is None or word is None:
             return [View(item.name, item.seen) for item in self.items]

@@ -8,7 +8,8 @@ structure of a whole file and raises where it does not add up.
 | WAV         | a cut, lengths and sizes that disagree; the samples have no checksum                             |
 | FLAC        | a cut, any changed sample: the header has a hash of all of them                                  |
 | Ogg         | a cut, any changed byte: every page has a checksum, and the last one says that it is the last    |
-| MP3         | a cut inside a frame, or of frames where the first one counts them; the samples have no checksum |
+| MP3         | a cut inside a frame, or of frames where the first one counts them, and what the decoder says;   |
+|             | the samples have no checksum                                                                     |
 """
 
 import re
@@ -35,6 +36,7 @@ class Facts(NamedTuple):
         rate: samples in a second; None where the decoder is believed.
         bits: of a sample, where the samples have a hash.
         md5: of all samples as they were before they were packed.
+        start, end: where the sound is; what is before and behind, the decoder need not see.
     """
 
     format: str
@@ -42,6 +44,8 @@ class Facts(NamedTuple):
     rate: int | None = None
     bits: int = 0
     md5: bytes = b""
+    start: int = 0
+    end: int | None = None
 
 
 def facts_of(data: bytes) -> Facts | None:
@@ -195,7 +199,8 @@ _TAGS = re.compile(rb"TAG|APETAGEX|LYRICSBEGIN|\0*\Z")
 
 
 def _mp3(data: bytes) -> Facts:
-    at, frames, counted, first = after_id3(data), 0, -1, b""
+    at = start = after_id3(data)
+    frames, counted, first = 0, -1, b""
     while at < len(data) and not _TAGS.match(data, at):
         if at + 4 > len(data):
             raise CutError(f"frame {frames} is not whole")
@@ -214,7 +219,7 @@ def _mp3(data: bytes) -> Facts:
         raise kind(f"the first frame counts {counted:,} others, the file has {frames - 1:,}")
     if not frames:
         raise CutError("it has no frame")
-    return Facts("MP3", rate=_MP3_RATES[first[1] >> 3 & 3][first[2] >> 2 & 3])
+    return Facts("MP3", rate=_MP3_RATES[first[1] >> 3 & 3][first[2] >> 2 & 3], start=start, end=at)
 
 
 def _mp3_frame(data: bytes, at: int) -> int:

@@ -21,6 +21,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import md5
 from importlib import import_module
@@ -31,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni.audio.formats import CutError, DamagedError, Facts, after_id3, facts_of
+from omni.audio.mpg123 import Words, heard
 from omni.files import ReadError, read_whole
 from omni.modality import ItemError
 
@@ -190,8 +192,11 @@ def count_samples(data: bytes) -> int:
     A file that does not know its length counts as one of `MAX_SAMPLES` a channel.
     """
     soundfile = _library("soundfile")
+    data = _without_tag(data)
     try:
-        info = soundfile.info(BytesIO(_without_tag(data)))
+        facts = facts_of(data) or Facts("")
+        with heard():
+            info = soundfile.info(BytesIO(data[facts.start : facts.end]))
         return int(min(info.frames, MAX_SAMPLES) * info.channels)
     except (soundfile.LibsndfileError, ValueError):
         return 0
@@ -333,8 +338,9 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
     """The samples of a checked file, mixed down block by block. There must be as many as the file states."""
     soundfile = _library("soundfile")
     found, mixed, hashed = 0, list[NDArray[np.float32]](), md5(usedforsecurity=False)
+    said = heard() if facts.format == "MP3" else nullcontext(Words())
     try:
-        with soundfile.SoundFile(BytesIO(data)) as file:
+        with said as words, soundfile.SoundFile(BytesIO(data[facts.start : facts.end])) as file:
             rate, channels = file.samplerate, file.channels
             if facts.samples is not None or file.frames < 2**40:  # libsndfile says this if it does not know the length
                 _check_length(file.frames, name)
@@ -351,6 +357,8 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
         if re.search("lost sync|psf_fseek", reason):  # what libFLAC says at the end of a file that is cut
             raise CutError(f"a piece is missing: {reason}") from error
         raise DamagedError(f"damaged or unusual data ({reason})") from error
+    if words.complaints:
+        raise DamagedError(f"damaged data ({words.complaints[0]})")
     if facts.rate not in (None, rate):
         raise DamagedError(f"{facts.rate:,} Hz in the header and {rate:,} Hz in the data")
     if found != expected and expected < 2**40:
@@ -358,7 +366,9 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
     if facts.md5 and hashed.digest() != facts.md5:
         raise DamagedError("samples that differ from the hash of them in the header")
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
-    return _sound(samples, rate, name, (f"the mean of {channels} channels",) if channels > 1 else ())
+    return _sound(
+        samples, rate, name, ((f"the mean of {channels} channels",) if channels > 1 else ()) + tuple(words[:1])
+    )
 
 
 def _packed(block: NDArray[np.int32], bits: int) -> bytes:

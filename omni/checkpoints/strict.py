@@ -174,6 +174,9 @@ class StrictLoadingMixin:
     def post_init(self) -> None:
         """As in transformers. A model that is far larger than its checkpoint is refused before it takes memory."""
         super().post_init()  # type: ignore[misc]
+        # a class may excuse tensors that its old checkpoints lack; transformers then leaves them random without a word
+        self._keys_to_ignore_on_load_missing = set[str]()
+        self._keys_to_ignore_on_load_unexpected = set[str]()
         most, folder = getattr(_room, "limit", None) or (None, Path())
         tensors = [*self.parameters(), *self.buffers()]  # type: ignore[attr-defined]
         if most is not None and (found := sum(tensor.numel() for tensor in tensors)) > most:

@@ -64,15 +64,6 @@ def fields_agree(subject: Subject) -> None:
             f"`inputs` names {list(modality.inputs)}, but the preprocessor's model_input_names are {names}; name as many, "
             "in the same order."
         )
-    if (
-        modality.prepare is None
-        and set(names) >= set(modality.inputs)
-        and names[: len(modality.inputs)] != [*modality.inputs]
-    ):
-        raise BrokenError(
-            f"`inputs` names {list(modality.inputs)}, but the preprocessor's model_input_names are {names}; they are paired "
-            "in this order, so write both in the same one."
-        )
 
 
 def configures(subject: Subject) -> None:

@@ -164,12 +164,18 @@ def inspects(subject: Subject) -> None:
 
 def exports(subject: Subject) -> None:
     """`omni export`: graphs of the fused model."""
-    from omni.exchange.onnx import ExportError, export
+    from omni.exchange.onnx import DifferenceError, ExportError, MissingPackageError, export
 
     try:
         export(_folder(subject), subject.folder("exports") / "onnx")
-    except ExportError as error:  # not every encoder can be a graph
+    except MissingPackageError as error:
         raise NotRunError(f"`omni export` says: {error}") from error
+    except DifferenceError as error:
+        raise BrokenError(f"`omni export` says: {error}") from error
+    except ExportError as error:  # not every encoder can be a graph
+        raise NotOfferedError(
+            f"graphs: with them, this encoder runs without torch. `omni export` says: {error}"
+        ) from error
 
 
 def serves(subject: Subject) -> None:

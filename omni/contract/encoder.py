@@ -222,8 +222,8 @@ def _refuses(file: Path, tensors: dict[str, torch.Tensor], what: str) -> None:
     except CheckpointError:
         return
     raise BrokenError(
-        f"A checkpoint that {what} is loaded without an error; remove `_keys_to_ignore_on_load_missing` "
-        "and `_keys_to_ignore_on_load_unexpected` from the encoder's class."
+        f"A checkpoint that {what} is loaded without an error; remove from the encoder's class what changes how weights are "
+        "loaded."
     )
 
 

@@ -64,10 +64,11 @@ class ManifestSettings(Asking):
     data: str
     root: str | None = None
     prompt: str | None = None
+    addresses: str | None = None
 
     def questionnaire(self) -> ManifestQuestions:
         """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
-        return ManifestQuestions(self.data, self.root, self.prompt)
+        return ManifestQuestions(self.data, self.root, self.prompt, self.addresses)
 
     @property
     def title(self) -> str:

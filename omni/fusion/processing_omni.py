@@ -33,7 +33,7 @@ from omni.registry import get_modality, open_item, prepare_items
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
-from .placeholders import UNMARKED, check_ids, expand
+from .placeholders import UNMARKED, check_ids, expand, pattern_of
 
 SHOWN_AS = {"image_processor": "image", "feature_extractor": "audio"}
 """What transformers calls the preprocessor of a modality: as an attribute, and in processor_config.json."""
@@ -197,11 +197,11 @@ class OmniProcessor(ProcessorMixin):
                 "return_text_replacement_offsets"
             )
             tokens = {modality.name: modality.token for modality in self.bundles}
-            expanded, replacements = expand(texts, counts, tokens)
+            expanded = expand(texts, counts, tokens)
             data |= self.tokenizer(expanded, **text_kwargs)
             check_ids(expanded, data["input_ids"], tokens, self.token_ids)
             if offsets:
-                data["text_replacement_offsets"] = replacements
+                data["text_replacement_offsets"] = _replacements(texts, counts, tokens)
             if type_ids:
                 data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
         as_they_are = [*self.skip_tensor_conversion, "mm_encoder_outputs"]
@@ -445,6 +445,27 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
 
 def _preprocessor_key(name: str) -> str:
     return next((shown for shown, modality in SHOWN_AS.items() if modality == name), f"{name}_preprocessor")
+
+
+def _replacements(
+    texts: Sequence[str], counts: Mapping[str, Sequence[int]], tokens: Mapping[str, str]
+) -> list[list[dict[str, Any]]]:
+    """Where placeholders stand in each prompt, and their repetitions in the expanded prompt, in characters."""
+    names, waiting = (
+        {token: name for name, token in tokens.items()},
+        {name: iter(each) for name, each in counts.items()},
+    )
+    found = []
+    for text in texts:
+        shift, row = 0, list[dict[str, Any]]()
+        for match in pattern_of(names).finditer(text):
+            token, start = match[0], match.start() + shift
+            repeated = token * next(waiting[names[token]])
+            span = {"span": match.span(), "new_span": (start, start + len(repeated))}
+            row.append({"type": names[token], **span, "text": token, "replacement": repeated})
+            shift += len(repeated) - len(token)
+        found.append(row)
+    return found
 
 
 def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:

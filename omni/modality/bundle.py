@@ -44,7 +44,7 @@ class Modality:
         model_class: the encoder's class, a `PreTrainedModel` whose output `read` understands. It builds a tower from a
             configuration of `config_class` itself; `build` builds all others.
         preprocessor_class: turns raw items into `inputs`: `__call__(items, return_tensors=...)`, `to_dict()`,
-            `cls(**dict)` and `model_input_names` (in the order of `inputs`).
+            `cls(**dict)` and `model_input_names`: those of `inputs`, or others in their order.
         build: takes a configuration of another class and returns a tower that takes the same arguments; by default
             `AutoModel` does.
         prepare: takes a preprocessor, items and the options of the call, and returns the batch of `inputs`. It is for a

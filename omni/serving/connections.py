@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -84,6 +85,8 @@ def refused(http: Any, error: Any) -> Response:
     """A refusal in the form that OpenAI's clients expect."""
     status = getattr(error, "status", None) or error.status_code
     message = str(getattr(error, "detail", error))
+    if message == HTTPStatus(status).phrase:
+        message = f"This server has nothing at {http.url.path[:100]!r} for {http.method}."
     kind = "invalid_request_error" if status < 500 else "server_error"
     described = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": described}, status_code=status, headers=getattr(error, "headers", None))

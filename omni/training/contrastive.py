@@ -22,7 +22,8 @@ from omni.data.collate import expect_taken
 from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest
 from omni.training.encoder import build_encoder
-from omni.training.recipe import ContrastiveSection, Drawn, Files, Recipe, said_by_recipe
+from omni.training.order import mix
+from omni.training.recipe import ContrastiveSection, Drawn, Files, Mixture, Recipe, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 
 MOST_CAPTIONS = 20_000
@@ -116,7 +117,7 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
+        self.manifest, self.blocks = manifest, manifest.blocks
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -134,8 +135,6 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
         return "".join(block["text"] for block in said["content"])
 
 
-def captions(data: Drawn | Files) -> Any:
+def captions(data: Drawn | Files | Mixture) -> Any:
     """Pictures with captions, by number: those that a world draws, or a user's own."""
-    if isinstance(data, Files):
-        return ManifestCaptions(Manifest.read(data.path, root=data.root, prompt=data.prompt))
-    return data.captions()
+    return mix(data, lambda part: ManifestCaptions(part.manifest()) if isinstance(part, Files) else part.captions())

@@ -298,10 +298,10 @@ WRONG: list[tuple[str, bytes, int, str]] = [
         "5,000,000 bytes, expected at most",
     ),
     ("/load_model", json.dumps({"model": "/etc"}).encode(), 404, "this server has no other"),
-    ("/reset", b"{}", 404, "Not Found"),
-    ("/health", b"{}", 405, "Method Not Allowed"),
-    ("/v1/audio/transcriptions", b"{}", 404, "Not Found"),
-    ("/openapi.json", b"{}", 404, "Not Found"),
+    ("/reset", b"{}", 404, "This server has nothing at '/reset' for POST."),
+    ("/health", b"{}", 405, "nothing at '/health' for POST."),
+    ("/v1/audio/transcriptions", b"{}", 404, "This server has nothing at"),
+    ("/openapi.json", b"{}", 404, "This server has nothing at"),
 ]
 
 
