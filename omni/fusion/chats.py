@@ -11,7 +11,7 @@ from omni.modality import Modality
 from omni.registry import open_item
 
 _ADDRESS = re.compile(r"(https?://|data:)", re.IGNORECASE)
-"""What is no file of this machine, and for the preprocessor to fetch."""
+"""What is no file of this machine. The preprocessor fetches it."""
 
 
 class OldTransformers(ValueError):
@@ -65,7 +65,7 @@ def items_of_chats(
 
 
 def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
-    """What a block of a chat names: `{"type": "signal", "signal": array}`, or a file by its "path"."""
+    """The item in a block of a chat: `{"type": "signal", "signal": array}`, or a file by its "path"."""
     if modality.name == "image":  # transformers opens them
         return [block[key] for key in ("image", "url", "path", "base64") if key in block]
     files = [block[key] for key in ("path", "url") if key in block]
@@ -76,7 +76,7 @@ def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
 
 
 def opened(modality: Modality, given: Any) -> Any:
-    """Files and pictures of PIL as the modality reads them; arrays, addresses and base64 as they are."""
+    """Open files and pictures of PIL as the modality does; leave arrays, addresses and base64 as they are."""
     if not modality.is_item(given):
         return [opened(modality, each) for each in given]
     stays = hasattr(given, "shape") or (isinstance(given, str) and not os.path.exists(given))

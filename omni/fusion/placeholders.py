@@ -7,7 +7,7 @@ from typing import Any
 from transformers import processing_utils
 
 UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
-"""In a pattern before a placeholder: one that no user wrote. transformers 5.23 marks those of users."""
+"""The beginning of a pattern for placeholders that no user wrote. transformers 5.23 marks those in the texts of users."""
 
 
 def expand(texts: Sequence[str], counts: Mapping[str, Sequence[int]], tokens: Mapping[str, str]) -> list[str]:

@@ -76,7 +76,7 @@ class OmniPreTrainedModel(StrictModel):
 
     @classmethod
     def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
-        """Also those of a modality that is left out."""
+        """As in the base class, and those of modalities that are left out."""
         left_out = OmniConfig.names_left_out(kwargs)
         parts = [cls.left_to_others.pattern, *(rf"(model\.)?{name}_(tower|projector)\." for name in left_out)]
         return re.compile("|".join(parts))

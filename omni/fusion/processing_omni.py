@@ -192,7 +192,7 @@ class OmniProcessor(ProcessorMixin):
         return BatchFeature(data | inputs, tensor_type=return_tensors, skip_tensor_conversion=as_they_are)
 
     def _hand_on_rate(self, kwargs: dict[str, Any]) -> None:
-        """Move `sampling_rate` to where the preprocessor of sounds finds it."""
+        """Hand `sampling_rate` on to the preprocessor of sounds."""
         if (rate := kwargs.pop("sampling_rate", None)) is None:
             return
         if not any(modality.argument == "audio" for modality in self.bundles):
@@ -316,7 +316,7 @@ class OmniProcessor(ProcessorMixin):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
+        """Does nothing, as for the models: see `StrictLoadingMixin`."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write processor_config.json, the tokenizer's files and the chat template, and seal them."""

@@ -11,7 +11,7 @@ from .configuration_vision import OmniVisionConfig
 
 
 def expect_pictures(pixel_values: torch.Tensor, config: OmniVisionConfig, any_size: bool) -> None:
-    """Refuse what is no batch of pictures, float[B, C, H, W], of the encoder's size.
+    """Refuse anything but a batch of pictures, float[B, C, H, W], of the encoder's size.
 
     Args:
         pixel_values: the batch.
