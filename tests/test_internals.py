@@ -180,10 +180,10 @@ def test_the_list_names_every_internal_that_is_used_and_no_other() -> None:
     used = dict([*imported_and_read(), *overridden()])
     listed = {internal.name or internal.place.rpartition(".")[2].strip(":") for internal in INTERNALS}
     assert {name: where for name, where in used.items() if name not in listed} == {}
-    elsewhere = {
+    elsewhere = {  # set on instances; absent before transformers 5.23
         "_tied_weights_keys",
         "_keys_to_ignore_on_load_missing",
         "_keys_to_ignore_on_load_unexpected",
-        "_UNMARKED",  # absent before transformers 5.23
-    }  # of instances
+        "_UNMARKED",
+    }
     assert listed - used.keys() - elsewhere == set()

@@ -245,7 +245,7 @@ class Lines(StreamingResponse):
 
 
 async def receive_body(request: Request, most: int, what: str) -> bytes:
-    """The body of a request. It is received to its end, however large: a browser that still sends reads no answer."""
+    """The body of a request, received to its end even if it is too large: a browser that still sends reads no answer."""
     kept, size = bytearray(), 0
     try:
         async with asyncio.timeout(PATIENCE):

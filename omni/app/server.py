@@ -27,6 +27,7 @@ def serve(
     port: int = 7860,
     browse: bool = False,
     listening: Callable[[str], None] = lambda where: None,
+    dtype: str = "auto",
 ) -> None:
     """Serve the page until the process is interrupted.
 
@@ -35,6 +36,7 @@ def serve(
         host, port: where to listen.
         browse: open the page in this machine's browser.
         listening: called before the checkpoint is loaded, with where the page will be and for whom.
+        dtype: precision of the weights, see `omni.loading.checkpoint.load`.
 
     Raises:
         AppError: packages that are missing, or an address at which nobody can listen.
@@ -53,7 +55,7 @@ def serve(
             raise AppError(missing) from error
         reach = Reach.of(host, opened)
         listening(reach.sentence)
-        app = make_app(*load(checkpoint), middleware=[Middleware(Door, reach=reach)])
+        app = make_app(*load(checkpoint, dtype), middleware=[Middleware(Door, reach=reach)])
         if browse:
             webbrowser.open(reach.address)
         config = uvicorn.Config(

@@ -92,7 +92,7 @@ class Turn:
 
 @dataclass
 class Visit:
-    """The items and answers of one visitor, in memory alone. Several requests of theirs may be worked on at once.
+    """The items and answers of one visitor, in memory alone. Several of their requests may be worked on at once.
 
     Attributes:
         items: in the order in which they were chosen.

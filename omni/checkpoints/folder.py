@@ -4,7 +4,6 @@ A folder may come from anywhere. It may hold a pipe that never ends, JSON that i
 that fit into no memory. Each of these is an error of one sentence.
 """
 
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from omni.files import read_json
 
 CONFIG = "config.json"
 ADAPTERS = "adapter_config.json"
@@ -80,9 +81,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise CheckpointError(f"{named(path)} is not a file; expected one with a JSON object.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise CheckpointError(f"{named(path)} is nested too deep to be read; get the checkpoint again.") from None
+        values = read_json(path)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:

@@ -106,7 +106,7 @@ def embedding_name(model: nn.Module) -> str:
 
 
 def note_ties(model: Any) -> None:
-    """Set `tie_word_embeddings` to what the weights are. Merged adapters replace head or embedding alone, which unties them."""
+    """Set `tie_word_embeddings` to what the weights are. Merged adapters replace one of the two, which unties them."""
     head, embedding = (
         getattr(part, "weight", None) for part in (model.get_output_embeddings(), model.get_input_embeddings())
     )

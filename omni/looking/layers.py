@@ -23,7 +23,6 @@ Conventions:
 
 import copy
 import inspect
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +38,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from omni.checkpoints.folder import reason_of
+from omni.files import read_json
 from omni.fusion.thinker import eager_attention
 from omni.items import Item, read_item
 from omni.loading.encoder import Encoder, find_encoder, load_encoder
@@ -221,7 +222,7 @@ def _memory(number: int) -> str:
 def _read_config(path: Path) -> PreTrainedConfig:
     path = path / "config.json" if path.is_dir() else path
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read; expected a checkpoint folder or a JSON configuration.") from error
     except ValueError as error:
@@ -239,8 +240,8 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         # a copy, because from_config writes the attention into the configuration
         model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"No model of type {config.model_type!r} can be built: {error}") from error
+    except Exception as error:  # sizes from anywhere; what builds a model of them raises anything
+        raise ValueError(f"No model of type {config.model_type!r} can be built: {reason_of(error)}") from error
     return model.float().eval()
 
 

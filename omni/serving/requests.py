@@ -1,4 +1,4 @@
-"""What a request may contain: every field of the three interfaces with its bounds, and the items.
+"""What a request may contain: every field of the four interfaces with its bounds, and the items.
 
 A field that is not here is refused by its name, one that has no place in an answer (`harmless`) is dropped, and one that
 asks for what this server cannot do is refused unless it asks for nothing. So nothing is passed over, and nothing that a
@@ -276,7 +276,7 @@ class Message(_Checked):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
-# --- The three interfaces ---------------------------------------------------------------------------------------------
+# --- The interfaces ---------------------------------------------------------------------------------------------------
 
 
 class StreamOptions(_Checked):
@@ -341,6 +341,10 @@ class Request(_Checked):
     def alternatives(self) -> int | None:
         """How many likely tokens the client wants beside each token, with probabilities; None for no probabilities."""
         return None
+
+    def items(self) -> Iterator[tuple[str, Part]]:
+        """The items in their order, each with its place for messages."""
+        yield from ()
 
 
 class Conversation(Request):
@@ -464,6 +468,26 @@ class Completion(Request):
     def alternatives(self) -> int | None:
         """See `Request`."""
         return self.logprobs
+
+
+class Embeddings(_Checked):
+    """The body of `/v1/embeddings`: texts and items, a vector for each."""
+
+    harmless = frozenset({"user"})
+    stream: ClassVar[bool] = False
+    model: Annotated[str, Field(max_length=4096)] | None = None
+    input: Annotated[
+        list[Annotated[Part, _wrapped(lambda text: {"type": "text", "text": text}, "text or a part")]],
+        Field(min_length=1, max_length=1000, fail_fast=True),
+        _wrapped(lambda text: [{"type": "text", "text": text}], "text, or a list of texts and parts"),
+    ]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[Any, _only()] = None
+
+    def items(self) -> Iterator[tuple[str, Part]]:
+        """The parts in their order, each with its place for messages."""
+        for number, part in enumerate(self.input):
+            yield f"input[{number}]", part
 
 
 class Loading(_Checked):

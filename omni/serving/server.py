@@ -29,9 +29,9 @@ from omni.loading.checkpoint import load
 from .connections import Connection, Doorkeeper, refused
 from .remote import MAX_BYTES, MAX_SECONDS, RemoteError, fetch, is_public
 from .replies import REPLIES, Reply, failure
-from .requests import Chat, Completion, Conversation, Loading, Request, RequestError, Response, parse
+from .requests import Chat, Completion, Embeddings, Loading, Request, RequestError, Response, parse
 from .worker import FAILED, Worker
-from .writing import End, Job, Piece
+from .writing import Event, Job
 
 MAX_BODY = 50 * 2**20
 """Bytes of a request at most."""
@@ -57,6 +57,7 @@ def serve(
     ready: Callable[[], None] = lambda: None,
     name: str | None = None,
     allowed_hosts: Sequence[str] = (),
+    dtype: str = "auto",
 ) -> None:
     """Serve a checkpoint with OpenAI's interface until the process is interrupted.
 
@@ -68,6 +69,7 @@ def serve(
         ready: called once, when requests will be answered.
         name: what clients call the model, beside the folder as it is given here; by default the folder's name.
         allowed_hosts: names by which clients may call the server, beside `host`, the machine's own and IP addresses.
+        dtype: precision of the weights, see `omni.loading.checkpoint.load`.
 
     Raises:
         ServingError: an address at which nobody can listen, or a device on which the model cannot answer.
@@ -80,7 +82,7 @@ def serve(
         device = str(accelerator or "cpu")
     with ExitStack() as stack:
         listening = [stack.enter_context(each) for each in _listen(host, port)]
-        model, processor = load(checkpoint)
+        model, processor = load(checkpoint, dtype)
         try:
             model.to(device)
             worker = Worker(model, processor)
@@ -153,7 +155,7 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
         only(parse(Loading, await _read(http, LARGE)).model)
         return Bytes(f"data: {json.dumps({'status': 'ready', 'cached': True})}\n\n", media_type="text/event-stream")
 
-    def answers(kind: type[Request]) -> "_Answers":
+    def answers(kind: type[Request | Embeddings]) -> "_Answers":
         return _Answers(kind, worker, names[0], only, allowed, turns)
 
     turns = _Turns()
@@ -162,6 +164,7 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
             Route("/v1/chat/completions", answers(Chat), methods=["POST"]),
             Route("/v1/completions", answers(Completion), methods=["POST"]),
             Route("/v1/responses", answers(Response), methods=["POST"]),
+            Route("/v1/embeddings", answers(Embeddings), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
@@ -189,7 +192,7 @@ class _Answers:
 
     def __init__(
         self,
-        kind: type[Request],
+        kind: type[Request | Embeddings],
         worker: Worker,
         name: str,
         only: Callable[[str | None], None],
@@ -218,7 +221,7 @@ class _Answers:
                 answering.cancel()
             await answering.result()(scope, receive, send)
 
-    async def _respond(self, request: Request, held: AsyncExitStack) -> Bytes:
+    async def _respond(self, request: Request | Embeddings, held: AsyncExitStack) -> Bytes:
         """The whole answer, or the beginning of a stream. An error in a request is known before."""
         self._only(request.model)
         await self._fetch(request, held)
@@ -233,10 +236,9 @@ class _Answers:
             raise
         return StreamingResponse(_events(job, reply, _chain(first, answer)), media_type="text/event-stream")
 
-    async def _fetch(self, request: Request, held: AsyncExitStack) -> None:
+    async def _fetch(self, request: Request | Embeddings, held: AsyncExitStack) -> None:
         """Fetch the items that have an address."""
-        items = request.items() if isinstance(request, Conversation) else ()
-        remote = [(where, part, part.remote) for where, part in items if part.remote]
+        remote = [(where, part, part.remote) for where, part in request.items() if part.remote]
         if not remote:
             return
         await held.enter_async_context(self._turns.fetching)
@@ -256,7 +258,7 @@ class _Answers:
             part.fetched(data)
 
 
-async def _events(job: Job, reply: Reply, answer: AsyncIterator[Piece | End]) -> AsyncIterator[str]:
+async def _events(job: Job, reply: Reply, answer: AsyncIterator[Event]) -> AsyncIterator[str]:
     """The events of a stream that has begun."""
     try:
         async for event in reply.stream(answer):
@@ -267,7 +269,7 @@ async def _events(job: Job, reply: Reply, answer: AsyncIterator[Piece | End]) ->
         job.wanted = False
 
 
-async def _chain(first: Piece | End, rest: AsyncIterator[Piece | End]) -> AsyncIterator[Piece | End]:
+async def _chain(first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[Event]:
     yield first
     async for each in rest:
         yield each

@@ -25,12 +25,13 @@ from transformers.processing_utils import ProcessorMixin
 
 from omni.fusion.chats import OldTransformers
 from omni.items import Item
+from omni.loading.encoder import Encoder
 from omni.modality import ItemError, Modality
 from omni.questions import make_prompts
 from omni.registry import make_probes
 
-from .requests import MAX_UNITS, Completion, Conversation, Part, Request, RequestError
-from .writing import Job, LeftError, Scores, StoppedError, Writing
+from .requests import MAX_UNITS, Completion, Conversation, Embeddings, Part, Request, RequestError
+from .writing import End, Job, LeftError, Scores, StoppedError, Vectors, Writing
 
 MAX_WAITING = 64
 """How many requests may wait."""
@@ -73,7 +74,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, "worker")
         self._takes_system = self._shows(PROBE)
 
-    def take(self, request: Request) -> Job:
+    def take(self, request: Request | Embeddings) -> Job:
         """Put a request in line.
 
         Raises:
@@ -94,7 +95,10 @@ class Worker:
 
     def _do(self, job: Job) -> None:
         try:
-            self._answer(job)
+            if isinstance(job.request, Embeddings):
+                self._embed(job)
+            else:
+                self._answer(job)
         except LeftError:
             pass
         except RequestError as error:
@@ -137,6 +141,31 @@ class Worker:
             )
         writing.finish(read)
 
+    @torch.inference_mode()
+    def _embed(self, job: Job) -> None:
+        """The CLS token of each item, as `omni embed` writes it."""
+        job.check_wanted()
+        parts = list(job.request.items())
+        if texts := [where for where, part in parts if part.text is not None]:
+            takes = " and ".join(f"{bundle.noun}s" for bundle in self.processor.bundles) or "nothing"
+            raise RequestError(
+                f"This model makes vectors of {takes}, found text in {texts[0]}; send items as parts, such as "
+                "{'type': 'image_url', 'image_url': {'url': 'data:...'}}."
+            )
+        bundles, vectors, read = self._bundles(parts), [], 0
+        for (where, part), bundle in zip(parts, bundles, strict=True):
+            job.check_wanted()
+            inputs = self._prepare(where, part, bundle)
+            tower = getattr(self.model.model, f"{bundle.name}_tower")
+            encoder = Encoder(tower, self.processor.preprocessors[bundle.name], modality=bundle.name)
+            found = encoder.encode({key: inputs[key] for key in bundle.arguments})
+            if "cls" not in found:
+                raise RequestError(f"The encoder of {bundle.noun}s has no vector for a whole one; leave {where} out.")
+            read += self._count(bundle, inputs)
+            vectors.append(found["cls"][0, 0].float().cpu().numpy())
+        job.tell(Vectors(vectors))
+        job.tell(End(True, read, 0))
+
     def _config(self, request: Request, room: int) -> GenerationConfig:
         """The settings of generation: the checkpoint's, changed by the request's, and limited to what the model can take."""
         config: GenerationConfig = copy.deepcopy(self.model.generation_config)
@@ -167,11 +196,22 @@ class Worker:
 
     def _items(self, job: Job) -> list[Item]:
         """The encoded items of a request."""
-        request = job.request
-        parts = list(request.items()) if isinstance(request, Conversation) else []
-        bundles = [self._modality(where, part) for where, part in parts]
+        parts = list(job.request.items())
+        bundles = self._bundles(parts)
         tokens = [self.processor.least_tokens(bundle.name) for bundle in bundles]
         self._check_room(sum(tokens))
+        items = []
+        for number, ((where, part), bundle) in enumerate(zip(parts, bundles, strict=True)):
+            job.check_wanted()
+            inputs = self._prepare(where, part, bundle)
+            tokens[number] = self._count(bundle, inputs)
+            self._check_room(sum(tokens))
+            items += [Item(bundle.name, each) for each in self.model.model.encode_items(bundle.name, **inputs)]
+        return items
+
+    def _bundles(self, parts: Sequence[tuple[str, Part]]) -> list[Modality]:
+        """The modalities of parts, which are not too large together."""
+        bundles = [self._modality(where, part) for where, part in parts]
         sizes: dict[str, int] = defaultdict(int)
         for (where, part), bundle in zip(parts, bundles, strict=True):
             if bundle.measure is None:
@@ -182,14 +222,7 @@ class Worker:
                     f"The {bundle.noun}s have {sizes[bundle.name]:,} {bundle.unit} together, expected at most "
                     f"{MAX_UNITS:,}; send fewer of them, or smaller ones."
                 )
-        items = []
-        for number, ((where, part), bundle) in enumerate(zip(parts, bundles, strict=True)):
-            job.check_wanted()
-            inputs = self._prepare(where, part, bundle)
-            tokens[number] = self._count(bundle, inputs)
-            self._check_room(sum(tokens))
-            items += [Item(bundle.name, each) for each in self.model.model.encode_items(bundle.name, **inputs)]
-        return items
+        return bundles
 
     def _count(self, bundle: Modality, inputs: Any) -> int:
         """How many tokens of the Thinker the prepared items become."""

@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
@@ -50,6 +52,16 @@ class End:
     tokens_written: int
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """What the encoders say of items, float32[D] of each."""
+
+    values: Sequence[NDArray[np.float32]]
+
+
+Event = Piece | Vectors | End
+
+
 class LeftError(Exception):
     """Nobody waits for the answer."""
 
@@ -57,11 +69,11 @@ class LeftError(Exception):
 class Job:
     """A request that waits, and its answer."""
 
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, request: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.request, self.wanted = request, True
-        self._loop, self._events = loop, asyncio.Queue[Piece | End | Exception]()
+        self._loop, self._events = loop, asyncio.Queue[Event | Exception]()
 
-    def tell(self, event: Piece | End | Exception) -> None:
+    def tell(self, event: Event | Exception) -> None:
         """Called by the worker."""
         if self._loop is not None:
             with suppress(RuntimeError):  # it has ended
@@ -72,8 +84,8 @@ class Job:
         if not self.wanted:
             raise LeftError
 
-    async def answer(self) -> AsyncIterator[Piece | End]:
-        """The pieces of the answer as they are written, and its end; Whoever stops listening stops the writing.
+    async def answer(self) -> AsyncIterator[Event]:
+        """The pieces of the answer as they are written, and its end. Whoever stops listening stops the writing.
 
         Raises:
             RequestError: what cannot be answered.

@@ -21,6 +21,7 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from omni.data.collate import expect_taken
 from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest
+from omni.loading.text import save_text
 from omni.training.encoder import build_encoder
 from omni.training.order import mix
 from omni.training.recipe import ContrastiveSection, Drawn, Files, Mixture, Recipe, said_by_recipe
@@ -84,10 +85,12 @@ class ContrastiveAlignment:
         return found
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The encoder and its image processor."""
+        """The encoder and its image processor, and beside them the text encoder, which finds pictures by words."""
         assert isinstance(model, VisionTextDualEncoderModel)
         model.vision_model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        sides = (model.visual_projection.weight, model.text_projection.weight)
+        save_text(folder, model.vision_model, model.text_model, self.tokenizer, *sides)
 
 
 class CaptionedPicturesModel(VisionTextDualEncoderModel):
