@@ -259,7 +259,7 @@ class Manifest(Sequence[Row]):
 
     @cached_property
     def _usual(self) -> str:
-        """The modality of files whose suffix tells none: that of the first with one, else that of the first one's content."""
+        """The modality of files whose suffix tells none: that of the first with one, else that of the first content."""
         found = list[str | Held]()
         for index in range(min(len(self), FIRST_ROWS)):
             try:
