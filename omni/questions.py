@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict
 from transformers import BatchFeature
 
 from omni.data.conversations import Message, ask
-from omni.fusion.processing_omni import OldTransformers, OmniProcessor
+from omni.fusion.chats import OldTransformers
+from omni.fusion.processing_omni import OmniProcessor
 from omni.items import read_items
 
 

@@ -32,7 +32,7 @@ class ControlTokenError(ExampleError):
 
 @dataclass(frozen=True)
 class Example:
-    """Items and the conversations that are about them.
+    """Some items, and the conversations about them.
 
     Attributes:
         items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`. They are raw, or

@@ -50,7 +50,7 @@ class File(NamedTuple):
 
     @property
     def source(self) -> Path | bytes:
-        """What `Modality.open` takes.
+        """The file in a form that `Modality.open` takes.
 
         Raises:
             ItemError: its address cannot be read.
@@ -250,7 +250,7 @@ class Manifest(Sequence[Row]):
         return self._rows.digest()
 
     def _modality_of(self, name: str | Held) -> str:
-        """The modality of a file that stands in a column for files of any: its suffix tells."""
+        """The modality of a file in a column for files of any modality, from its suffix."""
         return self._by_suffix(name) or self._usual
 
     def _by_suffix(self, name: str | Held) -> str | None:
@@ -259,7 +259,7 @@ class Manifest(Sequence[Row]):
 
     @cached_property
     def _usual(self) -> str:
-        """The modality of files whose suffix tells none: that of the first one that tells, or else what the first holds."""
+        """The modality of files whose suffix tells none: that of the first with one, else that of the first content."""
         found = list[str | Held]()
         for index in range(min(len(self), FIRST_ROWS)):
             try:

@@ -82,7 +82,7 @@ class Questionnaire(Protocol):
 
     @property
     def parts(self) -> Parts | None:
-        """The kind of answers that are also scored part by part, if there is one."""
+        """The kind of answers that are also scored part by part, if any."""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -168,7 +168,7 @@ class _Waiting:
 
 
 def _size(items: Items) -> int:
-    """Bytes of the items, of those modalities that tell."""
+    """Bytes of the items, as far as their modalities say."""
     contents = ((get_modality(name).content, each) for name, each in items.items())
     return sum(len(content(item)) for content, each in contents if content is not None for item in each)
 

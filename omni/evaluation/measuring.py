@@ -46,7 +46,7 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """A result, with the answers that it was counted from.
+    """A result, with the answers behind it.
 
     Attributes:
         result: the scores and hashes.
@@ -146,7 +146,7 @@ def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progres
 
 def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress, start: float) -> Outcome:
     questions = settings.questionnaire()
-    # first, so that a file that cannot be read is refused at once
+    # first, so that an unreadable file is refused at once
     data_hash = questions.data_hash(lambda done: progress("reading files", done, len(questions)))
     model, processor = load(checkpoint, settings.dtype)
     try:

@@ -41,7 +41,7 @@ def load(checkpoint: str | Path, dtype: str = "auto") -> tuple[OmniForConditiona
         raise CheckpointError(
             f"The adapters in {str(folder)!r} are cut off or damaged ({error}); get the file again."
         ) from error
-    except Exception as error:  # transformers and others read the files, and raise anything
+    except Exception as error:  # transformers and others read the files, and may raise anything
         raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded: {reason_of(error)}") from error
     return model, processor
 

@@ -23,7 +23,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 
-from omni.fusion.processing_omni import OldTransformers
+from omni.fusion.chats import OldTransformers
 from omni.items import Item
 from omni.loading.encoder import Encoder
 from omni.modality import ItemError, Modality
