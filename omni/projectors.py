@@ -11,7 +11,7 @@ how many tokens to put in their places.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,37 +42,100 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
     return ("cls" in parts) + patches * ("grid" in parts)
 
 
-class LinearProjector(nn.Module):
-    """A linear layer with bias for every token: micro-Omni's `proj_v` (33,024 parameters from width 128 to 256)."""
+class Projector(nn.Module):
+    """What all projectors have in common.
+
+    Args:
+        hidden_size, text_hidden_size: D and T.
+        factor: see `num_tokens`.
+        grid_dims: number of axes of the grid.
+        output: the encoder's outputs that are read.
+        positions: the shape of a table of learned vectors, such as (7, 7), one of which is added to each token of the grid;
+            for a grid of another shape it is interpolated. None for no table.
+    """
 
     uses_factor = False
+    last: str
+    """The name of the layer that writes the tokens."""
 
-    def __init__(self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        text_hidden_size: int,
+        factor: int,
+        grid_dims: int,
+        output: str,
+        positions: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, text_hidden_size)
+        self.factor, self.table_shape = factor, tuple(positions or ())
+        if positions:
+            self.positions = nn.Embedding(math.prod(positions), text_hidden_size)
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
+        projected = self.project(tokens, grid_shape)
+        if not self.table_shape:
+            return projected
+        table = self._table(tuple(-(-side // self.factor) for side in grid_shape))
+        return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
+
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """As `forward`, without positions."""
+        raise NotImplementedError
+
+    def rescale(self, ratio: float) -> None:
+        """Multiply what the projector writes."""
+        with torch.no_grad():
+            for layer in (self.get_submodule(self.last), *([self.positions] if self.table_shape else [])):
+                for parameter in layer.parameters():
+                    parameter.mul_(ratio)
+
+    def _table(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """The vectors of the places of a grid of tokens, float[places, T]."""
+        table = self.positions.weight
+        if shape == self.table_shape:
+            return table
+        spread = table.T.reshape(1, -1, *self.table_shape)
+        return F.interpolate(spread, shape, mode=INTERPOLATIONS[len(shape)]).flatten(2)[0].T
+
+
+INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
+"""By the number of axes. A grid of one axis has no table: its length differs from item to item, and the Thinker knows the
+order of its tokens."""
+
+
+class LinearProjector(Projector):
+    """A linear layer with bias for every token: micro-Omni's `proj_v` (33,024 parameters from width 128 to 256)."""
+
+    last = "linear"
+
+    def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
+        self.linear = nn.Linear(hidden_size, text_hidden_size)
+
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """See `Projector`."""
         return self.linear(torch.cat(list(tokens.values()), dim=1))
 
 
-class MLPProjector(nn.Module):
+class MLPProjector(Projector):
     """Linear, exact GELU, linear for every token (Liu et al., 2023, "Improved Baselines with Visual Instruction Tuning")."""
 
-    uses_factor = False
+    last = "fc2"
 
-    def __init__(self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str) -> None:
-        super().__init__()
+    def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.fc1 = nn.Linear(hidden_size, text_hidden_size)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """See `Projector`."""
         return self.fc2(self.activation(self.fc1(torch.cat(list(tokens.values()), dim=1))))
 
 
-class UnshuffleMLPProjector(nn.Module):
+class UnshuffleMLPProjector(Projector):
     """Concatenates k x k neighbours into one token; then linear, exact GELU, linear. CLS has a first layer of its own.
 
     This is pixel unshuffle before the MLP, as in InternVL (Chen et al., 2024). It makes k * k times fewer tokens without
@@ -80,10 +143,12 @@ class UnshuffleMLPProjector(nn.Module):
     """
 
     uses_factor = True
+    last = "fc2"
 
-    def __init__(self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str) -> None:
-        super().__init__()
-        self.factor = factor
+    def __init__(
+        self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str, **kwargs: Any
+    ) -> None:
+        super().__init__(hidden_size, text_hidden_size, factor, grid_dims, output, **kwargs)
         if "cls" in output.split("+"):
             self.cls_fc1 = nn.Linear(hidden_size, text_hidden_size)
         if "grid" in output.split("+"):
@@ -91,8 +156,8 @@ class UnshuffleMLPProjector(nn.Module):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
+    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+        """See `Projector`."""
         hidden = []
         if "cls" in tokens:
             hidden.append(self.cls_fc1(tokens["cls"]))
@@ -116,15 +181,7 @@ def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> t
     return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
 
 
-def compute_dtype(projector: nn.Module) -> torch.dtype | None:
-    """The type of a projector's input: that of its first floating-point parameter.
-
-    None if all of its parameters are quantized to integers: it then takes tokens of any type.
-    """
-    return next((each.dtype for each in projector.parameters() if each.is_floating_point()), None)
-
-
-PROJECTORS: dict[str, type[Any]] = {
+PROJECTORS: dict[str, type[Projector]] = {
     "linear": LinearProjector,
     "mlp": MLPProjector,
     "unshuffle_mlp": UnshuffleMLPProjector,

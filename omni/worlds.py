@@ -33,6 +33,7 @@ class World:
         settings: the settings of an evaluation on it, a subclass of `omni.evaluation.result.Asking`.
         tasks: names of the tasks for an encoder.
         picture_sets: takes `EncoderSettings`, returns the sets of pictures with the labels of these tasks.
+        lesson: for `omni teach`, the sections `train` and `evaluate` of a recipe, and the `settings` of the evaluation.
         drawn_twice: takes a number of pictures and the number of the first, returns an
             `omni.evaluation.picture_sets.DrawnTwice`.
     """
@@ -43,6 +44,7 @@ class World:
     tasks: tuple[str, ...]
     picture_sets: Callable[[Any], Any]
     drawn_twice: Callable[[int, int], Any]
+    lesson: Mapping[str, Mapping[str, Any]]
 
 
 _declared: dict[str, str] = {}

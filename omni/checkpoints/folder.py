@@ -16,7 +16,7 @@ from omni.files import read_json
 
 CONFIG = "config.json"
 ADAPTERS = "adapter_config.json"
-"""peft's file about adapters: what they are, and for which model."""
+"""peft's file about adapters. It names the model that they are for."""
 BASE = "base_fingerprints.json"
 """A file beside adapters that a recipe trained. It holds the fingerprints of their model's parts, and under "untrained" the
 parts that are still random."""
@@ -54,7 +54,7 @@ def expect_folder(folder: Path) -> None:
         raise CheckpointError(
             f"The checkpoint {named(folder)} is a file; expected the folder of a saved model."
         ) from None
-    except (OSError, ValueError) as error:  # such as a name that is too long
+    except (OSError, ValueError) as error:  # the name may be too long
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
             f"The checkpoint {named(folder)} cannot be looked at ({reason}); expected the folder of a saved model."
@@ -73,7 +73,7 @@ def named(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint. transformers ignores some damaged files, or names another cause.
+    """The object in a JSON file of a checkpoint. transformers ignores some damaged files, or reports another cause.
 
     Raises:
         CheckpointError: the file cannot be read, is no JSON, or holds no object.

@@ -8,7 +8,19 @@ omni still shows its traceback. Errors of the operating system, such as a full d
 import os
 import sys
 
-from omni.cli import asking, benching, checkpoint, embedding, evaluating, exchange, looking, plugins, serving, training
+from omni.cli import (
+    asking,
+    benching,
+    checkpoint,
+    embedding,
+    evaluating,
+    exchange,
+    looking,
+    plugins,
+    serving,
+    teaching,
+    training,
+)
 from omni.cli.commands import app
 
 __all__ = [
@@ -23,6 +35,7 @@ __all__ = [
     "main",
     "plugins",
     "serving",
+    "teaching",
     "training",
 ]
 
@@ -34,7 +47,7 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the reader of the output has ended, as `head` does
+    except BrokenPipeError:  # whoever reads the output has stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:

@@ -1,6 +1,5 @@
 """The commands by which models come in and go out: compose, convert, export."""
 
-import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,37 +8,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import AsJson, quiet_transformers, refuse, status, user_errors
-from omni.registry import modalities
-
-
-def _with_encoders(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each modality that is installed: `--image FOLDER`. No plug-in is loaded for it."""
-    signature = inspect.signature(command)
-    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    try:
-        names = [name for name in modalities() if name not in signature.parameters]
-    except ValueError:  # two packages of one name; whatever needs a modality says so
-        names = []
-    options = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                Path | None, typer.Option(f"--{name.replace('_', '-')}", help=f"Encoder of {name}: folder.")
-            ],
-        )
-        for name in names
-    ]
-    own = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
-    vars(command)["__signature__"] = signature.replace(parameters=[own[0], *options, *own[1:]])
-    command.__annotations__ |= {each.name: each.annotation for each in options}
-    return command
+from omni.cli.console import AsJson, quiet_transformers, refuse, status, user_errors, with_encoders
 
 
 def _by_name(values: list[str] | None, kinds: str, read: Callable[[str], Any]) -> Any:
-    """`mlp` for all modalities, or `image=mlp` for one; None where there is nothing."""
+    """Parse `mlp`, for all modalities, or `image=mlp`, for one; None if nothing is given."""
     split = [value.rpartition("=") for value in values or []]
     try:
         read_values = [(name, read(value)) for name, _, value in split]
@@ -57,7 +30,7 @@ def _factor(text: str) -> int:
 
 
 @app.command()
-@_with_encoders
+@with_encoders
 def compose(
     output: Annotated[Path | None, typer.Argument(metavar="OUT", help="New folder for the checkpoint.")] = None,
     thinker: Annotated[Path | None, typer.Option(help="Folder of any causal language model.")] = None,

@@ -89,6 +89,11 @@ def remarks(result: Result) -> list[str]:
             f"the real {what}, {', '.join(others)}; {real.constant:.3f} by the best constant answer of each kind."
         )
         found += [f"The sight test left out {shown} {what}: {why}." for shown, why in test.left_out.items()]
+    if (spoken := result.language) is not None:
+        found.append(
+            f"Language test: {spoken.same} of {spoken.n} text-only answers are those of the language model alone; "
+            f"perplexity of a page of prose {spoken.perplexity:.4g}, {spoken.perplexity_alone:.4g} alone."
+        )
     return found
 
 

@@ -41,12 +41,15 @@ from omni.loading.checkpoint import save_new
 from omni.loading.encoder import Encoder, find_encoder
 from omni.loading.preprocessor import load_preprocessor
 from omni.modality import Modality
-from omni.projectors import PROJECTORS
-from omni.session import make_prompts
+from omni.projectors import INTERPOLATIONS, PROJECTORS
+from omni.questions import make_prompts
 
 FACTORS = (2, 3)
 """Patches along each side that `unshuffle_mlp` folds into one token. The first of these that divides the grid is taken; a
 grid of one axis is divided by any."""
+
+WORDS = 4096
+"""So many words are looked at for their size."""
 
 AS_TEXT = (
     "{%- set placeholders = PLACEHOLDERS -%}"
@@ -83,7 +86,7 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class Composition:
-    """What `compose` made.
+    """The result of `compose`.
 
     Attributes:
         model: the fused model; its `config.untrained` names the projectors.
@@ -116,8 +119,9 @@ def compose(
     thinker: str | Path,
     projector: str | Mapping[str, str] = "unshuffle_mlp",
     factor: int | Mapping[str, int] | None = None,
+    positions: bool = False,
 ) -> Composition:
-    """Connect encoders to a causal language model, each with a new projector.
+    """Connect encoders to a causal language model, each with a new projector, which writes tokens as large as words.
 
     Args:
         encoders: for each modality by its name the folder of an encoder with its preprocessor_config.json, or of a model
@@ -126,6 +130,7 @@ def compose(
         projector: one of `omni.projectors.PROJECTORS`, for all modalities or by name.
         factor: for `unshuffle_mlp`, the patches along each side that become one token, for all modalities or by name. By
             default 2; 3 where 2 does not divide the grid of patches; 1 where neither does.
+        positions: whether projectors add learned positions, where a grid has several axes.
 
     Raises:
         CheckpointError: a folder does not hold what it should, or the parts do not fit together.
@@ -149,7 +154,10 @@ def compose(
             grids[encoder.modality], output = _look(encoder, probe)
         probes.append(Item(encoder.modality, probe))
         section = {"encoder": encoder.model.config, "output": output}
-        sections[encoder.modality] = section | _projector(encoder.modality, grids[encoder.modality], projector, factor)
+        section |= _projector(encoder.modality, grids[encoder.modality], projector, factor)
+        if positions and "grid" in output.split("+") and len(grids[encoder.modality]) in INTERPOLATIONS:
+            section["positions"] = [side // section["factor"] for side in grids[encoder.modality]]
+        sections[encoder.modality] = section
     bundles = [encoder.bundle for encoder in towers.values()]
     for bundle in bundles:
         sections[bundle.name]["token_id"] = _add_placeholder(bundle, tokenizer, language_model, notes)
@@ -159,6 +167,7 @@ def compose(
     sizes = {name: config.num_tokens(name, grid) for name, grid in grids.items()}  # raises if a factor does not divide
     with _reading(thinker, "The language model"):
         model = _join(config, towers, language_model)
+        _speak_as_loud_as_words(model, {item.modality: item.value for item in probes}, towers)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config.eos_token_id is None:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -187,7 +196,7 @@ def _projector(
     projector: str | Mapping[str, str],
     factor: int | Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    """What the section of a modality says of its projector."""
+    """The settings of a modality's projector for its section."""
     kind = projector.get(name, "unshuffle_mlp") if isinstance(projector, Mapping) else projector
     own = factor.get(name) if isinstance(factor, Mapping) else factor
     if own is None:
@@ -362,7 +371,7 @@ def _holds_items(bundles: Sequence[Modality], tokenizer: Any) -> bool:
 
 
 def _agree_on_precision(parts: Sequence[nn.Module], notes: list[str]) -> None:
-    """Where the parts differ in precision, have the checkpoint load in one that holds every number of both."""
+    """If the parts differ in precision, let the checkpoint load in a precision that holds every number of both."""
     kinds = {tensor.dtype for part in parts for tensor in part.parameters()}
     if len(kinds) > 1:
         widest = reduce(torch.promote_types, kinds)
@@ -396,6 +405,23 @@ def _join(config: OmniConfig, towers: Mapping[str, Encoder], language_model: Any
     model.generation_config = language_model.generation_config
     model.config.untrained = sorted(f"{name}_projector" for name in towers)
     return model.eval()
+
+
+@torch.no_grad()
+def _speak_as_loud_as_words(
+    model: OmniForConditionalGeneration, probes: Mapping[str, Any], towers: Mapping[str, Encoder]
+) -> None:
+    """Let each projector write tokens of the size of embedded words, which some language models multiply."""
+    embed = model.get_input_embeddings()
+    ids = torch.arange(0, model.config.text_config.vocab_size, max(1, model.config.text_config.vocab_size // WORDS))
+    words = _size(embed(ids))
+    for name, encoder in towers.items():
+        tokens = torch.cat(model.get_features(name, **encoder.prepare([probes[name]])).pooler_output)
+        getattr(model.model, f"{name}_projector").rescale(words / _size(tokens))
+
+
+def _size(tokens: torch.Tensor) -> float:
+    return max(tokens.float().square().mean().sqrt().item(), torch.finfo(torch.float32).eps)
 
 
 def _try(model: OmniForConditionalGeneration, processor: OmniProcessor, items: Sequence[Item], what: str) -> None:

@@ -33,7 +33,7 @@ def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Pat
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
     except ImportError as error:
         raise CheckpointError("GGUF files need the package gguf: pip install 'omni-thinker[convert]'.") from error
-    except Exception as error:  # a file from anywhere; what reads it raises anything
+    except Exception as error:  # the file may come from anywhere, and its reader may raise anything
         raise CheckpointError(
             f"{named(file)} cannot be read as a GGUF file of a language model ({error}); check the path, or get the file "
             "again."

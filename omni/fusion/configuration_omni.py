@@ -29,7 +29,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from omni.checkpoints.strict import INHERITED_KEYS
-from omni.projectors import PROJECTORS, num_tokens
+from omni.projectors import INTERPOLATIONS, PROJECTORS, num_tokens
 from omni.registry import get_modality
 
 SECTION_DEFAULTS: dict[str, Any] = {"output": "cls+grid", "projector": "mlp", "factor": 1}
@@ -44,7 +44,7 @@ SMALL_THINKER = {
     "intermediate_size": 768,
 }
 """The default Thinker. transformers' default for this type has eight billion parameters."""
-SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS)
+SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS, "positions")
 
 
 class _SubConfigs:
@@ -64,7 +64,8 @@ class OmniConfig(PreTrainedConfig):
     Args:
         modalities: for each modality by its registered name: `encoder` (a configuration or its dictionary, of the
             registered encoder or of any other model of that kind), `token_id` (of the placeholder), `output` ("cls",
-            "grid" or "cls+grid"), `projector` ("linear", "mlp" or "unshuffle_mlp") and `factor` (its k).
+            "grid" or "cls+grid"), `projector` ("linear", "mlp" or "unshuffle_mlp"), `factor` (its k), and `positions` if
+            the projector adds learned ones: the shape of their table, such as [7, 7].
             By default, pictures through the ViT-Tiny encoder.
         text_config: configuration of any causal language model.
         tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
@@ -301,4 +302,22 @@ def _complete(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
             f"`factor` of modality {name!r} must be a whole number from 1 on, and 1 unless the projector folds "
             f"neighbourhoods; found {complete['factor']!r} with {complete['projector']!r}."
         )
-    return {key: complete[key] for key in SECTION_KEYS}
+    _check_positions(name, complete.get("positions"), modality.grid_dims, complete["output"])
+    return {key: complete[key] for key in SECTION_KEYS if complete.get(key) is not None}
+
+
+def _check_positions(name: str, positions: Any, grid_dims: int, output: str) -> None:
+    """Refuse a table of positions that the grid of a modality cannot have."""
+    if positions is None:
+        return
+    if grid_dims not in INTERPOLATIONS or "grid" not in output.split("+"):
+        raise ValueError(
+            f"`positions` of modality {name!r} are for the grid of an encoder with 2 or 3 axes; found {grid_dims} axes and "
+            f"the output {output!r}; leave them out."
+        )
+    sides = positions if isinstance(positions, list | tuple) else ()
+    if len(sides) != grid_dims or any(type(side) is not int or side < 1 for side in sides):
+        raise ValueError(
+            f"`positions` of modality {name!r} should be {grid_dims} whole numbers from 1 on, such as "
+            f"{[7] * grid_dims}; found {positions!r}."
+        )

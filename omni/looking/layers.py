@@ -45,10 +45,10 @@ from omni.items import Item, read_item
 from omni.loading.encoder import Encoder, find_encoder, load_encoder
 
 BYTES = 4
-"""Bytes of a float32."""
+"""Bytes per float32."""
 
 OURS = "omni_vision"
-"""Model type of a configuration without one, as the seed document has it."""
+"""The model type of a configuration that names none, as in the seed document."""
 
 Shape = tuple[int, ...]
 
@@ -107,7 +107,7 @@ def inspect_encoder(
     batch_size: int = 1,
     item: Any = None,
 ) -> Inspection:
-    """List the steps of an encoder: of omni's own also those that are no modules, of any other its modules.
+    """List the steps of an encoder: the modules, and for omni's own encoders also steps that are no modules.
 
     Args:
         config_or_path: a configuration, a checkpoint folder, or a JSON file with a configuration. A configuration without
@@ -256,7 +256,7 @@ def _pictures(model: PreTrainedModel, size: tuple[int, int], batch_size: int) ->
 
 
 def _sees(config: PreTrainedConfig) -> bool:
-    """Whether it describes an encoder of pictures. One of videos reads `pixel_values`, too, but under another key."""
+    """Whether this is the configuration of an encoder of pictures. Those of videos read `pixel_values` under another key."""
     try:
         return "pixel_values" in find_encoder(config)[0].inputs
     except ValueError:
@@ -276,7 +276,7 @@ def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
 def _with_item(
     source: PreTrainedConfig | Path, config: PreTrainedConfig, item: Item | None, batch_size: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """An encoder, and what it reads of an item, `batch_size` times."""
+    """An encoder, and the inputs of an item, `batch_size` times."""
     name = None if item is None else item.modality
     if isinstance(source, Path) and source.is_dir():
         encoder = load_encoder(source, name)
@@ -296,7 +296,7 @@ def _with_item(
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the steps of a forward pass inside of its `with` block.
+    """Records the steps of a forward pass inside a `with` block.
 
     Attributes:
         steps: names of modules in the order in which they are entered. Attention scores are no module; they appear where
@@ -383,7 +383,7 @@ def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Step]:
             if not parts and (isinstance(module, nn.Identity) or "Drop" in type(module).__name__):
                 continue
             memory = sum(part.activation_bytes for part in parts if part.depth == depth + 1)
-            if not parts or any(True for _ in module.parameters(recurse=False)):  # its output is no output of its parts
+            if not parts or any(True for _ in module.parameters(recurse=False)):  # its output is its own
                 memory += size
             rows.append(
                 Step(
@@ -420,7 +420,7 @@ def _as_in_the_seed(rows: list[Step], model: Any, output: Any) -> list[Step]:
 
 
 def _as_it_hears(rows: list[Step], model: Any, output: Any) -> list[Step]:
-    """The steps of the audio encoder: its stem has parts as a block has."""
+    """The steps of the audio encoder. Its stem has parts, as a block has."""
     inside = [row for row in rows if (row.module or "").startswith("embeddings.stem")]
     embeddings, others = rows[0], rows[1 + len(inside) :]
     stem, parts = inside[0], list[Step]()
@@ -447,7 +447,7 @@ def _blocks_and_outputs(rows: list[Step], model: Any, output: Any) -> list[Step]
 
 
 def _made(name: str, shape: Shape, depth: int = 0, parameters: int = 0) -> Step:
-    """A step that is no module, with an output of its own."""
+    """A step that is no module but has an output."""
     size = BYTES * math.prod(shape)
     return Step(name=name, shape=shape, depth=depth, parameters=parameters, activation_bytes=size)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from transformers import TrainerState, TrainingArguments, get_scheduler, set_seed
+from transformers import TrainerCallback, TrainerState, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from omni.checkpoints.fingerprints import part_of
@@ -26,6 +26,7 @@ from omni.training.checkpoints import Checkpoints, DivergenceError, non_finite, 
 from omni.training.curves import draw_curves
 from omni.training.objectives import make_objective
 from omni.training.optimizer import make_optimizer
+from omni.training.order import Mixed
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.trainer import OmniTrainer, expect_inputs, gather
@@ -36,12 +37,13 @@ OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt")
 """Files of a checkpoint that decide what a run that begins with it becomes."""
 
 
-def run(recipe: Recipe, resume: bool = False) -> Path:
+def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = None) -> Path:
     """Train what the recipe describes and return the folder of the finished checkpoint.
 
     Args:
         recipe: see `Recipe`.
         resume: go on from the last checkpoint of an earlier run of this recipe, if there is one.
+        watch: tells how the run goes, in the place of the lines of `Trainer`.
 
     Raises:
         FileExistsError: the output folder holds a finished checkpoint, or a run and `resume` is not set.
@@ -97,6 +99,7 @@ def run(recipe: Recipe, resume: bool = False) -> Path:
             processing_class=objective.processor,
             callbacks=[FrozenParts(model), learning, Checkpoints(folder, keep, note_base)],
             folder=folder,
+            watch=watch,
             make_optimizer=partial(make_optimizer, settings=recipe.optimizer, bf16=bool(recipe.arguments.get("bf16"))),
         )
         trainer.get_train_dataloader()
@@ -157,8 +160,10 @@ def _write(path: Path, text: str) -> None:
 
 def _rows_digest(examples: Any) -> str | None:
     """Of a user's own data; of what is drawn the recipe says all that there is to know."""
+    if isinstance(examples, Mixed):
+        return " ".join(str(_rows_digest(part)) for part in examples.parts)
     manifest = getattr(examples, "manifest", None)
-    return manifest.rows_digest() if manifest else None
+    return None if manifest is None else manifest.rows_digest()
 
 
 def _model_digest(section: Any) -> str:

@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, Trainer, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import has_length
 
@@ -17,6 +25,7 @@ from omni.checkpoints.fingerprints import part_of, read_tensors
 from omni.data.conversations import ExampleError
 from omni.fusion.parts import elsewhere
 from omni.training.checkpoints import CheckpointDamageError, DivergenceError, non_finite, room
+from omni.training.order import Order
 
 
 class OmniTrainer(Trainer):
@@ -25,15 +34,26 @@ class OmniTrainer(Trainer):
     Args:
         folder: of the run, with its checkpoints.
         make_optimizer: makes the optimizer of a model.
+        watch: writes how the run goes, in the place of the logs.
     """
 
     def __init__(
-        self, *args: Any, folder: Path, make_optimizer: Callable[[nn.Module], torch.optim.Optimizer], **kwargs: Any
+        self,
+        *args: Any,
+        folder: Path,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        watch: TrainerCallback | None = None,
+        **kwargs: Any,
     ) -> None:
+        self.order: Order | None = None
         super().__init__(*args, **kwargs)
         self._folder, self._make_optimizer = folder, make_optimizer
+        self.add_callback(_Epochs(self))
         if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(Progress())
+            self.add_callback(Progress() if watch is None else Bars())
+        if watch is not None:
+            self.pop_callback(PrinterCallback)
+            self.add_callback(watch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of the run; under FSDP that of the pieces that a process holds, once they are its own."""
@@ -59,7 +79,15 @@ class OmniTrainer(Trainer):
                     callback.training_bar.close()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Examples in random order; those of a data set that knows their `lengths` next to others of about their length."""
+        """Examples in random order; those of a data set that knows their `lengths` next to others of about their length.
+
+        Rows that are read together stay near each other, and sources mix by weight: see `Order`.
+        """
+        if Order.wanted(self.train_dataset):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            lanes = self.args.world_size * max(self.args.dataloader_num_workers, 1)
+            self.order = Order(self.train_dataset, self.args.train_batch_size, lanes, seed)
+            return self.order
         lengths = getattr(self.train_dataset, "lengths", None)
         if lengths is None:
             return super()._get_train_sampler(train_dataset)
@@ -107,6 +135,20 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
         )
 
 
+class _Epochs(TrainerCallback):
+    """Tells the order which epoch begins; accelerate does not, after a run was resumed in several processes."""
+
+    def __init__(self, trainer: OmniTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first example of an epoch is asked for."""
+        if self.trainer.order is not None:
+            self.trainer.order.epoch = int(state.epoch or 0)
+
+
 class Progress(ProgressCallback):
     """transformers' bars, on a terminal alone; in a resumed run the rate is that of its own steps."""
 
@@ -133,6 +175,13 @@ class Progress(ProgressCallback):
             leave = self.training_bar is None
             self.prediction_bar = tqdm(total=len(eval_dataloader), leave=leave, dynamic_ncols=True, disable=None)
         super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+
+
+class Bars(Progress):
+    """The bars alone."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing."""
 
 
 def expect_inputs(model: nn.Module, names: Collection[str]) -> None:

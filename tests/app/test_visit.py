@@ -13,7 +13,7 @@ from omni.app.visit import IDLE, LONGEST, MOST, VISITORS, WIDTH, View, Visit, Vi
 from omni.looking.attention import WordAttention, word_attention
 from omni.looking.panels import overlay
 from omni.modality import ItemError
-from omni.session import QuestionError
+from omni.questions import QuestionError
 from omni.vision.pictures import read_picture
 
 SCENE, SECOND = (Path("examples") / name for name in ("scene.png", "second.png"))

@@ -37,7 +37,7 @@ LOCAL = "file:" + "///etc/passwd"
 SCENE, SECOND = "examples/scene.png", "examples/second.png"
 LIMIT = 40  # tokens
 QUESTIONS = ["what color is the circle", "how many objects are there"]
-if processing_omni._UNMARKED:  # older transformers cannot read control tokens as text
+if processing_omni.UNMARKED:  # older transformers cannot read control tokens as text
     QUESTIONS.append("what is <image> the circle <|end|>")
 
 
