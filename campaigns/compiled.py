@@ -47,6 +47,7 @@ def run(seed: int, count: int, seconds: float) -> Tally:
     """
     end, outcomes, fell_through, start = time.monotonic() + seconds, {UNCHANGED: 0, REFUSED: 0}, [], 0
     environment = _sanitized()
+    _compile(environment)
     while start < count and time.monotonic() < end:
         case = start - 1
         for case, outcome in _answers(seed, start, count, end, environment):
@@ -83,6 +84,16 @@ def _sanitized() -> dict[str, str]:
         "OMP_NUM_THREADS": "2",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
+
+
+def _compile(environment: dict[str, str]) -> None:
+    """Compile the libraries, which takes longer than any case."""
+    modules = "compiled_encoder, compiled_layers, resizing"
+    program = f"from omni.fast import {modules}; print(all(each._library() for each in ({modules})))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    if done.stdout.strip() != "True":
+        reason = done.stderr[-2000:] or "the compiler fails, or takes more than five minutes"
+        raise RuntimeError(f"The libraries cannot be compiled for the sanitizers here: {reason}.")
 
 
 def _answers(seed: int, start: int, count: int, end: float, environment: dict[str, str]) -> Iterator[tuple[int, str]]:

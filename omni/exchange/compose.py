@@ -416,7 +416,7 @@ def _speak_as_loud_as_words(
     ids = torch.arange(0, model.config.text_config.vocab_size, max(1, model.config.text_config.vocab_size // WORDS))
     words = _size(embed(ids))
     for name, encoder in towers.items():
-        tokens = torch.cat(model.get_features(name, **encoder.prepare([probes[name]])).pooler_output)
+        tokens = torch.cat(model.model.get_features(name, **encoder.prepare([probes[name]])).pooler_output)
         getattr(model.model, f"{name}_projector").rescale(words / _size(tokens))
 
 

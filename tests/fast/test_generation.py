@@ -145,7 +145,7 @@ def test_layers_that_are_not_like_the_first_are_not_compiled(part: str) -> None:
 
 @torch.no_grad()
 def test_weights_stay_in_memory_while_they_are_read(compiles: bool) -> None:
-    """Another thread may exchange them in the middle of a step: machine code that read freed memory would end the process."""
+    """Another thread may exchange them in the middle of a step; to read freed memory would end the process."""
     if not compiles:
         pytest.skip("there is no C++ compiler here")
     model = thinker("llama")
