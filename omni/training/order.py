@@ -106,17 +106,19 @@ class Order(Sampler[int]):
         """The examples of one source in a lane; again and again if there are others."""
         part, first = self.parts[number], int(self._firsts[number])
         blocks = getattr(part, "blocks", None)
-        sizes = np.ones(len(part), np.int64) if blocks is None else np.asarray(blocks)  # or each row is read alone
-        starts = np.cumsum(sizes) - sizes
+        sizes = None if blocks is None else np.asarray(blocks)  # None: each row is read alone
         for times in count():
-            dealt = self._random(epoch, number, times).permutation(len(sizes))  # the same in all lanes
-            own = dealt[lane :: self.lanes]
+            dealt = self._random(epoch, number, times).permutation(len(part) if sizes is None else len(sizes))
+            own = dealt[lane :: self.lanes].copy()  # of an order that is the same in all lanes
             if not len(own) and len(self.parts) > 1:  # fewer blocks than lanes
                 own = dealt
-            random = self._random(epoch, number, times, lane)
-            for place in range(0, len(own), WINDOW):
-                rows = [starts[block] + np.arange(sizes[block]) for block in own[place : place + WINDOW]]
-                yield from (first + random.permutation(np.concatenate(rows))).tolist()
+            if sizes is None:
+                yield from (first + own).tolist()
+            else:
+                starts, random = np.cumsum(sizes) - sizes, self._random(epoch, number, times, lane)
+                for place in range(0, len(own), WINDOW):
+                    rows = [starts[block] + np.arange(sizes[block]) for block in own[place : place + WINDOW]]
+                    yield from (first + random.permutation(np.concatenate(rows))).tolist()
             if len(self.parts) == 1:
                 return
 

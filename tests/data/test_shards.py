@@ -20,7 +20,9 @@ from omni.data.checking import check
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.data.shards import WINDOW
 from omni.data.sources import ManifestError
+from omni.embedding.sources import SourceError, find_files
 from omni.modality import ItemError
+from omni.registry import get_modality
 
 COUNT = 10
 WORDS = [f"a bird of kind {number}" for number in range(COUNT)]
@@ -190,6 +192,31 @@ def test_a_sample_may_hold_json_and_several_files(tmp_path: Path) -> None:
     assert [row.files[0].modality for row in rows] == ["image", "image", "audio"]
     assert [row.conversation[-1]["content"][0]["text"] for row in rows] == ["no", "7", "a hum"]
     assert rows[0].files[1].data == picture(2)
+
+
+def test_chats_of_arrow_name_the_items_of_their_row_or_none(tmp_path: Path) -> None:
+    """As trl writes them: a column of lists of items, and blocks that have every field."""
+    asked = [{"type": "image", "text": None}, {"type": "text", "text": "what?"}]
+    said = [{"type": "text", "text": "a wren"}]
+    rows = [
+        {"images": [{"bytes": picture(1), "path": None}], "messages": turns(asked, said)},
+        {"images": [], "messages": turns([{"type": "text", "text": "well?"}], said)},
+    ]
+    (tmp_path / "chats").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "chats" / "0.parquet")
+    first, second = Manifest.read(tmp_path / "chats")
+    assert [block["type"] for block in first.conversation[0]["content"]] == ["image", "text"]
+    assert first.files[0].data == picture(1)
+    assert second.files == ()
+
+
+def turns(*contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": each} for place, each in enumerate(contents)]
+
+
+def test_items_without_a_path_have_no_row_in_a_table_of_vectors(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="line 1 holds a picture in itself, expected the path of a file"):
+        find_files([as_messages(tmp_path, "image")], get_modality("image"))
 
 
 def llava(folder: Path) -> Path:
