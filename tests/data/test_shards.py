@@ -5,7 +5,9 @@ import io
 import json
 import pickle
 import tarfile
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +272,35 @@ def test_a_data_set_at_an_address(memory: Any, tmp_path: Path) -> None:
     assert len(Manifest.read("memory://birds/0.parquet", addresses=tmp_path / "kept")) == 5
     with pytest.raises(ManifestError, match="cannot be fetched"):
         Manifest.read("memory://birds/9.parquet", addresses=tmp_path / "kept")
+
+
+def test_pictures_on_the_web(tmp_path: Path) -> None:
+    """A server of this machine; the second picture is cut off, and the third is not there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = {"/a.png?size=3": picture(1), "/cut.png": picture(2)}
+            data = known.get(self.path)
+            self.send_response(200 if data else 404)
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            self.wfile.write((data or b"")[: 20 if self.path == "/cut.png" else None])
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        rows = [{"file_name": f"{base}/{name}", "caption": "x"} for name in ("a.png?size=3", "cut.png", "no.png")]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        manifest = Manifest.read(tmp_path / "rows.jsonl", addresses=tmp_path / "kept")
+        assert manifest[0].open()["image"][0].size == (4, 5)
+        for place, words in ((1, "20 bytes of"), (2, "404")):
+            with pytest.raises(ItemError, match=f"line {place + 1}: .* cannot be fetched .*{words}"):
+                manifest[place].open()
+        server.shutdown()
+    assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

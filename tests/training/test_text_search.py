@@ -61,10 +61,10 @@ def test_words_find_what_the_trained_model_finds(
     objective, encoder, pictures = trained
     table = tmp_path / "out.parquet"
     embed([pictures / "*.png"], encoder, table, normalize=normalize, threads=1)
-    texts = ["a red square", "a black"]
+    texts = ["a red square", "a black"]  # the second is shorter, and its vector the same beside the first
     files = sorted(pictures.glob("*.png"))
     batch = objective.collate([(read_picture(file), "x") for file in files])
-    words = objective.tokenizer(texts, padding=True, return_tensors="pt")
+    words = objective.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     with torch.no_grad():
         output = objective.model(pixel_values=batch["pixel_values"], **words)
     cosines = (output.text_embeds @ output.image_embeds.T).numpy()
