@@ -127,7 +127,10 @@ def make_model(folder: Path) -> None:
 
 def _files(seed: int) -> Iterator[tuple[str, bytes]]:
     """Pictures and sounds, whole and damaged, each with its media type."""
-    kinds = (("image", pictures.drawings(), pictures.ENDS), ("audio", sounds.recordings(), {}))
+    kinds: list[tuple[str, dict[str, bytes], dict[str, bytes]]] = [
+        ("image", pictures.drawings(), pictures.ENDS),
+        ("audio", sounds.recordings(), {}),
+    ]
     made = [(f"{kind}/{{}}", damage.mutants(files, ends, seed)) for kind, files, ends in kinds]
     while True:
         for kind, mutants in made:
@@ -147,7 +150,8 @@ class Door:
     def __init__(self, process: subprocess.Popen[bytes], port: int, here: Path) -> None:
         self.process, self.port, self.here = process, port, here
         self.log = here / f"{self.name}.log"
-        self.expected = [self.plain() for _ in range(3)][0]
+        for _ in range(3):  # the first fill pools and caches
+            self.expected = self.plain()
         self.held = self._resident()
 
     def odd(self, draw: random.Random, files: Iterator[tuple[str, bytes]]) -> Odd:
@@ -271,22 +275,62 @@ def _environment() -> dict[str, str]:
 
 Draw = random.Random
 VALUES: list[Any] = [
-    *shapes.VALUES, "x" * 200_000, ["x" * 1000] * 300, [[]] * 5000, {str(number): 0 for number in range(5000)}, "\x00", "<image>",
-    "<audio>" * 50, "\u202e" * 9, -0.0, 2**63, -(2**63) - 1, 10**400, "1", "true", [None], {"type": "text"},
-]  # fmt: skip
+    *shapes.VALUES,
+    "x" * 200_000,
+    ["x" * 1000] * 300,
+    [[]] * 5000,
+    {str(number): 0 for number in range(5000)},
+    "\x00",
+    "<image>",
+    "<audio>" * 50,
+    "\u202e" * 9,
+    -0.0,
+    2**63,
+    -(2**63) - 1,
+    10**400,
+    "1",
+    "true",
+    [None],
+    {"type": "text"},
+]
 HEADERS = [
-    {"Host": "evil.example"}, {"Host": "169.254.169.254"}, {"Host": "[::1"}, {"Host": ""}, {"Origin": "http://evil.example"},
-    {"Origin": "null"}, {"Content-Type": "text/plain"}, {"Content-Type": "x" * 5000}, {"Content-Length": "-1"},
-    {"Content-Length": "99999999999"}, {"Content-Length": "3"}, {"Transfer-Encoding": "chunked"}, {"Expect": "100-continue"},
-    {"Content-Encoding": "gzip"}, {"X-" + "y" * 60: "z" * 60_000}, {"Accept": "\udcff"}, {"Upgrade": "websocket"}, {"Visit": "x" * 5000},
-    {"Authorization": "Bearer \udcff"}, {"Range": "bytes=0-"}, {"Connection": "close, x"},
-]  # fmt: skip
+    {"Host": "evil.example"},
+    {"Host": "169.254.169.254"},
+    {"Host": "[::1"},
+    {"Host": ""},
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Content-Type": "text/plain"},
+    {"Content-Type": "x" * 5000},
+    {"Content-Length": "-1"},
+    {"Content-Length": "99999999999"},
+    {"Content-Length": "3"},
+    {"Transfer-Encoding": "chunked"},
+    {"Expect": "100-continue"},
+    {"Content-Encoding": "gzip"},
+    {"X-" + "y" * 60: "z" * 60_000},
+    {"Accept": "\udcff"},
+    {"Upgrade": "websocket"},
+    {"Visit": "x" * 5000},
+    {"Authorization": "Bearer \udcff"},
+    {"Range": "bytes=0-"},
+    {"Connection": "close, x"},
+]
 RAW = [
-    b"", b"\n", b"\0" * 300, b"GET", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"GET / HTTP/1.1\r\n" * 50,
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{", b"A" * 100_000,
-    b"POST /ask HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 9000,
-    b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
-]  # fmt: skip
+    b"",
+    b"\n",
+    b"\0" * 300,
+    b"GET",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03",
+    b"GET / HTTP/1.1\r\n" * 50,
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{",
+    b"A" * 100_000,
+    b"POST /ask HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 9000,
+    b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+]
 
 
 def _bodies(draw: Draw, values: Any) -> bytes:
@@ -338,8 +382,16 @@ class Server(Door):
     """`omni serve`."""
 
     name = "serve"
-    ROUTES = ("/v1/chat/completions", "/v1/chat/completions", "/v1/chat/completions", "/v1/responses", "/v1/completions",
-              "/load_model", "/v1/models", "/health")  # fmt: skip
+    ROUTES = (
+        "/v1/chat/completions",
+        "/v1/chat/completions",
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/completions",
+        "/load_model",
+        "/v1/models",
+        "/health",
+    )
 
     def odd(self, draw: Draw, files: Iterator[tuple[str, bytes]]) -> Odd:
         """See `Door`."""
@@ -351,10 +403,22 @@ class Server(Door):
         content = [*(self._part(draw, files) for _ in range(draw.choice((0, 1, 1, 2, 5)))), text]
         options: dict[str, Any] = {"max_tokens": draw.choice((1, 4)), "stream": draw.random() < 0.3}
         extras: dict[str, Any] = {
-            "temperature": 0.5, "top_p": 0.9, "stop": ["a", "b"], "seed": 1, "logit_bias": {"5": 3}, "logprobs": True,
-            "top_logprobs": 2, "frequency_penalty": 0.5, "generation_config": '{"top_k": 3}', "tools": [], "tool_choice": "none",
-            "response_format": {"type": "text"}, "chat_template_kwargs": {"x": 1}, "stream_options": {"include_usage": True}, "n": 1,
-        }  # fmt: skip
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "stop": ["a", "b"],
+            "seed": 1,
+            "logit_bias": {"5": 3},
+            "logprobs": True,
+            "top_logprobs": 2,
+            "frequency_penalty": 0.5,
+            "generation_config": '{"top_k": 3}',
+            "tools": [],
+            "tool_choice": "none",
+            "response_format": {"type": "text"},
+            "chat_template_kwargs": {"x": 1},
+            "stream_options": {"include_usage": True},
+            "n": 1,
+        }
         options |= {key: extras[key] for key in draw.sample(sorted(extras), draw.randrange(4))}
         messages = [
             {"role": draw.choice(("user", "user", "system", "assistant", "developer", "tool")), "content": content}
@@ -379,11 +443,28 @@ class Server(Door):
         address = f"data:{said};base64,{encoded}"
         if draw.random() < 0.2:
             secret = self.here / "secret.txt"
-            address = draw.choice((
-                str(secret), f"file:{2 * '/'}{secret}", f"http://127.0.0.1:{self.port}/health", f"http://localhost:{self.port}/v1/models",
-                "http://[::1]/", "http://169.254.169.254/latest", "http://0x7f.1/", "data:", "data:,", "data:image/png;base64,@",
-                "http://", "https://256.1.1.1/", "ftp://x/y", "x" * 9000, "", "http://192.0.0.192/", "gopher://x", "http://x y/",
-            ))  # fmt: skip
+            address = draw.choice(
+                (
+                    str(secret),
+                    f"file:{2 * '/'}{secret}",
+                    f"http://127.0.0.1:{self.port}/health",
+                    f"http://localhost:{self.port}/v1/models",
+                    "http://[::1]/",
+                    "http://169.254.169.254/latest",
+                    "http://0x7f.1/",
+                    "data:",
+                    "data:,",
+                    "data:image/png;base64,@",
+                    "http://",
+                    "https://256.1.1.1/",
+                    "ftp://x/y",
+                    "x" * 9000,
+                    "",
+                    "http://192.0.0.192/",
+                    "gopher://x",
+                    "http://x y/",
+                )
+            )
         if kind.startswith("audio") and draw.random() < 0.6:
             form = draw.choice(("wav", "mp3", kind.split("/")[1], "x" * 30, "", "../x"))
             return {"type": "input_audio", "input_audio": {"data": encoded, "format": form}}
@@ -407,8 +488,8 @@ class Server(Door):
 
     def sentence(self, said: Said) -> str | None:
         """See `Door`."""
-        if said.body == b"":
-            return "."  # of HEAD
+        if said.body == b"" or said.kind.startswith("text/plain"):
+            return said.body.decode() or "."  # of HEAD; or no HTTP
         try:
             found: str = json.loads(said.body)["error"]["message"]
         except (ValueError, KeyError, TypeError):
@@ -451,14 +532,20 @@ class Page(Door):
         )
         number = draw.choice(("0", "1", "7", "-1", "9" * 30, "x", "1e3", "%00", "\u0663"))
         ways: list[Callable[[], tuple[str, bytes]]] = [
-            lambda: (f"/items?name={quote(name, errors='surrogatepass')}&together={draw.choice(('true', 'false', 'x', ''))}", data),
+            lambda: (
+                f"/items?name={quote(name, errors='surrogatepass')}&together={draw.choice(('true', 'false', 'x', ''))}",
+                data,
+            ),
             lambda: (f"/items?name={quote(name, errors='surrogatepass')}&together=true", data),
-            lambda: ("/ask", draw.choice((b"what", b"", b"\xff", b"x" * 3000, b"x" * 20_000, b"<image>", b"\0", "\u202e".encode()))),
+            lambda: (
+                "/ask",
+                draw.choice((b"what", b"", b"\xff", b"x" * 3000, b"x" * 20_000, b"<image>", b"\0", "\u202e".encode())),
+            ),
             lambda: (f"/remove/{quote(number)}", b""),
             lambda: (f"/look/{quote(number)}", b""),
             lambda: (f"/examples/{quote(number)}", b""),
             lambda: ("/visits", b""),
-        ]  # fmt: skip
+        ]
         path, body = draw.choice(ways)()
         method = "DELETE" if path == "/visits" and draw.random() < 0.3 else "POST"
         if draw.random() < 0.05:

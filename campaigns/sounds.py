@@ -31,7 +31,7 @@ def recordings() -> dict[str, bytes]:
     wav = file(mono, "WAV", "PCM_16")
     mp3 = file(mono, "MP3", "MPEG_LAYER_III")
     tag = b"ID3\4\0\0\0\0\0\x2a" + b"TIT2\0\0\0\x20\0\0" + b"x" * 32
-    kinds = {
+    return {
         "wav": wav,
         "wav of 8 bits": file(mono, "WAV", "PCM_U8", 8_000),
         "wav of 24 bits": file(both, "WAV", "PCM_24", 48_000),
@@ -56,7 +56,6 @@ def recordings() -> dict[str, bytes]:
         "mp3 tagged": tag + mp3,
         "mp3 with a tag behind": mp3 + b"TAG" + bytes(125),
     }
-    return kinds
 
 
 def _with_chunks(wav: bytes) -> bytes:

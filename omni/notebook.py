@@ -154,10 +154,10 @@ class Loaded:
         engine = self._engine(names.pop())
         values = [engine.prepare(item.value) for item in items]
         parts = [values[start : start + _BATCH] for start in range(0, len(values), _BATCH)]
-        found = np.concatenate([row for part in parts for row in engine(part)])
+        vectors = np.concatenate([row for part in parts for row in engine(part)])
         if normalize:
-            found = found / np.linalg.norm(found, axis=1, keepdims=True)
-        return found if isinstance(files, list | tuple) else found[0]
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors if isinstance(files, list | tuple) else vectors[0]
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:

@@ -288,13 +288,13 @@ def brings_no_items(signal: Modality) -> Modality:
 BROKEN: dict[Callable[[Modality], Modality], tuple[str, str]] = {
     without_a_frame: (
         "shapes",
-        r"`grid` has 16 tokens, and `grid_shapes` tells 2, so the last ones are never read; count",
+        r"`grid` has 16 tokens, but `grid_shapes` says 2, so the last ones are never read; count",
     ),
     with_a_frame_too_many: (
         "shapes",
-        r"`grid` has 16 tokens, and `grid_shapes` tells 17; both have to count the same\.",
+        r"`grid` has 16 tokens, but `grid_shapes` says 17; make them agree\.",
     ),
-    by_chance: ("determinism", r"`grid` of the same items differs from call to call; take chance out of forward"),
+    by_chance: ("determinism", r"`grid` of the same items differs from call to call; remove randomness from forward"),
     sees_padding: (
         "batch = single",
         r"`\w+` of item \d differs between a batch of 4 .*; mask the padding in the encoder",
@@ -331,7 +331,7 @@ BROKEN: dict[Callable[[Modality], Modality], tuple[str, str]] = {
         r"`outputs` promises 'cls', and the encoder returns \['grid'\]; return it, or leave it out",
     ),
     has_suffixes_alone: ("fields", r"The bundle has suffixes, but nothing opens such files; add `open`\."),
-    brings_no_items: ("items", r"There is no item to try it with; add `probes`"),
+    brings_no_items: ("items", r"There is no item to try the bundle with; add `probes`"),
 }
 
 

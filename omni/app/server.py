@@ -14,7 +14,7 @@ from pathlib import Path
 from omni.loading.checkpoint import load
 
 CONNECTIONS = 256
-"""At the same time; whoever comes then is told to come later."""
+"""Connections at the same time. Further visitors are told to come back later."""
 
 
 class AppError(ValueError):
@@ -27,6 +27,7 @@ def serve(
     port: int = 7860,
     browse: bool = False,
     listening: Callable[[str], None] = lambda where: None,
+    dtype: str = "auto",
 ) -> None:
     """Serve the page until the process is interrupted.
 
@@ -35,13 +36,14 @@ def serve(
         host, port: where to listen.
         browse: open the page in this machine's browser.
         listening: called before the checkpoint is loaded, with where the page will be and for whom.
+        dtype: precision of the weights, see `omni.loading.checkpoint.load`.
 
     Raises:
         AppError: packages that are missing, or an address at which nobody can listen.
         CheckpointError: a checkpoint that cannot answer.
     """
     with _listen(host, port) as opened, suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is no error
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt is no error
         try:
             import uvicorn
             from starlette.middleware import Middleware
@@ -53,7 +55,7 @@ def serve(
             raise AppError(missing) from error
         reach = Reach.of(host, opened)
         listening(reach.sentence)
-        app = make_app(*load(checkpoint), middleware=[Middleware(Door, reach=reach)])
+        app = make_app(*load(checkpoint, dtype), middleware=[Middleware(Door, reach=reach)])
         if browse:
             webbrowser.open(reach.address)
         config = uvicorn.Config(
@@ -61,7 +63,7 @@ def serve(
             log_level="warning",
             ws="none",
             limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=1,  # pages that are open would hold it up
+            timeout_graceful_shutdown=1,  # open pages would keep the server from ending
         )
         uvicorn.Server(config).run(sockets=[opened])
 
@@ -78,7 +80,7 @@ def _listen(host: str, port: int) -> socket.socket:
         ValueError,
         TypeError,
         OverflowError,
-    ) as error:  # what Python makes of hosts and ports that are none
+    ) as error:  # Python raises these for invalid hosts and ports
         raise AppError(
             f"No page can be served at host {host!r}, port {port} ({error}); choose another --port or --host."
         ) from error

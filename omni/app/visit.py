@@ -26,16 +26,16 @@ from omni.registry import get_modality
 from omni.session import Session
 
 WIDTH, SMALL = 512, 64
-"""Of an item on the page and in the history, in pixels."""
+"""Width of an item on the page and in the history, in pixels."""
 
 MOST = 8
-"""Items of a visitor: each is encoded for a question, while others wait."""
+"""How many items a visitor may have. All are encoded for a question, while others wait."""
 
 MOST_BYTES = 64 * 2**20
-"""Of a visitor's files together."""
+"""Bytes of a visitor's files together."""
 
 MOST_OPEN = 300_000_000
-"""Bytes of a visitor's items together when they are open, as all are for a question: 100 million pixels."""
+"""Bytes of all open items of a visitor together: 100 million pixels. A question opens all of them."""
 
 LONGEST = 4000
 """Characters of a question."""
@@ -44,7 +44,7 @@ KEPT = 20
 """Questions of a visitor that are kept with their answers."""
 
 VISITORS = 32
-"""Whose items and answers are kept; when one more comes, whoever did nothing for the longest time is forgotten."""
+"""How many visitors are remembered. When one more comes, the one who was idle longest is forgotten."""
 
 IDLE = 3600.0
 """Seconds after which a visitor who does nothing is forgotten."""
@@ -52,7 +52,7 @@ IDLE = 3600.0
 
 @dataclass(frozen=True)
 class Chosen:
-    """An item as it is kept: the file, which is small, rather than what is in it, and how it looks on the page.
+    """A chosen item: its file, which is smaller than the open item, and how it looks on the page.
 
     Attributes:
         modality: its name.
@@ -74,7 +74,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class View:
-    """An item on the page; laid over with where a word's attention lies in it, and how much of it does."""
+    """An item on the page, perhaps with a word's attention drawn over it, and the share of the attention that it gets."""
 
     name: str
     picture: Image.Image | None
@@ -92,7 +92,7 @@ class Turn:
 
 @dataclass
 class Visit:
-    """What one visitor has, in memory alone. Several of their requests may be worked on at once.
+    """The items and answers of one visitor, in memory alone. Several of their requests may be worked on at once.
 
     Attributes:
         items: in the order in which they were chosen.
@@ -116,7 +116,7 @@ class Visit:
             return copy.copy(self)
 
     def choose(self, name: str, file: bytes, media_type: str, processor: OmniProcessor, together: bool) -> None:
-        """Take an item, beside those that are there or in their place.
+        """Add an item to the chosen ones, or replace them with it.
 
         Args:
             name, file, media_type: what was sent; what is not said to be sound or video cannot be played.
@@ -138,7 +138,7 @@ class Visit:
         earlier(0)
         try:
             modality, value = read_item(file, [each.name for each in takes(processor)])
-        except ItemError as error:  # it knows bytes, we a name
+        except ItemError as error:  # the error speaks of bytes; the visitor knows the file's name
             sentence = re.sub(rf"The given [\w ]+ \({len(file):,} bytes\)", lambda _: repr(name), str(error))
             raise ItemError(sentence) from error
         size = _open_size(value)
@@ -157,12 +157,12 @@ class Visit:
             self.answer = self.word = None
 
     def remove(self, number: int) -> None:
-        """Take one of the items away."""
+        """Remove one of the items."""
         with self._changing:
             self._show([item for place, item in enumerate(self.items) if place != number])
 
     def forget(self) -> None:
-        """Take everything away; an answer that is being written ends."""
+        """Remove everything. An answer that is being written stops."""
         with self._changing:
             self._show([])
             self.turns = []
@@ -221,14 +221,14 @@ class Visit:
             yield answer
 
     def look(self, word: int) -> None:
-        """Look at one of the words of the answer; at the same once more: no longer.
+        """Look at a word of the answer; looking at the same word again ends it.
 
         Raises:
             AttentionError: a model that does not tell.
         """
         now = self.as_it_is()
         if now.answer is None or now._session is None or not 0 <= word < len(now.answer.answer.split()):
-            return  # of an answer that is gone
+            return  # the answer is gone
         attention = now._attention or session_attention(now._session, now.answer.question)
         with self._changing:
             if self.answer is now.answer:
@@ -251,7 +251,7 @@ def takes(processor: OmniProcessor) -> list[Modality]:
 
 
 def _laid_over(picture: Image.Image | None, weights: Floats) -> Image.Image | None:
-    """As it is where there are no places to draw, of CLS alone, or places of more than two axes."""
+    """The picture with weights drawn over it; as it is if they are of CLS alone, or have more than two axes."""
     return picture if picture is None or not weights.size or weights.ndim > 2 else overlay(picture, weights)
 
 
@@ -268,29 +268,29 @@ def _bound(name: str, unit: str, most: int, *sizes: int) -> None:
 
 
 def _open_size(value: Any) -> int:
-    """Bytes that an open item takes: about those that it is pickled into, as on its way to another process."""
+    """How many bytes an open item takes: about as many as it is pickled into."""
     counter = _Counter()
     pickle.Pickler(counter, pickle.HIGHEST_PROTOCOL).dump(value)
     return counter.bytes
 
 
 class _Counter:
-    """A file that keeps nothing."""
+    """A file that counts its bytes and keeps none."""
 
     bytes = 0
 
     def write(self, data: Any) -> None:
-        """Count them."""
+        """Count the bytes."""
         self.bytes += memoryview(data).nbytes
 
 
 class Visits:
-    """The visits of all, each under a token that its visitor alone knows."""
+    """All visits, each under a token that only its visitor knows."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kept: dict[str, tuple[Visit, float]] = {}
-        """Each with when it was last used, in the order of that."""
+        """Each visit with the time when it was last used, in the order of these times."""
 
     def open(self) -> str:
         """The token of a new visit."""
@@ -301,7 +301,7 @@ class Visits:
         return token
 
     def find(self, token: str) -> Visit | None:
-        """The visit of a token, unless it is forgotten or never was."""
+        """The visit with this token; None if there is none, or it was forgotten."""
         self.sweep()
         if token not in self._kept:
             return None
@@ -315,7 +315,7 @@ class Visits:
         visit.forget()
 
     def sweep(self) -> None:
-        """Forget those who did nothing for `IDLE`."""
+        """Forget visitors who did nothing for `IDLE` seconds."""
         now = self._clock()
         for token in [token for token, (_, used) in self._kept.items() if now - used > IDLE]:
             self.leave(token)

@@ -13,6 +13,7 @@ from omni.cli.commands import app
 from omni.cli.console import (
     SHIPPED,
     AsJson,
+    Dtype,
     quiet_transformers,
     refuse,
     shipped_checkpoint,
@@ -38,6 +39,7 @@ def ask(
     ] = "",
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model.", show_default=SHIPPED)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 192,
+    dtype: Dtype = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask about one or more files: omni ask photo.jpg "what color is the circle?"."""
@@ -59,7 +61,7 @@ def ask(
     quiet_transformers()
     with user_errors(CheckpointError, QuestionError), status("loading") as say:
         question = check_question(question, in_words=not asking)
-        model, processor = load(folder)
+        model, processor = load(folder, dtype)
         loaded = time.perf_counter()
         say("answering")
         result = answer(model, processor, items, question, max_new_tokens)
@@ -172,7 +174,7 @@ def _names_a_file(question: str) -> bool:
 
 
 def _unasked(folder: Path, last: str) -> tuple[str, list[str]]:
-    """What a model is asked where nobody types a question; or nothing, and the modalities of the items that ask it."""
+    """The question that a model is asked if nobody types one, and the modalities of the items that ask instead of words."""
     from omni.checkpoints.folder import CheckpointError, asked_by, prompt_of
 
     with user_errors(CheckpointError):

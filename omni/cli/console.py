@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -18,6 +18,10 @@ SHIPPED_ENCODER = "checkpoints/vision_tiny"
 
 SECONDS_BETWEEN_LINES = 10.0
 
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Precision of the weights; auto: the one that the checkpoint names."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 
@@ -48,11 +52,11 @@ def with_encoders(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn exceptions of these kinds, which are mistakes of the user, into one sentence and exit status 2."""
+    """Turn exceptions of these kinds, the user's mistakes, into one sentence and exit status 2."""
     try:
         yield
     except kinds as error:
-        # an error from a worker of a DataLoader has the worker's traceback as its message; the sentence is its end
+        # the message of an error in a worker of a DataLoader is the worker's traceback; the sentence stands at its end
         refuse(str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].rstrip())
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import AsJson, quiet_transformers, refuse, show, steps, user_errors, write_file
+from omni.cli.console import AsJson, Dtype, quiet_transformers, refuse, show, steps, user_errors, write_file
 
 
 @app.command()
@@ -44,6 +44,7 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="192")
     ] = None,
+    dtype: Dtype = "auto",
     output: Annotated[Path | None, typer.Option(help="Write the result, as JSON.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Write every question and answer, as JSONL.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write items and answers, mistakes first, as .html.")] = None,
@@ -80,6 +81,7 @@ def evaluate(
         "sight": sight or None,
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
+        "dtype": dtype if dtype != "auto" else None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if verify is not None and given:

@@ -1,4 +1,4 @@
-"""The doors for others: an OpenAI server and a page."""
+"""The commands that let others ask: serve, an OpenAI server, and app, a page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import SHIPPED, quiet_transformers, refuse, shipped_checkpoint, user_errors
+from omni.cli.console import SHIPPED, Dtype, quiet_transformers, refuse, shipped_checkpoint, user_errors
 
 
 @app.command()
@@ -17,12 +17,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")] = "localhost",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     device: Annotated[str, typer.Option(help="cpu, cuda:0, ...; auto: an accelerator if there is one.")] = "auto",
+    dtype: Dtype = "auto",
     name: Annotated[
         str | None,
         typer.Option("--served-model-name", help="What clients call the model.", show_default="the folder's name"),
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="A further name by which clients call this machine; repeatable.")
+        list[str] | None, typer.Option(help="A further name by which clients call this machine; may be repeated.")
     ] = None,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Fetch files from this machine and private networks too.")
@@ -42,7 +43,7 @@ def serve(
         typer.echo(f"Serving {str(folder)!r} at http://{host}:{port}/v1", err=True)
 
     with user_errors(ServingError, CheckpointError):
-        start(folder, host, port, device, allow_private, ready, name, allowed_host or ())
+        start(folder, host, port, device, allow_private, ready, name, allowed_host or (), dtype)
 
 
 @app.command("app")
@@ -52,6 +53,7 @@ def play(
     ] = None,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is every network of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    dtype: Dtype = "auto",
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in this machine's browser.")] = False,
 ) -> None:
     """Ask on a page in the browser, and see where the model looks: omni app."""
@@ -65,4 +67,4 @@ def play(
         typer.echo(f"Loading {str(folder)!r}; then the page is {where}; Ctrl-C ends it", err=True)
 
     with user_errors(AppError, CheckpointError):
-        start(folder, host, port, browse, listening)
+        start(folder, host, port, browse, listening, dtype)

@@ -263,7 +263,7 @@ def _pairs(table: SearchTable, vectors: Vectors, least: float) -> Iterator[tuple
     if len(vectors) >= EXACT:
         index = _index(table)
         for start in range(0, len(vectors), BLOCK):
-            found = index.search(vectors[start : start + BLOCK], min(NEIGHBOURS, len(vectors)))
+            found: Any = index.search(vectors[start : start + BLOCK], min(NEIGHBOURS, len(vectors)))
             there = np.arange(found.keys.shape[1]) < found.counts[:, None]  # what follows is no neighbour
             rows, places = np.nonzero(there & (np.where(there, found.distances, np.inf) <= 1 - least))
             yield from zip((start + rows).tolist(), found.keys[rows, places].astype(int).tolist(), strict=True)

@@ -21,6 +21,7 @@ from omni.registry import get_modality
 from omni.worlds import find_world
 
 from .asking import Items, Questionnaire, ask_all
+from .language import LanguageTest, language_test
 from .probing import Progress, evaluate_encoder
 from .result import (
     Asking,
@@ -147,7 +148,7 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
     questions = settings.questionnaire()
     # first, so that a file that cannot be read is refused at once
     data_hash = questions.data_hash(lambda done: progress("reading files", done, len(questions)))
-    model, processor = load(checkpoint)
+    model, processor = load(checkpoint, settings.dtype)
     try:
         expect_taken(settings.title, questions.modalities, processor.preprocessors)
     except ExampleError as error:
@@ -188,6 +189,7 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
         stopped=sum(not each.complete for each in asked),
         sight=tests.pop("image", None),
         senses=tests,
+        language=language_test(model, processor),
     )
     return Outcome(result, asked, lambda example: questions[example].items, len(questions))
 
@@ -220,6 +222,7 @@ def _result(
     stopped: int,
     sight: SightTest | None = None,
     senses: Mapping[str, SightTest] | None = None,
+    language: LanguageTest | None = None,
 ) -> Result:
     return Result(
         checkpoint=str(checkpoint),
@@ -233,6 +236,7 @@ def _result(
         scores=list(scores),
         sight=sight,
         senses=dict(senses or {}),
+        language=language,
     )
 
 

@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, ValidationError
 
 from omni.checkpoints.folder import ADAPTERS, base_of
-from omni.files import write_text_whole
+from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
 from omni.worlds import WorldError, find_world, worlds
 
 from .asking import Questionnaire
+from .language import LanguageTest
 from .manifest import ManifestQuestions
 from .scores import Asked, EvaluationError, Score, SightTest
 
@@ -41,11 +42,13 @@ class Asking(Strict):
         sight: run the sight test, too, of each modality that the examples have.
         batch_size: number of questions in a batch.
         max_new_tokens: number of tokens after which an answer is stopped.
+        dtype: precision of the weights; "auto" for the one that the checkpoint names.
     """
 
     sight: bool = False
     batch_size: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=192, ge=1)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     @abstractmethod
     def questionnaire(self) -> Questionnaire:
@@ -154,6 +157,7 @@ class Result(Strict):
         scores: the scores by kind of question.
         sight: the sight test of the pictures, if it was asked for.
         senses: the same test of each other modality.
+        language: the language test, where the checkpoint names the language model that it was made with.
     """
 
     format: Literal["omni evaluation 1"] = FORMAT
@@ -168,6 +172,7 @@ class Result(Strict):
     scores: list[Score]
     sight: SightTest | None = None
     senses: dict[str, SightTest] = {}
+    language: LanguageTest | None = None
 
     @property
     def sight_tests(self) -> dict[str, SightTest]:
@@ -183,7 +188,7 @@ class Result(Strict):
             WorldError: the document is about a world that is not installed.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = expect_ordinary(Path(path)).read_text(encoding="utf-8")
         except OSError as error:
             raise EvaluationError(f"The result {str(path)!r} cannot be read: {error.strerror}.") from error
         except UnicodeDecodeError as error:
@@ -223,6 +228,8 @@ class Result(Strict):
         for name in {**self.senses, **now.senses}:
             what = f"sight test of {get_modality(name).noun}s"
             tests.append((what, self.senses.get(name), now.senses.get(name)))
+        if self.language != now.language:
+            found.append(Difference(what="language test", then=_spoken(self.language), now=_spoken(now.language)))
         verdicts = [(what, then and then.passed, later and later.passed) for what, then, later in tests]
         for what, then, later in (*verdicts, ("answers that were stopped", self.stopped, now.stopped)):
             if then != later:
@@ -251,6 +258,10 @@ def _compare(then: dict[str, Score], now: dict[str, Score]) -> list[Difference]:
                 texts = [s.model_dump_json(exclude={"kind"}) if s else "none" for s in pair]
             found.append(Difference(what=what, then=texts[0], now=texts[1]))
     return found
+
+
+def _spoken(test: LanguageTest | None) -> str:
+    return f"{test.same} of {test.n}, perplexity {test.perplexity:.6g}" if test else "none"
 
 
 def _short(digest: str | None) -> str:

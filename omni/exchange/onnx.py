@@ -107,7 +107,7 @@ class Export(BaseModel):
 
 
 class _Part(nn.Module):
-    """A part of a model whose inputs and outputs have the names that the graph is to have.
+    """A part of a model. Its inputs and outputs have the names that they get in the graph.
 
     Args:
         module: holds the weights.

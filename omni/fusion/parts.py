@@ -45,9 +45,12 @@ def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Te
         return None
     places = {**saved, **kwargs.pop("parts_from", {})}
     if given is None:
+        of_loading = {
+            key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs
+        }  # not of the configuration
         given, rest = cls.config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
         kwargs.clear()
-        kwargs.update(rest)
+        kwargs.update(rest | of_loading)
     there = {"language_model", *(f"{name}_tower" for name in given.modalities)}  # a modality may be left out
     given.parts_from = {part: os.path.abspath(folder / place) for part, place in places.items() if part in there}
     for part, place in given.parts_from.items():

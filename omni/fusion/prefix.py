@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from transformers.cache_utils import Cache, DynamicLayer
-
-from . import acceleration
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
 class Prefix:
@@ -33,7 +31,7 @@ class Prefix:
         placeholders = {section["token_id"] for section in self.config.modalities.values()}
         has_items = shared > 0 and can_be_cut(self.cache) and placeholders.isdisjoint(ids[shared:])
         if not has_items:
-            self.cache = acceleration.current().cache(self.config.text_config)
+            self.cache = DynamicCache(config=self.config.text_config)
         elif shared < len(self._read):
             self.cache.crop(shared - len(self._read))
         self._read = []  # an interrupted `generate` may leave the cache half filled

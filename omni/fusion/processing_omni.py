@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import transformers
+from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
@@ -369,7 +370,6 @@ class OmniProcessor(ProcessorMixin):
             )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer._set_processor_class(type(self).__name__)
         for key in ("is_local", "local_files_only"):  # how it was found when it was loaded
             self.tokenizer.init_kwargs.pop(key, None)
         self.tokenizer.chat_template = self.chat_template  # it writes the template's files
@@ -412,8 +412,8 @@ class OmniProcessor(ProcessorMixin):
             for name in sections
             if name not in {SHOWN_AS.get(key) for key in overrides}
         }
-        tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
-            "tokenizer", pretrained_model_name_or_path, **kwargs
+        tokenizer = overrides.pop("tokenizer", None) or AutoTokenizer.from_pretrained(
+            pretrained_model_name_or_path, **kwargs
         )
         overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
         if left_out & {*(overrides["asked_by"] or [])}:  # who asks is left out

@@ -13,10 +13,14 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 
 
-def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+def load(checkpoint: str | Path, dtype: str = "auto") -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     """Load a fused model and its processor from a folder; nothing is fetched from anywhere.
 
     Adapters, which a recipe with `lora` writes, are merged into the model that they were trained for.
+
+    Args:
+        checkpoint: the folder.
+        dtype: the precision of all weights, such as "bfloat16"; "auto" for the one that the checkpoint names.
 
     Raises:
         CheckpointError: there is no such folder, it holds another kind of model, a file of it is missing, damaged or
@@ -28,7 +32,7 @@ def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProc
     try:
         verify_files(folder, ADAPTER)
         processor = OmniProcessor.from_pretrained(folder)
-        model = OmniForConditionalGeneration.from_pretrained(base)
+        model = OmniForConditionalGeneration.from_pretrained(base, dtype=dtype)
         if base != folder:
             model = _with_adapters(model, folder)
     except CheckpointError:

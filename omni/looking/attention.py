@@ -124,7 +124,7 @@ def encoder_attention(encoder: Encoder, item: Any, layer: int | None = None) -> 
 
 
 def places_of(shape: Sequence[int]) -> str:
-    """What the places of a grid are called."""
+    """The noun for the places of a grid."""
     return "patches" if len(shape) == 2 else "tokens"
 
 
@@ -161,7 +161,7 @@ class WordAttention:
 
 
 class _Tokens(BaseStreamer):
-    """Keeps the tokens that `generate` reads and writes."""
+    """Notes the tokens that `generate` reads and writes."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -202,7 +202,7 @@ def word_attention(
 
 @torch.inference_mode()
 def session_attention(session: Session, question: str, max_new_tokens: int = 192) -> WordAttention:
-    """The same as `word_attention`. Items that the session has encoded are not encoded again."""
+    """As `word_attention`, but items that the session has encoded are not encoded again."""
     model, sections = session.model, session.model.config.modalities
     _expect_no_dropout(model)
     if not session.items:

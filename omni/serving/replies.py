@@ -1,4 +1,4 @@
-"""What the worker wrote, in the forms that OpenAI's clients expect: as one object, or as events of a stream."""
+"""Answers in the forms that OpenAI's clients expect: one object, or the events of a stream."""
 
 import base64
 import json
@@ -11,11 +11,11 @@ from .requests import Chat, Completion, Embeddings, Request, Response
 from .writing import End, Event, Piece, Token, Vectors
 
 LEAST = -9999.0
-"""Logarithm of a probability of nothing, for which JSON has no number."""
+"""Stands for the logarithm of a probability of 0, for which JSON has no number."""
 
 
 class Reply:
-    """The answer to one request; a form for each interface."""
+    """The answer to one request. Each interface has a subclass."""
 
     def __init__(self, model: str, request: Any) -> None:
         self.request = request
@@ -81,7 +81,7 @@ class EmbeddingReply(Reply):
 
 
 class ChatReply(Reply):
-    """To `/v1/chat/completions`."""
+    """The answer to `/v1/chat/completions`."""
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": f"chatcmpl-{self.id}", "object": kind, **self.common, "choices": choices}
@@ -117,7 +117,7 @@ class ChatReply(Reply):
 
 
 class CompletionReply(Reply):
-    """To `/v1/completions`."""
+    """The answer to `/v1/completions`."""
 
     def __init__(self, model: str, request: Request) -> None:
         super().__init__(model, request)
@@ -153,7 +153,7 @@ class CompletionReply(Reply):
 
 
 class ResponseReply(Reply):
-    """To `/v1/responses`."""
+    """The answer to `/v1/responses`."""
 
     def __init__(self, model: str, request: Request) -> None:
         super().__init__(model, request)
@@ -241,7 +241,7 @@ def _sse(event: dict[str, Any]) -> str:
 
 
 def failure(message: str) -> str:
-    """The event by which a stream says that it comes to no end."""
+    """The event that says that a stream has failed."""
     return _sse({"error": {"message": message, "type": "server_error", "code": None, "param": None}})
 
 
@@ -268,7 +268,7 @@ def _described(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 
 def _one(text: str, logprob: float) -> dict[str, Any]:
-    whole = "\ufffd" not in text  # else a part of a letter, of which the bytes are not known
+    whole = "\ufffd" not in text  # otherwise it is a part of a letter, whose bytes are not known
     return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode()) if whole else None}
 
 

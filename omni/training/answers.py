@@ -20,6 +20,7 @@ from omni.checkpoints.folder import expect_model
 from omni.data.collate import IGNORED, ConversationCollator, expect_taken
 from omni.data.conversations import Example, ask
 from omni.data.manifests import ManifestConversations
+from omni.files import read_json
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -285,7 +286,7 @@ def _take_encoder(section: _Section, tower: PreTrainedModel) -> Any:
 
 def _read_thinker(path: Path) -> dict[str, Any]:
     """The configuration of a language model, which has to name its kind."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("model_type") not in CONFIG_MAPPING:
         raise ValueError('expected the JSON configuration of a language model, with a "model_type" such as "qwen3".')
     return values

@@ -26,6 +26,7 @@ from pydantic import (
 from safetensors import SafetensorError
 
 from omni.data.manifests import Manifest
+from omni.files import read_json
 from omni.worlds import WorldError, find_world
 
 
@@ -277,7 +278,7 @@ class Recipe(Strict):
                 or a world that is not installed.
         """
         try:
-            recipe = json.loads(Path(path).read_text(encoding="utf-8"))
+            recipe = read_json(Path(path))
         except OSError as error:
             raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
         except ValueError as error:

@@ -23,6 +23,7 @@ from omni import (
     OmniVisionConfig,
     OmniVisionModel,
 )
+from omni.training.parts import CHECKPOINTING
 from omni.training.recipe import Recipe
 from omni.training.run import run
 
@@ -130,7 +131,7 @@ def trained(
         OmniAudioModel(OmniAudioConfig(**encoder, stem_channels=8)).save_pretrained(folder / "audio")
         OmniFeatureExtractor().save_pretrained(folder / "audio")
         recipe["model"]["modalities"] = {"audio": {"encoder": str(folder / "audio"), "projector": "linear"}}
-        recipe["arguments"]["activation_checkpointing"] = True
+        recipe["arguments"][CHECKPOINTING] = True
     (folder / "recipe.json").write_text(json.dumps(recipe))
     if processes == 1:
         run(Recipe.read(folder / "recipe.json"))
