@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from omni.data.shards import WINDOW
+from omni.training.recipe import Mixture
 
 
 class Mixed(Dataset[Any]):
@@ -142,6 +143,6 @@ def _in_turns(lanes: Sequence[Iterator[int]], batch: int) -> Iterator[int]:
 
 def mix(data: Any, make: Callable[[Any], Any]) -> Any:
     """The examples of some data: what `make` makes of it, or of each part of a mixture."""
-    if not hasattr(data, "mix"):
+    if not isinstance(data, Mixture):
         return make(data)
-    return Mixed([make(part.data) for part in data.mix], [part.weight for part in data.mix])
+    return Mixed([make(part.data) for part in data.sources], [part.weight for part in data.sources])
