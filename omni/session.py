@@ -117,6 +117,9 @@ class Session:
     def _decode(self, written: Any) -> str:
         return self.processor.decode(written, skip_special_tokens=True).strip()
 
+    def __repr__(self) -> str:
+        return f"Session({nouns(self._items) or 'no items'})"
+
     @property
     def asked_by_items(self) -> bool:
         """Whether items ask, so that nothing has to be typed."""

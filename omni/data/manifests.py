@@ -141,7 +141,7 @@ class Manifest(Sequence[Row]):
         shards = open_shards(path)
         self._rows = open_source(path) if shards is None else shards
         self.blocks = self._rows.blocks
-        self.folder = path if path.is_dir() else None
+        self.folder = path if shards is None and path.is_dir() else None
         self.by_class = self._rows.by_class
         self.root = root or (path if path.is_dir() else path.parent)
 
@@ -271,7 +271,7 @@ class Manifest(Sequence[Row]):
         problems = list[str]()
         for name in found:
             try:
-                return read_item(name.data if isinstance(name, Held) else self.root / name).modality
+                return read_item(self._file("", name).source).modality
             except ItemError as error:
                 problems.append(str(error))
         raise ManifestError(problems[0] if problems else "no file tells by its suffix what it holds; rename them.")

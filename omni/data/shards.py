@@ -26,7 +26,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omni.data.sources import Held, ManifestError, Source, short
+from omni.data.sources import METADATA, Held, ManifestError, Source, short
 from omni.items import suffixes
 from omni.registry import modalities
 
@@ -55,8 +55,10 @@ def open_shards(path: Path) -> Source | None:
                 raise ManifestError(f"{str(path)!r} holds the parts {inside}; name one of these folders.")
             if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
                 return _Saved(path)
-            entries = [each for each in sorted(path.iterdir()) if each.is_file() and not each.name.startswith(".")]
-            files = [each for each in entries if each.suffix.lower() in _KINDS]
+            if any((path / name).is_file() for name in METADATA):
+                return None
+            names = (name for name in os.listdir(path) if name.lower().endswith(tuple(_KINDS)) and name[0] != ".")
+            files = [path / name for name in sorted(names) if (path / name).is_file()]
             if len({each.suffix.lower() for each in files}) > 1:
                 raise ManifestError(
                     f"{str(path)!r} holds files of several kinds; name those of one, such as '*.parquet'."
