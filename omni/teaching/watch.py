@@ -33,13 +33,10 @@ class Watch(TrainerCallback):
         processor: of the model.
         say: writes a line.
         rows: examples that are computed at once.
-        every: seconds between two lines.
     """
 
-    def __init__(
-        self, questions: Questionnaire, processor: Any, say: Callable[[str], None], rows: int, every: float = EVERY
-    ) -> None:
-        self.say, self.rows, self.every = say, rows, every
+    def __init__(self, questions: Questionnaire, processor: Any, say: Callable[[str], None], rows: int) -> None:
+        self.say, self.rows = say, rows
         self._collate = ConversationCollator(processor)
         self._examples = [questions[index] for index in range(min(EXAMPLES, len(questions)))]
         self._swapped = [_swapped(questions, index, example) for index, example in enumerate(self._examples)]
@@ -52,7 +49,7 @@ class Watch(TrainerCallback):
     ) -> None:
         """Start the clock."""
         self._start, self._first = time.monotonic(), state.global_step
-        self._next = self._start + self.every
+        self._next = self._start + EVERY
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look, if it is time."""
@@ -62,7 +59,7 @@ class Watch(TrainerCallback):
         begin = time.monotonic()
         real, other = self.look(kwargs["model"])
         now = time.monotonic()
-        self._next = now + max(self.every, (now - begin) / SHARE)
+        self._next = now + max(EVERY, (now - begin) / SHARE)
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         done, spent = state.global_step - self._first, now - self._start
         left = (state.max_steps - state.global_step) * spent / max(done, 1)

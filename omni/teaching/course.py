@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,11 @@ def teach(
     folder = Path(output)
     _begin(lesson, folder, resume)
     if not (folder / RECIPE).is_file():
-        plan(lesson, folder, say)
+        try:
+            plan(lesson, folder, say)
+        except ValueError:  # what was asked for cannot be; nothing of it is worth to be gone on with
+            shutil.rmtree(folder)
+            raise
     recipe = Recipe.read(folder / RECIPE)
     settings = _settings(lesson, recipe, folder)
     if not _finished(folder):
