@@ -52,6 +52,8 @@ class Projector(nn.Module):
         output: the encoder's outputs that are read.
         positions: the shape of a table of learned vectors, such as (7, 7), one of which is added to each token of the grid;
             for a grid of another shape it is interpolated. None for no table.
+        whitened: whether the tokens that are read pass `Whitening` first: most of what tokens of an encoder hold lies in a
+            few directions, and a projector would learn the others last.
     """
 
     uses_factor = False
@@ -66,23 +68,47 @@ class Projector(nn.Module):
         grid_dims: int,
         output: str,
         positions: Sequence[int] | None = None,
+        whitened: bool = False,
     ) -> None:
         super().__init__()
         self.factor, self.table_shape = factor, tuple(positions or ())
         if positions:
             self.positions = nn.Embedding(math.prod(positions), text_hidden_size)
+        if whitened:
+            widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
+            self.whitening = nn.ModuleDict({part: Whitening(widths[part]) for part in output.split("+")})
+        self.whitened = whitened
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
-        projected = self.project(tokens, grid_shape)
+        if self.uses_factor and "grid" in tokens:
+            tokens = {**tokens, "grid": unshuffle(tokens["grid"], grid_shape, self.factor)}
+        if self.whitened:
+            tokens = {part: self.whitening[part](value) for part, value in tokens.items()}
+        projected = self.project(tokens)
         if not self.table_shape:
             return projected
         table = self._table(tuple(-(-side // self.factor) for side in grid_shape))
         return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """As `forward`, without positions."""
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """As `forward`, of neighbourhoods that are folded already, and without positions."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def whiten(self, tokens: Mapping[str, torch.Tensor]) -> None:
+        """Have tokens leave the first layers with mean 0 and about one size in all directions.
+
+        Args:
+            tokens: `cls` float[n, D] and/or `grid` float[n, D'] of many items, as they come to these layers.
+        """
+        for part, found in tokens.items():
+            mean = found.mean(0)
+            values, vectors = torch.linalg.eigh((found - mean).T @ (found - mean) / len(found))
+            matrix = vectors * (values.clamp_min(0) + NOISE * values.mean()).rsqrt() @ vectors.T
+            layer = self.whitening[part]
+            layer.get_buffer("weight").copy_(matrix)
+            layer.get_buffer("bias").copy_(-mean @ matrix)
 
     def rescale(self, ratio: float) -> None:
         """Multiply what the projector writes."""
@@ -100,9 +126,26 @@ class Projector(nn.Module):
         return F.interpolate(spread, shape, mode=INTERPOLATIONS[len(shape)]).flatten(2)[0].T
 
 
+NOISE = 0.1
+"""Of the mean variance, added to that of each direction, so that whitening does not bring up noise."""
+
 INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
 """By the number of axes. A grid of one axis has no table: its length differs from item to item, and the Thinker knows the
 order of its tokens."""
+
+
+class Whitening(nn.Module):
+    """A linear layer that does not learn, float[..., D] -> float[..., D]; see `Projector.whiten`."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.eye(width))
+        self.register_buffer("bias", torch.zeros(width))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """float[..., D] -> float[..., D], in the precision of the layer and then of the tokens."""
+        weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
+        return F.linear(tokens.to(weight.dtype), weight, bias).to(tokens.dtype)
 
 
 class LinearProjector(Projector):
@@ -114,7 +157,7 @@ class LinearProjector(Projector):
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.linear = nn.Linear(hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Projector`."""
         return self.linear(torch.cat(list(tokens.values()), dim=1))
 
@@ -130,7 +173,7 @@ class MLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Projector`."""
         return self.fc2(self.activation(self.fc1(torch.cat(list(tokens.values()), dim=1))))
 
@@ -156,13 +199,13 @@ class UnshuffleMLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Projector`."""
         hidden = []
         if "cls" in tokens:
             hidden.append(self.cls_fc1(tokens["cls"]))
         if "grid" in tokens:
-            hidden.append(self.fc1(unshuffle(tokens["grid"], grid_shape, self.factor)))
+            hidden.append(self.fc1(tokens["grid"]))
         return self.fc2(self.activation(torch.cat(hidden, dim=1)))
 
 

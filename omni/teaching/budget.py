@@ -17,7 +17,7 @@ from omni.training.parts import FrozenParts
 from omni.training.recipe import Recipe
 from omni.training.run import prepare
 
-ROWS = 8
+ROWS = 4
 """Rows that a step learns from."""
 SHARE = 0.6
 """Of the memory that is free, so much is planned with: rows differ in length, and others need some."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,11 +18,15 @@ from omni.data.sources import ManifestError
 from omni.exchange.compose import Composition, compose
 from omni.exchange.gguf import unpack
 from omni.files import write_text_whole
-from omni.training.recipe import Strict
+from omni.training.answers import conversations
+from omni.training.recipe import Data, Strict
 from omni.worlds import World, WorldError, find_world
 
 START, DATA, LANGUAGE_MODEL = "start", "data", "language_model"
 """Folders in that of a lesson."""
+
+ITEMS = 200
+"""So many examples to learn from are looked at before the first step."""
 
 HELD_OUT, MOST_HELD_OUT = 0.05, 200
 """Share of the rows of one's own data that are kept for the test, and at most so many of them."""
@@ -54,14 +58,19 @@ class Lesson(Strict):
     overrides: list[str] = []
 
 
-def join(lesson: Lesson, folder: Path) -> Composition:
-    """The parts, composed and saved in `folder`, each of them where it was."""
+def join(lesson: Lesson, folder: Path, data: Any) -> Composition:
+    """The parts, composed and saved in `folder`, each of them where it was; `data` is the section to learn from."""
     thinker = Path(lesson.language_model)
     if thinker.suffix == ".gguf":
         thinker = (
             folder / LANGUAGE_MODEL if (folder / LANGUAGE_MODEL).is_dir() else unpack(thinker, folder / LANGUAGE_MODEL)
         )
-    composition = compose(dict(lesson.encoders), thinker)
+    examples = conversations(TypeAdapter(Data).validate_python(data))
+    items: dict[str, list[Any]] = {}
+    for index in range(0, len(examples), max(1, len(examples) // ITEMS)):
+        for name, found in examples[index].items.items():
+            items.setdefault(name, []).extend(found)
+    composition = compose(dict(lesson.encoders), thinker, positions=True, items=items)
     if not (folder / START).is_dir():
         composition.save(folder / START, apart=True)
     return composition

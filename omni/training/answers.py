@@ -287,8 +287,9 @@ def _with_new_projectors(
         changes = {key: value for key, value in section.settings.items() if key != "encoder"}
         if "projector" in changes:  # these were of the other one
             modalities[section.name].pop("factor", None)
-        if {"projector", "factor"} & changes.keys():
-            modalities[section.name].pop("positions", None)
+        if {"projector", "factor", "output"} & changes.keys():
+            for key in ("positions", "whitened"):
+                modalities[section.name].pop(key, None)
         modalities[section.name] |= changes
         with said_by_recipe(section.key, changes):
             new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))

@@ -93,7 +93,7 @@ def test_only_what_was_learnt_is_saved_and_it_answers(taught: tuple[Path, list[s
 def test_the_held_out_score_stands_beside_what_it_has_to_beat(taught: tuple[Path, list[str]]) -> None:
     lines = [line for line in taught[1] if "Held out" in line]
     assert len(lines) == 6
-    assert "8 of 48 samples" in lines[0]
+    assert "4 of 24 samples" in lines[0]
     assert "left. Held out 0." in lines[0]
     assert "best constant answer 0.25, with another picture 0." in lines[0]
 
@@ -101,7 +101,7 @@ def test_the_held_out_score_stands_beside_what_it_has_to_beat(taught: tuple[Path
 def test_the_card_has_scores_and_both_tests(taught: tuple[Path, list[str]]) -> None:
     folder, _ = taught
     card = (folder / "README.md").read_text()
-    for part in ("# lm takes pictures", "The projector alone learnt from 48 samples", "Sight test", "| color | 12 |"):
+    for part in ("# lm takes pictures", "The projector alone learnt from 24 samples", "Sight test", "| color | 12 |"):
         assert part in card
     assert "Language test: 10 of 10 text-only answers are those of the language model alone" in card
     found = json.loads((folder / "evaluation.json").read_text())["language"]
@@ -114,7 +114,7 @@ def test_omni_train_makes_the_same_of_the_recipe(taught: tuple[Path, list[str]],
     expect_equal(weights(tmp_path / "again"), weights(folder))
 
 
-@pytest.mark.parametrize("cut", ["Measuring", "Wrote", "32 of 48 samples", "sight"])
+@pytest.mark.parametrize("cut", ["Measuring", "Wrote", "16 of 24 samples", "sight"])
 def test_a_lesson_that_was_cut_off_goes_on(
     taught: tuple[Path, list[str]], given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
@@ -138,8 +138,8 @@ def test_a_lesson_that_was_cut_off_goes_on(
     said: list[str] = []
     teach(lesson_of(given), tmp_path / "mine", resume=True, say=said.append)
     expect_equal(weights(tmp_path / "mine"), weights(taught[0]))
-    if cut == "32 of 48 samples":  # step 4, from the checkpoint after step 2
-        assert [line.split()[0] for line in said if "Held out" in line] == ["24", "32", "40", "48"]
+    if cut == "16 of 24 samples":  # step 4, from the checkpoint after step 2
+        assert [line.split()[0] for line in said if "Held out" in line] == ["12", "16", "20", "24"]
 
 
 def test_lora_saves_adapters_that_are_asked_with_their_base(given: Path, tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_little_memory_means_smaller_batches_and_layers_that_are_computed_twice(
     monkeypatch.setattr(budget, "free_memory", lambda device: 1_000_000)
     teach(lesson_of(given), tmp_path / "mine", say=lambda line: None)
     arguments = Recipe.read(tmp_path / "mine" / "recipe.json").arguments
-    assert arguments["per_device_train_batch_size"] < 8
-    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 8
+    assert arguments["per_device_train_batch_size"] < 4
+    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 4
     assert arguments["activation_checkpointing"] is True
     for name, tensor in weights(tmp_path / "mine").items():  # the same batches, added up in another order
         torch.testing.assert_close(tensor, weights(taught[0])[name], rtol=0.1, atol=0.02)
