@@ -14,7 +14,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
 
 from benchmarks import machine, measure, tables
 
-JOBS = ("encoder", "training", "files", "second_question", "generation", "projectors", "imports", "loading")
+JOBS = (
+    "encoder",
+    "training",
+    "files",
+    "sounds",
+    "second_question",
+    "generation",
+    "projectors",
+    "imports",
+    "loading",
+    "rows",
+)
 ON_GPU = ("encoder", "training", "generation")
 """Jobs that also run on a GPU."""
 

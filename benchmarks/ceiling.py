@@ -1,8 +1,8 @@
 """The ceiling: an encoder cannot be faster than its matrix products.
 
-Shapes: B pictures, N patches, 1+N tokens, D width, F width of the MLP, h heads, d = D/h.
+Shapes: B pictures or sounds, N patches, 1+N tokens, D width, F width of the MLP, h heads, d = D/h.
 
-    patches   (B N, 3 P P) x (3 P P, D)            once
+    patches   (B N, 3 P P) x (3 P P, D)            once; a sound has a convolution (B t, 3 C) x (3 C, D) for each halving
     qkv       (B (1+N), D) x (D, 3 D)              in each block, as are all that follow
     output    (B (1+N), D) x (D, D)
     scores    (1+N, d) x (d, 1+N)                  for each picture and head
@@ -19,6 +19,7 @@ the GPU reaches with large ones.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,24 +27,57 @@ import torch.nn.functional as F
 
 from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Part
+from omni.audio.configuration_audio import OmniAudioConfig
 from omni.vision.configuration_vision import OmniVisionConfig
 
 New = Callable[..., torch.Tensor]
 """Makes an operand of the given sizes."""
 
 
-def products(config: OmniVisionConfig, batch: int, dtype: torch.dtype, device: torch.device = CPU) -> list[Contestant]:
-    """Every product of an encoder of this shape, in every way. With the defaults they have 0.428 GFLOP a picture."""
-    patches, width, inner = config.num_patches, config.hidden_size, config.intermediate_size
-    rows, layers = batch * (1 + patches), config.num_hidden_layers
+@dataclass(frozen=True)
+class Shape:
+    """What an encoder's products follow from.
+
+    Attributes:
+        config: width, depth, heads and MLP.
+        tokens: n, with CLS.
+        stem: for each product of the stem its rows for one item, its depth, and its width.
+    """
+
+    config: OmniVisionConfig | OmniAudioConfig
+    tokens: int
+    stem: dict[str, tuple[int, int, int]]
+
+
+def vision(config: OmniVisionConfig) -> Shape:
+    """The shape of an encoder of pictures. With the defaults it has 0.428 GFLOP a picture."""
+    depth = config.num_channels * config.patch_size**2
+    return Shape(config, 1 + config.num_patches, {"patches": (config.num_patches, depth, config.hidden_size)})
+
+
+def audio(config: OmniAudioConfig, frames: int) -> Shape:
+    """The shape of an encoder of sounds of so many frames."""
+    stem, before = {}, config.num_mel_bins
+    for halving in range(1 + config.num_halvings):
+        frames = frames if halving == 0 else -(-frames // 2)
+        stem[f"convolution {halving}"] = (frames, 3 * before, config.hidden_size)
+        before = config.hidden_size
+    return Shape(config, 1 + frames, stem)
+
+
+def products(shape: Shape, batch: int, dtype: torch.dtype, device: torch.device = CPU) -> list[Contestant]:
+    """Every product of an encoder of this shape, in every way."""
+    config, tokens = shape.config, shape.tokens
+    width, inner = config.hidden_size, config.intermediate_size
+    rows, layers = batch * tokens, config.num_hidden_layers
     linear = {
-        "patches": (1, batch * patches, config.num_channels * config.patch_size**2, width),
+        **{name: (1, batch * m, k, n) for name, (m, k, n) in shape.stem.items()},
         "qkv": (layers, rows, width, 3 * width),
         "output": (layers, rows, width, width),
         "fc1": (layers, rows, width, inner),
         "fc2": (layers, rows, inner, width),
     }
-    heads, tokens, depth = batch * config.num_attention_heads, 1 + patches, config.head_dim
+    heads, depth = batch * config.num_attention_heads, config.head_dim
     batched = {"scores": (layers, tokens, depth, tokens), "values": (layers, tokens, tokens, depth)}
     on_cpu, new = device.type == "cpu", partial(torch.randn, dtype=dtype, device=device)
     found = []

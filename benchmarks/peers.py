@@ -96,7 +96,7 @@ def seed(model: OmniVisionModel) -> nn.Module:
         "mlp.fc1.": "linear1.",
         "mlp.fc2.": "linear2.",
     }
-    return _carry(model, SeedEncoder(model.config), names)
+    return carry(model, SeedEncoder(model.config), names)
 
 
 def vit(model: OmniVisionModel) -> nn.Module:
@@ -123,7 +123,7 @@ def vit(model: OmniVisionModel) -> nn.Module:
     for name in [name for name in weights if "attention.qkv." in name]:
         for part, piece in zip("qkv", weights.pop(name).chunk(3), strict=True):
             weights[name.replace("qkv", f"{part}_proj")] = piece
-    return _carry(model, peer, names, weights)
+    return carry(model, peer, names, weights)
 
 
 def timm(model: OmniVisionModel) -> nn.Module:
@@ -154,7 +154,7 @@ def timm(model: OmniVisionModel) -> nn.Module:
         "attention.qkv.": "attn.qkv.",
         "attention.o_proj.": "attn.proj.",
     }
-    return _carry(model, peer, names)
+    return carry(model, peer, names)
 
 
 ENCODERS: dict[str, Callable[[OmniVisionModel], nn.Module]] = {
@@ -164,8 +164,8 @@ ENCODERS: dict[str, Callable[[OmniVisionModel], nn.Module]] = {
 }
 
 
-def _carry(
-    model: OmniVisionModel, peer: nn.Module, names: dict[str, str], weights: dict[str, torch.Tensor] | None = None
+def carry(
+    model: nn.Module, peer: nn.Module, names: dict[str, str], weights: dict[str, torch.Tensor] | None = None
 ) -> nn.Module:
     """Give a peer omni's weights under its names, and the same mode, dtype and device. Its final norm may have a bias."""
     renamed = {}

@@ -15,7 +15,9 @@ from rich.table import Table
 
 import campaigns
 
-NAMES = sorted(module.name for module in iter_modules(campaigns.__path__) if module.name not in ("__main__", "tally"))
+NAMES = sorted(
+    module.name for module in iter_modules(campaigns.__path__) if module.name not in ("__main__", "damage", "tally")
+)
 
 app = typer.Typer(pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
 

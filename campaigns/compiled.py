@@ -329,8 +329,9 @@ def _thinker(chance: random.Random) -> Any:
 
 def _step(chance: random.Random) -> str:
     import torch
+    from transformers.cache_utils import DynamicCache
 
-    from omni.fast.generation import RoomyCache, quick_step, stepping
+    from omni.fast.generation import give_room, quick_step, stepping
 
     model = _thinker(chance)
     batch, length = chance.choice([1, 1, 2, 5, 16, 20]), chance.randint(3, 90)
@@ -349,7 +350,7 @@ def _step(chance: random.Random) -> str:
         layers[-1].mlp.up_proj.weight = torch.nn.Parameter(weight.detach().repeat_interleave(2, dim=1)[:, ::2])
 
     def write() -> torch.Tensor:
-        cache = RoomyCache(model.config)
+        cache = give_room(DynamicCache(config=model.config))
         with torch.no_grad(), stepping(model):
             parts = []
             for start, stop in pairwise(cuts):

@@ -1,27 +1,11 @@
-"""Damaged pictures: each is read whole, or refused in a sentence.
+"""Damaged pictures: each is read whole, or refused in a sentence; see `damage`.
 
-Pictures of forty kinds are drawn, cut, holed, spliced and given wrong headers. Two processes read each one, in memory that
-is filled with other bytes in either, so that a pixel which nobody wrote shows. What counts as fallen through: a process
-that dies or takes more than ten seconds, any exception but `PictureError`, a word on the terminal, pixels that differ
-between the two processes, and a picture that was cut and is read all the same, with other pixels.
+What counts as fallen through, too: a picture that is read two ways, or that is larger than a server measures it.
 """
 
-import hashlib
-import json
-import os
-import random
-import resource
-import select
 import struct
-import subprocess
-import sys
-import tempfile
-import time
-import traceback
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -29,15 +13,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from campaigns.damage import Look, read_damaged
 from campaigns.tally import Tally
-
-PATIENCE = 10.0
-"""Seconds for one picture."""
-MEMORY = 6 << 30
-"""Bytes of address space for a process that reads."""
-
-
-# --- Pictures ---------------------------------------------------------------------------------------------------------
 
 
 def drawings() -> dict[str, bytes]:
@@ -178,213 +155,27 @@ def run_lengths(pixels: np.ndarray) -> bytes:
     return header + sizes + palette + bytes(runs) + b"\0\1"
 
 
-# --- Damage -----------------------------------------------------------------------------------------------------------
+def look() -> Look:
+    """What a process makes of the bytes of a picture."""
+    from omni.fast.jpeg import read_pixels
+    from omni.vision.pictures import PictureError, read_picture
+    from omni.vision.plugin import count_pixels
+
+    def read(data: bytes) -> tuple[str, bytes]:
+        picture = read_picture(data)
+        pixels = np.asarray(picture)
+        if not np.array_equal(np.asarray(read_pixels(data).pixels)[..., :3], pixels):
+            raise RuntimeError("it is read two ways")
+        if (measured := count_pixels(data)) < picture.width * picture.height:
+            raise RuntimeError(f"{picture.size} pixels are measured as {measured}")
+        return "x".join(map(str, pixels.shape)), pixels.tobytes()
+
+    return Look(read, PictureError)
+
 
 ENDS = {"jpeg": b"\xff\xd9", "png": b"\0\0\0\0IEND\xaeB`\x82", "gif": b";"}
 
 
-def cut(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """The beginning."""
-    return data[: rng.randrange(len(data))]
-
-
-def cut_and_ended(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """The beginning, and what stands at the end."""
-    kind = "jpeg" if data[:2] == b"\xff\xd8" else "png" if data[:2] == b"\x89P" else "gif"
-    return cut(data, rng, other) + ENDS[kind]
-
-
-def middle_gone(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """Beginning and end."""
-    start, stop = sorted(rng.randrange(len(data)) for _ in range(2))
-    return data[:start] + data[stop:]
-
-
-def hole(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """Zeros somewhere."""
-    start = rng.randrange(len(data))
-    return data[:start] + bytes(min(rng.choice((16, 64, 512, 4096)), len(data) - start)) + data[start + 4096 :]
-
-
-def flips(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """A few other bytes."""
-    damaged = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 10))):
-        damaged[rng.randrange(min(len(data), rng.choice((60, 400, 1 << 30))))] = rng.choice(
-            (0, 255, rng.randrange(256))
-        )
-    return bytes(damaged)
-
-
-def splice(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """The beginning of one picture and the end of another."""
-    return data[: rng.randrange(len(data))] + other[rng.randrange(len(other)) :]
-
-
-def numbers(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """A number of the header, or of the table of tags, that is none."""
-    width = rng.choice((1, 2, 4))
-    end = len(data) if data[:2] in (b"II", b"MM") else min(len(data), 600)
-    at = rng.randrange(max(1, end - width))
-    value = rng.choice((0, 1, 2, (1 << 8 * width) - 1, 1 << (8 * width - 1), rng.randrange(1 << 8 * width)))
-    return data[:at] + value.to_bytes(width, rng.choice(("little", "big"))) + data[at + width :]
-
-
-def more_behind(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """A whole picture, and something behind it."""
-    return data + rng.choice((b"\0" * 100, other, rng.randbytes(50)))
-
-
-DAMAGES: tuple[Callable[[bytes, random.Random, bytes], bytes], ...] = (
-    cut, cut, cut_and_ended, cut_and_ended, middle_gone, middle_gone, hole, hole, flips, flips, flips, splice, numbers,
-    numbers, numbers, more_behind,
-)  # fmt: skip
-LOSES = (cut, cut_and_ended)
-"""What takes pixels and puts nothing in their place: such a picture is refused, or has the pixels of the whole one."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A damaged picture."""
-
-    name: str
-    data: bytes
-    whole: bytes
-    loses: bool
-
-
-def mutants(seed: int) -> Iterator[Mutant]:
-    """Without end."""
-    rng, files = random.Random(seed), drawings()
-    for number in range(1 << 62):
-        kind = rng.choice(sorted(files))
-        damage = rng.choice(DAMAGES)
-        if damage is cut_and_ended and kind.split()[0] not in ENDS:
-            damage = cut
-        alike = [each for each in sorted(files) if each.split()[0] == kind.split()[0]]
-        data = damage(files[kind], rng, files[rng.choice(alike)])
-        yield Mutant(f"{number}: {kind}, {damage.__name__}", data, files[kind], damage in LOSES)
-
-
-# --- Reading ----------------------------------------------------------------------------------------------------------
-
-
-class Reader:
-    """A process that reads pictures, in memory that is filled with a byte of its own."""
-
-    def __init__(self, fill: int) -> None:
-        self.fill = fill
-        self.said = tempfile.TemporaryFile("a+b")  # noqa: SIM115
-        self.start()
-
-    def start(self) -> None:
-        """A new process in the place of one that is gone."""
-        filled = {
-            "MALLOC_PERTURB_": str(self.fill),
-            "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
-            "MALLOC_TOP_PAD_": str(1 << 26),
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", "from campaigns.pictures import read_all; read_all()"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, env={**os.environ, **filled},
-        )  # fmt: skip
-        self.answer(120)
-
-    def send(self, data: bytes) -> None:
-        """One picture."""
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(struct.pack(">Q", len(data)) + data)
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # `answer` says so
-
-    def answer(self, patience: float) -> dict[str, Any]:
-        """What became of it: `pixels`, a hash, or `refused`, a sentence; or `fell`, what went wrong."""
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], patience)
-        line = self.process.stdout.readline() if ready else b""
-        if not line:
-            self.stop()
-            problem = f"dies with status {self.process.returncode}" if ready else f"takes more than {patience:g} s"
-            self.start()
-            return {"fell": problem}
-        found: dict[str, Any] = json.loads(line)
-        self.said.seek(0)
-        if words := self.said.read():
-            self.said.truncate(0)
-            found = {"fell": f"the terminal says {words[:200]!r}"}
-        return found
-
-    def stop(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
-
-
-def read_all() -> None:
-    """In a process of its own: pictures from the standard input, an answer for each on the output."""
-    from omni.fast.jpeg import read_pixels
-    from omni.vision.pictures import PictureError, read_picture
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    pipe, answers = sys.stdin.buffer, sys.stdout
-
-    def answer(**found: Any) -> None:
-        answers.write(json.dumps(found) + "\n")
-        answers.flush()
-
-    answer(ready=True)
-    while size := pipe.read(8):
-        data = pipe.read(*struct.unpack(">Q", size))
-        try:
-            pixels = np.asarray(read_picture(data))
-            same = np.array_equal(np.asarray(read_pixels(data).pixels)[..., :3], pixels)
-            shape = "x".join(map(str, pixels.shape))
-            answer(
-                **(
-                    {"pixels": f"{shape} {hashlib.sha256(pixels.tobytes()).hexdigest()}"}
-                    if same
-                    else {"fell": "read two ways"}
-                )
-            )
-        except PictureError as error:
-            answer(refused=str(error))
-        except BaseException:
-            answer(fell=traceback.format_exc(limit=-3))
-
-
 def run(seed: int, count: int, seconds: float) -> Tally:
     """Read so many damaged pictures, or as many as there is time for."""
-    end = time.monotonic() + seconds
-    tried = refused = unchanged = 0
-    fallen: list[str] = []
-    whole: dict[bytes, dict[str, Any]] = {}
-    with ExitStack() as stack:
-        readers = [Reader(fill) for fill in (0x55, 0xAA)]
-        for reader in readers:
-            stack.callback(reader.stop)
-
-        def read(data: bytes) -> list[dict[str, Any]]:
-            for reader in readers:
-                reader.send(data)
-            return [reader.answer(PATIENCE) for reader in readers]
-
-        for mutant in mutants(seed):
-            if tried == count or time.monotonic() > end:
-                break
-            if mutant.whole not in whole:
-                whole[mutant.whole] = read(mutant.whole)[0]
-                if "pixels" not in whole[mutant.whole]:
-                    fallen.append(f"seed {seed}, {mutant.name}: the whole one is not read: {whole[mutant.whole]}")
-            one, other = read(mutant.data)
-            tried += 1
-            refused += "refused" in one
-            unchanged += one == whole[mutant.whole]
-            if problem := one.get("fell") or other.get("fell"):
-                fallen.append(f"seed {seed}, {mutant.name}: {problem}")
-            elif one != other:
-                fallen.append(f"seed {seed}, {mutant.name}: differs by what lay in memory: {one} {other}")
-            elif mutant.loses and "pixels" in one and one != whole[mutant.whole]:
-                fallen.append(f"seed {seed}, {mutant.name}: lost pixels, and is read")
-    return Tally(tried, refused, unchanged, tuple(fallen))
+    return read_damaged("campaigns.pictures", drawings(), ENDS, seed, count, seconds)

@@ -1,7 +1,15 @@
 """omni: encoders of any modality plugged into any causal language model of transformers.
 
-Importing it is cheap, and enough: `AutoModel.from_pretrained` and its relatives know omni's classes from then on (`auto`).
-The public names below are loaded when they are first used.
+    model = omni.load("checkpoints/omni_tiny")
+    model.ask("examples/scene.png", "what color is the circle")   # words, and in a notebook the picture
+    model.embed("examples/scene.png")                             # a vector
+
+load, ask, embed                         a checkpoint's folder in Python and in notebooks; `Loaded`, `Reply`
+Omni...Config, Omni...Model, Omni...     models and processors of transformers
+Modality, register_modality, modalities  an encoder of your own
+
+Importing it is cheap, and enough: `AutoModel.from_pretrained` and its relatives know omni's classes from then on.
+`dir(omni)` lists what is public. Each name is loaded when it is first used; look at it by itself: `help(omni.load)`.
 """
 
 from importlib import import_module
@@ -9,40 +17,33 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from omni.auto import register_when_imported
-from omni.modality import Modality
-from omni.registry import declare_builtin, modalities, register_modality
+from omni.modality import Modality as Modality
+from omni.registry import declare_builtin
+from omni.registry import modalities as modalities
+from omni.registry import register_modality as register_modality
 from omni.worlds import declare_world
 
 if TYPE_CHECKING:
-    from omni.audio.configuration_audio import OmniAudioConfig
-    from omni.audio.feature_extraction_audio import OmniFeatureExtractor
-    from omni.audio.modeling_audio import OmniAudioModel
-    from omni.fusion.configuration_omni import OmniConfig
-    from omni.fusion.modeling_omni import OmniForConditionalGeneration, OmniModel
-    from omni.fusion.processing_omni import OmniProcessor
-    from omni.vision.configuration_vision import OmniVisionConfig
-    from omni.vision.image_processing_vision import OmniImageProcessor
-    from omni.vision.modeling_vision import OmniVisionModel
+    from omni.audio.configuration_audio import OmniAudioConfig as OmniAudioConfig
+    from omni.audio.feature_extraction_audio import OmniFeatureExtractor as OmniFeatureExtractor
+    from omni.audio.modeling_audio import OmniAudioModel as OmniAudioModel
+    from omni.fusion.configuration_omni import OmniConfig as OmniConfig
+    from omni.fusion.modeling_omni import OmniForConditionalGeneration as OmniForConditionalGeneration
+    from omni.fusion.modeling_omni import OmniModel as OmniModel
+    from omni.fusion.processing_omni import OmniProcessor as OmniProcessor
+    from omni.notebook import Loaded as Loaded
+    from omni.notebook import Reply as Reply
+    from omni.notebook import ask as ask
+    from omni.notebook import embed as embed
+    from omni.notebook import load as load
+    from omni.vision.configuration_vision import OmniVisionConfig as OmniVisionConfig
+    from omni.vision.image_processing_vision import OmniImageProcessor as OmniImageProcessor
+    from omni.vision.modeling_vision import OmniVisionModel as OmniVisionModel
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Modality",
-    "OmniAudioConfig",
-    "OmniAudioModel",
-    "OmniConfig",
-    "OmniFeatureExtractor",
-    "OmniForConditionalGeneration",
-    "OmniImageProcessor",
-    "OmniModel",
-    "OmniProcessor",
-    "OmniVisionConfig",
-    "OmniVisionModel",
-    "modalities",
-    "register_modality",
-]
-
 _LAZY = {
+    "Loaded": "omni.notebook",
     "OmniAudioConfig": "omni.audio.configuration_audio",
     "OmniAudioModel": "omni.audio.modeling_audio",
     "OmniConfig": "omni.fusion.configuration_omni",
@@ -53,6 +54,10 @@ _LAZY = {
     "OmniProcessor": "omni.fusion.processing_omni",
     "OmniVisionConfig": "omni.vision.configuration_vision",
     "OmniVisionModel": "omni.vision.modeling_vision",
+    "Reply": "omni.notebook",
+    "ask": "omni.notebook",
+    "embed": "omni.notebook",
+    "load": "omni.notebook",
 }
 
 
@@ -63,7 +68,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is public. (With an `__all__`, `help` would print all that these classes inherit.)"""
+    return sorted([*_LAZY, "Modality", "modalities", "register_modality"])
 
 
 declare_builtin("image", "omni.vision.plugin:image")

@@ -1,5 +1,7 @@
 """Read an ordinary file, or say why not; write a file whole or not at all."""
 
+import errno
+import json
 import os
 import re
 import stat
@@ -57,6 +59,36 @@ def read_whole(path: str, noun: str, expected: str, most_bytes: int) -> bytes:
     if stat.S_ISDIR(kind):
         raise ReadError(f"{name} is a folder, expected {expected}; pass one of the files in it.")
     raise ReadError(f"{name} is a pipe or a device, expected an ordinary file; save the {noun} first.")
+
+
+MAX_JSON = 2**28
+"""Bytes of a JSON document; the largest are tokenizers, of some 30 million."""
+
+
+def expect_ordinary(path: Path) -> Path:
+    """The path, unless there is a pipe or a device: to open one would wait for ever, to read one may never end.
+
+    Raises:
+        OSError: there is one. A path at which there is nothing is for whoever opens it.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, expected an ordinary file", str(path))
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file in UTF-8 holds.
+
+    Raises:
+        OSError: no such file, no ordinary file, or one that may not be read.
+        ValueError: no JSON, or more of it, or nested deeper than any that is meant to be read.
+    """
+    if expect_ordinary(path).is_file() and (size := path.stat().st_size) > MAX_JSON:
+        raise ValueError(f"it has {size:,} bytes, expected at most {MAX_JSON:,}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:

@@ -224,14 +224,6 @@ def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> t
     return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
 
 
-def compute_dtype(projector: nn.Module) -> torch.dtype | None:
-    """The type of a projector's input: that of its first floating-point parameter.
-
-    None if all of its parameters are quantized to integers: it then takes tokens of any type.
-    """
-    return next((each.dtype for each in projector.parameters() if each.is_floating_point()), None)
-
-
 PROJECTORS: dict[str, type[Projector]] = {
     "linear": LinearProjector,
     "mlp": MLPProjector,

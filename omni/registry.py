@@ -126,7 +126,7 @@ def open_item(name: str) -> Callable[..., Any]:
 def prepare_items(
     modality: Modality, preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The batch of a modality's inputs from raw items. A preprocessor's names are mapped to the modality's in order.
+    """The batch of a modality's inputs from raw items. What a preprocessor calls otherwise is mapped in order.
 
     Args:
         modality: whose items they are.
@@ -135,18 +135,21 @@ def prepare_items(
         options: of the preprocessor's call, such as `return_tensors`.
 
     Raises:
-        ValueError: the preprocessor makes fewer tensors than the encoder reads, or does not take these items.
+        ValueError: the preprocessor makes fewer or more tensors than the encoder reads, or does not take these items.
     """
     if modality.prepare is not None:
         return dict(modality.prepare(preprocessor, items, options))
     made = preprocessor(items, **options)
-    names = [key for key in getattr(preprocessor, "model_input_names", modality.inputs) if key in made]
-    if len(names) < len(modality.inputs):
+    declared = getattr(preprocessor, "model_input_names", modality.inputs)
+    others = [key for key in declared if key in made and key not in modality.inputs]
+    pairs = {key: key for key in modality.inputs if key in made}
+    pairs |= zip((key for key in modality.inputs if key not in made), others, strict=False)
+    if len(pairs) < len(modality.inputs) or {*pairs.values()} != {*made}:
         raise ValueError(
-            f"{type(preprocessor).__name__} made {sorted(made)}; the modality {modality.name!r} needs "
-            f"{list(modality.inputs)}."
+            f"{type(preprocessor).__name__} made {sorted(made)}, and the modality {modality.name!r} reads "
+            f"{list(modality.inputs)}; its plug-in has to say which is which, as `prepare`."
         )
-    return dict(zip(modality.inputs, (made[key] for key in names), strict=False))
+    return {key: made[pairs[key]] for key in modality.inputs}
 
 
 def make_probes(modality: Modality, config: Any, preprocessor: Any) -> list[Any]:

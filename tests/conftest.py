@@ -1,5 +1,7 @@
 """Tiny models of every kind, built when a test asks for them."""
 
+import gc
+import multiprocessing
 import os
 import shutil
 import socket
@@ -7,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,26 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also of what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+LONGEST = ()
+"""Files that take longest, the longest first. They begin, so that no process works on one of them at the end alone."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """xdist would begin with the files of the most tests."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """The half a million objects of torch, transformers and the tests stay; who collects garbage need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -114,6 +136,57 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
         return model
 
     return make
+
+
+HEAVY = ["torch", "transformers.generation", "transformers.modeling_utils", "transformers.processing_utils"]
+HEAVY += [f"transformers.models.auto.{kind}_auto" for kind in ("modeling", "processing", "image_processing")]
+START = """
+import os, runpy, sys
+for number, name in enumerate([os.devnull, *files]):
+    os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
+os.environ.clear()
+os.environ.update(environment)
+os.chdir(folder)
+assert not [name for name in sys.modules if name.split(".")[0] == "omni"]
+if arguments[0] == "-m":
+    sys.path.insert(0, folder)
+    sys.argv = arguments[1:]
+    runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+elif arguments[0] == "-c":
+    sys.path.insert(0, folder)
+    sys.argv = ["-c", *arguments[2:]]
+    exec(arguments[1], {"__name__": "__main__"})
+else:
+    sys.path.insert(0, os.path.dirname(arguments[0]))
+    sys.argv = arguments
+    runpy.run_path(arguments[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`python("-m", "omni", "ask")`: what `subprocess.run([sys.executable, "-m", "omni", "ask"])` does, in a second less.
+
+    A process of its own, in which torch and the heart of transformers are imported already, but nothing of omni. `path` is
+    what `PYTHONPATH` would be. Where it matters when what is imported, or where a variable is read then, take `subprocess`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+
+    def run(*arguments: object, cwd: Path | None = None, path: Sequence[object] = ()) -> Any:
+        files = [str(tmp_path_factory.mktemp("python") / name) for name in ("stdout", "stderr")]
+        given = {"files": files, "folder": str(cwd or Path.cwd()), "environment": dict(os.environ)}
+        given["arguments"] = words = [str(argument) for argument in arguments]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "path", [*map(str, path), *sys.path])
+            process = context.Process(target=exec, args=(START, given))
+            process.start()
+        process.join(300)
+        process.kill()
+        out, err = (Path(name).read_text() if Path(name).exists() else "" for name in files)
+        return subprocess.CompletedProcess(words, process.exitcode, out, err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

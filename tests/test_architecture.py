@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -208,6 +209,53 @@ def test_importing_omni_is_cheap() -> None:
     code = "import sys, omni; print(*sorted({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+# --- From a picture to an answer --------------------------------------------------------------------------------------
+
+
+@cache
+def tables() -> tuple[list[str], list[str]]:
+    """The files that docs/architecture.md has a reader follow, in order, and those that they call."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    chapter = page.split("## From a picture to an answer")[1].split("## ")[0]
+    path, called = chapter.split("They call these files.")
+    return re.findall(r"`(omni/[\w/]+\.py)`", path), re.findall(r"`(omni/[\w/]+\.py)`", called.split("\nSpeed")[0])
+
+
+def test_the_path_from_a_picture_to_an_answer_has_900_lines_at_most() -> None:
+    lines = {name: len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in tables()[0]}
+    assert len(lines) == 7
+    assert sum(lines.values()) <= 900, lines
+
+
+def test_a_picture_meets_the_files_of_the_page_on_its_way_and_no_other() -> None:
+    """Followed call by call, with the reference's arithmetic: without acceleration."""
+    from PIL import Image
+
+    from omni.fusion import acceleration
+    from omni.items import Item
+    from omni.loading.checkpoint import load
+    from omni.session import Session
+
+    model, processor = load(ROOT / "checkpoints" / "omni_tiny")
+    picture = Item("image", Image.open(ROOT / "examples" / "scene.png"))
+    run: set[tuple[str, str]] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        run.add((frame.f_code.co_filename, frame.f_code.co_name))
+
+    with acceleration.using(acceleration.Acceleration()):
+        sys.setprofile(note)
+        try:
+            said = Session(model, processor, [picture]).ask("what color is the circle").answer
+        finally:
+            sys.setprofile(None)
+    assert said == "red"
+    ours = [(Path(file), name) for file, name in run if name != "<module>" and file.startswith(str(ROOT / "omni"))]
+    met = {file.relative_to(ROOT).as_posix() for file, _ in ours}
+    path, called = tables()
+    assert met == {*path, *called}
 
 
 # --- Modules ----------------------------------------------------------------------------------------------------------

@@ -283,6 +283,30 @@ def test_inspect_refuses() -> None:
     assert "at most 99,999 pixels" in refuse("inspect", "checkpoints/vision_tiny", "--image-size", "9" * 20)
 
 
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A folder with a pipe, a device, and JSON that is nested endlessly."""
+    for suffix in ("", ".json", ".pt", ".gguf", ".safetensors"):
+        os.mkfifo(tmp_path / f"fifo{suffix}")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    (tmp_path / "deep.json").write_text("[" * 100_000 + "]" * 100_000)
+    (tmp_path / "huge.json").write_text(
+        '{"model_type": "omni_vision", "hidden_size": 1000000000000, "num_attention_heads": 1}'
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["inspect {0}/fifo", "inspect {0}/zero.json", "inspect {0}/deep.json", "inspect {0}/huge.json", "train {0}/fifo.json",
+     "train {0}/zero.json", "train {0}/deep.json", "convert {0}/fifo.pt {0}/out", "convert {0}/fifo.gguf {0}/out",
+     "convert {0}/fifo.safetensors {0}/out", "convert {0}/fifo.json {0}/out", "check-plugin image --config {0}/deep.json",
+     "check-data {0}/fifo.json", "evaluate checkpoints/omni_tiny --verify {0}/fifo.json"],
+)  # fmt: skip
+def test_no_command_waits_for_a_pipe_or_fails_over_a_document(odd: Path, command: str) -> None:
+    assert len(refuse(*command.format(odd).split())) < 1000
+
+
 def test_modalities() -> None:
     assert "image  entry point omni.vision.plugin:image" in succeed("modalities")
     assert json.loads(succeed("modalities", "--json"))["image"].endswith(" of omni")

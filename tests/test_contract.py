@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -22,6 +23,8 @@ from omni.contract import bundle, encoder, fused, suite
 from omni.contract.checks import Finding, examine
 from omni.contract.plugins import PluginError, find
 from omni.contract.subject import Subject
+from omni.exchange.onnx import DifferenceError, ExportError, MissingPackageError
+from omni.fusion.parts import read_tower
 from omni.modality import ItemError
 
 HERE = Path(__file__).resolve().parent
@@ -270,13 +273,6 @@ def is_deaf(signal: Modality) -> Modality:
     )
 
 
-def excuses_lost_tensors(signal: Modality) -> Modality:
-    class Encoder(signal.model_class):
-        _keys_to_ignore_on_load_missing = [r"norm"]
-
-    return replace(signal, model_class=Encoder)
-
-
 def has_no_summary(signal: Modality) -> Modality:
     return replace(signal, read=lambda encoded, n: {"grid": encoded.grid})
 
@@ -292,13 +288,13 @@ def brings_no_items(signal: Modality) -> Modality:
 BROKEN: dict[Callable[[Modality], Modality], tuple[str, str]] = {
     without_a_frame: (
         "shapes",
-        r"`grid` has 16 tokens, and `grid_shapes` tells 2, so the last ones are never read; count",
+        r"`grid` has 16 tokens, but `grid_shapes` says 2, so the last ones are never read; count",
     ),
     with_a_frame_too_many: (
         "shapes",
-        r"`grid` has 16 tokens, and `grid_shapes` tells 17; both have to count the same\.",
+        r"`grid` has 16 tokens, but `grid_shapes` says 17; make them agree\.",
     ),
-    by_chance: ("determinism", r"`grid` of the same items differs from call to call; take chance out of forward"),
+    by_chance: ("determinism", r"`grid` of the same items differs from call to call; remove randomness from forward"),
     sees_padding: (
         "batch = single",
         r"`\w+` of item \d differs between a batch of 4 .*; mask the padding in the encoder",
@@ -330,16 +326,12 @@ BROKEN: dict[Callable[[Modality], Modality], tuple[str, str]] = {
         r"another `cls`; .*: make buffers persistent, or fill them in `_init_weights`",
     ),
     is_deaf: ("reading", r"tokens of two different items are equal; let forward read all of `inputs`"),
-    excuses_lost_tensors: (
-        "strict loading",
-        r"lacks model\.signal_tower\.norm\.weight is loaded without a word; take `_keys_to_ignore_on_load_missing`",
-    ),
     has_no_summary: (
         "shapes",
         r"`outputs` promises 'cls', and the encoder returns \['grid'\]; return it, or leave it out",
     ),
     has_suffixes_alone: ("fields", r"The bundle has suffixes, but nothing opens such files; add `open`\."),
-    brings_no_items: ("items", r"There is no item to try it with; add `probes`"),
+    brings_no_items: ("items", r"There is no item to try the bundle with; add `probes`"),
 }
 
 
@@ -398,6 +390,84 @@ def test_the_page_shows_what_is_printed(tmp_path: Path, monkeypatch: pytest.Monk
         }
     failed = [(each.check, each.result, each.sentence) for each in found.values() if each.result == "failed"]
     assert failed == [each for each in shown if each[1] == "failed"]
+
+
+def excuses_lost_tensors(signal: Modality) -> Modality:
+    class Encoder(signal.model_class):
+        _keys_to_ignore_on_load_missing = [r"norm", r"proj"]
+        _keys_to_ignore_on_load_unexpected = [r".*"]
+
+    return replace(signal, model_class=Encoder)
+
+
+def test_no_encoder_excuses_lost_tensors(tmp_path: Path) -> None:
+    """Neither in a fused model nor alone, whatever its class says."""
+    subject = Subject(excuses_lost_tensors(small_signal()))
+    found = {each.check: each for each in examine(subject, (*bundle.CHECKS, *encoder.CHECKS))}
+    assert found["strict loading"].result == "passed", found["strict loading"].sentence
+    subject.encoder.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in tensors if "norm" in name)
+    save_file({name: each for name, each in tensors.items() if name != lost}, tmp_path / "model.safetensors")
+    read, report = read_tower(subject.modality, tmp_path, subject.encoder.config)
+    assert {*report["missing_keys"]} == {lost}
+    assert type(read) is type(subject.encoder)
+
+
+@pytest.mark.parametrize(
+    ("error", "result"), [(ExportError, "not offered"), (MissingPackageError, "not run"), (DifferenceError, "failed")]
+)
+def test_why_there_are_no_graphs_is_told(error: type[Exception], result: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(*_: Any) -> None:
+        raise error("it cannot be.")
+
+    monkeypatch.setattr("omni.exchange.onnx.export", export)
+    (check,) = (each for each in suite.CHECKS if each.name == "export")
+    subject = Subject(registry.register_modality(small_signal()))
+    (found,) = examine(subject, [check])
+    assert found.result == result
+    assert found.sentence.endswith("`omni export` says: it cannot be.")
+
+
+# --- What a preprocessor makes ----------------------------------------------------------------------------------------
+
+
+class Makes(dict[str, list[int]]):
+    """A preprocessor that makes these."""
+
+    def __init__(self, made: dict[str, list[int]], names: list[str]) -> None:
+        super().__init__(made)
+        self.model_input_names = names
+
+    def __call__(self, items: Any) -> dict[str, list[int]]:
+        return dict(self)
+
+
+VALUES, LENGTHS = [1], [2]
+
+
+@pytest.mark.parametrize(
+    ("made", "names"),
+    [
+        ({"signal_values": VALUES, "signal_lengths": LENGTHS}, ["signal_values", "signal_lengths"]),
+        ({"signal_lengths": LENGTHS, "signal_values": VALUES}, ["signal_lengths", "signal_values"]),
+        ({"lengths": LENGTHS, "values": VALUES}, ["values", "lengths"]),
+        ({"lengths": LENGTHS, "signal_values": VALUES}, ["lengths", "signal_values"]),
+    ],
+)
+def test_inputs_are_found_by_name_and_else_in_order(made: dict[str, list[int]], names: list[str]) -> None:
+    found = registry.prepare_items(small_signal(), Makes(made, names), [], {})
+    assert found == {"signal_values": VALUES, "signal_lengths": LENGTHS}
+
+
+@pytest.mark.parametrize(
+    "made", [{"signal_values": VALUES}, {"signal_values": VALUES, "signal_lengths": LENGTHS, "rates": [3]}]
+)
+def test_inputs_that_lack_or_are_left_over_are_refused(made: dict[str, list[int]]) -> None:
+    with pytest.raises(
+        ValueError, match=r"reads \['signal_values', 'signal_lengths'\]; its plug-in has to say which is which"
+    ):
+        registry.prepare_items(small_signal(), Makes(made, [*made]), [], {})
 
 
 # --- Videos beside pictures -------------------------------------------------------------------------------------------

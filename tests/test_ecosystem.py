@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator, pipe
 from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, OmniVisionConfig, OmniVisionModel
 from omni.data.collate import ConversationCollator
 from omni.data.conversations import Example, ask
+from omni.training.parts import CHECKPOINTING
 
 Pair = Callable[..., tuple[Any, Any]]
 COLOURS = {"a red circle": (255, 0, 0), "blue square": (0, 0, 255)}
@@ -91,10 +92,9 @@ def test_trainer_keeps_the_pictures_of_a_table(make_pair: Pair, tmp_path: Path) 
         labels = np.where(row["attention_mask"] == 1, row["input_ids"], -100)
         rows.append({**row, "labels": np.where(labels == processor.image_token_id, -100, labels), "note": answer})
     before = model.model.image_tower.norm.weight.clone()
-    kind = "activation" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient"  # its older name
     trainer = Trainer(
         model=model,
-        args=arguments(tmp_path, **{f"{kind}_checkpointing": True}),
+        args=arguments(tmp_path, **{CHECKPOINTING: True}),
         train_dataset=rows,
         data_collator=default_data_collator,
     )

@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +29,8 @@ LONG = {"learn_digits.py": r"answer\D+360\D+(0\.\d+)"}
 
 
 @pytest.mark.parametrize("example", [path for path in EXAMPLES if path.name in EXPECTED], ids=lambda path: path.stem)
-def test_it_runs(example: Path) -> None:
-    done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=300)
+def test_it_runs(example: Path, python: Callable[..., Any]) -> None:
+    done = python(example)
     assert done.returncode == 0, done.stderr
     for line in EXPECTED[example.name]:
         assert line in done.stdout
@@ -45,9 +47,8 @@ def test_the_shipped_model_learns_to_read_digits(tmp_path: Path) -> None:
     assert float(found[1]) >= 0.97
 
 
-def test_it_takes_a_picture_and_a_question() -> None:
-    arguments = ["examples/ask.py", "examples/scene.jpg", "what shape is the red object"]
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+def test_it_takes_a_picture_and_a_question(python: Callable[..., Any]) -> None:
+    done = python("examples/ask.py", "examples/scene.jpg", "what shape is the red object")
     assert done.stdout == "square\n", done.stderr
 
 

@@ -66,19 +66,6 @@ PROCESSOR = "transformers.processing_utils:ProcessorMixin"
 
 TRANSFORMERS = [
     Internal(
-        f"{GENERATION}._prepare_cache_for_generation",
-        "a cache that may be faster",
-        ("generation_config", "model_kwargs"),
-    ),
-    Internal("transformers:Trainer._get_train_sampler", "examples of one length make a batch"),
-    Internal(f"{GENERATION}._prepare_model_inputs", "padding moves to the left"),
-    Internal(f"{GENERATION}._get_logits_processor", "no placeholder is written"),
-    Internal(
-        f"{GENERATION}._maybe_prepare_encoder_kwargs_for_generation",
-        "items are encoded and counted before rows repeat",
-        ("inputs_tensor", "model_kwargs"),
-    ),
-    Internal(
         f"{GENERATION}._expand_multimodal_outputs",
         "encoded items repeat with their row",
         ("input_ids", "mm_encoder_output", "expand_size", "inputs_embeds"),
@@ -88,8 +75,12 @@ TRANSFORMERS = [
         for name in (
             "_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend",
             "_can_compile_fullgraph", "_can_record_outputs", "_no_split_modules", "_skip_keys_device_placement",
-            "_input_embed_layer", "_tp_plan", "_tied_weights_keys",
+            "_input_embed_layer", "_tied_weights_keys",
         )
+    ),
+    *(
+        Internal(f"{MODEL}.{name}", "no class excuses tensors that a checkpoint lacks")
+        for name in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_load_unexpected")
     ),
     Internal(f"{MODEL}._init_weights", "CLS and positions start at zero", ("module",)),
     Internal(
@@ -103,13 +94,8 @@ TRANSFORMERS = [
     Internal(
         f"{PROCESSOR}._resolve_audio_loading_params", "no rate is made up for the sounds of a chat", ("processor_kwargs",)
     ),
+    Internal("transformers.processing_utils:_UNMARKED", "a placeholder in a user's text stays text"),
     Internal(f"{PROCESSOR}._merge_kwargs", "settings of tokenizer and image processor are told apart"),
-    Internal(f"{PROCESSOR}._load_tokenizer_from_pretrained", "the tokenizer of a folder"),
-    Internal(
-        "transformers:PreTrainedTokenizerBase._set_processor_class",
-        "AutoProcessor finds the processor",
-        ("processor_class",),
-    ),
     Internal("transformers:Trainer._get_train_sampler", "sounds of one length make a batch", ("train_dataset",)),
     Internal(
         "transformers:Trainer._load_from_checkpoint", "a resumed run loads strictly", ("resume_from_checkpoint", "model")
@@ -124,7 +110,6 @@ TORCH = [
     Internal("torch:_foreach_lerp", "the optimizer updates all matrices at once"),
     Internal("torch:_foreach_lerp_", "the optimizer updates all matrices at once"),
     Internal("torch:_softmax", "the softmax of written-out attention is found among operations"),
-    Internal("torch._C:_has_mkldnn", "whether products of many rows can be handed to oneDNN"),
     Internal("torch.cpu:_init_amx", "whether the processor's matrix units may be used"),
     Internal("torch.cpu:_is_avx512_bf16_supported", "whether vectors multiply bfloat16"),
     Internal("torch:ops.mkldnn._is_mkldnn_bf16_supported", "whether oneDNN multiplies bfloat16"),
@@ -195,5 +180,10 @@ def test_the_list_names_every_internal_that_is_used_and_no_other() -> None:
     used = dict([*imported_and_read(), *overridden()])
     listed = {internal.name or internal.place.rpartition(".")[2].strip(":") for internal in INTERNALS}
     assert {name: where for name, where in used.items() if name not in listed} == {}
-    elsewhere = {"_tied_weights_keys"}  # set on instances
+    elsewhere = {  # set on instances; absent before transformers 5.23
+        "_tied_weights_keys",
+        "_keys_to_ignore_on_load_missing",
+        "_keys_to_ignore_on_load_unexpected",
+        "_UNMARKED",
+    }
     assert listed - used.keys() - elsewhere == set()

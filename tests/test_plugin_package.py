@@ -197,7 +197,7 @@ def test_logits_and_answers_are_those_of_one_row_at_a_time(pair: tuple[Any, Any]
     assert len({tuple(answer) for answer in alone}) > 1
     assert answers(model, inputs) == alone
     assert answers(model, inputs, cache_implementation="static") == alone
-    if processing_omni._UNMARKED:  # from transformers 5.23 on
+    if processing_omni.UNMARKED:  # from transformers 5.23 on
         assert answers(model, inputs, prefill_chunk_size=5) == alone
 
 
@@ -277,7 +277,7 @@ def test_a_count_that_the_model_finds(pair: tuple[Any, Any]) -> None:
         model(**inputs)
 
 
-@pytest.mark.skipif(not processing_omni._UNMARKED, reason="transformers reads such items of chats from 5.23 on")
+@pytest.mark.skipif(not processing_omni.UNMARKED, reason="transformers reads such items of chats from 5.23 on")
 def test_a_chat_with_both(pair: tuple[Any, Any]) -> None:
     model, processor = pair
     content = [

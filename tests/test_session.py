@@ -14,11 +14,13 @@ from transformers.cache_utils import DynamicCache, StaticCache
 
 from omni import scenes
 from omni.fusion import processing_omni
+from omni.fusion.prefix import can_be_cut
 from omni.loading.checkpoint import load
-from omni.session import QuestionError, Session, _can_be_cut, answer
+from omni.questions import QuestionError
+from omni.session import Session, answer
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "omni_tiny"
-TAG = "blue <image>?" if processing_omni._UNMARKED else "blue?"  # older transformers cannot read it as text
+TAG = "blue <image>?" if processing_omni.UNMARKED else "blue?"  # older transformers cannot read it as text
 QUESTIONS = ["what shape is it", "how many", "a red circle a blue square", "what", "what shape is it", TAG]
 
 
@@ -81,8 +83,8 @@ def test_what_was_read_is_not_read_again(make_pair: Callable[..., Any]) -> None:
 )
 def test_only_a_cache_that_keeps_every_token_is_cut(kind: str, settings: dict[str, Any], kept: bool) -> None:
     config = AutoConfig.for_model(kind, **settings)
-    assert _can_be_cut(DynamicCache(config=config)) is kept
-    assert not _can_be_cut(StaticCache(config=config, max_cache_len=8))
+    assert can_be_cut(DynamicCache(config=config)) is kept
+    assert not can_be_cut(StaticCache(config=config, max_cache_len=8))
 
 
 def test_an_interrupted_question_does_no_harm(make_pair: Callable[..., Any]) -> None:
@@ -165,6 +167,6 @@ def test_what_cannot_be_asked_is_said_to_who_listens(
         list(session.stream(" "))
     with pytest.raises(QuestionError, match="no room"):
         list(session.stream("how many", 1000))
-    monkeypatch.setattr(processing_omni, "_UNMARKED", "")  # as with an older transformers
+    monkeypatch.setattr(processing_omni, "UNMARKED", "")  # as with an older transformers
     with pytest.raises(QuestionError, match="control token '<image>'"):
         list(session.stream("how many <image>"))

@@ -69,7 +69,7 @@ def test_vllm_answers_as_we_do_whatever_others_ask(environment: dict[str, str], 
     from omni import scenes
     from omni.data.conversations import ask
     from omni.loading.checkpoint import load
-    from omni.session import make_prompts
+    from omni.questions import make_prompts
 
     assert PYTHON is not None
     checkpoint = ROOT / "checkpoints" / "omni_tiny"

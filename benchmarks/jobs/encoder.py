@@ -41,7 +41,11 @@ def races(quick: bool, device: torch.device = CPU) -> Iterator[Race]:
             contestants = _peers(pixels, ways)
             contestants += _runtimes(batch, dtype, quick) if on_cpu else []
             contestants += _ours(pixels, ways)
-            contestants += ceiling.products(peers.omni().config, batch, dtype, device) if on_cpu or batch > 1 else []
+            contestants += (
+                ceiling.products(ceiling.vision(peers.omni().config), batch, dtype, device)
+                if on_cpu or batch > 1
+                else []
+            )
             yield Race(f"{precision}, batch {batch}", contestants, items=batch, unit="img")
 
 

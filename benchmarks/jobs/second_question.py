@@ -19,7 +19,8 @@ import torch
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
 from omni.loading.checkpoint import load
-from omni.session import Answer, Session, make_prompts
+from omni.questions import Answer, make_prompts
+from omni.session import Session
 
 Ask = Callable[[str, int], Answer]
 

@@ -13,14 +13,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 POLICY = {
     "default-src": "'self'",
-    "img-src": "'self' data:",  # pictures stand in the page itself
-    "media-src": "blob:",  # what the script has fetched from here
+    "img-src": "'self' data:",  # pictures are part of the page itself
+    "media-src": "blob:",  # files that the script fetched from this server
     "style-src": "'self' 'unsafe-inline'",
     "base-uri": "'self'",
     "form-action": "'self'",
     "frame-ancestors": "'self'",
 }
-"""What a browser may load: what comes from here."""
+"""What a browser may load: only what comes from this server."""
 
 HEADERS = {
     "content-security-policy": "; ".join(f"{rule} {sources}" for rule, sources in POLICY.items()),
@@ -30,12 +30,12 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-"""Of every response."""
+"""Headers of every response."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """From where the page can be reached.
+    """The names by which the page can be reached, and the browsers that may reach it.
 
     A name in a request proves nothing by itself: who owns a name can let it lead to any machine, also to this one, and so
     put a page of theirs and this page behind one name (DNS rebinding). An address cannot be given away like that.
@@ -53,7 +53,7 @@ class Reach:
 
     @classmethod
     def of(cls, host: str, listening: socket.socket) -> "Reach":
-        """Of a socket that listens at a host."""
+        """The reach of a socket that listens at a host."""
         address, port, *_ = listening.getsockname()
         listens, names = ipaddress.ip_address(address), {"localhost", host.lower()}
         if not listens.is_loopback:
@@ -62,7 +62,7 @@ class Reach:
         return cls(host, port, listens, frozenset(names))
 
     def knows(self, host: str) -> bool:
-        """Whether a request may say that it is for this host, which may have a port behind it."""
+        """Whether a request may name this host, with or without a port."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
@@ -75,13 +75,13 @@ class Reach:
 
     @property
     def address(self) -> str:
-        """For a browser of this machine."""
+        """The address of the page for a browser on this machine."""
         host = "localhost" if self.listens.is_unspecified else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def sentence(self) -> str:
-        """Where the page is, and for whom."""
+        """A sentence that says where the page is, and who can reach it."""
         if self.listens.is_loopback:
             return f"at {self.address}, for this machine alone"
         others = "by any address of this machine" if self.listens.is_unspecified else "there"
@@ -89,7 +89,7 @@ class Reach:
 
 
 class Door:
-    """Lets in what asks for this page by a name of its own, and from no other page; what an ASGI server calls."""
+    """An ASGI application that lets in requests for one of the page's own names, and from no other site's page."""
 
     def __init__(self, app: ASGIApp, reach: Reach) -> None:
         self.app, self.reach = app, reach
@@ -125,5 +125,5 @@ class Door:
 
 
 def _origins(host: str) -> tuple[str, str]:
-    """Of a page from this host; with https where a proxy in front of it speaks that."""
+    """The origin of a page from this host; with https if a proxy in front of it uses that."""
     return f"http://{host}", f"https://{host}"

@@ -14,7 +14,7 @@ UNMEASURED = "Whether it uses what it is given has not been measured (sight test
 
 
 def knowledge(folder: str | Path, bundles: Sequence[Modality]) -> list[str]:
-    """What goes in, what it was trained on, in which languages, and what its sight test says."""
+    """Sentences about what goes in, what it was trained on, in which languages, and what its sight test says."""
     nouns = " and ".join(f"{bundle.noun}s" for bundle in bundles)
     takes = f"It answers questions about {nouns}." if nouns else "It answers questions in text alone."
     path = Path(folder) / "README.md"
@@ -42,6 +42,6 @@ def _trained(text: str) -> str:
 
 
 def _plain(markdown: str) -> str:
-    """Without marks; a backslash says that the next letter is none."""
+    """Markdown as plain text. A backslash says that the next character is no markup."""
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(markdown.split()))
     return re.sub(r"\\(.)|[*`]", lambda mark: mark[1] or "", text)

@@ -1,4 +1,4 @@
-"""How the page looks: what a visit holds, as HTML. Whatever somebody typed or named is escaped.
+"""How the page looks: a visit as HTML. All text that somebody typed, and all names of files, are escaped.
 
 `page` is the whole; what changes in it stands inside the elements "items", "notice", "answer" and "turns", and of each item
 in "view-0", "view-1" and so on.
@@ -13,7 +13,7 @@ from PIL import Image
 
 from omni.items import Item, nouns
 from omni.modality import Modality
-from omni.session import Answer
+from omni.questions import Answer
 
 from .visit import KEPT, LONGEST, Chosen, Turn, View, Visit
 
@@ -27,7 +27,7 @@ COLORS = {
     "purple": "#911eb4",
     "black": "#000000",
 }
-"""To draw with."""
+"""Colours to draw with."""
 
 STEPS = {
     "decoding": "decode {}",
@@ -36,11 +36,11 @@ STEPS = {
     "reading": "read prompt (prefill)",
     "writing": "write answer (decode)",
 }
-"""What time was spent on, in the order in which it was."""
+"""What time was spent on, in order."""
 
 
 def page(header: str, chooser: str, prompt: str | None) -> str:
-    """The whole page, before anything is chosen; without a chooser, where the model takes no files."""
+    """The whole page before anything is chosen. It has no chooser if the model takes no files."""
     hint = f'<p class="hint" id="prompt">Left empty, it is: <q>{escape(prompt)}</q></p>' if prompt else ""
     described = ' aria-describedby="prompt"' if prompt else ""
     return f"""<!doctype html>
@@ -79,7 +79,7 @@ def header(checkpoint: str, knowledge: Sequence[str], parameters: int, fingerpri
 
 
 def chooser(bundles: Sequence[Modality], shown: Sequence[tuple[Image.Image | None, str]]) -> str:
-    """Where items are chosen: uploaded, recorded, picked, drawn; and where they stand.
+    """The place where items are chosen: uploaded, recorded, picked or drawn; and where they are shown.
 
     Args:
         bundles: the modalities that take files.
@@ -115,7 +115,7 @@ def _takes(media_types: Sequence[str], kind: str) -> bool:
 
 
 def items(visit: Visit) -> str:
-    """The chosen items. Each can be played if a browser plays its kind of file, and taken away."""
+    """The chosen items. Each can be removed, and played if a browser plays such files."""
     shown = views(visit).items()
     figures = "".join(
         f'<div><figure id="{place}">{view}</figure>{_player(item)}<button data-remove="{number}" '
@@ -126,7 +126,7 @@ def items(visit: Visit) -> str:
 
 
 def views(visit: Visit) -> dict[str, str]:
-    """By the id of its element, how each item looks: as it is, or with where the attention of a word lies."""
+    """The HTML of each item by the id of its element: as it is, or with the attention of a word over it."""
     word = visit.answer.answer.split()[visit.word] if visit.answer and visit.word is not None else ""
     shown = visit.views()
     return {f"view-{number}": _view(number, view, word, len(shown)) for number, view in enumerate(shown)}
@@ -142,18 +142,18 @@ def _view(number: int, view: View, word: str, count: int) -> str:
 
 
 def _player(item: Chosen) -> str:
-    """The script fetches the file back."""
+    """A player for an item. The script fetches the file back."""
     tag = item.media_type.partition("/")[0]
     return tag and f'<{tag} controls aria-label="play {escape(item.name)}" data-play="{item.key}"></{tag}>'
 
 
 def notice(sentences: Sequence[str]) -> str:
-    """What went wrong, one sentence each."""
+    """Sentences about what went wrong."""
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
 
 
 def examples(shown: Sequence[tuple[Image.Image | None, str]]) -> str:
-    """Items to pick, with a question about each."""
+    """Example items to pick, with a question about each."""
     buttons = "".join(
         f'<button data-pick="{number}">{_image(picture, "")}{escape(question)}</button>'
         for number, (picture, question) in enumerate(shown)
@@ -162,23 +162,23 @@ def examples(shown: Sequence[tuple[Image.Image | None, str]]) -> str:
 
 
 def welcome(chooses: bool = True) -> str:
-    """Before the first question."""
+    """The place of the answer before the first question."""
     said = "Choose something, and ask about it. Of each word of the answer you can see where the attention of the model lay."
     return f'<p class="hint">{said if chooses else "Ask something."}</p>'
 
 
 def waiting() -> str:
-    """Before the first word."""
+    """The place of the answer before its first word."""
     return '<div class="answer" aria-busy="true"><p><i class="caret"></i></p></div>'
 
 
 def writing(answer: Answer) -> str:
-    """An answer that is not whole."""
+    """An answer that is still being written."""
     return f'<div class="answer" aria-busy="true"><p>{escape(answer.answer)} <i class="caret"></i></p></div>'
 
 
 def answered(visit: Visit) -> str:
-    """The answer, whose words can be looked at, and what its time was spent on."""
+    """The answer, with a button for each word, and how its time was spent."""
     answer = visit.answer
     if answer is None:
         return welcome()
@@ -215,7 +215,7 @@ def _times(visit: Visit, answer: Answer) -> str:
 
 
 def turns(visit: Visit) -> str:
-    """What was asked before, the newest first; without the answer that stands above."""
+    """Earlier questions, the newest first, without the answer that stands above."""
     earlier = visit.turns[: len(visit.turns) - (visit.answer is not None)]
     if not earlier:
         return ""
@@ -228,7 +228,7 @@ def _turn(turn: Turn) -> str:
 
 
 def _image(picture: Image.Image | None, alt: str) -> str:
-    """The picture within the page: nobody else can ask for it, and nothing of it lies on a disk."""
+    """The picture as part of the page. Nobody else can ask for it, and it is not on a disk."""
     if picture is None:
         return ""
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""The page over HTTP: what its visitors may send, and what they get for it.
+"""The page over HTTP: what its visitors may send, and what they get back.
 
 A visitor sends text, a number, or the bytes of a file, each up to a bound, and nothing that names a file or an address.
 What is sent lies in memory alone, under a token that only the page that sent it has. Answers are parts of the page:
@@ -11,6 +11,7 @@ import mimetypes
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 from anyio import CancelScope
@@ -30,8 +31,8 @@ from omni.fusion.processing_omni import OmniProcessor
 from omni.items import read_item, suffixes
 from omni.looking.attention import AttentionError
 from omni.modality import ItemError
+from omni.questions import QuestionError
 from omni.registry import get_modality
-from omni.session import QuestionError
 
 from . import markup
 from .knows import knowledge
@@ -39,7 +40,7 @@ from .visit import IDLE, LONGEST, MOST_BYTES, VISITORS, Visit, Visits, takes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTIONS = {"scene.png": "what is below the heart", "second.png": "describe the picture"}
-"""About files of the repository, where omni is used from one."""
+"""Questions about files of the repository, if omni runs from one."""
 
 ARRIVING = 4
 """Files that are received and opened at the same time; others wait."""
@@ -50,7 +51,7 @@ PATIENCE = 60
 LINES = "application/x-ndjson"
 
 Parts = dict[str, str]
-"""By the id of an element, what stands in it from now on."""
+"""New contents of elements of the page, by their ids."""
 
 
 def make_app(
@@ -74,7 +75,7 @@ def make_app(
 
 
 class _Page:
-    """What the routes do.
+    """The handlers of the routes.
 
     Args:
         model, processor: who answers, one visitor after the other.
@@ -88,9 +89,9 @@ class _Page:
         self.turn, self.arriving = asyncio.Lock(), asyncio.Semaphore(ARRIVING)
 
     def routes(self) -> list[Route]:
-        """Whatever is not listed here is not to be had."""
+        """The routes. There are no others."""
         name = str(self.model.config.name_or_path)
-        merged = (Path(name) / ADAPTERS).is_file()  # the fingerprints are of the weights before
+        merged = (Path(name) / ADAPTERS).is_file()  # the fingerprints are those of the weights before
         fingerprints = None if merged else self.model.config.fingerprints
         known = knowledge(name, self.processor.bundles)
         page = HTMLResponse(
@@ -119,22 +120,22 @@ class _Page:
         ]
 
     async def sweep(self) -> None:
-        """Forget those who are idle, for ever."""
+        """Forget idle visitors, again and again."""
         while True:
             await asyncio.sleep(60)
             self.visits.sweep()
 
     async def open(self, request: Request) -> Response:
-        """Somebody comes."""
+        """A visitor opens the page."""
         return PlainTextResponse(self.visits.open())
 
     async def leave(self, request: Request) -> Response:
-        """They leave."""
+        """A visitor leaves."""
         self.visits.leave(request.headers.get("visit", ""))
         return Response(status_code=204)
 
     async def upload(self, request: Request) -> Response:
-        """They send a file."""
+        """A visitor sends a file."""
         visit, name = self._visit(request), request.query_params.get("name", "")
         if len(name) > 255:
             raise HTTPException(400, f"The name of the file has {len(name):,} characters, expected at most 255.")
@@ -144,7 +145,7 @@ class _Page:
             return await run_in_threadpool(self._choose, visit, name, file, kind, _together(request))
 
     async def file(self, request: Request) -> Response:
-        """They play what they sent."""
+        """A visitor plays an item that they sent."""
         visit, key = self._visit(request), request.path_params["key"]
         for item in visit.items:
             if item.key == key and item.media_type:
@@ -152,7 +153,7 @@ class _Page:
         raise HTTPException(404, "There is no such file; load the page again.")
 
     async def pick(self, request: Request) -> Response:
-        """They pick one of the examples."""
+        """A visitor picks an example."""
         visit, number = self._visit(request), _number(request)
         if number >= len(self.examples):
             raise HTTPException(404, "There is no such example.")
@@ -176,13 +177,13 @@ class _Page:
         return Response(_line(parts), 422 if refused else 200, media_type=LINES)
 
     async def remove(self, request: Request) -> Response:
-        """They take an item away."""
+        """A visitor removes an item."""
         visit = self._visit(request)
         visit.remove(_number(request))
         return Response(_line(await run_in_threadpool(_all_of, visit)), media_type=LINES)
 
     async def ask(self, request: Request) -> Response:
-        """They ask."""
+        """A visitor asks a question."""
         visit = self._visit(request)
         try:
             question = (await receive_body(request, 4 * LONGEST, "The question")).decode()
@@ -191,22 +192,22 @@ class _Page:
         return Lines(self._answering(visit, question))
 
     async def _answering(self, visit: Visit, question: str) -> AsyncGenerator[bytes, None]:
-        visit.answer = visit.word = None
+        visit.wait()
         parts = await run_in_threadpool(_looks_of, visit)
         yield _line({**parts, "answer": markup.waiting(), "turns": markup.turns(visit)})
         async with self.turn:
             answers = visit.ask(question, self.model, self.processor)
             try:
                 async for each in iterate_in_threadpool(answers):
-                    yield _line({"answer": markup.answered(visit) if each.seconds else markup.writing(each)})
+                    yield _line({"answer": markup.answered(visit.as_it_is()) if each.seconds else markup.writing(each)})
             except (QuestionError, ItemError) as error:
                 yield _line({"notice": markup.notice([str(error)]), "answer": ""})
-            finally:  # also when they have left: the turn is the next one's when nothing is written any more
+            finally:  # also if they have left: the next one's turn comes when nothing is written any more
                 with CancelScope(shield=True):
                     await run_in_threadpool(answers.close)
 
     async def look(self, request: Request) -> Response:
-        """They look at a word."""
+        """A visitor looks at a word."""
         return Lines(self._looking(self._visit(request), _number(request)))
 
     async def _looking(self, visit: Visit, word: int) -> AsyncGenerator[bytes, None]:
@@ -219,7 +220,7 @@ class _Page:
         yield _line(await run_in_threadpool(_looks_of, visit))
 
     def _visit(self, request: Request) -> Visit:
-        """Whose request it is."""
+        """The visit that a request belongs to."""
         visit = self.visits.find(request.headers.get("visit", ""))
         if visit is None:
             raise HTTPException(
@@ -231,20 +232,20 @@ class _Page:
 
 
 class Lines(StreamingResponse):
-    """Lines that end, with whatever makes them, as soon as nobody listens."""
+    """A response in lines. It stops, and stops what makes them, as soon as nobody listens."""
 
     def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
         super().__init__(lines, media_type=LINES)
         self.lines = lines
 
     async def stream_response(self, send: Send) -> None:
-        """What the base class does, and the end of it."""
+        """As the base class does; then stop what makes the lines."""
         async with aclosing(self.lines):
             await super().stream_response(send)
 
 
 async def receive_body(request: Request, most: int, what: str) -> bytes:
-    """What a visitor sends. It is received to its end also if it is too much: who is still sending reads no refusal."""
+    """The body of a request, received to its end even if it is too large: a browser that still sends reads no answer."""
     kept, size = bytearray(), 0
     try:
         async with asyncio.timeout(PATIENCE):
@@ -275,11 +276,13 @@ def _together(request: Request) -> bool:
 
 def _all_of(visit: Visit) -> Parts:
     """What the page shows of a visit."""
+    visit = visit.as_it_is()
     return {"items": markup.items(visit), "turns": markup.turns(visit), "answer": markup.answered(visit), "notice": ""}
 
 
 def _looks_of(visit: Visit) -> Parts:
-    """What a look changes: the sounds among the items go on playing."""
+    """The parts of the page that looking at a word changes. Sounds among the items go on playing."""
+    visit = visit.as_it_is()
     return {**markup.views(visit), "answer": markup.answered(visit), "notice": ""}
 
 
@@ -293,6 +296,9 @@ def _line(parts: Parts) -> bytes:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """A request that is none of this page's, or too much."""
+    """A request that this page does not send, or that is too large."""
     assert isinstance(error, HTTPException)
-    return Response(_line({"notice": markup.notice([error.detail])}), error.status_code, error.headers, LINES)
+    sentence = error.detail
+    if sentence == HTTPStatus(error.status_code).phrase:
+        sentence = f"This page has nothing at {request.url.path[:100]!r} for {request.method}."
+    return Response(_line({"notice": markup.notice([sentence])}), error.status_code, error.headers, LINES)

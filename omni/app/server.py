@@ -14,7 +14,7 @@ from pathlib import Path
 from omni.loading.checkpoint import load
 
 CONNECTIONS = 256
-"""At the same time; whoever comes then is told to come later."""
+"""Connections at the same time. Further visitors are told to come back later."""
 
 
 class AppError(ValueError):
@@ -43,7 +43,7 @@ def serve(
         CheckpointError: a checkpoint that cannot answer.
     """
     with _listen(host, port) as opened, suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # to be ended is no error
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt is no error
         try:
             import uvicorn
             from starlette.middleware import Middleware
@@ -63,7 +63,7 @@ def serve(
             log_level="warning",
             ws="none",
             limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=1,  # pages that are open would hold it up
+            timeout_graceful_shutdown=1,  # open pages would keep the server from ending
         )
         uvicorn.Server(config).run(sockets=[opened])
 
@@ -80,7 +80,7 @@ def _listen(host: str, port: int) -> socket.socket:
         ValueError,
         TypeError,
         OverflowError,
-    ) as error:  # what Python makes of hosts and ports that are none
+    ) as error:  # Python raises these for invalid hosts and ports
         raise AppError(
             f"No page can be served at host {host!r}, port {port} ({error}); choose another --port or --host."
         ) from error

@@ -3,9 +3,11 @@
 All of it lies in memory, up to bounds, until the visitor leaves.
 """
 
+import copy
 import pickle
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -19,20 +21,21 @@ from omni.items import read_item
 from omni.looking.attention import Floats, WordAttention, session_attention
 from omni.looking.panels import as_seen, overlay
 from omni.modality import ItemError, Modality
+from omni.questions import Answer, QuestionError
 from omni.registry import get_modality
-from omni.session import Answer, QuestionError, Session
+from omni.session import Session
 
 WIDTH, SMALL = 512, 64
-"""Of an item on the page and in the history, in pixels."""
+"""Width of an item on the page and in the history, in pixels."""
 
 MOST = 8
-"""Items of a visitor: each is encoded for a question, while others wait."""
+"""How many items a visitor may have. All are encoded for a question, while others wait."""
 
 MOST_BYTES = 64 * 2**20
-"""Of a visitor's files together."""
+"""Bytes of a visitor's files together."""
 
 MOST_OPEN = 300_000_000
-"""Bytes of a visitor's items together when they are open, as all are for a question: 100 million pixels."""
+"""Bytes of all open items of a visitor together: 100 million pixels. A question opens all of them."""
 
 LONGEST = 4000
 """Characters of a question."""
@@ -41,7 +44,7 @@ KEPT = 20
 """Questions of a visitor that are kept with their answers."""
 
 VISITORS = 32
-"""Whose items and answers are kept; when one more comes, whoever did nothing for the longest time is forgotten."""
+"""How many visitors are remembered. When one more comes, the one who was idle longest is forgotten."""
 
 IDLE = 3600.0
 """Seconds after which a visitor who does nothing is forgotten."""
@@ -49,7 +52,7 @@ IDLE = 3600.0
 
 @dataclass(frozen=True)
 class Chosen:
-    """An item as it is kept: the file, which is small, rather than what is in it, and how it looks on the page.
+    """A chosen item: its file, which is smaller than the open item, and how it looks on the page.
 
     Attributes:
         modality: its name.
@@ -71,7 +74,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class View:
-    """An item on the page; laid over with where a word's attention lies in it, and how much of it does."""
+    """An item on the page, perhaps with a word's attention drawn over it, and the share of the attention that it gets."""
 
     name: str
     picture: Image.Image | None
@@ -89,7 +92,7 @@ class Turn:
 
 @dataclass
 class Visit:
-    """What one visitor has, in memory alone.
+    """The items and answers of one visitor, in memory alone. Several of their requests may be worked on at once.
 
     Attributes:
         items: in the order in which they were chosen.
@@ -104,9 +107,16 @@ class Visit:
     turns: list[Turn] = field(default_factory=list)
     _session: Session | None = None
     _attention: WordAttention | None = None
+    _changing: Any = field(default_factory=threading.Lock)
+    """Held while fields change that belong together, and for nothing that takes long."""
+
+    def as_it_is(self) -> "Visit":
+        """A copy, which does not change any more."""
+        with self._changing:
+            return copy.copy(self)
 
     def choose(self, name: str, file: bytes, media_type: str, processor: OmniProcessor, together: bool) -> None:
-        """Take an item, beside those that are there or in their place.
+        """Add an item to the chosen ones, or replace them with it.
 
         Args:
             name, file, media_type: what was sent; what is not said to be sound or video cannot be played.
@@ -116,31 +126,46 @@ class Visit:
         Raises:
             ItemError: it cannot be taken.
         """
-        items = list(self.items) if together else []
-        if len(items) == MOST:
-            raise ItemError(f"{name!r} is one too many, expected at most {MOST}; remove others first.")
-        _bound(name, "bytes", MOST_BYTES, len(file), *(len(each.file) for each in items))
+
+        def earlier(size: int) -> list[Chosen]:
+            items = self.items if together else []
+            if len(items) >= MOST:
+                raise ItemError(f"{name!r} is one too many, expected at most {MOST}; remove others first.")
+            _bound(name, "bytes", MOST_BYTES, len(file), *(len(each.file) for each in items))
+            _bound(name, "bytes when they are open", MOST_OPEN, size, *(each.size for each in items))
+            return items
+
+        earlier(0)
         try:
             modality, value = read_item(file, [each.name for each in takes(processor)])
-        except ItemError as error:  # it knows bytes, we a name
+        except ItemError as error:  # the error speaks of bytes; the visitor knows the file's name
             sentence = re.sub(rf"The given [\w ]+ \({len(file):,} bytes\)", lambda _: repr(name), str(error))
             raise ItemError(sentence) from error
         size = _open_size(value)
-        _bound(name, "bytes when they are open", MOST_OPEN, size, *(each.size for each in items))
+        earlier(size)
         show, seen = get_modality(modality).show, None
         if show is not None:
             seen = as_seen(processor.preprocessors[modality], show(value), WIDTH)
         plays = re.match(r"(audio|video)/[\w.+-]+(?=;|$)", media_type)
-        self._show([*items, Chosen(modality, name, file, plays[0] if plays else "", size, seen)])
+        chosen = Chosen(modality, name, file, plays[0] if plays else "", size, seen)
+        with self._changing:
+            self._show([*earlier(size), chosen])
+
+    def wait(self) -> None:
+        """Take the answer away: there will be another."""
+        with self._changing:
+            self.answer = self.word = None
 
     def remove(self, number: int) -> None:
-        """Take one of the items away."""
-        self._show([item for place, item in enumerate(self.items) if place != number])
+        """Remove one of the items."""
+        with self._changing:
+            self._show([item for place, item in enumerate(self.items) if place != number])
 
     def forget(self) -> None:
-        """Take everything away; an answer that is being written ends."""
-        self._show([])
-        self.turns = []
+        """Remove everything. An answer that is being written stops."""
+        with self._changing:
+            self._show([])
+            self.turns = []
 
     def _show(self, items: list[Chosen]) -> None:
         self.items = items
@@ -167,40 +192,50 @@ class Visit:
             raise QuestionError(
                 f"The question has {len(question):,} characters, expected at most {LONGEST:,}; shorten it."
             )
-        if not self.items and (bundles := takes(processor)):
+        items = self.items
+        if not items and (bundles := takes(processor)):
             nouns = " or ".join(bundle.noun for bundle in bundles)
             raise QuestionError(f"There is no {nouns} yet; choose one, and ask again.")
-        self.answer = self.word = self._attention = None
         decoding, session = 0.0, self._session
         if session is None:
             begun = time.perf_counter()
-            opened = [read_item(item.file, [item.modality]) for item in self.items]
+            opened = [read_item(item.file, [item.modality]) for item in items]
             decoding = time.perf_counter() - begun
-            session = self._session = Session(model, processor, opened)
+            session = Session(model, processor, opened)
+        with self._changing:
+            if self.items is not items:
+                return
+            self._session = session
+            self.answer = self.word = self._attention = None
         for answer in session.stream(question):
             if self._session is not session:
                 return
             if answer.seconds:  # it is whole
                 answer = answer.model_copy(update={"seconds": {"decoding": round(decoding, 4), **answer.seconds}})
-                self.answer = answer
-                about = tuple(View(item.name, _small(item.seen)) for item in self.items)
-                self.turns = [*self.turns, Turn(answer.question, answer.answer, about)][-KEPT:]
+                about = tuple(View(item.name, _small(item.seen)) for item in items)
+                with self._changing:
+                    if self._session is not session:
+                        return
+                    self.answer = answer
+                    self.turns = [*self.turns, Turn(answer.question, answer.answer, about)][-KEPT:]
             yield answer
 
     def look(self, word: int) -> None:
-        """Look at one of the words of the answer; at the same once more: no longer.
+        """Look at a word of the answer; looking at the same word again ends it.
 
         Raises:
             AttentionError: a model that does not tell.
         """
-        if self.answer is None or self._session is None or not 0 <= word < len(self.answer.answer.split()):
-            return  # of an answer that is gone
-        if self._attention is None:
-            self._attention = session_attention(self._session, self.answer.question)
-        self.word = None if word == self.word else word
+        now = self.as_it_is()
+        if now.answer is None or now._session is None or not 0 <= word < len(now.answer.answer.split()):
+            return  # the answer is gone
+        attention = now._attention or session_attention(now._session, now.answer.question)
+        with self._changing:
+            if self.answer is now.answer:
+                self._attention, self.word = attention, None if word == self.word else word
 
     def views(self) -> list[View]:
-        """The items, as they are or with where the Thinker looked for the word."""
+        """The items, as they are or with where the Thinker looked for the word; of a copy that does not change."""
         attention, word = self._attention, self.word
         if attention is None or word is None:
             return [View(item.name, item.seen) for item in self.items]
@@ -216,7 +251,7 @@ def takes(processor: OmniProcessor) -> list[Modality]:
 
 
 def _laid_over(picture: Image.Image | None, weights: Floats) -> Image.Image | None:
-    """As it is where there are no places to draw, of CLS alone, or places of more than two axes."""
+    """The picture with weights drawn over it; as it is if they are of CLS alone, or have more than two axes."""
     return picture if picture is None or not weights.size or weights.ndim > 2 else overlay(picture, weights)
 
 
@@ -233,29 +268,29 @@ def _bound(name: str, unit: str, most: int, *sizes: int) -> None:
 
 
 def _open_size(value: Any) -> int:
-    """Bytes that an open item takes: about those that it is pickled into, as on its way to another process."""
+    """How many bytes an open item takes: about as many as it is pickled into."""
     counter = _Counter()
     pickle.Pickler(counter, pickle.HIGHEST_PROTOCOL).dump(value)
     return counter.bytes
 
 
 class _Counter:
-    """A file that keeps nothing."""
+    """A file that counts its bytes and keeps none."""
 
     bytes = 0
 
     def write(self, data: Any) -> None:
-        """Count them."""
+        """Count the bytes."""
         self.bytes += memoryview(data).nbytes
 
 
 class Visits:
-    """The visits of all, each under a token that its visitor alone knows."""
+    """All visits, each under a token that only its visitor knows."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kept: dict[str, tuple[Visit, float]] = {}
-        """Each with when it was last used, in the order of that."""
+        """Each visit with the time when it was last used, in the order of these times."""
 
     def open(self) -> str:
         """The token of a new visit."""
@@ -266,7 +301,7 @@ class Visits:
         return token
 
     def find(self, token: str) -> Visit | None:
-        """The visit of a token, unless it is forgotten or never was."""
+        """The visit with this token; None if there is none, or it was forgotten."""
         self.sweep()
         if token not in self._kept:
             return None
@@ -280,7 +315,7 @@ class Visits:
         visit.forget()
 
     def sweep(self) -> None:
-        """Forget those who did nothing for `IDLE`."""
+        """Forget visitors who did nothing for `IDLE` seconds."""
         now = self._clock()
         for token in [token for token, (_, used) in self._kept.items() if now - used > IDLE]:
             self.leave(token)

@@ -81,7 +81,7 @@ class OmniAudioConfig(StrictConfig):
     fingerprints: dict[str, str] | None = None
 
     def validate_architecture(self) -> None:
-        """Sizes that fit each other, and choices that there are."""
+        """Refuse sizes that do not fit each other, and unknown choices."""
         super().validate_architecture()
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:

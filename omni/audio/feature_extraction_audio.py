@@ -17,11 +17,11 @@ from omni.audio.sounds import fetched, is_sound, read_sound, sound_at
 from omni.checkpoints.preprocessor import NO_SETTINGS, SealedPreprocessorMixin
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
-"""What transformers writes into the file of a feature extractor beside its settings."""
+"""Keys that transformers writes into the file of a feature extractor beside its settings."""
 MEL_SCALES = {"slaney": "slaney", "htk": None}
-"""Each with how its bands are weighted: all of one area, as librosa's; or of one height, as torchaudio's."""
+"""Scales of frequency and how each weights its bands: equal areas, as in librosa, or equal heights, as in torchaudio."""
 FLOOR = 1e-10
-"""Power below which all is silence."""
+"""Less power than this counts as silence."""
 
 
 class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
@@ -134,7 +134,7 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         return made
 
     def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None) -> Any:
-        """Sounds from files and addresses, which pipelines of transformers ask for; what is a sound already stays as it is.
+        """Load files and addresses, as pipelines of transformers ask; sounds stay as they are.
 
         Raises:
             SoundError: no sound.
@@ -176,7 +176,7 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
 
     @classmethod
     def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; a setting that there is not is refused, unless it is asked for (`return_unused_kwargs`)."""
+        """As in transformers, but an unknown setting is refused unless `return_unused_kwargs` asks for it."""
         strange = kwargs.keys() - feature_extractor_dict.keys() - NO_SETTINGS
         if strange and not kwargs.get("return_unused_kwargs"):
             raise _unknown(cls.__name__, sorted(strange), set(feature_extractor_dict) - SAVED_BESIDE)

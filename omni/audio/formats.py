@@ -1,4 +1,4 @@
-"""What files of sound say of themselves, held against what is in them, before anything is decoded.
+"""Compares what files of sound state about themselves with what they contain, before anything is decoded.
 
 Decoders are made to play on: they skip a damaged page, and fill up or leave out what is missing. A check reads the
 structure of a whole file and raises where it does not add up.
@@ -8,7 +8,8 @@ structure of a whole file and raises where it does not add up.
 | WAV         | a cut, lengths and sizes that disagree; the samples have no checksum                             |
 | FLAC        | a cut, any changed sample: the header has a hash of all of them                                  |
 | Ogg         | a cut, any changed byte: every page has a checksum, and the last one says that it is the last    |
-| MP3         | a cut inside a frame, or of frames where the first one counts them; the samples have no checksum |
+| MP3         | a cut inside a frame, or of frames where the first one counts them, and what the decoder says;   |
+|             | the samples have no checksum                                                                     |
 """
 
 import re
@@ -23,11 +24,11 @@ class CutError(ValueError):
 
 
 class DamagedError(ValueError):
-    """The data contradict themselves, or are of a kind that is not read; the message says what was found."""
+    """The data contradict themselves, or have a format that is not read; the message says what was found."""
 
 
 class Facts(NamedTuple):
-    """What a file says of itself, as far as it was checked.
+    """What a file states about itself, as far as it was checked.
 
     Attributes:
         format: its name in messages.
@@ -35,6 +36,7 @@ class Facts(NamedTuple):
         rate: samples in a second; None where the decoder is believed.
         bits: of a sample, where the samples have a hash.
         md5: of all samples as they were before they were packed.
+        start, end: where the sound is; what is before and behind, the decoder need not see.
     """
 
     format: str
@@ -42,10 +44,12 @@ class Facts(NamedTuple):
     rate: int | None = None
     bits: int = 0
     md5: bytes = b""
+    start: int = 0
+    end: int | None = None
 
 
 def facts_of(data: bytes) -> Facts | None:
-    """Check a file of a format that is read here; None for any other.
+    """Check a file of a format that this module knows; None for any other.
 
     Raises:
         CutError, DamagedError: it is one, and it does not add up.
@@ -55,7 +59,7 @@ def facts_of(data: bytes) -> Facts | None:
 
 
 def after_id3(data: bytes) -> int:
-    """Where the sound begins: behind a tag of ID3v2, which may stand before any format."""
+    """Where the sound begins: after an ID3v2 tag, which may stand before any format."""
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     size = 0
@@ -191,17 +195,18 @@ _KBITS = {
 _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 """By the two bits of the version: MPEG 1, 2 and 2.5."""
 _TAGS = re.compile(rb"TAG|APETAGEX|LYRICSBEGIN|\0*\Z")
-"""What may stand behind the last frame."""
+"""What may follow the last frame."""
 
 
 def _mp3(data: bytes) -> Facts:
-    at, frames, counted, first = after_id3(data), 0, -1, b""
+    at = start = after_id3(data)
+    frames, counted, first = 0, -1, b""
     while at < len(data) and not _TAGS.match(data, at):
         if at + 4 > len(data):
             raise CutError(f"frame {frames} is not whole")
         head, size = data[at : at + 4], _mp3_frame(data, at)
         first = first or head
-        # what may not change from frame to frame: version, layer, rate
+        # version, layer and rate, which may not change from frame to frame
         if not size or (head[1] & 0xFE, head[2] & 0x0C) != (first[1] & 0xFE, first[2] & 0x0C):
             raise DamagedError(f"no frame at byte {at:,}, where the one before ends")
         if at + size > len(data):
@@ -214,11 +219,11 @@ def _mp3(data: bytes) -> Facts:
         raise kind(f"the first frame counts {counted:,} others, the file has {frames - 1:,}")
     if not frames:
         raise CutError("it has no frame")
-    return Facts("MP3", rate=_MP3_RATES[first[1] >> 3 & 3][first[2] >> 2 & 3])
+    return Facts("MP3", rate=_MP3_RATES[first[1] >> 3 & 3][first[2] >> 2 & 3], start=start, end=at)
 
 
 def _mp3_frame(data: bytes, at: int) -> int:
-    """Bytes of the frame of layer III that begins there; 0 if none does."""
+    """The size of the MP3 frame that begins there, in bytes; 0 if none does."""
     second, third = data[at + 1], data[at + 2]
     version, rate, bits = second >> 3 & 3, third >> 2 & 3, third >> 4
     if data[at] != 0xFF or second & 0xE6 != 0xE2 or version == 1 or rate == 3 or bits in (0, 15):
@@ -228,7 +233,7 @@ def _mp3_frame(data: bytes, at: int) -> int:
 
 
 def _mp3_count(frame: bytes) -> int:
-    """Frames behind this one, if it is the one that counts them (Xing, Info); else -1."""
+    """The number of frames after this one, if this one states it (Xing, Info); else -1."""
     is_first_version, is_mono, is_checked = frame[1] >> 3 & 3 == 3, frame[3] >> 6 == 3, not frame[1] & 1
     side = (17 if is_mono else 32) if is_first_version else (9 if is_mono else 17)
     at = 4 + 2 * is_checked + side

@@ -1,4 +1,4 @@
-"""How many tokens an audio encoder makes of a sound: ours, or one of transformers."""
+"""How many tokens an audio encoder makes of a sound, omni's or one of transformers."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ def hears_samples(config: Any) -> bool:
 
 
 def num_tokens(config: Any, frames: Any) -> Any:
-    """Tokens of `grid` for so many frames: of features, or samples where the encoder hears those.
+    """Tokens of `grid` for this many frames of features, or samples if the encoder reads those.
 
     Args:
         config: of the encoder.
@@ -22,7 +22,7 @@ def num_tokens(config: Any, frames: Any) -> Any:
     """
     if config.model_type == WHISPER:
         return (frames + 1) // 2
-    if config.model_type == SPECTROGRAM:  # of a picture of fixed size
+    if config.model_type == SPECTROGRAM:  # its spectrogram has a fixed size, as a picture has
         down = (config.num_mel_bins - config.patch_size) // config.frequency_stride + 1
         across = (config.max_length - config.patch_size) // config.time_stride + 1
         return down * across + 0 * frames

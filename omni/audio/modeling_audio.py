@@ -34,7 +34,7 @@ from omni.checkpoints.strict import StrictLoadingMixin
 from .configuration_audio import OmniAudioConfig
 
 LONGEST_WAVE = 10_000
-"""Tokens of the slowest sinusoid over 2 pi."""
+"""The wavelength of the slowest sinusoid in tokens, divided by 2 pi."""
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Conv1dStem(nn.Module):
 
 
 class Conv2dStem(nn.Module):
-    """Convolutions over time and frequency, of stride 2, each followed by GELU, then all of a moment into one token."""
+    """Convolutions of stride 2 over time and frequency, each followed by GELU; then each moment becomes one token."""
 
     def __init__(self, config: OmniAudioConfig) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def sinusoids(length: int, width: int, device: torch.device) -> torch.Tensor:
 
 
 class OmniAudioPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
-    """What transformers has to know of the encoder."""
+    """What transformers has to know about the encoder."""
 
     config: OmniAudioConfig
     config_class = OmniAudioConfig

@@ -1,4 +1,4 @@
-"""Sounds as a modality: the bundle, and what it takes for other encoders than ours to stand in its place."""
+"""Sounds as a modality: the bundle, and how encoders of transformers take the place of omni's."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ from omni.modality import Modality
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """Tokens of each sound, by the frames that `audio_mask` int[I, F] leaves of it."""
+    """Tokens of each sound, from its number of frames in `audio_mask` int[I, F]."""
     shapes: list[tuple[int, ...]] = [
         (int(num_tokens(config, int(sum(mask.tolist())))),) for mask in inputs["audio_mask"]
     ]
@@ -66,7 +66,7 @@ def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any])
 
 
 def _longest(preprocessor: Any) -> float | None:
-    """Seconds that a feature extractor of transformers hears; it would cut off the rest without a word."""
+    """The longest sound that a feature extractor of transformers takes, in seconds. It would silently cut off the rest."""
     if hasattr(preprocessor, "n_samples"):  # Whisper's
         return float(preprocessor.n_samples / preprocessor.sampling_rate)
     if hasattr(preprocessor, "max_length"):  # AST's, of one frame every 10 ms

@@ -1,4 +1,4 @@
-"""From a file, bytes or an array to a `Sound`: mono samples and their rate; or to one sentence that says why not.
+"""A file, bytes or an array becomes a `Sound`, mono samples and their rate; or an error says why not in one sentence.
 
 Every sound enters through `read_sound` or `as_sound`.
 
@@ -21,6 +21,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import md5
 from importlib import import_module
@@ -31,20 +32,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omni.audio.formats import CutError, DamagedError, Facts, after_id3, facts_of
+from omni.audio.mpg123 import Words, heard
 from omni.files import ReadError, read_whole
 from omni.modality import ItemError
 
 MAX_SAMPLES = 50_000_000
-"""Of one channel: 52 minutes at 16 kHz, 200 MB. A few kilobytes can claim to be a sound that fills the memory."""
+"""Samples of one channel at most: 52 minutes at 16 kHz, 200 MB. A few kilobytes can claim to be a much longer sound."""
 
 MAX_BYTES = 8 * MAX_SAMPLES
-"""Of a file: two channels of floats, each as long as a sound may be."""
+"""Bytes of a file at most: two channels of floats, each as long as a sound may be."""
 
 RATES = range(1_000, 768_001)
-"""Samples in a second."""
+"""Rates that are read, in samples per second."""
 
 LOUDEST = 16.0
-"""Times full scale. Mixing desks write a little more than 1; what is far beyond was integers before it was cast."""
+"""The largest sample, where 1 is full scale. Mixing desks write a little more than 1. Samples far above it were integers."""
 
 EXPECTED = "a WAV, FLAC, Ogg or MP3 sound"
 
@@ -52,7 +54,7 @@ _STEP = 2.0**-15
 """The smallest step of 16 bits."""
 
 _BLOCK = 2**18
-"""Samples that are decoded at a time."""
+"""How many samples are decoded at a time."""
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
@@ -93,7 +95,7 @@ class TruncatedSoundError(SoundError):
 
 
 class LargeSoundError(SoundError):
-    """More than `MAX_SAMPLES` or `MAX_BYTES`."""
+    """The sound has more than `MAX_SAMPLES` samples, or the file more than `MAX_BYTES`."""
 
     kind = "too large"
 
@@ -185,20 +187,23 @@ def read_sound(source: "Source | Sound") -> Sound:
 
 
 def count_samples(data: bytes) -> int:
-    """Samples of all channels of a file of sound, as it says; 0 where it says nothing, which reading it will explain.
+    """The number of samples of all channels that a file states; 0 if it states none. Reading it will then explain why.
 
     A file that does not know its length counts as one of `MAX_SAMPLES` a channel.
     """
     soundfile = _library("soundfile")
+    data = _without_tag(data)
     try:
-        info = soundfile.info(BytesIO(_without_tag(data)))
+        facts = facts_of(data) or Facts("")
+        with heard():
+            info = soundfile.info(BytesIO(data[facts.start : facts.end]))
         return int(min(info.frames, MAX_SAMPLES) * info.channels)
     except (soundfile.LibsndfileError, ValueError):
         return 0
 
 
 def is_sound(given: Any) -> bool:
-    """Whether this is one sound in any of the forms that `as_sound` takes, and not several."""
+    """Whether this is one sound, in any form that `as_sound` takes, and not several."""
     if isinstance(given, tuple) and len(given) == 2 and _is_number(given[1]) and not _is_number(given[0]):
         return True
     if isinstance(given, (list, tuple)):
@@ -207,7 +212,7 @@ def is_sound(given: Any) -> bool:
 
 
 def as_sound(given: Any, rate: int | None = None) -> Sound:
-    """A sound from whatever holds one.
+    """A sound, from any form that it may have.
 
     Args:
         given: a `Sound`; a path or the bytes of a file; samples float[S] or int[S] (an array, a tensor or a list); the pair
@@ -246,7 +251,7 @@ def as_sound(given: Any, rate: int | None = None) -> Sound:
 
 
 def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
-    """A sound at the rate that an encoder hears.
+    """A sound at the rate of an encoder.
 
     Args:
         rate: of the encoder.
@@ -266,7 +271,7 @@ def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
 
 
 def fetched(given: Any, rate: int) -> Any:
-    """The sound behind an address or in a data URI, as transformers loads it at a rate; anything else as it is.
+    """The sound at an address or in a data URI, loaded by transformers; anything else stays as it is.
 
     Raises:
         SoundError: nothing there, or no sound.
@@ -277,7 +282,7 @@ def fetched(given: Any, rate: int) -> Any:
 
     try:
         return Sound(np.asarray(load_audio(given, sampling_rate=rate), np.float32), rate)
-    except Exception as error:  # of networks and decoders nearly everything is raised
+    except Exception as error:  # networks and decoders may raise nearly anything
         raise SoundError(f"{given[:100]!r} gives no sound ({error}); correct the address.") from error
 
 
@@ -301,7 +306,7 @@ def _read(path: str) -> bytes:
 
 
 def _without_tag(data: bytes) -> bytes:
-    """A file without a tag of ID3v2, which stands before some that are no MP3."""
+    """A file without its ID3v2 tag, which some files have that are no MP3."""
     start = after_id3(data)
     return data[start:] if start and data[start : start + 4] in (b"fLaC", b"OggS", b"RIFF") else data
 
@@ -319,7 +324,7 @@ def _format_of(data: bytes) -> str:
 
 
 def _library(name: str) -> Any:
-    """soundfile or soxr, which come with the extra [audio]."""
+    """Import soundfile or soxr. They come with the extra [audio]."""
     try:
         return import_module(name)
     except (ImportError, OSError) as error:  # soundfile raises the latter where libsndfile is missing
@@ -330,13 +335,14 @@ def _library(name: str) -> Any:
 
 
 def _decode(data: bytes, facts: Facts, name: str) -> Sound:
-    """The samples of a file that was checked, mixed down block by block; they must be as many as it says."""
+    """The samples of a checked file, mixed down block by block. There must be as many as the file states."""
     soundfile = _library("soundfile")
     found, mixed, hashed = 0, list[NDArray[np.float32]](), md5(usedforsecurity=False)
+    said = heard() if facts.format == "MP3" else nullcontext(Words())
     try:
-        with soundfile.SoundFile(BytesIO(data)) as file:
+        with said as words, soundfile.SoundFile(BytesIO(data[facts.start : facts.end])) as file:
             rate, channels = file.samplerate, file.channels
-            if facts.samples is not None or file.frames < 2**40:  # it says so of a length that it does not know
+            if facts.samples is not None or file.frames < 2**40:  # libsndfile says this if it does not know the length
                 _check_length(file.frames, name)
             while len(block := file.read(_BLOCK, "int32" if facts.md5 else "float32", always_2d=True)):
                 _check_length(found := found + len(block), name)
@@ -351,6 +357,8 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
         if re.search("lost sync|psf_fseek", reason):  # what libFLAC says at the end of a file that is cut
             raise CutError(f"a piece is missing: {reason}") from error
         raise DamagedError(f"damaged or unusual data ({reason})") from error
+    if words.complaints:
+        raise DamagedError(f"damaged data ({words.complaints[0]})")
     if facts.rate not in (None, rate):
         raise DamagedError(f"{facts.rate:,} Hz in the header and {rate:,} Hz in the data")
     if found != expected and expected < 2**40:
@@ -358,17 +366,19 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
     if facts.md5 and hashed.digest() != facts.md5:
         raise DamagedError("samples that differ from the hash of them in the header")
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
-    return _sound(samples, rate, name, (f"the mean of {channels} channels",) if channels > 1 else ())
+    return _sound(
+        samples, rate, name, ((f"the mean of {channels} channels",) if channels > 1 else ()) + tuple(words[:1])
+    )
 
 
 def _packed(block: NDArray[np.int32], bits: int) -> bytes:
-    """Samples as FLAC hashes them: the fewest whole bytes that hold one, the lowest first."""
+    """Samples in the form that FLAC hashes: as few whole bytes each as possible, the lowest byte first."""
     values = (block >> (32 - bits)).astype("<i4").reshape(-1, 1)
     return values.view(np.uint8)[:, : -(-bits // 8)].tobytes()
 
 
 def _sound(samples: NDArray[np.float32], rate: int, name: str, notes: tuple[str, ...] = ()) -> Sound:
-    """Samples that are checked under the name of where they come from, with what is odd about them."""
+    """Check samples, and make a `Sound` of them with notes about anything odd. Messages say where they come from."""
     _check(samples, rate, name)
     top = np.abs(samples) >= 1 - _STEP
     if _loudest(samples) < _STEP:

@@ -1,4 +1,4 @@
-"""Audio encoders of transformers in the place of ours: the same arguments, and the same named outputs.
+"""Audio encoders of transformers in the place of omni's: the same arguments, and the same named outputs.
 
     WhisperEncoder      input_features float[I, M, F]                    without the decoder that AutoModel would build, too
     ASTModel            input_values float[I, F, M]                      without a mask
@@ -40,7 +40,7 @@ def _tower_class(model_type: str) -> Any:
 
 
 class _Tower:
-    """The arguments and outputs of `OmniAudioModel`, before a model of transformers."""
+    """A model of transformers with the arguments and outputs of `OmniAudioModel`."""
 
     config: Any
     whole: Any
@@ -49,7 +49,7 @@ class _Tower:
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers; of a model with a decoder its encoder."""
+        """As in transformers; if the model has a decoder, its encoder alone."""
         model, report = cls.whole.from_pretrained(*args, output_loading_info=True, **kwargs)
         if not issubclass(cls, cls.whole):
             inside = "encoder."

@@ -4,7 +4,6 @@ A folder may come from anywhere. It may hold a pipe that never ends, JSON that i
 that fit into no memory. Each of these is an error of one sentence.
 """
 
-import json
 import os
 import re
 import shutil
@@ -13,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from omni.files import read_json
+
 CONFIG = "config.json"
 ADAPTERS = "adapter_config.json"
-"""peft's file about adapters: what they are, and for which model."""
+"""peft's file about adapters. It names the model that they are for."""
 BASE = "base_fingerprints.json"
 """A file beside adapters that a recipe trained. It holds the fingerprints of their model's parts, and under "untrained" the
 parts that are still random."""
@@ -53,7 +54,7 @@ def expect_folder(folder: Path) -> None:
         raise CheckpointError(
             f"The checkpoint {named(folder)} is a file; expected the folder of a saved model."
         ) from None
-    except (OSError, ValueError) as error:  # such as a name that is too long
+    except (OSError, ValueError) as error:  # the name may be too long
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
             f"The checkpoint {named(folder)} cannot be looked at ({reason}); expected the folder of a saved model."
@@ -72,7 +73,7 @@ def named(path: Path) -> str:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a checkpoint. transformers ignores some damaged files, or names another cause.
+    """The object in a JSON file of a checkpoint. transformers ignores some damaged files, or reports another cause.
 
     Raises:
         CheckpointError: the file cannot be read, is no JSON, or holds no object.
@@ -80,9 +81,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise CheckpointError(f"{named(path)} is not a file; expected one with a JSON object.")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise CheckpointError(f"{named(path)} is nested too deep to be read; get the checkpoint again.") from None
+        values = read_json(path)
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from .cards import remote_code
 from .seal import PREPROCESSOR, seal, verify_files
 
 NO_SETTINGS = frozenset({"code_revision", "dtype", "return_unused_kwargs", "torch_dtype", "trust_remote_code"})
-"""What the Auto classes and pipelines of transformers hand on to a preprocessor that is no setting of it."""
+"""Arguments that Auto classes and pipelines of transformers pass to a preprocessor although they are no settings of it."""
 
 
 class SealedPreprocessorMixin:

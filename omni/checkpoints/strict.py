@@ -26,7 +26,7 @@ from .fingerprints import fingerprint_parts, part_of, safetensors_files, verify_
 from .folder import CONFIG, CheckpointError, named
 from .seal import GENERATION, MODEL, on_hub, seal, verify_files
 
-# Keys that transformers writes into a config.json, or passes on, beside the declared fields. Any other key is a mistake.
+# Keys beside the declared fields that transformers writes into a config.json or passes on. Any other key is a mistake.
 INHERITED_KEYS = frozenset(
     [
         "_attn_implementation_internal",
@@ -150,7 +150,7 @@ class StrictLoadingMixin:
 
     @classmethod
     def gather(cls, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-        """All tensors of a checkpoint whose parts are in several folders; None for one that is in its own folder whole.
+        """All tensors of a checkpoint whose parts are in several folders; None if all are in one folder.
 
         Args:
             folder: of the checkpoint.
@@ -174,6 +174,9 @@ class StrictLoadingMixin:
     def post_init(self) -> None:
         """As in transformers. A model that is far larger than its checkpoint is refused before it takes memory."""
         super().post_init()  # type: ignore[misc]
+        # a class may excuse tensors that its old checkpoints lack; transformers then leaves them random without a word
+        self._keys_to_ignore_on_load_missing = set[str]()
+        self._keys_to_ignore_on_load_unexpected = set[str]()
         most, folder = getattr(_room, "limit", None) or (None, Path())
         tensors = [*self.parameters(), *self.buffers()]  # type: ignore[attr-defined]
         if most is not None and (found := sum(tensor.numel() for tensor in tensors)) > most:

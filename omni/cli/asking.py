@@ -55,7 +55,8 @@ def ask(
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError
         from omni.loading.checkpoint import load
-        from omni.session import QuestionError, answer, check_question
+        from omni.questions import QuestionError, check_question
+        from omni.session import answer
 
     quiet_transformers()
     with user_errors(CheckpointError, QuestionError), status("loading") as say:
@@ -135,7 +136,7 @@ def attend(
         from omni.loading.checkpoint import load
         from omni.loading.encoder import load_encoder
         from omni.looking import attention, panels
-        from omni.session import QuestionError, check_question
+        from omni.questions import QuestionError, check_question
 
     quiet_transformers()
     about: dict[str, Any] = {**named, "checkpoint": str(folder)}
@@ -173,7 +174,7 @@ def _names_a_file(question: str) -> bool:
 
 
 def _unasked(folder: Path, last: str) -> tuple[str, list[str]]:
-    """What a model is asked where nobody types a question; or nothing, and the modalities of the items that ask it."""
+    """The question that a model is asked if nobody types one, and the modalities of the items that ask instead of words."""
     from omni.checkpoints.folder import CheckpointError, asked_by, prompt_of
 
     with user_errors(CheckpointError):

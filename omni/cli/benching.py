@@ -41,7 +41,7 @@ def bench(
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError
         from omni.fast.comparison import compare, table
-        from omni.session import QuestionError
+        from omni.questions import QuestionError
         from omni.worlds import WorldError
 
     quiet_transformers()

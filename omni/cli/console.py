@@ -16,6 +16,8 @@ from omni.registry import modalities
 SHIPPED = "checkpoints/omni_tiny"
 SHIPPED_ENCODER = "checkpoints/vision_tiny"
 
+SECONDS_BETWEEN_LINES = 10.0
+
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Precision of the weights; auto: the one that the checkpoint names."),
@@ -50,11 +52,11 @@ def with_encoders(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def user_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Turn exceptions of these kinds, which are mistakes of the user, into one sentence and exit status 2."""
+    """Turn exceptions of these kinds, the user's mistakes, into one sentence and exit status 2."""
     try:
         yield
     except kinds as error:
-        # an error from a worker of a DataLoader has the worker's traceback as its message; the sentence is its end
+        # the message of an error in a worker of a DataLoader is the worker's traceback; the sentence stands at its end
         refuse(str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")[2].rstrip())
 
 
@@ -91,11 +93,14 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress bars on stderr, if that is a terminal: one for each step, by its name."""
+    """Show progress on stderr: bars for each step, by its name; in a pipe a line now and then."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(label: str, done: int, total: int) -> None:
@@ -103,6 +108,19 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, completed=done, total=total)
 
         yield advance
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    """Writes how far a step has come, at most every ten seconds."""
+    said = time.monotonic()
+
+    def advance(label: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            typer.echo(f"{label}: {done:,} of {total:,}", err=True)
+
+    return advance
 
 
 @contextmanager

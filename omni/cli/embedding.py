@@ -1,7 +1,10 @@
-"""The command that turns many files into a table of vectors: embed."""
+"""The commands that turn many files into a table of vectors, and search in it: embed, search, duplicates."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +17,9 @@ from omni.cli.console import (
     refuse,
     shipped_checkpoint,
     user_errors,
+    write_file,
 )
+from omni.files import write_whole
 
 
 @app.command()
@@ -50,6 +55,7 @@ def embed(
         str | None,
         typer.Option(metavar="NAME", help="Of a model with several encoders, which one.", show_default="its own"),
     ] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Divide each vector by its length.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Embed many pictures, sounds or other files into a Parquet table: omni embed photos --output out.parquet."""
@@ -79,6 +85,7 @@ def embed(
                 runner=engine,
                 address=address,
                 modality=modality,
+                normalize=normalize,
                 progress=progress,
             )
     except KeyboardInterrupt:
@@ -93,3 +100,82 @@ def embed(
     else:
         rate = f"{done.files_per_second:,} files/s" if done.computed else "all from an earlier run"
         typer.echo(f"{done.rows:,} rows in {done.output}, {rate}")
+
+
+Table = Annotated[Path, typer.Argument(metavar="TABLE", help="What `omni embed` wrote.")]
+Sheet = Annotated[Path | None, typer.Option(help="Draw the items found as one picture, as .png.")]
+
+
+@app.command()
+def search(
+    table: Table,
+    like: Annotated[Path | None, typer.Option(metavar="FILE", help="Find what is like this file.")] = None,
+    text: Annotated[str | None, typer.Option(help="Find what fits these words.")] = None,
+    most: Annotated[int, typer.Option(min=1, help="Rows to find.")] = 10,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder of the encoder.", show_default="the one that made the table")
+    ] = None,
+    sheet: Sheet = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the rows of a table that are most like a file, or fit a text: omni search out.parquet --like wren.jpg."""
+    if (like is None) == (text is None):
+        refuse("Expected either --like with a file or --text with words.")
+    with _searching(table, sheet) as embedding:
+        hits = embedding.search(table, like=like, text=text, most=most, checkpoint=checkpoint)
+        _draw(sheet, table, [hits])
+    if as_json:
+        typer.echo(json.dumps([hit.model_dump() for hit in hits], indent=2))
+    else:
+        typer.echo("\n".join(map(_line, hits)) or "Nothing found")
+
+
+@app.command()
+def duplicates(
+    table: Table,
+    least: Annotated[float, typer.Option(min=-1, max=1, help="Similarity from which on two are the same.")] = 0.98,
+    sheet: Sheet = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find rows of a table that are nearly the same: omni duplicates out.parquet."""
+    with _searching(table, sheet) as embedding:
+        groups = embedding.duplicates(table, least)
+        _draw(sheet, table, groups)
+    if as_json:
+        typer.echo(json.dumps([[hit.model_dump() for hit in group] for group in groups], indent=2))
+    else:
+        rows = sum(map(len, groups))
+        typer.echo(f"{len(groups):,} groups of {rows:,} files that are nearly the same")
+        for group in groups:
+            typer.echo("\n".join(["", *map(_line, group)]))
+
+
+def _line(hit: Any) -> str:
+    return f"{hit.similarity:.3f}  {hit.path}"
+
+
+@contextmanager
+def _searching(table: Path, sheet: Path | None) -> Iterator[Any]:
+    """Refuse what cannot be done before anything heavy is imported; then the library, whose errors are the user's."""
+    if not table.exists():
+        refuse(f"{str(table)!r} does not exist, expected a table that `omni embed` wrote; check the path.")
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        refuse(f"Expected a file name that ends with .png, found {str(sheet)!r}; the sheet is a picture.")
+    if sheet is not None and not sheet.absolute().parent.is_dir():
+        refuse(f"{str(sheet)!r} cannot be written, because its folder does not exist; make it first.")
+    from omni import embedding
+    from omni.checkpoints.folder import CheckpointError
+    from omni.modality import ItemError
+
+    quiet_transformers()
+    own_errors = (embedding.SearchError, embedding.TableError, embedding.EngineError)
+    with user_errors(*own_errors, CheckpointError, ItemError):
+        yield embedding
+
+
+def _draw(sheet: Path | None, table: Path, rows: list[list[Any]]) -> None:
+    from omni import embedding
+
+    if sheet is not None:
+        drawn = embedding.draw_sheet(rows, embedding.SearchTable.open(table).modality)
+        write_file(sheet, lambda path: write_whole(path, lambda file: drawn.save(file, "PNG")))

@@ -28,11 +28,14 @@ def evaluate(
         Literal["seen", "held_out"] | None, typer.Option(help="Wordings of training, or others.", show_default="seen")
     ] = None,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="Ask only this kind; may be repeated.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Ask the questions of this manifest, not scenes.")] = None,
+    data: Annotated[str | None, typer.Option(help="Ask the questions of this manifest, not scenes.")] = None,
     root: Annotated[
         Path | None, typer.Option(help="Folder that its paths start from.", show_default="the manifest's")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Question for rows that have only a caption.")] = None,
+    addresses: Annotated[
+        Path | None, typer.Option(help="Allow addresses; folder for what is downloaded.", show_default="none allowed")
+    ] = None,
     fit_pictures: Annotated[
         int | None, typer.Option(min=1, help="Encoders: scenes to fit on.", show_default="1500")
     ] = None,
@@ -70,9 +73,10 @@ def evaluate(
         "split": split,
         "wordings": wordings,
         "kinds": kinds or None,
-        "data": data and str(data),
+        "data": data,
         "root": root and str(root),
         "prompt": prompt,
+        "addresses": addresses and str(addresses),
         "fit_pictures": fit_pictures,
         "sight": sight or None,
         "batch_size": batch_size,

@@ -12,7 +12,7 @@ from omni.cli.console import AsJson, quiet_transformers, refuse, status, user_er
 
 
 def _by_name(values: list[str] | None, kinds: str, read: Callable[[str], Any]) -> Any:
-    """`mlp` for all modalities, or `image=mlp` for one; None where there is nothing."""
+    """Parse `mlp`, for all modalities, or `image=mlp`, for one; None if nothing is given."""
     split = [value.rpartition("=") for value in values or []]
     try:
         read_values = [(name, read(value)) for name, _, value in split]

@@ -9,6 +9,7 @@ import typer
 
 from omni.cli.commands import app
 from omni.cli.console import AsJson, quiet_transformers, refuse, show, status, user_errors
+from omni.files import read_json
 
 
 @app.command()
@@ -68,7 +69,9 @@ def _settings(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
+    except OSError as error:
+        refuse(f"The settings {str(path)!r} cannot be read ({error.strerror}); check the path.")
     except ValueError as error:
         refuse(f"The settings {str(path)!r} are not JSON ({error}); correct them.")
     if not isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""The doors for others: an OpenAI server and a page."""
+"""The commands that let others ask: serve, an OpenAI server, and app, a page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +23,7 @@ def serve(
         typer.Option("--served-model-name", help="What clients call the model.", show_default="the folder's name"),
     ] = None,
     allowed_host: Annotated[
-        list[str] | None, typer.Option(help="A further name by which clients call this machine; repeatable.")
+        list[str] | None, typer.Option(help="A further name by which clients call this machine; may be repeated.")
     ] = None,
     allow_private: Annotated[
         bool, typer.Option("--allow-private", help="Fetch files from this machine and private networks too.")

@@ -46,8 +46,11 @@ def train(
 
 @app.command("check-data")
 def check_data(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of files, or a .jsonl, .json or .csv file.")],
-    test: Annotated[Path | None, typer.Option(help="Held-out data, which must not share files.")] = None,
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", help="Folder of files, or a .jsonl, .json, .csv, .parquet or .tar file."),
+    ],
+    test: Annotated[str | None, typer.Option(help="Held-out data, which must not share files.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model: count tokens, too.")] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Longest row, in tokens.", show_default="as in training")
@@ -56,19 +59,25 @@ def check_data(
         Path | None, typer.Option(help="Folder that paths start from.", show_default="that of the file")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Question for rows that have only a caption.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Read so many rows of each set, at random.", show_default="all")
+    ] = None,
+    addresses: Annotated[
+        Path | None, typer.Option(help="Allow addresses; folder for what is downloaded.", show_default="none allowed")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read a whole data set and list its problems. The exit status is 1 if there is one."""
-    from omni.data.checking import check, first_of_each, render
+    from omni.data.checking import check, chosen, first_of_each, render
     from omni.data.manifests import Manifest
     from omni.data.sources import ManifestError
 
     if max_length is not None and checkpoint is None:
         refuse("--max-length counts tokens, which needs a model; add --checkpoint with its folder.")
     with user_errors(ManifestError):
-        manifests = {"train": Manifest.read(path, root, prompt)}
+        manifests = {"train": Manifest.read(path, root, prompt, addresses=addresses)}
         if test is not None:
-            manifests["test"] = Manifest.read(test, root, prompt)
+            manifests["test"] = Manifest.read(test, root, prompt, addresses=addresses)
     processor = positions = None
     if checkpoint is not None:
         if not (checkpoint / "processor_config.json").is_file():
@@ -81,13 +90,13 @@ def check_data(
             processor = OmniProcessor.from_pretrained(checkpoint)
             thinker = OmniConfig.from_pretrained(checkpoint).text_config
         positions = getattr(thinker, "max_position_embeddings", None)
-    total = sum(map(len, manifests.values()))
+    total = sum(len(chosen(len(manifest), sample)) for manifest in manifests.values())
     with steps() as progress:
 
         def advance(done: int) -> None:
             progress("reading rows and files", done, total)
 
-        report = check(manifests, processor, max_length, positions, progress=advance)
+        report = check(manifests, processor, max_length, positions, sample=sample, progress=advance)
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     elif report.problems:

@@ -4,6 +4,6 @@
     for finding in examine(Subject(plugin)):
         print(finding.check, finding.result, finding.sentence)
 
-The bundle is tried alone, then its encoder, then a small fused model of random weights with that encoder, and at last every
-door of omni with this model. A check is one function, which raises `BrokenError` with a sentence that says what to mend.
+The bundle is tried alone, then its encoder, then a small fused model with random weights and this encoder, and at last
+every command of omni with this model. A check is one function. It raises `BrokenError`, whose sentence says what to mend.
 """

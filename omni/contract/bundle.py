@@ -19,12 +19,12 @@ from omni.registry import get_modality, modalities, register_modality, registere
 
 
 def registers(subject: Subject) -> None:
-    """Beside all others that are installed: two plug-ins may meet in one model."""
+    """The bundle registers beside all other installed plug-ins: two of them may meet in one model."""
     for name in modalities():
         if name != subject.name:
             try:
                 get_modality(name)
-            except ValueError:  # a broken neighbour is not this plug-in's fault
+            except ValueError:  # another plug-in is broken, not this one
                 continue
     if subject.modality in registered():
         return
@@ -35,13 +35,13 @@ def registers(subject: Subject) -> None:
 
 
 def fields_agree(subject: Subject) -> None:
-    """Fields that only make sense together."""
+    """Fields that need each other are set together."""
     modality = subject.modality
     for other in registered():
         if other.name != modality.name and (other.token in modality.token or modality.token in other.token):
             raise BrokenError(
-                f"The placeholder {modality.token!r} and {other.token!r} of {other.name!r} hold one another, so one is "
-                "found inside of the other; choose another `token`."
+                f"The placeholder {modality.token!r} and {other.token!r} of {other.name!r} contain one another, so one is "
+                "found inside the other; choose another `token`."
             )
     if not modality.argument.isidentifier():
         raise BrokenError(
@@ -56,7 +56,7 @@ def fields_agree(subject: Subject) -> None:
         raise BrokenError(f"`media_types` look like 'image/png' or 'image/*', found {wrong[0]!r}; correct it.")
     if modality.grid_dims < 1:
         raise BrokenError(
-            f"`grid_dims` is {modality.grid_dims}, expected the axes of the grid, at least 1; count them."
+            f"`grid_dims` is {modality.grid_dims}, expected the number of axes of the grid, at least 1; correct it."
         )
     names = list(getattr(modality.preprocessor_class, "model_input_names", modality.inputs))
     if modality.prepare is None and len(names) < len(modality.inputs):
@@ -64,19 +64,10 @@ def fields_agree(subject: Subject) -> None:
             f"`inputs` names {list(modality.inputs)}, but the preprocessor's model_input_names are {names}; name as many, "
             "in the same order."
         )
-    if (
-        modality.prepare is None
-        and set(names) >= set(modality.inputs)
-        and names[: len(modality.inputs)] != [*modality.inputs]
-    ):
-        raise BrokenError(
-            f"`inputs` names {list(modality.inputs)}, but the preprocessor's model_input_names are {names}; they are paired "
-            "in this order, so write both in the same one."
-        )
 
 
 def configures(subject: Subject) -> None:
-    """Whatever is set comes back from a file."""
+    """Every setting comes back from a file as it was."""
     config_class = subject.modality.config_class
     is_configuration = isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)
     if not is_configuration:
@@ -128,10 +119,10 @@ def _plain(value: Any) -> Any:
 
 
 def has_items(subject: Subject) -> None:
-    """Something to try it with."""
+    """There are items to try the bundle with."""
     if not subject.items:
         raise BrokenError(
-            "There is no item to try it with; add `probes`, which makes up a few of different sizes, to the bundle"
+            "There is no item to try the bundle with; add `probes`, which makes up a few of different sizes, to it"
             + (", or pass files with --file." if subject.modality.open else ".")
         )
 
@@ -160,7 +151,7 @@ GAINS_FILES = "`open`: with it, every command that takes files takes this modali
 
 
 def refuses_bad_files(subject: Subject) -> None:
-    """Whatever is wrong with a file is an `ItemError`."""
+    """`open` raises an `ItemError` for every bad file."""
     modality = subject.modality
     if modality.open is None:
         raise NotOfferedError(f"{GAINS_FILES}.")
@@ -196,7 +187,7 @@ def refuses_bad_files(subject: Subject) -> None:
 
 
 def _kind(subject: Subject, what: str, source: Any) -> str:
-    """The kind of the `ItemError` that a bad file has to raise."""
+    """The kind of the `ItemError` that `open` raises for a bad file."""
     assert subject.modality.open is not None
     try:
         subject.modality.open(source)
@@ -211,7 +202,7 @@ def _kind(subject: Subject, what: str, source: Any) -> str:
 
 
 def opens_files(subject: Subject) -> None:
-    """Paths and bytes alike."""
+    """`open` makes the same item of a path as of the bytes."""
     modality = subject.modality
     if modality.open is None:
         raise NotOfferedError(f"{GAINS_FILES}.")
@@ -232,7 +223,7 @@ def opens_files(subject: Subject) -> None:
 
 
 def prepares(subject: Subject) -> None:
-    """All items, in their order, the same way every time."""
+    """The preprocessor prepares all items, in their order, in the same way every time."""
     modality, items = subject.modality, subject.items
     inputs = subject.prepare(items)
     if lacking := [key for key in modality.inputs if key not in inputs]:
@@ -250,9 +241,9 @@ def prepares(subject: Subject) -> None:
             )
     if not _equal(inputs, subject.prepare(items)):
         raise BrokenError(
-            "The preprocessor makes other tensors of the same items the second time; take chance and state out of it."
+            "The preprocessor makes other tensors of the same items the second time; remove randomness and state from it."
         )
-    for number, item in enumerate(items):  # padding may differ, what there is may not
+    for number, item in enumerate(items):  # padding may differ, the values may not
         alone = subject.prepare([item])
         for key in modality.inputs:
             there, here = inputs[key][number], alone[key][0]
@@ -266,11 +257,11 @@ def prepares(subject: Subject) -> None:
 
 
 OF_FILES = ("auto_map", "preprocessor_class")
-"""What a file says of where a class is found; no settings."""
+"""Keys in a file that say where a class is found. They are no settings."""
 
 
 def keeps_settings(subject: Subject) -> None:
-    """A checkpoint holds `to_dict()`, and `cls(**to_dict())` is made of it."""
+    """A checkpoint holds `to_dict()`; loading it calls `cls(**to_dict())`."""
     cls, processor = subject.modality.preprocessor_class, subject.processor
     saved = processor.preprocessors[subject.name].to_dict()
     known = inspect.signature(cls).parameters.values()
@@ -303,7 +294,7 @@ def _equal(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
 
 
 def shows(subject: Subject) -> None:
-    """For sheets, maps and the page."""
+    """`show` makes pictures for sheets, maps and the page."""
     if subject.modality.show is None:
         raise NotOfferedError("`show`: with it, sheets, maps and the page show an item as a picture.")
     for item in subject.items:
@@ -313,11 +304,11 @@ def shows(subject: Subject) -> None:
 
 
 SEED = 987654321
-"""One that `probes` does not have."""
+"""A seed that `probes` does not use."""
 
 
 def stands_in(subject: Subject) -> None:
-    """For the question whether an answer uses its item at all."""
+    """`stand_ins` makes items that say nothing. With them an evaluation sees whether answers use their items."""
     modality = subject.modality
     if modality.stand_ins is None:
         raise NotOfferedError("`stand_ins`: with it, `omni evaluate` asks whether the model uses its items at all.")
@@ -336,23 +327,23 @@ def stands_in(subject: Subject) -> None:
                     f"{subject.shapes(own)[0]}; make it of the same size."
                 )
             if _equal(prepared, own):
-                raise BrokenError(f"The {name!r} of `stand_ins` is the item itself; make one that tells nothing of it.")
+                raise BrokenError(f"The {name!r} of `stand_ins` is the item itself; make one that says nothing of it.")
             if not _equal(prepared, subject.prepare([again[name]])):
                 raise BrokenError(
-                    f"The {name!r} of `stand_ins` is another one the second time; make it of item and seed alone."
+                    f"The {name!r} of `stand_ins` differs the second time; let it depend on item and seed alone."
                 )
 
 
 CHECKS = (
-    Check("registered", "Its name, placeholder, inputs, argument and model type are its own.", registers),
+    Check("registered", "No other modality has its name, placeholder, inputs, argument or model type.", registers),
     Check("fields", "The fields of the bundle agree with each other.", fields_agree, ("registered",)),
     Check("configuration", "Its configuration comes back from a file as it was.", configures, ("registered",)),
     Check("items", "There are items to try it with.", has_items, ("configuration",)),
     Check("is_item", "One item is told from several.", tells_items_from_lists, ("items",)),
-    Check("preprocessor", "Items become tensors, all of them, in order, the same every time.", prepares, ("items",)),
+    Check("preprocessor", "All items become tensors, in their order, the same every time.", prepares, ("items",)),
     Check("settings", "The preprocessor comes back from a file as it was.", keeps_settings, ("preprocessor",)),
-    Check("bad files", "A file that is no item is an ItemError.", refuses_bad_files, ("registered", "fields")),
+    Check("bad files", "A file that is no item raises an ItemError.", refuses_bad_files, ("registered", "fields")),
     Check("files", "Files become items, from a path and from bytes.", opens_files, ("preprocessor",)),
     Check("show", "An item can be seen as a picture.", shows, ("items",)),
-    Check("stand_ins", "There are items that tell nothing, of the same size.", stands_in, ("preprocessor",)),
+    Check("stand_ins", "There are items of the same size that say nothing.", stands_in, ("preprocessor",)),
 )

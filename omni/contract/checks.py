@@ -1,4 +1,4 @@
-"""A check, what it finds, and how checks are run in order."""
+"""A check, its finding, and the order in which checks run."""
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +19,11 @@ class BrokenError(Exception):
 
 
 class NotOfferedError(Exception):
-    """A field that the plug-in leaves out; the message says which, and what its author gains by it."""
+    """A field that the plug-in leaves out; the message says which, and what it would be good for."""
 
 
 class NotRunError(Exception):
-    """What cannot be tried here; the message says why, and how it can."""
+    """A check that cannot run here; the message says why, and what it needs."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Check:
 
     Attributes:
         name: a word or two.
-        promise: what holds where the check passes; one sentence.
-        run: raises where it does not hold.
-        needs: names of checks that have to pass before.
+        promise: what holds if the check passes; one sentence.
+        run: raises an error if it does not hold.
+        needs: names of checks that have to pass first.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Finding(BaseModel):
 
     Attributes:
         check: its name.
-        result: "not offered" where the plug-in leaves out an optional field, "not run" where nothing could be tried.
+        result: "not offered" if the plug-in leaves out an optional field, "not run" if nothing could be tried.
         sentence: the promise that holds, or what to mend, add or do.
     """
 
@@ -98,7 +98,7 @@ def _try(check: Check, subject: Subject) -> Finding:
 
 
 def _told(check: Check, subject: Subject, error: Exception) -> str:
-    """An error that no check expects, with the last line of the plug-in that it went through."""
+    """A sentence about an error that no check expects, with the last line of the plug-in in its traceback."""
     said = shorten(f"{type(error).__name__}: {error}", 400, placeholder=" ...").rstrip(".")
     own = [
         f"{Path(frame.f_code.co_filename).name}, line {line}"

@@ -1,6 +1,6 @@
-"""Checks of the doors of omni: everything that takes an item, a file of items, or a model, takes this modality.
+"""Checks of the doors of omni: the commands and functions that take items, files or models take this modality, too.
 
-A door is called as its command calls it. One that needs a file is not run without one (`--file`).
+A door is called as its command calls it. A door that takes files is only tried if there is one (`--file`).
 """
 
 import base64
@@ -20,7 +20,7 @@ QUESTION = "which of these is it"
 
 
 def _folder(subject: Subject) -> Path:
-    """The fused model on disk, which calls itself trained."""
+    """The folder of the fused model. Its configuration says that all parts are trained."""
     folder = subject.folder("fused")
     if not (folder / "config.json").is_file():
         subject.model.save_pretrained(folder)
@@ -29,7 +29,7 @@ def _folder(subject: Subject) -> Path:
 
 
 def _encoder_folder(subject: Subject) -> Path:
-    """The encoder alone on disk, with its preprocessor."""
+    """A folder with the encoder and its preprocessor alone."""
     folder, preprocessor = subject.folder("encoder-alone"), subject.processor.preprocessors[subject.name]
     subject.encoder.save_pretrained(folder)
     if hasattr(preprocessor, "save_pretrained"):
@@ -53,7 +53,7 @@ def _item(subject: Subject, number: int = 0) -> Item:
 
 
 def _rows(subject: Subject) -> Path:
-    """A manifest of two rows, whose column has the name of the modality."""
+    """A manifest of two rows, with a column for the modality."""
     file, path = _file(subject), subject.folder("rows") / "rows.jsonl"
     other = subject.files[-1]
     rows = [
@@ -69,7 +69,8 @@ def reads_files(subject: Subject) -> None:
     for source in (str(_file(subject)), _file(subject).read_bytes()):
         if (found := read_item(source)).modality != subject.name:
             raise BrokenError(
-                f"The file {_file(subject).name!r} is taken for a {found.modality}; let `suffixes` and `open` tell it apart."
+                f"The file {_file(subject).name!r} is read as an item of {found.modality!r}; let `suffixes` and `open` tell "
+                "it apart."
             )
 
 
@@ -78,7 +79,7 @@ def asks(subject: Subject) -> None:
     session = Session(subject.model, subject.processor, [_item(subject), _item(subject, 1)])
     first, second = (session.ask(QUESTION, max_new_tokens=4) for _ in range(2))
     if first.answer != second.answer:
-        raise BrokenError("The same question gets another answer the second time; take state out of the encoder.")
+        raise BrokenError("The same question gets another answer the second time; remove state from the encoder.")
 
 
 def attends(subject: Subject) -> None:
@@ -107,7 +108,7 @@ def embeds(subject: Subject) -> None:
 
 
 def checks_data(subject: Subject) -> None:
-    """`omni check-data` on rows with a column of its name."""
+    """`omni check-data`: rows with a column of its name."""
     from omni.data.checking import check
     from omni.data.manifests import Manifest
 
@@ -117,7 +118,7 @@ def checks_data(subject: Subject) -> None:
 
 
 def evaluates(subject: Subject) -> None:
-    """`omni evaluate` on rows with a column of its name."""
+    """`omni evaluate`: rows with a column of its name."""
     from omni.evaluation.asking import ask_all
     from omni.evaluation.manifest import ManifestQuestions
 
@@ -128,7 +129,7 @@ def evaluates(subject: Subject) -> None:
 
 
 def trains(subject: Subject) -> None:
-    """What `omni train` reads of rows with a column of its name: their items, as a batch."""
+    """`omni train`: rows with a column of its name become a batch."""
     from omni.data.collate import ConversationCollator
     from omni.data.manifests import Manifest, ManifestConversations
 
@@ -163,12 +164,18 @@ def inspects(subject: Subject) -> None:
 
 def exports(subject: Subject) -> None:
     """`omni export`: graphs of the fused model."""
-    from omni.exchange.onnx import ExportError, export
+    from omni.exchange.onnx import DifferenceError, ExportError, MissingPackageError, export
 
     try:
         export(_folder(subject), subject.folder("exports") / "onnx")
-    except ExportError as error:  # not every encoder can be a graph
+    except MissingPackageError as error:
         raise NotRunError(f"`omni export` says: {error}") from error
+    except DifferenceError as error:
+        raise BrokenError(f"`omni export` says: {error}") from error
+    except ExportError as error:  # not every encoder can be a graph
+        raise NotOfferedError(
+            f"graphs: with them, this encoder runs without torch. `omni export` says: {error}"
+        ) from error
 
 
 def serves(subject: Subject) -> None:
@@ -195,12 +202,12 @@ def serves(subject: Subject) -> None:
 
 
 def loads(subject: Subject) -> None:
-    """What every command that names a checkpoint calls."""
+    """`load`, which every command with a checkpoint calls."""
     model, processor = load(_folder(subject))
     asked = [Session(m, p, [_item(subject)]).ask(QUESTION, 4) for m, p in ((model, processor), _pair(subject))]
     if asked[0].answer != asked[1].answer:
         raise BrokenError(
-            "A loaded model gives another answer than the one that was saved; let all that decides be saved."
+            "A loaded model gives another answer than the one that was saved; save everything that answers depend on."
         )
 
 
@@ -212,7 +219,7 @@ NEEDS = ("generate", "settings")
 
 CHECKS = (
     Check("load", "A folder becomes the model that was saved.", loads, (*NEEDS, "save and load")),
-    Check("read_item", "A file is known by what it holds.", reads_files, ("files",)),
+    Check("read_item", "A file is recognised by what it holds.", reads_files, ("files",)),
     Check("ask", "`omni ask` answers about items.", asks, NEEDS),
     Check("attend", "`omni attend` maps the places of an item.", attends, NEEDS),
     Check("embed", "`omni embed` makes vectors of items.", embeds, NEEDS),

@@ -19,11 +19,11 @@ from omni.contract.subject import Subject, Tokens
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 
 TOLERANCE = 1e-4
-"""The largest difference of a token, in lengths of tokens, that rounding explains in float32."""
+"""The largest difference that rounding explains in float32, relative to the length of a token."""
 
 
 def is_built(subject: Subject) -> None:
-    """By its class, or by `build`."""
+    """The class of the encoder, or `build`, makes it, and its forward takes the inputs."""
     encoder = subject.encoder
     if not isinstance(encoder, PreTrainedModel):
         raise BrokenError(
@@ -40,17 +40,19 @@ def is_built(subject: Subject) -> None:
 
 @torch.no_grad()
 def has_shapes(subject: Subject) -> None:
-    """cls float[I, 1, D] and grid float[I, N, D]."""
+    """The encoder returns `cls` float[I, 1, D] and `grid` float[I, N, D]."""
     modality, width = subject.modality, subject.encoder.config.hidden_size
     for items in (subject.items, *([item] for item in subject.items)):
         inputs = subject.prepare(items)
         encoded, shapes = subject.encode(inputs), subject.shapes(inputs)
         if len(shapes) != len(items):
-            raise BrokenError(f"`grid_shapes` tells {len(shapes)} shapes of {len(items)} items; tell one of each.")
+            raise BrokenError(
+                f"`grid_shapes` returns {len(shapes)} shapes for {len(items)} items; return one for each."
+            )
         for shape in shapes:
             if len(shape) != modality.grid_dims or not all(isinstance(side, int) and side > 0 for side in shape):
                 raise BrokenError(
-                    f"`grid_shapes` tells {shape}, expected {modality.grid_dims} whole numbers from 1 on (`grid_dims`); "
+                    f"`grid_shapes` returns {shape}, expected {modality.grid_dims} whole numbers from 1 on (`grid_dims`); "
                     "correct one of the two."
                 )
         longest = max(map(math.prod, shapes))
@@ -82,32 +84,30 @@ def _check_tokens(part: str, tokens: torch.Tensor, count: int, width: int) -> No
 
 
 def _check_count(grid: torch.Tensor, told: int) -> None:
-    """`told` is that of the longest item, of which nothing is padding."""
+    """Compare the tokens of `grid` with `told`, what `grid_shapes` says of the longest item, which has no padding."""
     if grid.shape[1] < told:
-        raise BrokenError(
-            f"`grid` has {grid.shape[1]} tokens, and `grid_shapes` tells {told}; both have to count the same."
-        )
+        raise BrokenError(f"`grid` has {grid.shape[1]} tokens, but `grid_shapes` says {told}; make them agree.")
     if grid[:, told:].any():
         raise BrokenError(
-            f"`grid` has {grid.shape[1]} tokens, and `grid_shapes` tells {told}, so the last ones are never read; count "
-            "them, or set them to zero where they are padding."
+            f"`grid` has {grid.shape[1]} tokens, but `grid_shapes` says {told}, so the last ones are never read; "
+            "count them, or set them to zero if they are padding."
         )
 
 
 @torch.no_grad()
 def is_deterministic(subject: Subject) -> None:
-    """In eval mode."""
+    """In eval mode, the same items give the same tokens."""
     first, second = subject.tokens(subject.items), subject.tokens(subject.items)
     if (found := _apart(first, second)) is not None:
         raise BrokenError(
-            f"In eval mode `{found}` of the same items differs from call to call; take chance out of forward, or let it act "
-            "in training alone."
+            f"In eval mode `{found}` of the same items differs from call to call; remove randomness from forward, or let it "
+            "act in training alone."
         )
 
 
 @torch.no_grad()
 def tells_items_apart(subject: Subject) -> None:
-    """What an encoder does not read cannot be learnt."""
+    """Different items give different tokens: nothing can be learnt from what an encoder does not read."""
     for first, second in pairwise(subject.items):
         if _same(subject.prepare([first]), subject.prepare([second])):
             continue
@@ -124,7 +124,7 @@ def _same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 @torch.no_grad()
 def is_alone_in_a_batch(subject: Subject) -> None:
-    """Items of several sizes, in one batch and one by one."""
+    """Items of several sizes have the same tokens in one batch and one by one."""
     together = subject.tokens(subject.items)
     for number, (item, there) in enumerate(zip(subject.items, together, strict=True), 1):
         (alone,) = subject.tokens([item])
@@ -137,7 +137,7 @@ def is_alone_in_a_batch(subject: Subject) -> None:
 
 @torch.no_grad()
 def follows_the_type(subject: Subject) -> None:
-    """A model may be float32, bfloat16 or float16."""
+    """The encoder works in bfloat16, and its tokens have that type."""
     encoder = copy.deepcopy(subject.encoder).to(torch.bfloat16)
     inputs = subject.prepare(subject.items)
     try:
@@ -155,7 +155,7 @@ def follows_the_type(subject: Subject) -> None:
 
 
 def gets_gradients(subject: Subject) -> None:
-    """All that can be trained is."""
+    """Every parameter that can be trained gets a gradient."""
     encoder = copy.deepcopy(subject.encoder)
     random = torch.Generator().manual_seed(0)
     with torch.enable_grad():
@@ -182,7 +182,7 @@ def gets_gradients(subject: Subject) -> None:
 
 @torch.no_grad()
 def comes_back(subject: Subject) -> None:
-    """Equal tensors, equal tokens."""
+    """A saved and loaded encoder has the same tensors, and gives the same tokens."""
     folder, encoder = subject.folder("encoder"), subject.encoder
     encoder.save_pretrained(folder)
     loaded = type(encoder).from_pretrained(folder).eval()
@@ -198,7 +198,7 @@ def comes_back(subject: Subject) -> None:
 
 
 def refuses_other_tensors(subject: Subject) -> None:
-    """A fused model whose tower lacks a tensor, or has one too many; without seal and fingerprints, which notice sooner."""
+    """A fused model is refused if its tower lacks a tensor or has one too many, even without a seal and fingerprints."""
     folder = subject.folder("strict")
     subject.model.save_pretrained(folder)
     (folder / MODEL).unlink()
@@ -222,8 +222,8 @@ def _refuses(file: Path, tensors: dict[str, torch.Tensor], what: str) -> None:
     except CheckpointError:
         return
     raise BrokenError(
-        f"A checkpoint that {what} is loaded without a word; take `_keys_to_ignore_on_load_missing` and "
-        "`_keys_to_ignore_on_load_unexpected` out of the encoder's class."
+        f"A checkpoint that {what} is loaded without an error; remove from the encoder's class what changes how weights are "
+        "loaded."
     )
 
 
@@ -246,7 +246,7 @@ CHECKS = (
     Check("reading", "Different items give different tokens.", tells_items_apart, ("shapes",)),
     Check("batch = single", "Tokens of an item do not depend on its batch.", is_alone_in_a_batch, ("determinism",)),
     Check("dtype", "Tokens have the type of the model.", follows_the_type, ("shapes",)),
-    Check("gradients", "Every parameter that may learn learns.", gets_gradients, ("shapes",)),
+    Check("gradients", "Every parameter that can be trained gets a gradient.", gets_gradients, ("shapes",)),
     Check("save and load", "A saved and loaded encoder is the same.", comes_back, ("determinism",)),
-    Check("strict loading", "A missing tensor or a stranger is refused.", refuses_other_tensors, ("encoder",)),
+    Check("strict loading", "A missing or an unknown tensor is refused.", refuses_other_tensors, ("encoder",)),
 )

@@ -19,12 +19,12 @@ from omni.fusion.encoded_item import EncodedItem
 from omni.projectors import PROJECTORS, num_tokens
 
 STEPS = 3
-"""Of the training that has to lower the loss."""
+"""How many steps of training have to lower the loss."""
 
 
 @torch.no_grad()
 def plans_tokens(subject: Subject) -> None:
-    """For each projector, and each output that it may read."""
+    """Each projector makes as many tokens as the token plan says, for each output that it may read."""
     name, modality = subject.name, subject.modality
     width, inputs = subject.encoder.config.hidden_size, subject.prepare(subject.items)
     items = subject.model.model.encode_items(name, **inputs)
@@ -43,7 +43,7 @@ def plans_tokens(subject: Subject) -> None:
                 )
                 if made != told:
                     raise BrokenError(
-                        f"The projector {kind} makes {made} tokens of {output!r}, and the token plan tells {told} for a "
+                        f"The projector {kind} makes {made} tokens of {output!r}, but the token plan says {told} for a "
                         f"grid {item.grid_shape}; let `grid_shapes` count the tokens of `grid`."
                     )
     placeholders = (subject.batch(_rows(subject))["input_ids"] == subject.config.modalities[name]["token_id"]).sum(-1)
@@ -51,7 +51,7 @@ def plans_tokens(subject: Subject) -> None:
     projected = subject.model.model.get_features(name, **subject.prepare(used)).pooler_output
     if int(placeholders.sum()) != sum(map(len, projected)):
         raise BrokenError(
-            f"The processor writes {int(placeholders.sum())} placeholders, and the model makes {sum(map(len, projected))} "
+            f"The processor writes {int(placeholders.sum())} placeholders, but the model makes {sum(map(len, projected))} "
             "tokens; let `grid_shapes` depend on configuration and inputs alone."
         )
 
@@ -61,7 +61,7 @@ def _even(shapes: Sequence[tuple[int, ...]]) -> bool:
 
 
 def counts_placeholders(subject: Subject) -> None:
-    """In the processor and in the model."""
+    """Processor and model refuse a wrong number of placeholders."""
     token, item = subject.modality.token, subject.items[0]
     for text, items in ((f"{token} {token}", [item]), ("what is that", [item]), (token, [])):
         try:
@@ -83,7 +83,7 @@ def counts_placeholders(subject: Subject) -> None:
     except ValueError:
         return
     raise BrokenError(
-        "The model takes a prompt with a placeholder too few; let `grid_shapes` tell the item's own grid."
+        "The model takes a prompt with a placeholder too few; let `grid_shapes` return the item's own grid."
     )
 
 
@@ -98,7 +98,7 @@ def _rows(subject: Subject) -> list[tuple[str, list[Any]]]:
 
 @torch.no_grad()
 def mixes_rows(subject: Subject) -> None:
-    """Rows with two items, with none and with one, in one batch and alone."""
+    """Rows with two items, none and one have the same logits in one batch as alone."""
     rows = _rows(subject)
     inputs = subject.batch(rows)
     together = subject.model(**inputs).logits
@@ -108,13 +108,13 @@ def mixes_rows(subject: Subject) -> None:
         if found.shape != alone.shape or not torch.allclose(found, alone, atol=1e-3, rtol=1e-3):
             raise BrokenError(
                 f"Logits of a row with {len(row[1])} items differ between a batch and the row alone; let no item depend on "
-                "the others, and `grid_shapes` tell each item's own grid."
+                "the others, and let `grid_shapes` return each item's own grid."
             )
 
 
 @torch.no_grad()
 def leaves_text_alone(subject: Subject) -> None:
-    """Text without items: the language model's own logits."""
+    """Text without items has the language model's own logits."""
     model = subject.model
     own = AutoModelForCausalLM.from_config(copy.deepcopy(subject.config.text_config)).eval()
     own.model.load_state_dict(model.model.language_model.state_dict())
@@ -122,26 +122,26 @@ def leaves_text_alone(subject: Subject) -> None:
     inputs = subject.batch([("what is that", []), ("which of these is it", [])])
     if not torch.allclose(model(**inputs).logits, own(**inputs).logits, atol=1e-4, rtol=1e-4):
         raise BrokenError(
-            "Beside this encoder the language model has other logits of text alone; do not change it or its embedding."
+            "With this encoder, the language model has other logits for text alone; do not change it or its embedding."
         )
 
 
 def answers(subject: Subject) -> None:
-    """In a batch as alone, raw as encoded, and with the item in it."""
+    """Answers are the same in a batch as alone, and for encoded items as for raw ones; and they depend on the item."""
     rows = _rows(subject)
     inputs = subject.batch(rows, padding_side="left")
     together = _generate(subject, inputs)
     alone = [_generate(subject, subject.batch([row]))[0] for row in rows]
     if together != alone:
         raise BrokenError(
-            "Answers of a batch are other ones than alone; let no item depend on the others of its batch."
+            "Answers in a batch differ from those of each row alone; let no item depend on the others of its batch."
         )
     raw = {key: inputs.pop(key) for key in subject.modality.inputs}
     with torch.no_grad():
         encoded: Mapping[str, list[EncodedItem]] = {subject.name: subject.model.model.encode_items(subject.name, **raw)}
     if _generate(subject, {**inputs, "mm_encoder_outputs": encoded}) != together:
         raise BrokenError(
-            "Answers about encoded items are other ones than about raw items; take state out of the encoder."
+            "Answers about encoded items differ from those about raw items; remove state from the encoder."
         )
 
 
@@ -151,7 +151,7 @@ def _generate(subject: Subject, inputs: Mapping[str, Any]) -> list[list[int]]:
 
 
 def learns(subject: Subject) -> None:
-    """A few steps as a recipe takes them."""
+    """A few steps of training lower the loss."""
     model = copy.deepcopy(subject.model).train()
     conversation = ask("what is that", "this one", [subject.name])
     examples = [Example({subject.name: [item]}, [conversation]) for item in subject.items]
@@ -168,10 +168,10 @@ def learns(subject: Subject) -> None:
             optimizer.step()
             losses.append(float(loss.detach()))
     if without:
-        raise BrokenError(f"Beside this encoder {without[0]} gets no gradient; do not detach the encoder's tokens.")
+        raise BrokenError(f"With this encoder, {without[0]} gets no gradient; do not detach the encoder's tokens.")
     if not all(map(torch.isfinite, map(torch.tensor, losses))) or losses[-1] >= losses[0]:
         raise BrokenError(
-            f"{STEPS} steps of training take the loss from {losses[0]:.3f} to {losses[-1]:.3f}, expected less; let "
+            f"{STEPS} steps of training change the loss from {losses[0]:.3f} to {losses[-1]:.3f}, expected less; let "
             "gradients through the encoder, and look for numbers that are not finite."
         )
 
@@ -195,7 +195,7 @@ print(json.dumps(output[0, inputs["input_ids"].shape[1]:].tolist()))
 
 
 def starts_afresh(subject: Subject) -> None:
-    """Nothing but the folder and the installed package."""
+    """A new process loads the model from its folder and the installed package alone."""
     folder = subject.folder("fused")
     for part in (subject.model, subject.processor):
         part.save_pretrained(folder)
@@ -219,7 +219,7 @@ def starts_afresh(subject: Subject) -> None:
         json.loads(run.stdout.splitlines()[-1])
         != _generate(subject, subject.batch([(f"what is {token}", subject.items[:1])]))[0]
     ):
-        raise BrokenError("A fresh process gives another answer from the saved model; let all that decides be saved.")
+        raise BrokenError("A fresh process gives another answer with the saved model; save all that answers depend on.")
 
 
 CHECKS = (
@@ -227,7 +227,7 @@ CHECKS = (
     Check("placeholders", "A wrong number of placeholders is refused.", counts_placeholders, ("token plan",)),
     Check("rows", "Rows with items and without share a batch.", mixes_rows, ("batch = single", "token plan")),
     Check("text alone", "Text alone gives the language model's own logits.", leaves_text_alone, ("encoder",)),
-    Check("generate", "Answers in a batch, and about encoded items, are those of one row.", answers, ("rows",)),
+    Check("generate", "Answers in a batch and about encoded items are those of one row.", answers, ("rows",)),
     Check("training", "The loss falls, and gradients reach projector and Thinker.", learns, ("token plan",)),
     Check(
         "fresh process",

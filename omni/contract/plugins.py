@@ -1,4 +1,4 @@
-"""The bundles that a name stands for: of a modality, of an installed package, or "module:attribute"."""
+"""The bundles that a name stands for. It is the name of a modality or of an installed package, or "module:attribute"."""
 
 import sys
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, packages_distributions
@@ -9,7 +9,7 @@ from omni.registry import get_modality, modalities
 
 
 class PluginError(ValueError):
-    """A name that stands for no plug-in; the message is one sentence."""
+    """The name stands for no plug-in; the message is one sentence."""
 
 
 def find(name: str) -> list[Modality]:
@@ -37,7 +37,7 @@ def _load(address: str) -> Modality:
         sys.path.insert(0, here)
     try:
         found = EntryPoint(name=address, value=address, group=ENTRY_POINT_GROUP).load()
-    except Exception as error:  # of a module that may be broken in any way
+    except Exception as error:  # the module may be broken in any way
         raise PluginError(f"{address!r} cannot be loaded ({type(error).__name__}: {error}); mend it.") from error
     if not isinstance(found, Modality):
         raise PluginError(f"{address!r} is a {type(found).__name__}, expected an omni.Modality; name that.")
@@ -48,7 +48,7 @@ def _of_package(name: str) -> list[str]:
     """Names of the modalities that an installed package brings."""
     try:
         found = [distribution(name)]
-    except (PackageNotFoundError, ValueError):  # as it is imported; slow, as it reads about all packages
+    except (PackageNotFoundError, ValueError):  # the name by which it is imported; slow, since it asks all packages
         found = [distribution(each) for each in packages_distributions().get(name, [])]
     if not found:
         raise PluginError(

@@ -1,4 +1,4 @@
-"""What is examined: a bundle, and what is made of it when a check first asks: items, a processor, a small fused model.
+"""What is examined: a bundle, and its items, processor and small fused model, made when a check first asks for them.
 
 Shapes: I items, N tokens of the grid, D width of the encoder.
 """
@@ -21,7 +21,7 @@ from omni.modality import Modality
 from omni.training.tokenizer import train_tokenizer
 
 FEW = 4
-"""Items, at least."""
+"""The smallest number of items."""
 
 WORDS = ["what is that", "which of these is it", "this one", "none of them"]
 THINKER = {
@@ -46,7 +46,7 @@ class Subject:
         modality: the bundle.
         files: example files, which become items, too.
         encoder: settings of the encoder that differ from its defaults.
-        address: the "module:attribute" of the bundle, for a process that no entry point tells of it.
+        address: the "module:attribute" of the bundle, for a process that finds it by no entry point.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Subject:
         self._scratch = TemporaryDirectory(prefix="omni-check-")
 
     def owns(self, module: str) -> bool:
-        """Whether a module is of the plug-in."""
+        """Whether a module belongs to the plug-in."""
         modality = self.modality
         parts = (modality.config_class, modality.model_class, modality.preprocessor_class, modality.grid_shapes)
         packages = {part.__module__.rpartition(".")[0] or part.__module__ for part in parts}
         return any(f"{module}.".startswith(f"{package}.") for package in packages)
 
     def folder(self, name: str) -> Path:
-        """A new or earlier folder for files; all go when the subject goes."""
+        """A folder of this name for files. All of them are removed with the subject."""
         folder = Path(self._scratch.name, name)
         folder.mkdir(exist_ok=True)
         return folder
@@ -77,7 +77,7 @@ class Subject:
 
     @cached_property
     def items(self) -> list[Any]:
-        """Of the files, then the bundle's `probes`; a few, if need be the same ones again."""
+        """The items in the files, then the bundle's `probes`; if they are too few, some of them again."""
         opened = [self.modality.open(str(file)) for file in self.files] if self.modality.open else []
         found = opened + self.probes()
         return found * math.ceil(FEW / len(found)) if found else []
@@ -91,7 +91,7 @@ class Subject:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Of a few words and bytes, with the placeholder."""
+        """A tokenizer of a few words and bytes, with the placeholder."""
         return train_tokenizer(WORDS * 4, 300, {self.name: self.modality.token})
 
     @cached_property
@@ -101,7 +101,7 @@ class Subject:
 
     @cached_property
     def config(self) -> OmniConfig:
-        """Of the fused model."""
+        """The configuration of the fused model."""
         tokenizer = self.tokenizer
         section = {"encoder": copy.deepcopy(self.settings), "output": self.output, "projector": "mlp"}
         section["token_id"] = tokenizer.convert_tokens_to_ids(self.modality.token)
@@ -110,7 +110,7 @@ class Subject:
 
     @cached_property
     def processor(self) -> OmniProcessor:
-        """Of the fused model, with the preprocessor in its defaults."""
+        """The processor of the fused model; its preprocessor has its defaults."""
         return OmniProcessor(tokenizer=copy.deepcopy(self.tokenizer), modalities=self.config.modalities)
 
     @cached_property
@@ -161,7 +161,7 @@ class Subject:
         return found
 
     def batch(self, rows: Sequence[tuple[str, Sequence[Any]]], **options: Any) -> dict[str, torch.Tensor]:
-        """Prompts and their items -> inputs of the fused model, padded."""
+        """The padded inputs of the fused model, from prompts and their items."""
         items = [item for _, items in rows for item in items]
         given = {self.modality.argument: items} if items else {}
         texts = [text for text, _ in rows]

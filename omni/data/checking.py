@@ -4,16 +4,18 @@
     for problem in report.problems:
         print(problem.kind, problem.source, problem.sentence)
 
-Every row is parsed and every file is decoded once, on several threads. Only a digest of what it holds is kept, so that
-memory does not grow with the files. Two pictures are the same if their decoded pixels are equal, however they are stored;
-so are two sounds of the same samples, and items of any modality that says what makes them the same (`Modality.content`).
+Every row, or a sample of them, is parsed and every file is decoded once, on several threads. Only a digest of what it holds
+is kept, so that memory does not grow with the files. Two pictures are the same if their decoded pixels are equal, however
+they are stored; so are two sounds of the same samples, and items of any modality that says what makes them the same
+(`Modality.content`).
 """
 
 import hashlib
 import json
 import os
+import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +58,7 @@ class Problem(BaseModel):
 
     Attributes:
         kind: one of `kinds()`.
+        part: the name of the data set, such as "train".
         source: the row, by file and line or entry. For "unused", and where most rows have the same note, the data set.
         file: the file of an item, if the problem is about one.
         sentence: what is wrong and what to do, without the source.
@@ -64,6 +67,7 @@ class Problem(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: str
+    part: str
     source: str
     file: str | None
     sentence: str
@@ -73,7 +77,9 @@ class Report(BaseModel):
     """The problems of some data sets. A file is reported once, with the first row that names it.
 
     Attributes:
-        rows: number of rows.
+        rows: number of rows that were read.
+        parts: by name of the data set, the number of its rows that were read.
+        whole: whether these are all of its rows, and not a sample.
         items: number of files by modality.
         pictures: number of picture files, as in `items`.
         problems: the problems, in the order of the rows.
@@ -82,6 +88,8 @@ class Report(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     rows: int
+    parts: dict[str, int]
+    whole: bool
     items: dict[str, int]
     problems: list[Problem]
 
@@ -95,7 +103,9 @@ class Report(BaseModel):
     def counted(self) -> str:
         """The rows and the files in words."""
         files = [f"{count:,} {get_modality(name).noun}s" for name, count in self.items.items()]
-        return ", ".join([f"{self.rows:,} rows", *(files or ["no items"])])
+        parts = " and ".join(f"{count:,} of {name}" for name, count in self.parts.items())
+        rows = f"{'' if self.whole else 'a sample of '}{self.rows:,} rows"
+        return ", ".join([f"{rows} ({parts})" if len(self.parts) > 1 else rows, *(files or ["no items"])])
 
     @property
     def clean(self) -> bool:
@@ -130,6 +140,7 @@ def check(
     max_length: int | None = None,
     max_positions: int | None = None,
     *,
+    sample: int | None = None,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
@@ -141,6 +152,8 @@ def check(
         processor: a model's processor. With it, rows that are "too long", hold a "control token" or items that the model
             does not take are found, too.
         max_length, max_positions: limits in tokens, see `ConversationCollator`. By default its own.
+        sample: so many rows of each data set are read, at random; by default all. What only all rows tell, such as files
+            that none names, is then not looked for.
         workers: number of threads. By default one for each core.
         progress: called with the number of rows done.
 
@@ -149,36 +162,51 @@ def check(
     """
     if processor is None and max_length is not None:
         raise ValueError(f"max_length={max_length} needs a processor, which counts the tokens of a row; pass one.")
-    return _Check(processor, max_length, max_positions).run(manifests, workers or os.cpu_count() or 1, progress)
+    found = _Check(processor, max_length, max_positions, sample)
+    return found.run(manifests, workers or os.cpu_count() or 1, progress)
+
+
+def chosen(rows: int, sample: int | None) -> Sequence[int]:
+    """The rows that are read: all, or so many at random, always the same ones, in their order."""
+    return range(rows) if sample is None or sample >= rows else sorted(random.Random(0).sample(range(rows), sample))
 
 
 def render(report: Report) -> Table:
     """The number of problems of each kind, as a table for the terminal."""
     table = Table(title=report.counted, min_width=40)
     table.add_column("problem")
-    table.add_column("found", justify="right")
-    counts = Counter(problem.kind for problem in report.problems)
+    several = len(report.parts) > 1
+    for name in report.parts:
+        table.add_column(name if several else "found", justify="right")
+    counts = Counter((problem.kind, problem.part) for problem in report.problems)
     for kind in kinds():
-        if counts[kind]:
-            table.add_row(f"{kind} (a note)" if kind in NOTES else kind, f"{counts[kind]:,}")
+        found = [counts[kind, name] for name in report.parts]
+        if any(found):
+            table.add_row(f"{kind} (a note)" if kind in NOTES else kind, *(f"{count:,}" for count in found))
     return table
 
 
 def first_of_each(report: Report, most: int = 3) -> list[str]:
-    """Lines about the first problems of each kind, and the number of further ones."""
+    """Lines about the first problems of each kind and data set, and the number of further ones."""
     lines = []
     for kind in kinds():
-        found = [problem for problem in report.problems if problem.kind == kind]
-        lines += [f"{kind}: {problem.source}: {problem.sentence}" for problem in found[:most]]
-        lines += [f"{kind}: and {len(found) - most:,} more; --json lists them"] if len(found) > most else []
+        for part in report.parts:
+            found = [problem for problem in report.problems if (problem.kind, problem.part) == (kind, part)]
+            named = f"{kind} of {part}" if len(report.parts) > 1 else kind
+            lines += [f"{named}: {problem.source}: {problem.sentence}" for problem in found[:most]]
+            lines += [f"{named}: and {len(found) - most:,} more; --json lists them"] if len(found) > most else []
     return lines
 
 
 class _Check:
     def __init__(
-        self, processor: "OmniProcessor | None", max_length: int | None, max_positions: int | None = None
+        self,
+        processor: "OmniProcessor | None",
+        max_length: int | None,
+        max_positions: int | None = None,
+        sample: int | None = None,
     ) -> None:
-        self.processor, self.collator = processor, None
+        self.processor, self.collator, self.sample, self.part = processor, None, sample, ""
         if processor is not None:
             from omni.data.collate import (
                 MAX_LENGTH,
@@ -193,9 +221,11 @@ class _Check:
 
     def run(self, manifests: Mapping[str, Manifest], workers: int, progress: Callable[[int], None]) -> Report:
         sets = [_Set(name, manifest) for name, manifest in manifests.items()]
+        read = {name: len(chosen(len(manifest), self.sample)) for name, manifest in manifests.items()}
         done = 0
         with ThreadPoolExecutor(workers) as pool:
             for place, part in enumerate(sets):
+                self.part = part.name
                 for index, row, keys in self._read_ahead(pool, part.manifest, 4 * workers):
                     if isinstance(row, ManifestError):
                         source = part.manifest.source(index)
@@ -205,31 +235,36 @@ class _Check:
                     done += 1
                     progress(done)
         for part in sets:
+            self.part = part.name
             for kind in filter(part.noted.get, NOTES):
-                self._note(part.manifest, kind, part.noted[kind])
-            self._find_unused(part.manifest)
+                self._note(part.manifest, kind, part.noted[kind], read[part.name])
+            if read[part.name] == len(part.manifest):
+                self._find_unused(part.manifest)
         counts = Counter(modality for modality, _ in self.files)
-        return Report(rows=done, items=dict(sorted(counts.items())), problems=self.problems)
+        whole = all(read[name] == len(manifest) for name, manifest in manifests.items())
+        items = dict(sorted(counts.items()))
+        return Report(rows=done, parts=read, whole=whole, items=items, problems=self.problems)
 
-    def _report(self, kind: str, source: str, file: Path | None, sentence: str) -> None:
-        # file names need not be valid Unicode, but only valid Unicode can be printed or written as JSON
-        source, sentence, name = (
-            text.encode(errors="backslashreplace").decode() for text in (source, sentence, str(file or ""))
+    def _report(self, kind: str, source: str, file: File | Path | None, sentence: str) -> None:
+        named = (
+            str(file.address or (file.path if file.path.name else "")) if isinstance(file, File) else str(file or "")
         )
-        self.problems.append(Problem(kind=kind, source=source, file=name or None, sentence=sentence))
+        # file names need not be valid Unicode, but only valid Unicode can be printed or written as JSON
+        source, sentence, name = (text.encode(errors="backslashreplace").decode() for text in (source, sentence, named))
+        self.problems.append(Problem(kind=kind, part=self.part, source=source, file=name or None, sentence=sentence))
 
     def _read_ahead(
         self, pool: ThreadPoolExecutor, manifest: Manifest, window: int
     ) -> Iterator[tuple[int, Row | ManifestError, list[_Key]]]:
         """Yield rows in order, with the keys of their files. Threads already read the files of the next rows."""
         waiting: deque[tuple[int, Row | ManifestError, list[_Key]]] = deque()
-        for index in range(len(manifest)):
+        for index in chosen(len(manifest), self.sample):
             try:
                 row = manifest[index]
             except ManifestError as error:
                 waiting.append((index, error, []))
             else:
-                keys = [(file.modality, _key(file.path, manifest)) for file in row.files]
+                keys = [(file.modality, _key(file, manifest)) for file in row.files]
                 for file, key in zip(row.files, keys, strict=True):
                     if key not in self.files:
                         self.files[key] = pool.submit(self._look, file)
@@ -240,11 +275,12 @@ class _Check:
 
     def _look(self, file: File) -> _Seen | ItemError:
         """Read one file, in a thread."""
-        stored = _digest_of_file(file.path)
-        if stored is not None and (file.modality, stored) in self.contents:
-            return self.contents[file.modality, stored]
         try:
-            item = open_item(file.modality)(file.path)
+            source = file.source
+            stored = _digest_of_file(source)
+            if stored is not None and (file.modality, stored) in self.contents:
+                return self.contents[file.modality, stored]
+            item = open_item(file.modality)(source)
         except ItemError as error:
             return error
         tokens = 0
@@ -254,7 +290,7 @@ class _Check:
                 (tokens,) = self.processor._counts(file.modality, prepared)
             except ValueError as error:  # such as a sound that is longer than the encoder hears
                 kind = type(error) if isinstance(error, ItemError) else ItemError
-                return kind(f"{str(file.path)!r} cannot be prepared: {error}")
+                return kind(f"{file} cannot be prepared: {error}")
         content = get_modality(file.modality).content
         held = content(item) if content else stored or b""
         seen = _Seen(_digest(file.modality.encode(), held), tokens)
@@ -279,8 +315,8 @@ class _Check:
                 self._compare(part, earlier, index, row, file, key, one.content)
         if self.collator is not None and all(seen):
             tokens: dict[str, list[int]] = {}
-            for (modality, _), one in zip(row.files, seen, strict=True):
-                tokens.setdefault(modality, []).append(one.tokens if one else 0)
+            for file, one in zip(row.files, seen, strict=True):
+                tokens.setdefault(file.modality, []).append(one.tokens if one else 0)
             if found := self.collator.problem(Example({}, [row.conversation], row.source), tokens):
                 self._report(found.kind, row.source, None, f"it {str(found).removeprefix(f'{row.source} ')}")
 
@@ -292,14 +328,14 @@ class _Check:
             found = None if isinstance(result, ItemError) else result
             self.files[key] = found
             if isinstance(result, ItemError):
-                self._report(result.kind, row.source, file.path, str(result))
+                self._report(result.kind, row.source, file, str(result))
         return found
 
     def _compare(
         self, part: _Set, earlier: list[_Set], index: int, row: Row, file: File, key: _Key, content: bytes
     ) -> None:
         """Report another file of this data set, or any file of an earlier one, that holds the same."""
-        path, noun = file.path, get_modality(file.modality).noun
+        noun = get_modality(file.modality).noun
         if content in part.items:
             first, other = part.items[content]
             if other != key and key not in part.copies:
@@ -308,8 +344,8 @@ class _Check:
                 self._report(
                     _duplicate(file.modality),
                     row.source,
-                    path,
-                    f"{str(path)!r} is the same {noun} as {where}; keep one of the two files.",
+                    file,
+                    f"{file} is the same {noun} as {where}; keep one of the two files.",
                 )
             return
         part.items[content] = index, key
@@ -319,13 +355,13 @@ class _Check:
                 self._report(
                     "leak",
                     row.source,
-                    path,
-                    f"{str(path)!r} of {part.name} is the same {noun} as {where} of {other_part.name}; "
+                    file,
+                    f"{file} of {part.name} is the same {noun} as {where} of {other_part.name}; "
                     "take it out of one of the two.",
                 )
                 return
 
-    def _note(self, manifest: Manifest, kind: str, rows: list[int]) -> None:
+    def _note(self, manifest: Manifest, kind: str, rows: list[int], total: int) -> None:
         """Report rows with the same note: each of them, or as one if most rows have it."""
         what, remedy = {
             "text alone": (
@@ -334,7 +370,7 @@ class _Check:
             ),
             "no words": ("a question without words", "if its items are not the question, write one"),
         }[kind]
-        number, total = len(rows), len(manifest)
+        number = len(rows)
         if 2 * number > total:
             self._report(kind, str(manifest.path), None, f"{number:,} of {total:,} rows have {what}; {remedy}.")
             return
@@ -346,7 +382,7 @@ class _Check:
         for folder, inside, files in os.walk(manifest.folder) if manifest.folder else ():
             inside.sort()
             for path in sorted(Path(folder, name) for name in files):
-                if path.suffix.lower() in suffixes and _key(path, manifest) not in named:
+                if path.suffix.lower() in suffixes and _key(File("", path), manifest) not in named:
                     self._report("unused", str(manifest.path), path, f"{str(path)!r} is named by no row.")
             if manifest.by_class and not (inside or files):
                 self._report("unused", str(manifest.path), Path(folder), f"the class {folder!r} has no files.")
@@ -359,8 +395,8 @@ def _has_words(message: Message) -> bool:
 def _where(manifest: Manifest, index: int, key: _Key) -> str:
     """A file and the row that names it. The row is parsed again, because only digests are kept."""
     row = manifest[index]
-    path = next(file.path for file in row.files if (file.modality, _key(file.path, manifest)) == key)
-    return f"{str(path)!r} ({row.source})"
+    file = next(file for file in row.files if (file.modality, _key(file, manifest)) == key)
+    return f"{file} ({row.source})"
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -370,8 +406,11 @@ def _digest(*parts: bytes) -> bytes:
     return whole.digest()
 
 
-def _digest_of_file(path: Path) -> bytes | None:
+def _digest_of_file(source: Path | bytes) -> bytes | None:
     """The digest of a file's bytes; None if it is no regular file or cannot be read."""
+    if isinstance(source, bytes):
+        return _digest(source)
+    path = source
     try:
         if path.is_file():
             with path.open("rb") as file:
@@ -381,8 +420,11 @@ def _digest_of_file(path: Path) -> bytes | None:
     return None
 
 
-def _key(path: Path, manifest: Manifest) -> bytes:
+def _key(file: File, manifest: Manifest) -> bytes:
     """A key that is equal for all names of one file. In folders of classes each name has a key, as each has a label."""
+    if file.data is not None:
+        return _digest(b"held", file.data)
+    path = file.path
     try:
         name = os.path.abspath(path) if manifest.by_class else os.path.realpath(path)
     except ValueError:  # a null byte in it

@@ -5,9 +5,9 @@ evaluation.
     manifest[0].conversation                           # questions and answers, with placeholders for items
     ManifestConversations(manifest)[0].items["image"]  # the pictures, which are opened on access
 
-`sources` lists the layouts, and `rows` the fields of a row. Relative paths start at the manifest's folder, or at `root`. A
-row is parsed on access, and raises its error then. A manifest is refused at once if none of its first rows can be read, or
-none of their files exists.
+`sources` and `shards` list the layouts, and `rows` the fields of a row. Relative paths start at the manifest's folder, or at
+`root`. A row is parsed on access, and raises its error then. A manifest is refused at once if none of its first rows can be
+read, or none of their files exists.
 """
 
 import hashlib
@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, overload
+from urllib.parse import urlsplit
 
+from omni.data.addresses import fetch, local, place_of
 from omni.data.conversations import Example, Message
-from omni.data.rows import Names, is_blank, names_of_files, parse_row
-from omni.data.sources import ManifestError, open_source
+from omni.data.rows import Names, is_address, is_blank, names_of_files, parse_row
+from omni.data.shards import open_shards
+from omni.data.sources import Held, ManifestError, open_source
 from omni.items import read_item
 from omni.modality import ItemError
 from omni.registry import get_modality, open_item
@@ -31,10 +34,46 @@ FIRST_ROWS = 100
 
 
 class File(NamedTuple):
-    """A file that becomes an item of this modality."""
+    """A file that becomes an item of this modality.
+
+    Attributes:
+        modality: its name.
+        path: where it is; of a file that the row holds, what the row calls it.
+        data: the bytes of a file that the row holds.
+        address: from where it is fetched to `path`, if it is not there.
+    """
 
     modality: str
     path: Path
+    data: bytes | None = None
+    address: str | None = None
+
+    @property
+    def source(self) -> Path | bytes:
+        """What `Modality.open` takes.
+
+        Raises:
+            ItemError: its address cannot be read.
+        """
+        if self.address is not None:
+            fetch(self.address, self.path)
+        return self.path if self.data is None else self.data
+
+    def digest(self) -> str:
+        """SHA-256 of its bytes.
+
+        Raises:
+            OSError, ItemError: it cannot be read.
+        """
+        source = self.source
+        if isinstance(source, bytes):
+            return hashlib.sha256(source).hexdigest()
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def __str__(self) -> str:
+        held = f"the {get_modality(self.modality).noun} in the row"
+        return self.address or (repr(str(self.path)) if self.path.name else held)
 
 
 @dataclass(frozen=True)
@@ -58,20 +97,20 @@ class Row:
         """The files of one modality, in the order of their blocks."""
         return [file.path for file in self.files if file.modality == modality]
 
-    def open(self, openers: Mapping[str, Callable[[Path], Any]] | None = None) -> dict[str, list[Any]]:
+    def open(self, openers: Mapping[str, Callable[[Path | bytes], Any]] | None = None) -> dict[str, list[Any]]:
         """The items by modality, in the order of their blocks.
 
         Args:
-            openers: for a modality what makes an item of a path. By default the modality does.
+            openers: for a modality what makes an item of a path, or of the bytes of a file. By default the modality does.
 
         Raises:
             ItemError: a file cannot be read. The message begins with the row.
         """
         items: dict[str, list[Any]] = {}
         try:
-            for modality, path in self.files:
-                opened = (openers or {}).get(modality) or open_item(modality)
-                items.setdefault(modality, []).append(opened(path))
+            for file in self.files:
+                opened = (openers or {}).get(file.modality) or open_item(file.modality)
+                items.setdefault(file.modality, []).append(opened(file.source))
         except ItemError as error:
             raise type(error)(f"{self.source}: {error}") from error
         return items
@@ -85,28 +124,46 @@ class Manifest(Sequence[Row]):
         root: the folder that relative paths start from.
         folder: the folder that holds all files, in layouts that have one (metadata.jsonl, metadata.csv, classes).
         by_class: whether each row is a file in a folder that is named by its answer.
+        addresses: the folder for what is downloaded; None if addresses are refused.
+        blocks: how many rows are read together, see `Source`.
     """
 
-    def __init__(self, path: Path, root: Path | None, prompt: str | None, answers: bool = True) -> None:
-        self.path, self.prompt, self.answers = path, prompt, answers
+    def __init__(
+        self,
+        path: Path,
+        root: Path | None,
+        prompt: str | None,
+        answers: bool = True,
+        addresses: Path | None = None,
+    ) -> None:
+        self.path, self.prompt, self.answers, self.addresses = path, prompt, answers, addresses
         self.names = Names.known()
-        self._rows = open_source(path)
+        shards = open_shards(path)
+        self._rows = open_source(path) if shards is None else shards
+        self.blocks = self._rows.blocks
         self.folder = path if path.is_dir() else None
         self.by_class = self._rows.by_class
         self.root = root or (path if path.is_dir() else path.parent)
 
     @classmethod
     def read(
-        cls, path: str | Path, root: str | Path | None = None, prompt: str | None = None, answers: bool = True
+        cls,
+        path: str | Path,
+        root: str | Path | None = None,
+        prompt: str | None = None,
+        answers: bool = True,
+        addresses: str | Path | None = None,
     ) -> "Manifest":
         """Open a data set, and try its first rows.
 
         Args:
-            path: a folder, or a .jsonl, .json or .csv file.
+            path: a folder, a .jsonl, .json, .csv, .parquet or .tar file, or a pattern of the last two. With `addresses` also
+                the address of a file, or several that a pattern matches.
             root: the folder that relative paths start from. By default the manifest's folder.
             prompt: the question for rows that have only a caption or a class. By default "Describe the picture.",
                 or whatever the row shows.
             answers: whether rows need an answer. If not, a row may name only files; its conversation is then empty.
+            addresses: a folder in which what is at addresses is kept, once it is fetched. Without it addresses are refused.
 
         Raises:
             ManifestError: there is nothing at `path`, or another layout, or no rows; none of the first rows can be read;
@@ -120,7 +177,8 @@ class Manifest(Sequence[Row]):
             raise ManifestError(
                 f"The root {str(root)!r} is no folder, expected the one that holds the files; correct it."
             )
-        manifest = cls(Path(path), None if root is None else Path(root), prompt, answers)
+        kept = None if addresses is None else Path(addresses)
+        manifest = cls(place_of(path, kept), None if root is None else Path(root), prompt, answers, kept)
         if root is not None and manifest.by_class:
             raise ManifestError(f"{str(path)!r} is itself the folder of its files; leave out the root.")
         if not len(manifest):
@@ -144,12 +202,19 @@ class Manifest(Sequence[Row]):
         try:
             fields, promised = self._rows.fields(index), self.folder is not None
             named, conversation, kind = parse_row(
-                fields, self.prompt, promised, self.answers, self.names, self._modality_of
+                fields, self.prompt, promised, self.answers, self.names, self._modality_of, self.addresses is not None
             )
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}", error.kind) from error
-        files = tuple(File(modality, self.root / name) for modality, name in named)
+        files = tuple(self._file(modality, name) for modality, name in named)
         return Row(source, files, conversation, kind)
+
+    def _file(self, modality: str, name: str | Held) -> File:
+        if isinstance(name, Held):
+            return File(modality, Path(name.name), name.data)
+        if self.addresses is not None and is_address(name):
+            return File(modality, local(name, self.addresses), None, name)
+        return File(modality, self.root / name)
 
     def source(self, index: int) -> str:
         """The place of a row, for messages. The row need not be valid."""
@@ -163,14 +228,16 @@ class Manifest(Sequence[Row]):
         """
 
         @lru_cache(maxsize=1024)  # rows that share a file are often neighbours
-        def of_file(path: Path) -> str:
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+        def of_path(file: File) -> str:
+            return file.digest()
+
+        def of_file(file: File) -> str:
+            return of_path(file) if file.data is None else file.digest()
 
         total = hashlib.sha256()
         for row in self:
             try:
-                content = [row.kind, row.conversation, [of_file(file.path) for file in row.files]]
+                content = [row.kind, row.conversation, [of_file(file) for file in row.files]]
             except OSError as error:
                 raise ManifestError(
                     f"{row.source}: {str(error.filename)!r} cannot be read ({error.strerror}); check the path."
@@ -182,26 +249,29 @@ class Manifest(Sequence[Row]):
         """SHA-256 of the manifest's file, or of the names of the files in its classes. No item is opened."""
         return self._rows.digest()
 
-    def _modality_of(self, name: str) -> str:
+    def _modality_of(self, name: str | Held) -> str:
         """The modality of a file that stands in a column for files of any: its suffix tells."""
-        return self.names.suffixes.get(os.path.splitext(name)[1].lower()) or self._usual
+        return self._by_suffix(name) or self._usual
+
+    def _by_suffix(self, name: str | Held) -> str | None:
+        text = name.name if isinstance(name, Held) else urlsplit(name).path if is_address(name) else name
+        return self.names.suffixes.get(os.path.splitext(text)[1].lower())
 
     @cached_property
     def _usual(self) -> str:
         """The modality of files whose suffix tells none: that of the first one that tells, or else what the first holds."""
-        found = list[str]()
+        found = list[str | Held]()
         for index in range(min(len(self), FIRST_ROWS)):
             try:
                 found += names_of_files(self._rows.fields(index))
             except ManifestError:  # raised when the row is asked for
                 continue
-        known = (self.names.suffixes.get(os.path.splitext(name)[1].lower()) for name in found)
-        if usual := next(filter(None, known), None):
+        if usual := next(filter(None, map(self._by_suffix, found)), None):
             return usual
         problems = list[str]()
         for name in found:
             try:
-                return read_item(self.root / name).modality
+                return read_item(name.data if isinstance(name, Held) else self.root / name).modality
             except ItemError as error:
                 problems.append(str(error))
         raise ManifestError(problems[0] if problems else "no file tells by its suffix what it holds; rename them.")
@@ -217,12 +287,12 @@ class Manifest(Sequence[Row]):
             except ManifestError as error:
                 errors.append(error)
                 continue
-            if any(os.path.exists(file.path) for file in row.files):
+            if any(file.data is not None or file.address or os.path.exists(file.path) for file in row.files):
                 return
             rows.append(row)
         lost = next((row for row in rows if row.files), None)
         if lost is not None:
-            modality, path = lost.files[0]
+            modality, path = lost.files[0][:2]
             raise ManifestError(
                 f"{lost.source}: the {get_modality(modality).noun} {str(path)!r} does not exist, nor does any other of the "
                 f"first {first} rows; relative paths start at the folder {str(self.root)!r}, name another one as root."
@@ -236,14 +306,15 @@ class ManifestConversations:
 
     Args:
         manifest: the rows.
-        openers: for a modality what makes an item of a path. By default the modality does.
+        openers: for a modality what makes an item of a path, or of the bytes of a file. By default the modality does.
 
     Raises:
         ManifestError, ItemError: on access, a row or one of its files cannot be read. The message begins with the row.
     """
 
-    def __init__(self, manifest: Manifest, openers: Mapping[str, Callable[[Path], Any]] | None = None) -> None:
+    def __init__(self, manifest: Manifest, openers: Mapping[str, Callable[[Path | bytes], Any]] | None = None) -> None:
         self.manifest, self.openers = manifest, dict(openers or {})
+        self.blocks = manifest.blocks
 
     def __len__(self) -> int:
         return len(self.manifest)

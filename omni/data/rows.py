@@ -7,13 +7,18 @@ A row names its items in columns of their modality, `image` or `images`, `audio`
 * `question` and `answer`; without a question, or with an empty one, the items alone are asked, such as a spoken question;
 * `messages` (`role`: user, assistant; `content`: a string or blocks) or LLaVA's `conversations` (`from`, `value`). Each
   block `{"type": "image"}` and each placeholder `<image>` in a user's text takes the next item of that modality of the
-  row. A line break beside a placeholder is removed. A block may name its own file (`path`, `url` or its type). A chat may
-  have no items; `omni check-data` notes it.
+  row. A line break beside a placeholder is removed. A block may name its own file (`path`, `url` or its type), also as
+  OpenAI's `image_url`, `input_audio` and `file`. A chat may have no items; `omni check-data` notes it.
+
+An item is the path of a file, a data URI, an address where they are allowed, or the file itself: bytes, or a struct of
+`bytes` and `path` as `datasets` writes it.
 
 In a question, too, a placeholder takes the next item. Items that a question has no placeholder for come before it, in the
 order of the row. An optional `kind` groups the scores of an evaluation. Other fields are ignored.
 """
 
+import base64
+import binascii
 import re
 import unicodedata
 from collections import Counter
@@ -36,19 +41,27 @@ from pydantic import (
 )
 
 from omni.data.conversations import Message, ask
-from omni.data.sources import ManifestError, short
+from omni.data.sources import Held, ManifestError, short
+from omni.items import modality_of as modality_of_upload
 from omni.registry import get_modality, load_modalities, modalities, open_item
 
 _SAYINGS = ("messages", "conversations", "question", "caption", "text")
 _FILES = re.compile(r"(.+_)?file_names?")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?([^,]*);base64,", re.IGNORECASE)
+_PART = re.compile(r"(?:input_)?([a-z0-9_]+?)(?:_url)?")
 
 
 class Named(NamedTuple):
-    """A file as a row names it, and the modality that it is of."""
+    """A file as a row names it or holds it, and the modality that it is of."""
 
     modality: str
-    name: str
+    name: str | Held
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an address, such as "https://example.org/a.png"."""
+    return _ADDRESS.match(name) is not None
 
 
 @dataclass(frozen=True)
@@ -85,6 +98,11 @@ class Names:
         """Whether a column names items."""
         return key in self.columns or _FILES.fullmatch(key) is not None
 
+    def of_part(self, kind: str) -> str | None:
+        """The modality of OpenAI's part of a message: "image_url" and "input_image" -> "image"; None if it is no item."""
+        found = _PART.fullmatch(kind)
+        return self.columns.get(found[1]) if found else None
+
     @property
     def remedy(self) -> str:
         """How an item is named, for messages."""
@@ -100,23 +118,74 @@ class _ItemBlock(BaseModel):
     """A block that names its file, or takes the next one of its modality in the row's list."""
 
     type: str
-    file: str | None = Field(default=None, min_length=1)
+    file: str | Held | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _named_once(cls, block: Any, info: ValidationInfo) -> Any:
         if not isinstance(block, dict):
             return block
-        kind, known = block.get("type"), {*_names(info).columns.values()}
-        if kind not in known:
+        kind, names = block.get("type"), _names(info)
+        known = {*names.columns.values()}
+        if kind in known:
+            given = [
+                key for key in ("path", kind, "url") if block.get(key) is not None
+            ]  # Arrow gives every block every field
+            modality = kind
+        elif isinstance(kind, str) and (kind == "file" or names.of_part(kind)):
+            given, modality = [kind], names.of_part(kind)
+            if block.get(kind) is None:
+                raise ValueError(f"a block of type {kind!r} has its item as {kind!r}")
+        else:
             raise ValueError(f"the type of a block is text or one of {', '.join(sorted(known))}")
-        open_item(kind)  # a plug-in that opens no files, or is broken
-        # Arrow gives every block every field
-        given = [key for key in ("path", kind, "url") if block.get(key) is not None]
+        file = _file(block[given[0]]) if given else None
+        if modality is None:
+            modality = _uploaded(block[kind])
+        open_item(modality)  # a plug-in that opens no files, or is broken
         if len(given) > 1:
-            noun = get_modality(kind).noun
+            noun = get_modality(modality).noun
             raise ValueError(f"a block names one {noun}, not one as {' and another as '.join(map(repr, given))}")
-        return {"type": kind, "file": block[given[0]] if given else None}
+        return {"type": modality, "file": file}
+
+
+def _file(value: Any) -> str | Held:
+    """A file as a row names it or holds it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, Held):
+        return value
+    if isinstance(value, bytes):
+        return Held(value, "")
+    if isinstance(value, dict):  # of `datasets`; and of OpenAI's parts
+        if isinstance(value.get("bytes"), bytes):
+            return Held(value["bytes"], value.get("path") or "")
+        if isinstance(value.get("data"), str):
+            return Held(_decoded(value["data"]), f"data.{value.get('format') or 'bin'}")
+        value = next((value[key] for key in ("path", "url", "file_data") if value.get(key)), None)
+    if not isinstance(value, str) or not value:
+        raise ValueError("an item is a path, an address, a data URI or the bytes of a file")
+    if found := _DATA.match(value):
+        return Held(_decoded(value[found.end() :]), "")
+    return value
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"a data URI holds base64, which this does not ({error})") from error
+
+
+def _uploaded(value: Any) -> str:
+    """The modality of a file of any, by the media type of its data URI."""
+    text = value.get("file_data") if isinstance(value, dict) else None
+    found = _DATA.match(text) if isinstance(text, str) else None
+    modality = modality_of_upload(found[1]) if found and found[1] else None
+    if modality is None:
+        raise ValueError("a file has `file_data`, a data URI with the media type of a known item")
+    return modality.name
 
 
 def _type_of_block(block: Any) -> str:
@@ -153,7 +222,7 @@ class _Turn(BaseModel):
                 continue
             kind, names = block.get("type"), _names(info)
             given = (key for key, value in block.items() if value is not None and key != kind)
-            if stranger := next(filter(names.name_items, given), None):
+            if stranger := next((key for key in given if names.name_items(key) or names.of_part(key)), None):
                 raise ValueError(f"a block of type {kind!r} names no file as {stranger!r}; give it a block of its own")
         return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
@@ -191,7 +260,8 @@ def parse_row(
     promised: bool,
     answers: bool,
     names: Names,
-    modality_of: Callable[[str], str],
+    modality_of: Callable[[str | Held], str],
+    addresses: bool = False,
 ) -> tuple[list[Named], list[Message], str | None]:
     """The files of a row in the order of their blocks, its conversation, and its kind.
 
@@ -202,6 +272,7 @@ def parse_row(
         answers: whether a row needs an answer.
         names: the modalities that are known.
         modality_of: tells the modality of a file that stands in a column for files of any.
+        addresses: whether an item may be an address.
 
     Raises:
         ManifestError: the row is not valid. The message does not name its place.
@@ -210,7 +281,7 @@ def parse_row(
     sayings = [key for key in _SAYINGS if key in given]
     listed = _listed(given, names, modality_of)
     if not answers and not sayings and "answer" not in given and listed:
-        return _files(listed), [], None
+        return _files(listed, addresses), [], None
     if not sayings and "answer" in given:
         sayings = ["answer"]
     if not sayings and any(key in fields for key in (*_SAYINGS, "answer")):
@@ -235,7 +306,7 @@ def parse_row(
     files, conversation = _converse(turns, listed)
     if not files and promised:
         raise _no_item(saying, names)
-    return _files(files), conversation, kind or None
+    return _files(files, addresses), conversation, kind or None
 
 
 def describe(items: Sequence[str]) -> str:
@@ -250,11 +321,14 @@ def _no_item(saying: str, names: Names) -> ManifestError:
     )
 
 
-def _files(files: list[Named]) -> list[Named]:
+def _files(files: list[Named], addresses: bool) -> list[Named]:
     for modality, name in files:
-        if _ADDRESS.match(name):
+        if isinstance(name, str) and is_address(name) and not addresses:
             noun = get_modality(modality).noun
-            raise ManifestError(f"{short(name)} is an address, expected a file; download the {noun} first.")
+            raise ManifestError(
+                f"{short(name)} is an address, expected a file; download the {noun} first, or allow it by naming a folder "
+                "for what is downloaded, as `addresses` of a recipe or --addresses."
+            )
     return files
 
 
@@ -276,7 +350,7 @@ def _ask(
     return ask("" if is_blank(question) else question, answer, first)
 
 
-def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str], str]) -> list[Named]:
+def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str | Held], str]) -> list[Named]:
     """The files that a row names outside of its chat, in the order of its columns."""
     listed = list[Named]()
     keys = dict[str, dict[str, None]]()  # by modality
@@ -284,9 +358,13 @@ def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str], st
         value = given[key]
         if value == "":  # an empty cell of a table names nothing
             continue
-        for name in value if isinstance(value, list) else [value]:
-            if not isinstance(name, str) or not name:
-                raise ManifestError(f"{key!r} should be a path or a list of paths, found {short(name)}.")
+        for each in value if isinstance(value, list) else [value]:
+            try:
+                name = _file(each)
+            except ValueError as error:
+                if isinstance(each, str) and each:
+                    raise ManifestError(f"{key!r} cannot be read: {error}; encode it again.") from error
+                raise ManifestError(f"{key!r} should be a path or a list of paths, found {short(each)}.") from error
             modality = names.columns[key] if key in names.columns else modality_of(name)
             try:
                 open_item(modality)
@@ -303,11 +381,11 @@ def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str], st
     return listed
 
 
-def names_of_files(fields: Mapping[str, Any]) -> list[str]:
+def names_of_files(fields: Mapping[str, Any]) -> list[str | Held]:
     """What stands in the columns of a row for files of any modality."""
     values = [value for key, value in fields.items() if _FILES.fullmatch(key)]
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    return [name for name in names if isinstance(name, str) and name]
+    return [name for name in names if isinstance(name, str | Held) and name]
 
 
 def _turns(messages: Any, field: str, names: Names) -> list[_Turn]:

@@ -9,9 +9,11 @@ The contents of the path tell the layout:
 | .jsonl, or a .json of the same content  | an object per line                                                         |
 | .json                                   | a list of objects, such as `{"image": "a.png", "caption": "a wren"}`       |
 | .csv                                    | columns of the same names                                                  |
+| .parquet, .tar, a folder or a pattern   | see `omni.data.shards`                                                     |
+| of them, a folder of `save_to_disk`     |                                                                            |
 
-A source reads its file once and keeps the rows in memory. A row that cannot be parsed raises on access. A file that cannot
-be split into rows raises at once.
+A source keeps where its rows begin, and reads a row when it is asked for; of a .json list it keeps the rows. A row that
+cannot be parsed raises on access. A file that cannot be split into rows raises at once.
 """
 
 import csv
@@ -20,14 +22,27 @@ import io
 import json
 import os
 import re
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from omni.items import suffixes
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 RowProblem = Literal["malformed row", "no picture", "no answer"]
+
+
+class Held(NamedTuple):
+    """A file that stands in the row itself.
+
+    Attributes:
+        data: its bytes.
+        name: what it is called there, or "".
+    """
+
+    data: bytes
+    name: str
 
 
 class ManifestError(ValueError):
@@ -43,9 +58,11 @@ class Source(Protocol):
 
     Attributes:
         by_class: whether each row is a file in a folder that is named by its answer.
+        blocks: how many rows are read together, block after block; None where each is read alone.
     """
 
     by_class: bool
+    blocks: Sequence[int] | None
 
     def __len__(self) -> int: ...
 
@@ -59,7 +76,7 @@ class Source(Protocol):
         """SHA-256 of the file, or of the names of the files. No item is opened."""
 
 
-_EXPECTED = "a folder of files or a .jsonl, .json or .csv file"
+_EXPECTED = "a folder of files or a .jsonl, .json, .csv, .parquet or .tar file"
 
 
 def open_source(path: Path) -> Source:
@@ -90,17 +107,19 @@ def open_source(path: Path) -> Source:
 
 
 def _open_file(path: Path) -> Source:
-    suffix, data = path.suffix.lower(), path.read_bytes()
+    suffix = path.suffix.lower()
     if suffix not in (".jsonl", ".json", ".csv"):
         raise ManifestError(f"{str(path)!r} is of an unknown kind, expected {_EXPECTED}; convert it.")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ManifestError(f"{str(path)!r} is text in UTF-16, expected UTF-8; save it as UTF-8.")
     if suffix == ".csv":
-        return _CsvFile(path, data)
+        return _CsvFile(path)
     # some programs write one object per line into .json files
-    if suffix == ".json" and data.removeprefix(_BOM).lstrip().startswith(b"["):
-        return _JsonList(path, data)
-    return _JsonLines(path, data)
+    if suffix == ".json" and start.removeprefix(_BOM).lstrip().startswith(b"["):
+        return _JsonList(path)
+    return _JsonLines(path)
 
 
 _BOM = b"\xef\xbb\xbf"
@@ -111,14 +130,17 @@ class _File:
 
     Attributes:
         numbers: for each row, the line or entry where it begins, counted from 1.
+        starts: for each row, and after the last one, the byte where it begins.
     """
 
     unit = "line"
     by_class = False
+    blocks: Sequence[int] | None = None
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        self.path, self.numbers = path, list[int]()
-        self._digest = hashlib.sha256(data).hexdigest()
+    def __init__(self, path: Path) -> None:
+        self.path, self.numbers, self.starts = path, array("q"), array("q")
+        with path.open("rb") as file:
+            self._digest = hashlib.file_digest(file, "sha256").hexdigest()
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -129,23 +151,40 @@ class _File:
     def digest(self) -> str:
         return self._digest
 
+    def _bytes(self, index: int) -> bytes:
+        """The bytes of a row."""
+        start, stop = self.starts[index], self.starts[index + 1]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                data = file.read(stop - start)
+        except OSError as error:
+            raise ManifestError(f"the file cannot be read any more ({error.strerror}); bring it back.") from error
+        if len(data) != stop - start:
+            raise ManifestError("the file is shorter than when it was opened; leave it as it is, and begin again.")
+        return data
+
 
 class _JsonLines(_File):
     """A JSON object in each line that is not blank."""
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        super().__init__(path, data)
-        self.lines = list[bytes]()
-        for number, line in enumerate(data.removeprefix(_BOM).split(b"\n"), start=1):
-            if line.strip():
-                self.lines.append(line)
-                self.numbers.append(number)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with path.open("rb") as file:
+            place = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+            file.seek(place)
+            for number, line in enumerate(file, start=1):
+                if not line.isspace():
+                    self.starts.append(place)
+                    self.numbers.append(number)
+                place += len(line)
+        self.starts.append(place)
 
     def fields(self, index: int) -> dict[str, Any]:
-        line = self.lines[index]
+        line = self._bytes(index)
         try:
-            text = line.decode()
-            return _object(json.loads(text.rstrip(), object_pairs_hook=_pairs))
+            text = line.decode().rstrip()  # and no blank lines after it
+            return _object(json.loads(text, object_pairs_hook=_pairs))
         except UnicodeDecodeError as error:
             raise ManifestError(_not_utf8(line[error.start :])) from error
         except json.JSONDecodeError as error:
@@ -161,10 +200,11 @@ class _JsonList(_File):
 
     unit = "entry"
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        super().__init__(path, data)
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         try:
-            self.entries: list[Any] = json.loads(data.removeprefix(_BOM).decode(), object_pairs_hook=_pairs)
+            text = path.read_bytes().removeprefix(_BOM).decode()
+            self.entries: list[Any] = json.loads(text, object_pairs_hook=_pairs)
         except UnicodeDecodeError as error:
             raise ManifestError(f"{path}: {_not_utf8(error.object[error.start :])}") from error
         except json.JSONDecodeError as error:
@@ -176,7 +216,7 @@ class _JsonList(_File):
             raise ManifestError(
                 f"{path}: expected a list of objects in JSON, found a mistake ({error}); correct it."
             ) from error
-        self.numbers = list(range(1, len(self.entries) + 1))
+        self.numbers = array("q", range(1, len(self.entries) + 1))
 
     def fields(self, index: int) -> dict[str, Any]:
         return _object(self.entries[index])
@@ -214,39 +254,51 @@ def _find_repeated(value: Any) -> Iterator[_Repeated]:
 class _CsvFile(_File):
     """A CSV table. Its first line names the columns."""
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        super().__init__(path, data)
-        # bytes that are not UTF-8 become lone surrogates, which mark the row that has them
-        text = data.removeprefix(_BOM).decode(errors="surrogateescape")
-        self.rows = list[list[str]]()
-        reader, number = csv.reader(io.StringIO(text, newline=""), strict=True), 1
-        try:
-            for row in reader:
-                if row:
-                    self.rows.append(row)
-                    self.numbers.append(number)
-                number = reader.line_num + 1
-        except csv.Error as error:
-            raise ManifestError(
-                f"{path}, line {number}: expected cells of CSV, found a mistake ({error}); put cells of several lines "
-                "into double quotes, and longer ones into a .jsonl file."
-            ) from error
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
         self.columns: list[str] = []
-        if self.rows:
-            self.columns, number = self.rows.pop(0), self.numbers.pop(0)
-            if len(self.columns) == 1 and (other := re.search(r"[;\t|]", self.columns[0])):
+        number, row, place = 1, list[str](), 0
+        with path.open("rb") as file:
+            place = len(_BOM) if file.read(len(_BOM)) == _BOM else 0
+            file.seek(place)
+
+            def lines() -> Iterator[str]:
+                nonlocal place
+                for line in _text(file):
+                    place += len(line.encode(errors="surrogateescape"))
+                    yield line
+
+            reader, start = csv.reader(lines(), strict=True), place
+            try:
+                for row in reader:
+                    if row and not self.columns:
+                        self._name_columns(row, number)
+                    elif row:
+                        self.starts.append(start)
+                        self.numbers.append(number)
+                    number, start = reader.line_num + 1, place
+            except csv.Error as error:
                 raise ManifestError(
-                    f"{path}, line {number}: expected commas between the names of columns, found {other[0]!r}; save "
-                    "the table with commas."
-                )
-            if twice := sorted({name for name in self.columns if self.columns.count(name) > 1}):
-                raise ManifestError(
-                    f"{path}, line {number}: columns should have different names, found {', '.join(map(repr, twice))} "
-                    "more than once; rename them."
-                )
+                    f"{path}, line {number}: expected cells of CSV, found a mistake ({error}); put cells of several lines "
+                    "into double quotes, and longer ones into a .jsonl file."
+                ) from error
+        self.starts.append(place)
+
+    def _name_columns(self, columns: list[str], number: int) -> None:
+        if len(columns) == 1 and (other := re.search(r"[;\t|]", columns[0])):
+            raise ManifestError(
+                f"{self.path}, line {number}: expected commas between the names of columns, found {other[0]!r}; save "
+                "the table with commas."
+            )
+        if twice := sorted({name for name in columns if columns.count(name) > 1}):
+            raise ManifestError(
+                f"{self.path}, line {number}: columns should have different names, found {', '.join(map(repr, twice))} "
+                "more than once; rename them."
+            )
+        self.columns = columns
 
     def fields(self, index: int) -> dict[str, Any]:
-        cells = self.rows[index]
+        cells = next(csv.reader(_text(io.BytesIO(self._bytes(index))), strict=True))
         for cell in cells:
             if (lost := cell.encode(errors="surrogateescape")) != cell.encode(errors="replace"):
                 raise ManifestError(_not_utf8(lost))
@@ -256,6 +308,11 @@ class _CsvFile(_File):
                 f"{short(', '.join(cells))}; correct it."
             )
         return dict(zip(self.columns, cells, strict=True))
+
+
+def _text(file: Any) -> io.TextIOWrapper:
+    """Lines with their ends; bytes that are not UTF-8 become lone surrogates, which mark the row that has them."""
+    return io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def _not_utf8(data: bytes) -> str:
@@ -272,6 +329,7 @@ class _Classes:
     """The files in the folders of a folder. The name of its folder is the answer of each."""
 
     by_class = True
+    blocks: Sequence[int] | None = None
 
     def __init__(self, path: Path) -> None:
         self.path = path

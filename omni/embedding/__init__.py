@@ -1,10 +1,12 @@
-"""Turn many files of one modality into vectors, with an encoder alone: `omni embed`."""
+"""Turn many files of one modality into vectors, with an encoder alone, and search among them: `omni embed`."""
 
 from omni.loading.encoder import Encoder, load_encoder
 
 from .cluster import RayError
 from .engine import Engine, EngineError
 from .job import EmbeddingSummary, embed
+from .searching import Hit, SearchError, SearchTable, duplicates, search
+from .sheet import draw_sheet
 from .sources import SourceError, find_files
 from .table import TableError, describe
 
@@ -13,11 +15,17 @@ __all__ = [
     "Encoder",
     "Engine",
     "EngineError",
+    "Hit",
     "RayError",
+    "SearchError",
+    "SearchTable",
     "SourceError",
     "TableError",
     "describe",
+    "draw_sheet",
+    "duplicates",
     "embed",
     "find_files",
     "load_encoder",
+    "search",
 ]

@@ -24,6 +24,7 @@ class Task:
     precision: Precision
     decode: Decode
     batch_size: int
+    normalized: bool = False
 
     def batches(self, paths: Sequence[str]) -> list[Sequence[str]]:
         """What is encoded together."""
@@ -52,8 +53,16 @@ def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordB
     encoded = iter(engine(prepared) if prepared else [])
     embeddings: list[Any] = [next(encoded) if error is None else None for error in errors]
     for row, tokens in enumerate(embeddings):
-        if tokens is not None and not np.isfinite(tokens).all():
+        if tokens is None:
+            continue
+        length = np.linalg.norm(tokens, axis=-1, keepdims=True)
+        if not np.isfinite(tokens).all():
             errors[row] = f"The encoder's tokens of {paths[row]!r} are not finite, expected numbers; check its weights."
+        elif task.normalized and not length.all():
+            errors[row] = f"A token of {paths[row]!r} has length 0, expected a direction; embed without --normalize."
+        elif task.normalized:
+            embeddings[row] = tokens / length
+        if errors[row] is not None:
             embeddings[row] = None
     return record_batch(paths, sizes if engine.sized else None, errors, notes, embeddings, columns(engine))
 

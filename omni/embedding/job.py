@@ -80,6 +80,7 @@ def embed(
     runner: Runner = "local",
     address: str | None = None,
     modality: str | None = None,
+    normalize: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> EmbeddingSummary:
@@ -102,6 +103,7 @@ def embed(
         runner: where the rows are computed.
         address: address of a Ray cluster. Without one, Ray starts on this machine alone.
         modality: of a model with several encoders, the name of the one that is meant.
+        normalize: divide each vector by its length.
         threads: number of threads. By default one for each core that this process may use.
         progress: called with the number of finished rows and the number of all rows.
 
@@ -121,13 +123,14 @@ def embed(
         engine = Engine(encoder, what, precision)
         if decode == "scaled" and not engine.scales():
             raise EngineError(f"Files of {bundle.noun}s are read whole; leave `scaled` out.")
-        task = Task(what, engine.precision, decode, batch_size)
+        task = Task(what, engine.precision, decode, batch_size, normalize)
         shape = columns(engine)
         document = {
             "format": "omni embeddings 2",
             "omni": version("omni-thinker"),
             "checkpoint": str(checkpoint),
-            **_hashes(encoder, what),
+            "modality": bundle.name,
+            **hashes(encoder, what),
             **asdict(task),
             "engine": engine.path,
             "dtype": engine.dtype,
@@ -214,7 +217,7 @@ def _one_thread() -> Iterator[None]:
 # --- What the rows depend on ------------------------------------------------------------------------------------------
 
 
-def _hashes(encoder: Encoder, what: What) -> dict[str, Any]:
+def hashes(encoder: Encoder, what: What) -> dict[str, Any]:
     """Hashes of weights, architecture and preprocessing. Fingerprints are those in a config.json of omni."""
     weights = {f"encoder.{name}": tensor for name, tensor in encoder.model.state_dict().items()}
     configurations = [encoder.model.config.to_dict()]

@@ -9,7 +9,7 @@
 | height    | int32                             | its height                                                             |
 | error     | string                            | why there is no embedding, in a sentence; null if there is one         |
 | note      | string                            | a warning of the decoder about a file that is complete; null if none   |
-| embedding | fixed_size_list<float>[D]         | its CLS token; null if there is an error                               |
+| embedding | fixed_size_list<float>[D]         | its CLS token, of length 1 if asked for; null if there is an error     |
 |           | fixed_size_list<..[D]>[n]         | or the n tokens of its grid, or those that the Thinker gets; a list    |
 |           |                                   | of any length where items have different numbers of them               |
 
@@ -22,6 +22,7 @@ in the place of another, by name. For a table that is one file, the parts are in
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -120,6 +121,11 @@ def _written(path: str) -> str:
     return _text(path.replace("\\", r"\\"))
 
 
+def original(path: str) -> str:
+    """The path of a file from the form that the table has."""
+    return re.sub(r"\\(\\|u(dc[0-9a-f]{2}))", lambda found: chr(int(found[2], 16)) if found[2] else "\\", path)
+
+
 def _text(name: str) -> str:
     """Text without lone surrogates. Bytes of a file name that are no text become \\udcff and the like."""
     return name.encode(errors="backslashreplace").decode()
@@ -134,12 +140,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = Path(path)
-    if file.is_dir():
-        parts = sorted(file.glob("part-*.parquet"))
-        if not parts:
-            raise TableError(f"{str(path)!r} is not a table that `omni embed` wrote; name another output.")
-        file = parts[0]
+    file = table_files(path)[0]
     try:
         return dict(json.loads(pq.read_schema(file).metadata[KEY]))
     except PermissionError as error:
@@ -149,6 +150,46 @@ def describe(path: str | Path) -> dict[str, Any]:
             f"{str(file)!r} is not a table that `omni embed` wrote, or it is damaged; remove it, and --resume makes it "
             "again, or name another output."
         ) from error
+
+
+def table_files(path: str | Path) -> list[Path]:
+    """The files of a table, in the order of its rows.
+
+    Raises:
+        TableError: there is nothing, or a folder with no part of a table.
+    """
+    file = Path(path)
+    if not file.is_dir():
+        return [file]
+    parts = sorted(file.glob("part-*.parquet"))
+    if not parts:
+        raise TableError(f"{str(path)!r} is not a table that `omni embed` wrote; name another one.")
+    return parts
+
+
+def read_rows(file: Path, columns: list[str]) -> Iterator["pa.Table"]:
+    """The rows of a file of a table, some at a time. All checksums of what is read are compared.
+
+    Raises:
+        TableError: it is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            for group in range(opened.num_row_groups):
+                yield opened.read_row_group(group, columns)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> TableError:
+    reason = str(error).strip().partition("\n")[0]
+    return TableError(
+        f"{str(file)!r} is no file of a table, or it is damaged ({reason}); remove it, and --resume makes it again, or name "
+        "another output."
+    )
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -376,11 +417,7 @@ def _read(file: Path, expected: "pa.Schema", columns: list[str] | None = None) -
                 raise ValueError("it has other columns")
             return opened.read(columns)
     except (ValueError, OSError, pa.ArrowException) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise TableError(
-            f"{str(file)!r} is no file of a table, or it is damaged ({reason}); remove it, and --resume makes it again, or "
-            "name another output."
-        ) from error
+        raise _damaged(file, error) from error
 
 
 def _difference(then: Document, now: Document) -> str | None:

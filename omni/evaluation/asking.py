@@ -14,8 +14,8 @@ import torch
 from jinja2 import TemplateError
 
 from omni.data.conversations import Message
+from omni.questions import write_prompts
 from omni.registry import get_modality
-from omni.session import write_prompts
 
 from .scores import Asked, EvaluationError, Parts, Sight
 

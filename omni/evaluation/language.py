@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from omni.data.conversations import ask
 from omni.fusion.parts import grow_vocabulary
-from omni.session import write_prompts
+from omni.questions import write_prompts
 
 QUESTIONS = (
     "What is the capital of France?",

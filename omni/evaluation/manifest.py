@@ -1,13 +1,12 @@
 """The questions of a manifest. Every answer in it is asked for; the turns before it are the context."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from omni.data.manifests import Manifest
+from omni.data.manifests import File, Manifest
 from omni.data.sources import ManifestError
 from omni.registry import get_modality
 
@@ -24,7 +23,8 @@ class ManifestQuestions:
     Args:
         path: a file or folder; see `omni.data.manifests`.
         root: the folder that relative paths of files start from. By default the manifest's folder.
-        prompt: the question for rows that have only a caption; see `Manifest.read`.
+        prompt, addresses: the question for rows that have only a caption, and a folder for what is downloaded; see
+            `Manifest.read`.
 
     Raises:
         ManifestError, ItemError: the manifest cannot be read; or, on access, a row or a file cannot be read.
@@ -32,8 +32,14 @@ class ManifestQuestions:
 
     parts = None
 
-    def __init__(self, path: str | Path, root: str | Path | None = None, prompt: str | None = None) -> None:
-        self.manifest = Manifest.read(path, root=root, prompt=prompt)
+    def __init__(
+        self,
+        path: str | Path,
+        root: str | Path | None = None,
+        prompt: str | None = None,
+        addresses: str | Path | None = None,
+    ) -> None:
+        self.manifest = Manifest.read(path, root=root, prompt=prompt, addresses=addresses)
         self._found: dict[str, Sequence[int | None]] = {}
 
     def __len__(self) -> int:
@@ -77,7 +83,7 @@ class ManifestQuestions:
         """For each row, the row whose items take the place of its own. A row without any is its own partner."""
         if modality in self._found:
             return self._found[modality]
-        held = [[_content(path) for path in row.of(modality)] for row in self.manifest]
+        held = [[_content(file) for file in row.files if file.modality == modality] for row in self.manifest]
         partners: list[int | None] = []
         for index, own in enumerate(held):
             others = chain(range(index + 1, len(held)), range(index)) if own else [index]
@@ -93,9 +99,8 @@ def _words(message: dict[str, Any]) -> str:
     return "".join(block["text"] for block in message["content"]).strip()
 
 
-@lru_cache(maxsize=1024)  # rows that share a file are often neighbours
-def _content(path: Path) -> str:
+def _content(file: File) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file.digest()
     except OSError as error:
-        raise ManifestError(f"{str(path)!r} cannot be read ({error.strerror}); check the path.") from error
+        raise ManifestError(f"{file} cannot be read ({error.strerror}); check the path.") from error

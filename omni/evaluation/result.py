@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, ValidationError
 
 from omni.checkpoints.folder import ADAPTERS, base_of
-from omni.files import write_text_whole
+from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
 from omni.worlds import WorldError, find_world, worlds
 
@@ -67,10 +67,11 @@ class ManifestSettings(Asking):
     data: str
     root: str | None = None
     prompt: str | None = None
+    addresses: str | None = None
 
     def questionnaire(self) -> ManifestQuestions:
         """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
-        return ManifestQuestions(self.data, self.root, self.prompt)
+        return ManifestQuestions(self.data, self.root, self.prompt, self.addresses)
 
     @property
     def title(self) -> str:
@@ -187,7 +188,7 @@ class Result(Strict):
             WorldError: the document is about a world that is not installed.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = expect_ordinary(Path(path)).read_text(encoding="utf-8")
         except OSError as error:
             raise EvaluationError(f"The result {str(path)!r} cannot be read: {error.strerror}.") from error
         except UnicodeDecodeError as error:

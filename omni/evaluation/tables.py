@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from omni.files import write_text_whole
+from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
 
 from .result import EncoderSettings, Result
@@ -159,7 +159,7 @@ def update_card(path: str | Path, result: Result) -> None:
 def read_card(path: str | Path) -> str:
     """The text of a model card that can take a section. Raises the errors of `update_card`."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = expect_ordinary(Path(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise EvaluationError(

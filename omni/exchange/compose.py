@@ -42,7 +42,7 @@ from omni.loading.encoder import Encoder, find_encoder
 from omni.loading.preprocessor import load_preprocessor
 from omni.modality import Modality
 from omni.projectors import INTERPOLATIONS, PROJECTORS
-from omni.session import make_prompts
+from omni.questions import make_prompts
 
 FACTORS = (2, 3)
 """Patches along each side that `unshuffle_mlp` folds into one token. The first of these that divides the grid is taken; a
@@ -92,7 +92,7 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class Composition:
-    """What `compose` made.
+    """The result of `compose`.
 
     Attributes:
         model: the fused model; its `config.untrained` names the projectors.
@@ -211,7 +211,7 @@ def _projector(
     projector: str | Mapping[str, str],
     factor: int | Mapping[str, int] | None,
 ) -> dict[str, Any]:
-    """What the section of a modality says of its projector."""
+    """The settings of a modality's projector for its section."""
     kind = projector.get(name, "unshuffle_mlp") if isinstance(projector, Mapping) else projector
     own = factor.get(name) if isinstance(factor, Mapping) else factor
     if own is None:
@@ -386,7 +386,7 @@ def _holds_items(bundles: Sequence[Modality], tokenizer: Any) -> bool:
 
 
 def _agree_on_precision(parts: Sequence[nn.Module], notes: list[str]) -> None:
-    """Where the parts differ in precision, have the checkpoint load in one that holds every number of both."""
+    """If the parts differ in precision, let the checkpoint load in a precision that holds every number of both."""
     kinds = {tensor.dtype for part in parts for tensor in part.parameters()}
     if len(kinds) > 1:
         widest = reduce(torch.promote_types, kinds)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from omni.checkpoints.folder import CheckpointError, expect_new, named, new_folder
+from omni.files import expect_ordinary
 
 
 def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
@@ -27,11 +28,12 @@ def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Pat
     expect_new(folder)
     place: dict[str, Any] = {"gguf_file": file.name}
     try:
+        expect_ordinary(file)
         read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **place)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
     except ImportError as error:
         raise CheckpointError("GGUF files need the package gguf: pip install 'omni-thinker[convert]'.") from error
-    except Exception as error:  # a file from anywhere; what reads it raises anything
+    except Exception as error:  # the file may come from anywhere, and its reader may raise anything
         raise CheckpointError(
             f"{named(file)} cannot be read as a GGUF file of a language model ({error}); check the path, or get the file "
             "again."

@@ -63,6 +63,14 @@ class ExportError(ValueError):
     """The checkpoint cannot be exported. The message is one sentence."""
 
 
+class MissingPackageError(ExportError):
+    """A package is missing, or too old."""
+
+
+class DifferenceError(ExportError):
+    """The graphs are not what the model is."""
+
+
 class Graph(BaseModel):
     """One graph of an export.
 
@@ -99,7 +107,7 @@ class Export(BaseModel):
 
 
 class _Part(nn.Module):
-    """A part of a model whose inputs and outputs have the names that the graph is to have.
+    """A part of a model. Its inputs and outputs have the names that they get in the graph.
 
     Args:
         module: holds the weights.
@@ -174,7 +182,7 @@ def export(checkpoint: str | Path, output: str | Path, tolerance: float = TOLERA
             _compare_thinker(folder, model, differences)
         if not all(difference <= tolerance for difference in differences.values()):  # false for NaN, too
             listed = ", ".join(f"{name} by {difference:.2g}" for name, difference in differences.items())
-            raise ExportError(
+            raise DifferenceError(
                 f"The graphs differ from the model by more than {tolerance:g} ({listed}), so nothing is written; please "
                 "report this with the checkpoint."
             )
@@ -190,7 +198,7 @@ def _needs_packages() -> None:
         import onnxscript  # noqa: F401
         import transformers.exporters  # noqa: F401 - the oldest supported transformers lacks it
     except ImportError as error:
-        raise ExportError(
+        raise MissingPackageError(
             f"Exporting needs a package that is missing or too old ({error}): pip install 'omni-thinker[onnx]'."
         ) from error
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from omni.fusion.acceleration import Acceleration
 
-from .generation import OneDnnProducts, RoomyCache, prefilling, quick_step, stepping
+from .generation import OneDnnProducts, give_room, prefilling, quick_step, stepping
 
 WRITTEN_OUT = ("omni_vision",)
 """Model types that train faster with eager attention on CPUs in bfloat16. Its two products take a third of the time of
@@ -42,15 +42,12 @@ class FastAcceleration(Acceleration):
         cache: Cache | None,
         options: Mapping[str, Any],
     ) -> torch.Tensor | None:
-        """The quick step, if there is one."""
+        """The quick step, if there is one. A new cache gets room for further tokens, for any Thinker."""
+        give_room(cache)
         step = quick_step(language_model, cache, hidden, mask, options)
         if step is None or cache is None:
             return None
         return step(hidden, mask, positions, cache)
-
-    def cache(self, config: Any) -> DynamicCache:
-        """A cache with room for further tokens."""
-        return RoomyCache(config)
 
     def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         """Use eager attention where that is faster and the user has not chosen another."""

@@ -24,7 +24,8 @@ from omni.fast.jpeg import read_pixels
 from omni.fusion.acceleration import Acceleration, using
 from omni.loading.checkpoint import load
 from omni.loading.encoder import Encoder, load_encoder
-from omni.session import Answer, Session
+from omni.questions import Answer
+from omni.session import Session
 from omni.vision.pictures import read_picture
 from omni.vision.plugin import side_of
 from omni.worlds import find_world

@@ -194,7 +194,10 @@ def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 # --- Products of many rows --------------------------------------------------------------------------------------------
 
-HAS_ONEDNN = torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+HAS_ONEDNN = (
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
 ROWS = 16
 """With at least so many rows oneDNN is faster, although it rearranges the weights for each product."""
 
@@ -326,7 +329,7 @@ def quick_step(
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or any(value is not None for key, value in options.items() if key not in ("use_cache", "return_dict"))
-        or type(cache) not in (DynamicCache, RoomyCache)
+        or type(cache) is not DynamicCache
         or any(type(layer) not in (DynamicLayer, RoomyLayer) for layer in cache.layers)
     ):
         return None
@@ -368,7 +371,7 @@ def _difference(step: QuickStep, language_model: Any) -> float:
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]], device="cpu")
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = language_model(inputs_embeds=rows, attention_mask=mask, position_ids=positions).last_hidden_state
-    cache = RoomyCache(language_model.config)
+    cache = give_room(DynamicCache(config=language_model.config))
     prompt = step(rows[:, :3], mask[:, :3], positions[:, :3], cache)
     found = torch.cat([prompt, step(rows[:, 3:], mask, positions[:, 3:], cache)], dim=1)
     return float((found - expected)[mask.bool()].abs().max() / expected.abs().max())
@@ -380,13 +383,11 @@ ROOM = 64
 """A layer of the cache makes room for at least so many tokens at once."""
 
 
-class RoomyCache(DynamicCache):
-    """A `DynamicCache` whose layers of full attention have room for further tokens."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__(config=config)
-        layers: list[Any] = self.layers  # type: ignore[has-type]
-        self.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in layers]
+def give_room(cache: Any) -> Any:
+    """Give an empty cache that grows, a `DynamicCache` of transformers, room for further tokens. Others stay as they are."""
+    if type(cache) is DynamicCache and not cache.offloading and cache.get_seq_length() == 0:
+        cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
 
 
 class RoomyLayer(DynamicLayer):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 
 class Acceleration:
@@ -56,10 +56,6 @@ class Acceleration:
             The last hidden state, float[B, n, T], or None.
         """
         return None
-
-    def cache(self, config: Any) -> DynamicCache:
-        """An empty cache for a Thinker of this configuration. It grows with each token."""
-        return DynamicCache(config=config)
 
     def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         """Called once, before a model is trained on this device in this precision."""

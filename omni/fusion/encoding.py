@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from omni.projectors import compute_dtype
 from omni.registry import get_modality
 
 from .encoded_item import EncodedItem
@@ -60,25 +59,19 @@ def run_tower(
     return encoded, [EncodedItem(tokens, shape) for tokens, shape in zip(tokens_of, shapes, strict=True)]
 
 
-def encode_items(
-    name: str, section: Mapping[str, Any], tower: nn.Module, inputs: Mapping[str, Any]
-) -> list[EncodedItem]:
-    """The items alone that `run_tower` returns."""
-    return run_tower(name, section, tower, inputs)[1]
-
-
 def project(section: Mapping[str, Any], projector: nn.Module, items: Sequence[EncodedItem]) -> list[torch.Tensor]:
     """Tokens of the Thinker, float[n_i, T] for each item; items of one grid pass the projector together."""
     # where weights are offloaded (on "meta"), accelerate brings tokens and weights together
     device = next((each.device for each in projector.parameters() if each.device.type != "meta"), None)
+    # None if all weights are quantized to integers: the projector then takes tokens of any type
+    dtype = next((each.dtype for each in projector.parameters() if each.is_floating_point()), None)
     features: list[torch.Tensor] = [torch.empty(0)] * len(items)
     for shape in dict.fromkeys(item.grid_shape for item in items):
         members = [i for i, item in enumerate(items) if item.grid_shape == shape]
         tokens = {
-            part: torch.stack([torch.as_tensor(items[i].tokens[part], device=device) for i in members])
+            part: torch.stack([torch.as_tensor(items[i].tokens[part], device=device) for i in members]).to(dtype=dtype)
             for part in section["output"].split("+")
         }
-        tokens = {part: value.to(dtype=compute_dtype(projector)) for part, value in tokens.items()}
         for i, projected in zip(members, projector(tokens, shape), strict=True):
             features[i] = projected
     return features

@@ -1,9 +1,9 @@
-"""The hooks of `generate` that a fused model needs: padding to the left, items encoded once, no placeholders in answers."""
+"""`generate` for a fused model: padding to the left, items encoded once, no placeholders in answers."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationMixin, LogitsProcessorList, SuppressTokensLogitsProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -19,92 +19,93 @@ PER_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "to
 """Inputs with one value per token. They move when padding moves."""
 
 
+class NoPlaceholders(SuppressTokensLogitsProcessor):
+    """Placeholders get no probability. A placeholder in an answer would stand for an item that nobody gave.
+
+    This is a class of its own, so that `suppress_tokens` of the caller's holds beside it.
+    """
+
+
 class OmniGenerationMixin(GenerationMixin):
     """`generate` for the fused model. The class that uses it has `config` and `model`, an `OmniModel`."""
 
     config: Any
     model: Any
 
-    def generate(self, *args: Any, allow_untrained: bool = False, **kwargs: Any) -> Any:
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: Any = None,
+        logits_processor: Any = None,
+        *args: Any,
+        allow_untrained: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """As `GenerationMixin.generate`. Prompts may be padded on either side; those that it returns are padded on the left.
 
         Args:
+            inputs, generation_config, logits_processor, args, kwargs: as there.
             allow_untrained: generate although parts of the model have random weights.
 
         Raises:
-            ValueError: a part that is needed is untrained. A tower and its projector are needed for an item of theirs.
+            ValueError: a part that is needed is untrained (a tower and its projector are needed for an item of theirs);
+                placeholders and items do not match in some row.
         """
-        encoded = kwargs.get("mm_encoder_outputs") or {}
+        if not allow_untrained:
+            self._refuse_untrained(kwargs)
+        if inputs is not None and kwargs.get("input_ids") is None:
+            inputs, kwargs["input_ids"] = None, inputs
+        kwargs |= self._padded_on_the_left(kwargs)
+        kwargs["mm_encoder_outputs"] = self._encode_once(kwargs)
+        if token_ids := [section["token_id"] for section in self.config.modalities.values()]:
+            logits_processor = LogitsProcessorList([NoPlaceholders(token_ids, self.device), *(logits_processor or [])])
+        with acceleration.current().writing(self.model.language_model):
+            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+
+    def _refuse_untrained(self, inputs: Mapping[str, Any]) -> None:
+        encoded = inputs.get("mm_encoder_outputs") or {}
         needless = {
             f"{name}_{part}"
             for name in self.config.modalities
-            if encoded.get(name) is None and all(kwargs.get(key) is None for key in get_modality(name).inputs)
+            if encoded.get(name) is None and all(inputs.get(key) is None for key in get_modality(name).inputs)
             for part in ("tower", "projector")
         }
-        if not allow_untrained and (random := [part for part in self.config.untrained or [] if part not in needless]):
+        if random := [part for part in self.config.untrained or [] if part not in needless]:
             raise ValueError(
                 f"{untrained_message(random)} Train them, or pass allow_untrained=True to generate anyway."
             )
-        with acceleration.current().writing(self.model.language_model):
-            return super().generate(*args, **kwargs)
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """Replace transformers' own growing cache by that of `acceleration`."""
-        given = model_kwargs.get(CACHE)
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
-        cache: Any = model_kwargs.get(CACHE)
-        if given is None and type(cache) is DynamicCache and not cache.offloading:
-            model_kwargs[CACHE] = acceleration.current().cache(self.config.get_text_config(decoder=True))
+    def _padded_on_the_left(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The inputs with one value per token, padding first: no row has a gap between its prompt and its answer.
 
-    def _prepare_model_inputs(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, str | None, dict[str, Any]]:
-        """Move padding to the left, so that no row has a gap between its prompt and its answer."""
-        inputs, name, model_kwargs = super()._prepare_model_inputs(*args, **kwargs)
-        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
+        Empty if padding cannot or need not move.
+        """
+        ids, embeds, mask = (inputs.get(key) for key in ("input_ids", "inputs_embeds", "attention_mask"))
+        main = embeds if embeds is not None else ids
         pad, eos = self.generation_config.pad_token_id, self.generation_config.eos_token_id
-        if (
-            mask is None
-            and name == "input_ids"
-            and pad is not None
-            and pad not in (eos if isinstance(eos, list) else [eos])
-        ):
-            mask = inputs != pad  # as transformers will assume
-        if mask is None or mask.shape != inputs.shape[:2] or cached_tokens(cache) != 0:
-            return inputs, name, model_kwargs
-        ids, embeds = (inputs, None) if name == "input_ids" else (model_kwargs.get("input_ids"), inputs)
+        known = pad is not None and pad not in (eos if isinstance(eos, list) else [eos])
+        if mask is None and embeds is None and ids is not None and known:
+            mask = ids != pad  # as transformers will assume
+        if main is None or mask is None or mask.shape != main.shape[:2] or cached_tokens(inputs.get(CACHE)) != 0:
+            return {}
         if any((self.model.placeholders(m, ids, embeds) & (mask == 0)).any() for m in self.config.modalities):
-            return inputs, name, model_kwargs  # masked items are not padding; their order must stay
+            return {}  # masked items are not padding; their order must stay
         order = (mask != 0).int().argsort(dim=1, stable=True)  # padding first, the rest in its order
-        for key in PER_TOKEN:
-            if (value := model_kwargs.get(key)) is not None and value.shape[:2] == mask.shape:
-                model_kwargs[key] = take(value, order)
-        return take(inputs, order), name, model_kwargs
+        per_token = {key: inputs[key] for key in PER_TOKEN if inputs.get(key) is not None}
+        return {key: take(value, order) for key, value in per_token.items() if value.shape[:2] == mask.shape}
 
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        """Write no placeholder: it would stand for an item that nobody gave."""
-        processors = super()._get_logits_processor(*args, **kwargs)
-        token_ids = [section["token_id"] for section in self.config.modalities.values()]
-        if token_ids:  # first, so that top-k and the like choose among the other tokens
-            processors.insert(0, SuppressTokensLogitsProcessor(token_ids, device=kwargs.get("device") or "cpu"))
-        return processors
-
-    # transformers encodes and repeats items of pictures and videos alone; here it is every modality
-
-    def _maybe_prepare_encoder_kwargs_for_generation(
-        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Encode every item once, before the first step, and check the counts: beams repeat rows, and chunks cut them."""
+    def _encode_once(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Take the items out of the inputs and encode them. Check counts now: beams repeat rows, and chunks cut them."""
         with acceleration.current().encoding():
-            encoded_items = self.model.encode(model_kwargs, model_kwargs.pop("mm_encoder_outputs", None))
-        if encoded_items:
-            model_kwargs["mm_encoder_outputs"] = encoded_items
-        ids, embeds = (inputs_tensor, None) if inputs_tensor.ndim == 2 else (None, inputs_tensor)
-        for name in self.config.modalities if cached_tokens(model_kwargs.get(CACHE)) == 0 else ():
+            encoded_items: dict[str, Any] = self.model.encode(inputs, inputs.pop("mm_encoder_outputs", None))
+        ids, embeds = (inputs.get(key) for key in ("input_ids", "inputs_embeds"))
+        starts = cached_tokens(inputs.get(CACHE)) == 0 and (ids is not None or embeds is not None)
+        for name in self.config.modalities if starts else ():
             encoded = encoded_items.get(name)
             lengths = [len(item) for item in encoded.pooler_output] if encoded is not None else []
-            check_counts(name, self.model.placeholders(name, ids, embeds), lengths)
-        return model_kwargs
+            check_counts(name, self.model.placeholders(name, ids if embeds is None else None, embeds), lengths)
+        return encoded_items
 
     def prepare_inputs_for_generation(
         self,
@@ -130,7 +131,7 @@ class OmniGenerationMixin(GenerationMixin):
         expand_size: int = 1,
         inputs_embeds: torch.Tensor | None = None,
     ) -> dict[str, Any]:
-        """Repeat a row's items with the row, for beams and samples: A B -> A B A B."""
+        """Repeat a row's items with the row, for beams and samples: A B -> A B A B. transformers repeats pictures alone."""
         expanded = {}
         for name, encoded in mm_encoder_output.items():
             counts = self.model.placeholders(name, input_ids, inputs_embeds).sum(-1).tolist()

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -27,13 +26,13 @@ from omni.registry import get_modality
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
-from .encoding import encode_items, place, project, run_tower
+from .encoding import place, project, run_tower
 from .generation import OmniGenerationMixin
-from .head import embedding_name, note_ties, shape_logits, stock_head
+from .head import embedding_name, shape_logits, stock_head
 from .pretrained import OmniCausalLMOutputWithPast, OmniModelOutputWithPast, OmniPreTrainedModel
 from .selection import keep, keep_labels
 from .signature import CACHE, cache_by_either_name, follow_registry
-from .thinker import cached_tokens, is_served, refuse_unknown, refuse_untrained, think
+from .thinker import refuse_unknown, starts_rows, think
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
 
@@ -94,13 +93,10 @@ class OmniModel(OmniPreTrainedModel):
         refuse_unknown(self, kwargs)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        served = is_served(self.language_model.config, attention_mask)
-        if served:
-            refuse_untrained(self)
-        first = cached_tokens(past_key_values) == 0 and not served
+        starts = starts_rows(self, attention_mask, past_key_values)
         placed = {}
         for name in self.config.modalities:
-            if name in encoded or first:
+            if name in encoded or starts:
                 features = encoded[name].pooler_output if name in encoded else []
                 placeholders = self.placeholders(name, input_ids, inputs_embeds)
                 inputs_embeds, placed[name] = place(name, placeholders, features, inputs_embeds)
@@ -118,21 +114,21 @@ class OmniModel(OmniPreTrainedModel):
 
         `encoded` holds items that are encoded already; they are projected where they are not.
         """
+        given = {name: output for name, output in (encoded or {}).items() if output is not None}
+        if unknown := sorted(set(given) - set(self.config.modalities)):
+            raise ValueError(f"Encoded items of {unknown}, but this model has {sorted(self.config.modalities)}.")
         result: dict[str, ModelOutput] = {}
-        for name, output in (encoded or {}).items():
-            if isinstance(output, ModelOutput):
+        for name in self.config.modalities:
+            raw = {key: inputs.pop(key) for key in get_modality(name).inputs if key in inputs}
+            raw = {key: value for key, value in raw.items() if value is not None}
+            if raw and name in given:
+                raise ValueError(f"The items of modality {name!r} came twice: raw ({sorted(raw)}) and encoded.")
+            if raw:
+                result[name] = self.get_features(name, **raw)
+            elif isinstance(output := given.get(name), ModelOutput):
                 result[name] = output
             elif output is not None:
                 result[name] = BaseModelOutputWithPooling(pooler_output=self.project(name, output))
-        if unknown := sorted(set(result) - set(self.config.modalities)):
-            raise ValueError(f"Encoded items of {unknown}, but this model has {sorted(self.config.modalities)}.")
-        for name in self.config.modalities:
-            present = {key: inputs.pop(key) for key in get_modality(name).inputs if key in inputs}
-            present = {key: value for key, value in present.items() if value is not None}
-            if present and name in result:
-                raise ValueError(f"The items of modality {name!r} came twice: raw ({sorted(present)}) and encoded.")
-            if present:
-                result[name] = self.get_features(name, **present)
         return result
 
     def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
@@ -160,12 +156,10 @@ class OmniModel(OmniPreTrainedModel):
             name: the modality.
             inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
         """
-        return encode_items(name, self.config.modalities[name], getattr(self, f"{name}_tower"), inputs)
+        return run_tower(name, self.config.modalities[name], getattr(self, f"{name}_tower"), inputs)[1]
 
     def project(self, name: str, items: Sequence[EncodedItem]) -> list[torch.Tensor]:
         """Tokens of the Thinker, float[n_i, T] for each encoded item."""
-        if name not in self.config.modalities:
-            raise ValueError(f"Encoded items of {[name]}, but this model has {sorted(self.config.modalities)}.")
         return project(self.config.modalities[name], getattr(self, f"{name}_projector"), items)
 
     def placeholders(
@@ -183,8 +177,6 @@ class OmniModel(OmniPreTrainedModel):
 class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):
     """The fused model with its output head: it reads text and items, and writes text."""
 
-    _tp_plan = {"lm_head": "colwise_gather_output"}
-
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
         self.model = OmniModel(config)
@@ -192,56 +184,25 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):
         self._tied_weights_keys = {"lm_head.weight": f"model.{embedding_name(self.model)}"}
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Module:
-        """The head, float[..., T] -> float[..., V]."""
-        return self.lm_head
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As `StrictLoadingMixin.save_pretrained`; `tie_word_embeddings` says whether head and embedding are tied now."""
-        note_ties(self)
-        return super().save_pretrained(*args, **kwargs)
-
-    def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
-        """As `OmniModel.get_features`."""
-        return self.model.get_features(name, **inputs)
-
     @can_return_tuple
     @cache_by_either_name
     def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: Encoded | None = None,
-        **kwargs: Any,
+        self, *args: Any, labels: torch.Tensor | None = None, logits_to_keep: int | torch.Tensor = 0, **kwargs: Any
     ) -> OmniCausalLMOutputWithPast:
-        """As `OmniModel.forward`, then logits, and the loss where there are labels.
+        """As `OmniModel.forward`, whose arguments it takes; then logits, and the loss where there are labels.
 
         Args:
             labels: int64[B, L], -100 where nothing is to be learnt.
             logits_to_keep: only the last so many positions; 0 for all. Or positions, int64[n] or int64[B, n]; logits are
                 then float[B, n, V]. Or bool[B, L]: the n positions where it is true; logits are then float[n, V]. Training
                 needs those before a label alone.
-            kwargs: `unseen` int64[B, L] and `num_items_in_batch` are for a `loss_function` of the caller's; the rest as in
-                `OmniModel.forward`.
+            kwargs: `unseen` int64[B, L] and `num_items_in_batch` are for a `loss_function` of the caller's.
 
         Raises:
             ValueError: see `OmniModel.forward`, and a label of a position that `logits_to_keep` leaves out.
         """
         loss_kwargs = {key: kwargs.pop(key) for key in LOSS_KWARGS if key in kwargs}
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )
+        outputs = self.model(*args, **kwargs)
         hidden_states = keep(outputs.last_hidden_state, logits_to_keep)
         logits = shape_logits(self.lm_head(hidden_states), self.config.text_config)
         loss = None

@@ -10,6 +10,7 @@ Paths start from the checkpoint. The fingerprints of all parts stand in the conf
 
 import copy
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,13 +103,23 @@ def tower_class(bundle: Modality, config: Any) -> type[PreTrainedModel]:
 
 def read_tower(bundle: Modality, folder: Path, config: Any, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The encoder in a folder, and the report of what its weights lack; `config` is its part of the configuration there."""
-    cls: Any = tower_class(bundle, config)
+    found: Any = tower_class(bundle, config)
+    cls = found
     if not issubclass(cls, StrictLoadingMixin):  # which finds its part by itself
         options["config"] = config
-    read: tuple[PreTrainedModel, dict[str, Any]] = cls.from_pretrained(
-        folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
-    )
-    return read
+        cls = type(cls.__name__, (_NothingExcused, cls), {"__module__": cls.__module__})
+    model, report = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    model.__class__ = found
+    return model, report
+
+
+class _NothingExcused:
+    """Before a model of transformers: its report has all parameters that are missing, also those that its class excuses."""
+
+    def post_init(self) -> None:
+        super().post_init()  # type: ignore[misc]
+        buffers = dict(self.named_buffers())  # type: ignore[attr-defined]
+        self._keys_to_ignore_on_load_missing = set(map(re.escape, buffers))
 
 
 def grow_vocabulary(model: Any, rows: int) -> None:

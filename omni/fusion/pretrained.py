@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 from omni.checkpoints.strict import StrictLoadingMixin
 
 from .configuration_omni import OmniConfig
+from .head import note_ties
 from .parts import gather, kept_apart
 from .quantization import spare_small_parts
 from .signature import CACHE
@@ -97,6 +98,11 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
         """See `StrictLoadingMixin.apart`."""
         with kept_apart(self.config, tensors, Path(save_directory)) as apart:
             yield apart
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As `StrictLoadingMixin.save_pretrained`; `tie_word_embeddings` says whether head and embedding are tied now."""
+        note_ties(self)
+        return super().save_pretrained(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "OmniPreTrainedModel":
         """Training mode for the parts that learn; a part that is frozen as a whole stays in eval mode, without dropout."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import transformers
-from transformers import processing_utils
+from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
@@ -33,9 +33,7 @@ from omni.registry import get_modality, open_item, prepare_items
 
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
-
-# Text that a chat marks as the user's own must not act as a placeholder (`sanitize_control_tokens`, transformers >= 5.23)
-_UNMARKED: str = getattr(processing_utils, "_UNMARKED", "")
+from .placeholders import UNMARKED, check_ids, expand
 
 SHOWN_AS = {"image_processor": "image", "feature_extractor": "audio"}
 """What transformers calls the preprocessor of a modality: as an attribute, and in processor_config.json."""
@@ -102,6 +100,7 @@ class OmniProcessor(ProcessorMixin):
         self.preprocessors = {
             name: given[name] if name in given else get_modality(name).preprocessor_class() for name in sorted(sections)
         }
+        self.token_ids = ids
         self.image_token = get_modality("image").token if "image" in sections else None
         self.image_token_id = ids.get("image")
         self.audio_token = get_modality("audio").token if "audio" in sections else None
@@ -197,9 +196,10 @@ class OmniProcessor(ProcessorMixin):
             offsets = text_kwargs.pop("return_text_replacement_offsets", False) or merged.get(
                 "return_text_replacement_offsets"
             )
-            expanded, replacements = self._expand(texts, counts)
+            tokens = {modality.name: modality.token for modality in self.bundles}
+            expanded, replacements = expand(texts, counts, tokens)
             data |= self.tokenizer(expanded, **text_kwargs)
-            self._check_ids(expanded, data["input_ids"])
+            check_ids(expanded, data["input_ids"], tokens, self.token_ids)
             if offsets:
                 data["text_replacement_offsets"] = replacements
             if type_ids:
@@ -244,60 +244,6 @@ class OmniProcessor(ProcessorMixin):
         shapes = get_modality(name).grid_shapes(self.plan.modalities[name]["encoder"], prepared)
         return [self.plan.num_tokens(name, tuple(shape)) for shape in shapes]
 
-    def _expand(
-        self, texts: list[str], counts: Mapping[str, list[int]]
-    ) -> tuple[list[str], list[list[dict[str, Any]]]]:
-        """Each placeholder repeated as often as its item has tokens, and where (offsets of characters)."""
-        tokens = {modality.token: modality.name for modality in self.bundles}
-        pattern = re.compile(_UNMARKED + "(" + "|".join(map(re.escape, tokens)) + ")")
-        found = {
-            name: [sum(m[1] == token for m in pattern.finditer(t)) for t in texts] for token, name in tokens.items()
-        }
-        for name, per_row in found.items():
-            if sum(per_row) != len(counts.get(name, [])):
-                raise ValueError(
-                    f"The number of {get_modality(name).token} tokens in the prompts should be the same as the number of "
-                    f"items of modality {name!r}, found {sum(per_row)} (by row: {per_row}) and {len(counts.get(name, []))}."
-                )
-        waiting = {name: iter(numbers) for name, numbers in counts.items()}
-        expanded, replacements = [], []
-        for text in texts:
-            pieces: list[str] = []
-            spans: list[dict[str, Any]] = []
-            last = length = 0
-            for match in pattern.finditer(text):
-                name = tokens[match[1]]
-                replacement = match[1] * next(waiting[name])
-                pieces += [text[last : match.start()], replacement]
-                start = length + match.start() - last
-                last, length = match.end(), start + len(replacement)
-                spans.append(
-                    {
-                        "type": name,
-                        "span": match.span(),
-                        "new_span": (start, length),
-                        "text": match[1],
-                        "replacement": replacement,
-                    }
-                )
-            expanded.append("".join([*pieces, text[last:]]))
-            replacements.append(spans)
-        return expanded, replacements
-
-    def _check_ids(self, texts: Sequence[str], input_ids: Any) -> None:
-        """Truncation may cut text, never an item: rows must still hold all of their placeholders."""
-        rows = input_ids.tolist() if hasattr(input_ids, "tolist") else [list(row) for row in input_ids]
-        for modality in self.bundles:
-            token_id = self.plan.modalities[modality.name]["token_id"]
-            for row, (text, ids) in enumerate(zip(texts, rows, strict=True)):
-                expected, found = len(re.findall(_UNMARKED + re.escape(modality.token), text)), ids.count(token_id)
-                if expected != found:
-                    raise ValueError(
-                        f"Mismatch in `{modality.name}` token count in row {row}: the text has {expected} placeholders "
-                        f"{modality.token}, the {len(ids)} input ids only {found}. Truncation cut inside an item; "
-                        "disable truncation or increase `max_length`."
-                    )
-
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
         """As in transformers.
 
@@ -305,7 +251,7 @@ class OmniProcessor(ProcessorMixin):
             OldTransformers: before 5.23, a chat with items that are no pictures; and with `sanitize_control_tokens` a text
                 with a control token, which is read as text from then on.
         """
-        if not _UNMARKED:
+        if not UNMARKED:
             parts, names = list(_nested(conversation)), {modality.name: modality.token for modality in self.bundles}
             special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
             types = [part.get("type") for part in parts if isinstance(part, Mapping)]
@@ -424,7 +370,6 @@ class OmniProcessor(ProcessorMixin):
             )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer._set_processor_class(type(self).__name__)
         for key in ("is_local", "local_files_only"):  # how it was found when it was loaded
             self.tokenizer.init_kwargs.pop(key, None)
         self.tokenizer.chat_template = self.chat_template  # it writes the template's files
@@ -467,8 +412,8 @@ class OmniProcessor(ProcessorMixin):
             for name in sections
             if name not in {SHOWN_AS.get(key) for key in overrides}
         }
-        tokenizer = overrides.pop("tokenizer", None) or cls._load_tokenizer_from_pretrained(
-            "tokenizer", pretrained_model_name_or_path, **kwargs
+        tokenizer = overrides.pop("tokenizer", None) or AutoTokenizer.from_pretrained(
+            pretrained_model_name_or_path, **kwargs
         )
         overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
         if left_out & {*(overrides["asked_by"] or [])}:  # who asks is left out

@@ -33,15 +33,19 @@ def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def follow_registry(*classes: type[Any]) -> None:
-    """Have the signature of these classes' `forward` name the inputs of all modalities, now and after each change."""
-    plain = {cls: inspect.signature(cls.forward) for cls in classes}
+def follow_registry(model: type[Any], with_head: type[Any]) -> None:
+    """Have the signatures of `forward` name the inputs of all modalities, now and after each change.
+
+    Args:
+        model: its forward has all arguments but the inputs of modalities.
+        with_head: its forward takes those arguments, too, and has some of its own.
+    """
+    shared, own = (list(inspect.signature(cls.forward).parameters.values()) for cls in (model, with_head))
+    head = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
 
     def follow() -> None:
-        names = [key for modality in registered() for key in modality.inputs]
-        for cls in classes:
-            cls.forward.__signature__ = plain[cls]
-            cls.forward.__signature__ = _with_inputs(cls.forward, names)
+        for cls, extra in ((model, []), (with_head, head)):
+            cls.forward.__signature__ = _with_inputs(shared, extra)
             for modality in registered():
                 method = f"get_{modality.name}_features"
                 if method not in cls.__dict__:
@@ -50,27 +54,24 @@ def follow_registry(*classes: type[Any]) -> None:
     on_change(follow)
 
 
-def _with_inputs(function: Callable[..., Any], names: Sequence[str]) -> inspect.Signature:
-    """The signature of `forward` with the inputs of all modalities before its **kwargs."""
-    signature = inspect.signature(function, follow_wrapped=True)
-    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    extra = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=torch.Tensor | None)
-        for name in names
+def _with_inputs(shared: Sequence[inspect.Parameter], extra: Sequence[inspect.Parameter]) -> inspect.Signature:
+    """The shared parameters, more of them, and the inputs of all modalities, before the last one, **kwargs."""
+    names = {key: torch.Tensor | None for modality in registered() for key in modality.inputs}
+    names |= {} if CACHE in {parameter.name for parameter in shared} else {CACHE: Cache | None}
+    inputs = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in names.items()
     ]
-    if CACHE not in signature.parameters:
-        extra.append(inspect.Parameter(CACHE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Cache | None))
-    rest = [p for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD]
-    return signature.replace(parameters=[*own, *extra, *rest])
+    return inspect.Signature([*shared[:-1], *extra, *inputs, shared[-1]])
 
 
 def _features_method(name: str, inputs: tuple[str, ...]) -> Callable[..., Any]:
     @can_return_tuple
     def get_features(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.get_features(name, **dict(zip(inputs, args, strict=False)), **kwargs)
+        return self.base_model.get_features(name, **dict(zip(inputs, args, strict=False)), **kwargs)
 
     get_features.__name__ = f"get_{name}_features"
-    get_features.__doc__ = f"Projected tokens of {name} items; see `get_features`."
+    get_features.__doc__ = f"Projected tokens of {name} items; see `OmniModel.get_features`."
     parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     parameters += [inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD) for key in inputs]
     parameters += [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]

@@ -102,17 +102,29 @@ def readable_mask(mask: Any, config: Any, dtype: torch.dtype) -> Any:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
 
 
-def is_served(config: Any, attention_mask: Any) -> bool:
-    """Whether a server such as vLLM or SGLang, with its own attention and cache, runs this step.
+def starts_rows(model: Any, attention_mask: Any, cache: Cache | None) -> bool:
+    """Whether this step reads rows from their start, so that each placeholder in them needs its item.
 
-    transformers makes no mask for such an attention, and none is given. The server embeds prompts and places items before
-    it calls the model. Nothing is counted here, since an error in a step ends the server for everybody.
+    A server such as vLLM or SGLang has its own attention and cache. It embeds prompts and places items before it calls the
+    model. Nothing is counted then, since an error in a step ends the server for everybody.
 
     Args:
-        config: of the Thinker.
-        attention_mask: as `forward` gets it.
+        model: the fused model without its head.
+        attention_mask: as `forward` gets it. transformers makes no mask for a server's attention, and none is given.
+        cache: what has been read.
+
+    Raises:
+        ValueError: a server runs a model with parts that were never trained.
     """
-    return attention_mask is None and config._attn_implementation not in ALL_MASK_ATTENTION_FUNCTIONS
+    attention = model.language_model.config._attn_implementation
+    if attention_mask is not None or attention in ALL_MASK_ATTENTION_FUNCTIONS:
+        return cached_tokens(cache) == 0
+    if model.config.untrained and not model.training:
+        raise ValueError(
+            f"{untrained_message(model.config.untrained)} Train them before they are served, or empty `untrained` in "
+            "config.json."
+        )
+    return False
 
 
 def refuse_unknown(model: Any, arguments: Mapping[str, Any]) -> None:
@@ -133,15 +145,6 @@ def refuse_unknown(model: Any, arguments: Mapping[str, Any]) -> None:
         raise TypeError(
             f"{type(model).__name__} knows no argument {', '.join(map(repr, unknown))}{''.join(lacking)}. Its modalities "
             f"read {reads}."
-        )
-
-
-def refuse_untrained(model: Any) -> None:
-    """Raise `ValueError` if a fused model is served with parts that were never trained."""
-    if model.config.untrained and not model.training:
-        raise ValueError(
-            f"{untrained_message(model.config.untrained)} Train them before they are served, or empty `untrained` in "
-            "config.json."
         )
 
 

@@ -27,8 +27,9 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
 from omni.fusion.thinker import eager_attention
 from omni.loading.encoder import Encoder
+from omni.questions import Answer
 from omni.registry import get_modality
-from omni.session import Answer, Session
+from omni.session import Session
 
 Floats = NDArray[np.float32]
 
@@ -123,7 +124,7 @@ def encoder_attention(encoder: Encoder, item: Any, layer: int | None = None) -> 
 
 
 def places_of(shape: Sequence[int]) -> str:
-    """What the places of a grid are called."""
+    """The noun for the places of a grid."""
     return "patches" if len(shape) == 2 else "tokens"
 
 
@@ -160,7 +161,7 @@ class WordAttention:
 
 
 class _Tokens(BaseStreamer):
-    """Keeps the tokens that `generate` reads and writes."""
+    """Notes the tokens that `generate` reads and writes."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -201,10 +202,10 @@ def word_attention(
 
 @torch.inference_mode()
 def session_attention(session: Session, question: str, max_new_tokens: int = 192) -> WordAttention:
-    """The same as `word_attention`. Items that the session has encoded are not encoded again."""
+    """As `word_attention`, but items that the session has encoded are not encoded again."""
     model, sections = session.model, session.model.config.modalities
     _expect_no_dropout(model)
-    if not session.count:
+    if not session.items:
         raise AttentionError("Expected at least one item to look at, found none; pass one.")
     if not any("grid" in _parts(sections[item.modality]) for item in session.items):
         noun = get_modality(session.items[0].modality).noun
@@ -230,7 +231,7 @@ def session_attention(session: Session, question: str, max_new_tokens: int = 192
     # the tokens of an item follow one another, and those of the items of a modality stand in their order
     places = {name: np.flatnonzero(np.array(tokens.ids) == sections[name]["token_id"]) for name in encoded}
     everything, on_items = by_word.sum(1), by_word[:, np.concatenate([*places.values()])].sum(1)
-    over_places, cls = [], np.zeros((session.count, len(words)), dtype=np.float32)
+    over_places, cls = [], np.zeros((len(session.items), len(words)), dtype=np.float32)
     for number, (name, item) in enumerate(session.items):
         mine, places[name] = np.split(places[name], [model.config.num_tokens(name, item.grid_shape)])
         if "cls" in _parts(sections[name]):  # CLS is the first token of an item

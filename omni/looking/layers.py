@@ -23,7 +23,6 @@ Conventions:
 
 import copy
 import inspect
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -39,15 +38,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from omni.checkpoints.folder import reason_of
+from omni.files import read_json
 from omni.fusion.thinker import eager_attention
 from omni.items import Item, read_item
 from omni.loading.encoder import Encoder, find_encoder, load_encoder
 
 BYTES = 4
-"""Bytes of a float32."""
+"""Bytes per float32."""
 
 OURS = "omni_vision"
-"""Model type of a configuration without one, as the seed document has it."""
+"""The model type of a configuration that names none, as in the seed document."""
 
 Shape = tuple[int, ...]
 
@@ -106,7 +107,7 @@ def inspect_encoder(
     batch_size: int = 1,
     item: Any = None,
 ) -> Inspection:
-    """List the steps of an encoder: of omni's own also those that are no modules, of any other its modules.
+    """List the steps of an encoder: the modules, and for omni's own encoders also steps that are no modules.
 
     Args:
         config_or_path: a configuration, a checkpoint folder, or a JSON file with a configuration. A configuration without
@@ -221,7 +222,7 @@ def _memory(number: int) -> str:
 def _read_config(path: Path) -> PreTrainedConfig:
     path = path / "config.json" if path.is_dir() else path
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read; expected a checkpoint folder or a JSON configuration.") from error
     except ValueError as error:
@@ -239,8 +240,8 @@ def _build(config: PreTrainedConfig) -> PreTrainedModel:
     try:
         # a copy, because from_config writes the attention into the configuration
         model = AutoModel.from_config(copy.deepcopy(config), attn_implementation="eager")
-    except (ValueError, ImportError) as error:
-        raise ValueError(f"No model of type {config.model_type!r} can be built: {error}") from error
+    except Exception as error:  # sizes from anywhere; what builds a model of them raises anything
+        raise ValueError(f"No model of type {config.model_type!r} can be built: {reason_of(error)}") from error
     return model.float().eval()
 
 
@@ -255,7 +256,7 @@ def _pictures(model: PreTrainedModel, size: tuple[int, int], batch_size: int) ->
 
 
 def _sees(config: PreTrainedConfig) -> bool:
-    """Whether it describes an encoder of pictures. One of videos reads `pixel_values`, too, but under another key."""
+    """Whether this is the configuration of an encoder of pictures. Those of videos read `pixel_values` under another key."""
     try:
         return "pixel_values" in find_encoder(config)[0].inputs
     except ValueError:
@@ -275,7 +276,7 @@ def _height_and_width(size: Any, config: PreTrainedConfig) -> tuple[int, int]:
 def _with_item(
     source: PreTrainedConfig | Path, config: PreTrainedConfig, item: Item | None, batch_size: int
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """An encoder, and what it reads of an item, `batch_size` times."""
+    """An encoder, and the inputs of an item, `batch_size` times."""
     name = None if item is None else item.modality
     if isinstance(source, Path) and source.is_dir():
         encoder = load_encoder(source, name)
@@ -295,7 +296,7 @@ def _with_item(
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the steps of a forward pass inside of its `with` block.
+    """Records the steps of a forward pass inside a `with` block.
 
     Attributes:
         steps: names of modules in the order in which they are entered. Attention scores are no module; they appear where
@@ -382,7 +383,7 @@ def _walk(model: nn.Module, watch: _Watch, flops: dict[str, int]) -> list[Step]:
             if not parts and (isinstance(module, nn.Identity) or "Drop" in type(module).__name__):
                 continue
             memory = sum(part.activation_bytes for part in parts if part.depth == depth + 1)
-            if not parts or any(True for _ in module.parameters(recurse=False)):  # its output is no output of its parts
+            if not parts or any(True for _ in module.parameters(recurse=False)):  # its output is its own
                 memory += size
             rows.append(
                 Step(
@@ -419,7 +420,7 @@ def _as_in_the_seed(rows: list[Step], model: Any, output: Any) -> list[Step]:
 
 
 def _as_it_hears(rows: list[Step], model: Any, output: Any) -> list[Step]:
-    """The steps of the audio encoder: its stem has parts as a block has."""
+    """The steps of the audio encoder. Its stem has parts, as a block has."""
     inside = [row for row in rows if (row.module or "").startswith("embeddings.stem")]
     embeddings, others = rows[0], rows[1 + len(inside) :]
     stem, parts = inside[0], list[Step]()
@@ -446,7 +447,7 @@ def _blocks_and_outputs(rows: list[Step], model: Any, output: Any) -> list[Step]
 
 
 def _made(name: str, shape: Shape, depth: int = 0, parameters: int = 0) -> Step:
-    """A step that is no module, with an output of its own."""
+    """A step that is no module but has an output."""
     size = BYTES * math.prod(shape)
     return Step(name=name, shape=shape, depth=depth, parameters=parameters, activation_bytes=size)
 

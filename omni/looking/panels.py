@@ -1,4 +1,4 @@
-"""Draw attention: the weights of `attention` as colours over what is seen of the items, see `Modality.show`.
+"""Draw attention: the weights of `attention` as colours over the items, which `Modality.show` makes visible.
 
 draw_encoder(encoder_attention(encoder, item), encoder, item)    a sheet of heads, their mean, and rollout
 draw_words(word_attention(...), processor, items)                a sheet of words, one line for each item
@@ -122,7 +122,7 @@ def as_seen(preprocessor: Any, picture: Image.Image, width: int = PANEL) -> Imag
 
 
 def _sheet(title: str, groups: Sequence[Sequence[_Panel]], columns: int = 6) -> Image.Image:
-    """Panels in lines of `columns`, each group from a new line on. Below stands the scale of the colours."""
+    """Panels in lines of `columns`. Each group begins a new line. The scale of the colours is at the bottom."""
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
     rows = [group[start : start + columns] for group in groups for start in range(0, len(group), columns)]
     heights = [row[0].picture.height for row in rows]  # the panels of a line show one item

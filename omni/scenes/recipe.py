@@ -103,6 +103,10 @@ class Scenes(Drawn):
             *(self.said, self.fastest),
         )
 
+    def asked_by(self) -> list[str]:
+        """Sounds, where questions are spoken."""
+        return ["audio"] if self.voices is not None and self.mix.get("spoken") else []
+
     def texts(self) -> Iterator[str]:
         """One question of every kind about each of 4,000 scenes, and the answers."""
         for seed in range(4000):

@@ -1,4 +1,4 @@
-"""Serving: a fused model for programs that speak OpenAI's interface, and for clients that nobody has reason to trust.
+"""A server with OpenAI's interface for a fused model. It trusts no client.
 
 requests.py    what a request may ask for: every field, and its bounds
 remote.py      files from addresses on the public internet, and from no others

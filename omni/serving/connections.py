@@ -1,7 +1,8 @@
-"""Who may speak to the server, and for how long it may keep silent; and what a refusal looks like."""
+"""Which clients the server listens to, how long it waits for them, and what a refusal looks like."""
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,11 +13,11 @@ from starlette.responses import JSONResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 IDLE_SECONDS = 10.0
-"""For a client to begin a request, and to take what was sent to it."""
+"""Seconds that a client has to begin a request, and to take what was sent to it."""
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when its client keeps it waiting.
+    """A connection that closes when its client keeps the server waiting too long.
 
     uvicorn waits for ever for a request that has begun, and for a client that does not read.
     """
@@ -30,7 +31,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:  # a request is there
+        if self.conn.their_state is not h11.IDLE:  # a request has begun
             self._since = self.loop.time()
 
     def _look(self) -> None:
@@ -46,7 +47,7 @@ class Connection(H11Protocol):
 
 
 class Doorkeeper:
-    """Refuses what a page of another site sends through its reader's browser.
+    """Refuses requests that the page of another site sends through a visitor's browser.
 
     Such a page may send requests to any address, also under a name of its own that it lets stand for this machine. Then
     the name is in Host; else the browser says in Origin whose page it is.
@@ -77,13 +78,15 @@ class Doorkeeper:
             ipaddress.ip_address(name)
         except ValueError:
             return not name or name in self._hosts
-        return True  # no name, so nobody else's
+        return True  # an address is no name, so it cannot belong to somebody else
 
 
 def refused(http: Any, error: Any) -> Response:
-    """A refusal in the form in which OpenAI's clients look for the sentence."""
+    """A refusal in the form that OpenAI's clients expect."""
     status = getattr(error, "status", None) or error.status_code
     message = str(getattr(error, "detail", error))
+    if message == HTTPStatus(status).phrase:
+        message = f"This server has nothing at {http.url.path[:100]!r} for {http.method}."
     kind = "invalid_request_error" if status < 500 else "server_error"
     described = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": described}, status_code=status, headers=getattr(error, "headers", None))

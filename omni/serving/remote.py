@@ -1,4 +1,4 @@
-"""Fetch a file for a client, who must not reach through this machine what only this machine can reach.
+"""Fetch a file for a client. The client must not reach addresses through this server that only this machine can reach.
 
 A name is looked up once, all of its addresses are judged, and the connection goes to one of these: what the name stands
 for a moment later does not matter. Redirects are followed one by one, each under the same rule. Files on this machine
@@ -18,10 +18,10 @@ import httpcore2
 MAX_BYTES = 20_000_000
 MAX_REDIRECTS = 5
 MAX_SECONDS = 20.0
-"""For everything together."""
+"""Seconds for all steps together."""
 
 _UNICAST = tuple(map(ipaddress.ip_network, ("0.0.0.0/0", "2000::/3")))
-"""Where addresses of the public internet are, if `_SPECIAL` does not take them out. All other IPv6 is something else: this
+"""The ranges of public addresses, but for those in `_SPECIAL`. All other IPv6 is something else: this
 machine, private and link-local networks, multicast, and forms that stand for an IPv4 address (::/96, NAT64)."""
 
 _SPECIAL = tuple(
@@ -57,15 +57,15 @@ _SPECIAL = tuple(
 """The registries of special addresses, as a list of its own: what Python thinks of them changes from version to version."""
 
 _LOOKUPS = ThreadPoolExecutor(16, "lookup")
-"""Names that take long to look up keep nothing else waiting."""
+"""Threads that look up names. A slow name keeps nothing else waiting."""
 
 
 class RemoteError(ValueError):
-    """An address that nothing is fetched from, or that gave nothing; the message is one sentence."""
+    """An address is refused, or gives no file; the message is one sentence."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet: not of this machine, a private network, a cloud's metadata."""
+    """Whether an IP address is on the public internet: not this machine, a private network or a cloud's metadata."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         ip = ip.ipv4_mapped
@@ -73,13 +73,13 @@ def is_public(address: str) -> bool:
 
 
 class _Network(httpcore2.AnyIOBackend):
-    """Connections to allowed addresses alone."""
+    """Connects to allowed addresses alone."""
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._allowed = allowed
 
     async def connect_tcp(self, host: str, port: int, *args: Any, **kwargs: Any) -> httpcore2.AsyncNetworkStream:
-        """Look the name up, judge, connect to an address that was judged."""
+        """Look up the name, check the addresses, and connect to one that was checked."""
         look_up = asyncio.get_running_loop().run_in_executor
         try:
             found = await look_up(_LOOKUPS, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
@@ -94,7 +94,7 @@ class _Network(httpcore2.AnyIOBackend):
         for address in addresses[:-1]:
             try:
                 return await super().connect_tcp(address, port, *args, **kwargs)
-            except httpcore2.NetworkError:  # there may be no way to addresses of its kind
+            except httpcore2.NetworkError:  # this machine may have no route to addresses of this kind
                 continue
         return await super().connect_tcp(addresses[-1], port, *args, **kwargs)
 
@@ -118,7 +118,7 @@ async def fetch(url: str, allowed: Callable[[str], bool] = is_public, max_bytes:
 
 
 async def _follow(url: str, allowed: Callable[[str], bool], max_bytes: int) -> bytes:
-    """What is at an address, or where it redirects to."""
+    """The bytes at an address, or the address that it redirects to."""
     async with httpcore2.AsyncConnectionPool(network_backend=_Network(allowed)) as pool:
         for _ in range(MAX_REDIRECTS + 1):
             try:

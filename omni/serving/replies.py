@@ -1,42 +1,44 @@
-"""What the worker wrote, in the forms that OpenAI's clients expect: as one object, or as events of a stream."""
+"""Answers in the forms that OpenAI's clients expect: one object, or the events of a stream."""
 
+import base64
 import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from .requests import Chat, Completion, Request, Response
-from .writing import End, Piece, Token
+from .requests import Chat, Completion, Embeddings, Request, Response
+from .writing import End, Event, Piece, Token, Vectors
 
 LEAST = -9999.0
-"""Logarithm of a probability of nothing, for which JSON has no number."""
+"""Stands for the logarithm of a probability of 0, for which JSON has no number."""
 
 
 class Reply:
-    """The answer to one request; a form for each interface."""
+    """The answer to one request. Each interface has a subclass."""
 
-    def __init__(self, model: str, request: Request) -> None:
+    def __init__(self, model: str, request: Any) -> None:
         self.request = request
         self.id = uuid.uuid4().hex
         self.common = {"model": model, "created": int(time.time())}
 
-    async def whole(self, answer: AsyncIterator[Piece | End]) -> dict[str, Any]:
+    async def whole(self, answer: AsyncIterator[Event]) -> dict[str, Any]:
         """The answer as one object."""
         pieces: list[Piece] = []
         async for event in answer:
             if isinstance(event, End):
                 end = event
-            else:
+            elif isinstance(event, Piece):
                 pieces.append(event)
         text = "".join(piece.text for piece in pieces)
         return self._whole(text, [token for piece in pieces for token in piece.tokens], end)
 
-    async def stream(self, answer: AsyncIterator[Piece | End]) -> AsyncIterator[str]:
+    async def stream(self, answer: AsyncIterator[Event]) -> AsyncIterator[str]:
         """The answer as server-sent events."""
         for event in self._begin():
             yield _sse(event)
         async for part in answer:
+            assert not isinstance(part, Vectors), "vectors are not streamed"
             for event in self._end(part) if isinstance(part, End) else self._piece(part):
                 yield _sse(event)
         yield "data: [DONE]\n\n"
@@ -54,8 +56,32 @@ class Reply:
         raise NotImplementedError
 
 
+class EmbeddingReply(Reply):
+    """To `/v1/embeddings`."""
+
+    async def whole(self, answer: AsyncIterator[Event]) -> dict[str, Any]:
+        """The vectors as one object."""
+        data: list[dict[str, Any]] = []
+        read = 0
+        async for event in answer:
+            if isinstance(event, Vectors):
+                data = [
+                    {"object": "embedding", "index": index, "embedding": self._written(vector)}
+                    for index, vector in enumerate(event.values)
+                ]
+            elif isinstance(event, End):
+                read = event.tokens_read
+        usage = {"prompt_tokens": read, "total_tokens": read}
+        return {"object": "list", "data": data, "model": self.common["model"], "usage": usage}
+
+    def _written(self, vector: Any) -> Any:
+        if self.request.encoding_format == "float":
+            return vector.tolist()
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+
+
 class ChatReply(Reply):
-    """To `/v1/chat/completions`."""
+    """The answer to `/v1/chat/completions`."""
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": f"chatcmpl-{self.id}", "object": kind, **self.common, "choices": choices}
@@ -91,7 +117,7 @@ class ChatReply(Reply):
 
 
 class CompletionReply(Reply):
-    """To `/v1/completions`."""
+    """The answer to `/v1/completions`."""
 
     def __init__(self, model: str, request: Request) -> None:
         super().__init__(model, request)
@@ -127,7 +153,7 @@ class CompletionReply(Reply):
 
 
 class ResponseReply(Reply):
-    """To `/v1/responses`."""
+    """The answer to `/v1/responses`."""
 
     def __init__(self, model: str, request: Request) -> None:
         super().__init__(model, request)
@@ -201,7 +227,12 @@ class ResponseReply(Reply):
         yield self._event(whole["status"], response=whole)
 
 
-REPLIES: dict[type[Request], type[Reply]] = {Chat: ChatReply, Completion: CompletionReply, Response: ResponseReply}
+REPLIES: dict[type[Request | Embeddings], type[Reply]] = {
+    Chat: ChatReply,
+    Completion: CompletionReply,
+    Response: ResponseReply,
+    Embeddings: EmbeddingReply,
+}
 
 
 def _sse(event: dict[str, Any]) -> str:
@@ -210,7 +241,7 @@ def _sse(event: dict[str, Any]) -> str:
 
 
 def failure(message: str) -> str:
-    """The event by which a stream says that it comes to no end."""
+    """The event that says that a stream has failed."""
     return _sse({"error": {"message": message, "type": "server_error", "code": None, "param": None}})
 
 
@@ -237,7 +268,7 @@ def _described(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 
 def _one(text: str, logprob: float) -> dict[str, Any]:
-    whole = "\ufffd" not in text  # else a part of a letter, of which the bytes are not known
+    whole = "\ufffd" not in text  # otherwise it is a part of a letter, whose bytes are not known
     return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode()) if whole else None}
 
 

@@ -1,4 +1,4 @@
-"""What a request may ask for: every field of the three interfaces with its bounds, and the items in it.
+"""What a request may contain: every field of the four interfaces with its bounds, and the items.
 
 A field that is not here is refused by its name, one that has no place in an answer (`harmless`) is dropped, and one that
 asks for what this server cannot do is refused unless it asks for nothing. So nothing is passed over, and nothing that a
@@ -20,9 +20,9 @@ from omni.items import modality_of
 from omni.modality import Modality
 
 MAX_VALUES = 200_000
-"""Of all lists and objects of a request together: two bytes of JSON can become sixty bytes of memory."""
+"""Values in all lists and objects of a request together. Two bytes of JSON can take sixty bytes of memory."""
 MAX_UNITS = 200_000_000
-"""Pixels of all pictures of a request together, samples of all sounds, and so on, by what their files say of themselves."""
+"""Units of all items of a request together, as their files state them: pixels, samples, ... (`Modality.measure`)."""
 
 
 class RequestError(ValueError):
@@ -35,7 +35,7 @@ class RequestError(ValueError):
 
 
 def _only(*neutral: Any) -> BeforeValidator:
-    """A field that asks for what this server cannot do, unless it is one of these values."""
+    """A field for something that this server cannot do. Only these values are accepted."""
 
     def check(value: Any) -> Any:
         if not any(value == each and type(value) is type(each) for each in neutral):
@@ -47,7 +47,7 @@ def _only(*neutral: Any) -> BeforeValidator:
 
 
 def _wrapped(wrap: Callable[[str], Any], expected: str) -> BeforeValidator:
-    """A field in which text stands for a longer form."""
+    """A field that may be text, which stands for a longer form."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, str | list | dict):
@@ -58,7 +58,7 @@ def _wrapped(wrap: Callable[[str], Any], expected: str) -> BeforeValidator:
 
 
 def _few(limit: int, values: Any) -> Any:
-    """Refuse an object of many entries before each of them is found wrong."""
+    """Refuse an object with too many entries at once, instead of one error for each."""
     if isinstance(values, dict) and len(values) > limit:
         raise PydanticCustomError(
             "few", "expected at most {limit} entries, found {found}", {"limit": limit, "found": len(values)}
@@ -88,7 +88,7 @@ Variables = Annotated[
 
 
 class _Checked(BaseModel):
-    """An object of a request: no field that is not declared, none of another type; null is as good as nothing."""
+    """An object in a request. Unknown fields and other types are refused; null counts as absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     harmless: ClassVar[frozenset[str]] = frozenset()
@@ -105,14 +105,14 @@ class _Checked(BaseModel):
 
 
 class Address(_Checked):
-    """Where a file is: its data URI, or an address on the public internet."""
+    """A file: its data URI, or an address on the public internet."""
 
     harmless = frozenset({"detail", "format"})
     url: str
 
 
 class Recording(_Checked):
-    """A sound as base64, and its kind, such as "wav"."""
+    """A sound as base64, and its format, such as "wav"."""
 
     data: str
     format: Annotated[str, Field(pattern=r"^[a-z0-9.+-]+$", max_length=20)]
@@ -144,7 +144,7 @@ KINDS = {
     "file": ("file", None),
     "input_file": ("file", None),
 }
-"""What a part may be, the field that holds it, and the media type that its name tells."""
+"""The types of parts, the field that holds each, and the media type that follows from the type."""
 Url = Annotated[Address | None, _wrapped(lambda text: {"url": text}, "the address of a file")]
 
 
@@ -175,7 +175,7 @@ class Part(_Checked):
     @model_validator(mode="before")
     @classmethod
     def _nest(cls, values: Any) -> Any:
-        """In `input_file` the fields of a file are those of the part."""
+        """Move the fields of a file: in `input_file` they stand in the part itself."""
         if not isinstance(values, dict) or values.get("type") != "input_file":
             return values
         fields = {"file_data", "file_url", "filename"} & {*values}
@@ -194,7 +194,7 @@ class Part(_Checked):
 
     @property
     def _address(self) -> str:
-        """The data URI of an item, or where it is; empty if there is neither."""
+        """The data URI or the address of an item; empty if it has neither."""
         if self.file is not None:
             return self.file.file_data or self.file.file_url or ""
         found = self.image_url or self.audio_url or self.video_url
@@ -202,30 +202,30 @@ class Part(_Checked):
 
     @property
     def remote(self) -> str | None:
-        """The address to fetch it from, if it is an item that is elsewhere."""
+        """The address to fetch the item from, if it has one."""
         address = self._address
         return address if re.match(r"https?://", address, re.IGNORECASE) else None
 
     @property
     def media_types(self) -> list[str]:
-        """What it says that it is: its file first, then the type of the part."""
+        """The media type: the one that the file gives, else that of the part's type."""
         said = re.match(r"data:([\w.+-]+/[\w.+-]+)", self._address[:200], re.IGNORECASE)
         file = f"audio/{self.input_audio.format}" if self.input_audio else said[1] if said else None
         return [each for each in (file, KINDS[self.type][1]) if each]
 
     def modality(self, among: Iterable[str] | None = None) -> Modality | None:
-        """The modality that it belongs to by its media type; among all that there are, or some."""
+        """The modality that the media type belongs to, among all or among some."""
         names = None if among is None else list(among)
         return next((found for each in self.media_types if (found := modality_of(each, names))), None)
 
     @property
     def noun(self) -> str:
-        """What messages call it."""
+        """The noun for it in messages."""
         found = self.modality()
         return found.noun if found else "file"
 
     def fetched(self, data: bytes) -> None:
-        """Keep what was at `remote`."""
+        """Keep the bytes that were fetched from `remote`."""
         self._fetched = data
 
     def data(self) -> bytes:
@@ -246,16 +246,16 @@ class Part(_Checked):
                 f"{address[:60]!r}; files on the server are not read."
             )
         try:
-            in_one = encoded.encode("ascii").translate(None, b" \t\r\n")  # some tools break it into lines
+            in_one = encoded.encode("ascii").translate(None, b" \t\r\n")  # some tools break base64 into lines
             return base64.b64decode(in_one, validate=True)
-        except ValueError as error:  # also of characters that are not ASCII
+        except ValueError as error:  # raised for characters that are not ASCII, too
             reason = error if isinstance(error, binascii.Error) else "other characters than ASCII"
             what = "data" if self.input_audio else "data URI"
             raise RequestError(f"its {what} is not valid base64 ({reason}); encode it again.") from error
 
 
 class Message(_Checked):
-    """A turn of a chat."""
+    """One message of a chat."""
 
     harmless = frozenset({"annotations", "id", "name", "phase", "status"})
     role: Literal["system", "developer", "user", "assistant"]
@@ -276,11 +276,11 @@ class Message(_Checked):
 Messages = Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
 
 
-# --- The three interfaces ---------------------------------------------------------------------------------------------
+# --- The interfaces ---------------------------------------------------------------------------------------------------
 
 
 class StreamOptions(_Checked):
-    """What a stream says besides the answer."""
+    """What a stream contains besides the answer."""
 
     harmless = frozenset({"include_obfuscation"})
     include_usage: bool = False
@@ -294,7 +294,7 @@ class TextOptions(_Checked):
 
 
 class Generation(_Checked):
-    """Of transformers' `GenerationConfig` what a client may set, as `transformers chat` does."""
+    """The fields of transformers' `GenerationConfig` that a client may set, as `transformers chat` does."""
 
     harmless = frozenset({"transformers_version", "_from_model_config", "bos_token_id", "eos_token_id", "pad_token_id"})
     do_sample: bool | None = None
@@ -308,7 +308,7 @@ class Generation(_Checked):
 
 
 def _read_json(value: Any) -> Any:
-    """JSON inside of JSON."""
+    """JSON as a string inside of JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -339,8 +339,12 @@ class Request(_Checked):
 
     @property
     def alternatives(self) -> int | None:
-        """How many likely tokens are wanted beside each one, with their probabilities; None: no probabilities."""
+        """How many likely tokens the client wants beside each token, with probabilities; None for no probabilities."""
         return None
+
+    def items(self) -> Iterator[tuple[str, Part]]:
+        """The items in their order, each with its place for messages."""
+        yield from ()
 
 
 class Conversation(Request):
@@ -367,7 +371,7 @@ class Conversation(Request):
         return self
 
     def turns(self) -> list[Message]:
-        """The messages, with what the model is told before them."""
+        """The messages, with the instructions before them."""
         return self.messages
 
     def items(self) -> Iterator[tuple[str, Part]]:
@@ -466,6 +470,26 @@ class Completion(Request):
         return self.logprobs
 
 
+class Embeddings(_Checked):
+    """The body of `/v1/embeddings`: texts and items, a vector for each."""
+
+    harmless = frozenset({"user"})
+    stream: ClassVar[bool] = False
+    model: Annotated[str, Field(max_length=4096)] | None = None
+    input: Annotated[
+        list[Annotated[Part, _wrapped(lambda text: {"type": "text", "text": text}, "text or a part")]],
+        Field(min_length=1, max_length=1000, fail_fast=True),
+        _wrapped(lambda text: [{"type": "text", "text": text}], "text, or a list of texts and parts"),
+    ]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[Any, _only()] = None
+
+    def items(self) -> Iterator[tuple[str, Part]]:
+        """The parts in their order, each with its place for messages."""
+        for number, part in enumerate(self.input):
+            yield f"input[{number}]", part
+
+
 class Loading(_Checked):
     """The body of `/load_model`."""
 
@@ -495,7 +519,7 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first thing that is wrong, and where."""
+    """A sentence about the first error and its place."""
     found = error.errors(include_url=False, include_context=False)[0]
     steps = [f"[{step}]" if isinstance(step, int) else f".{step}" for step in found["loc"]]
     where = "".join(steps).removeprefix(".")

@@ -1,4 +1,4 @@
-"""The server: connections, routes, and refusals in the form in which OpenAI's clients look for the sentence.
+"""The server: connections, routes, and refusals in the form that OpenAI's clients expect.
 
     bytes -> requests.py -> files from elsewhere, remote.py -> worker.py -> replies.py -> bytes
 
@@ -29,18 +29,18 @@ from omni.loading.checkpoint import load
 from .connections import Connection, Doorkeeper, refused
 from .remote import MAX_BYTES, MAX_SECONDS, RemoteError, fetch, is_public
 from .replies import REPLIES, Reply, failure
-from .requests import Chat, Completion, Conversation, Loading, Request, RequestError, Response, parse
+from .requests import Chat, Completion, Embeddings, Loading, Request, RequestError, Response, parse
 from .worker import FAILED, Worker
-from .writing import End, Job, Piece
+from .writing import Event, Job
 
 MAX_BODY = 50 * 2**20
 """Bytes of a request at most."""
 LARGE = 2**20
-"""Bytes of a request from which on it waits for its turn to be read, so that few of them are in memory."""
+"""From so many bytes on, a request waits for its turn to be read, so that few of them are in memory."""
 TURNS = 4
-"""Large requests at once, and as many that fetch files."""
+"""How many large requests are read at once, and how many fetch files."""
 BODY_SECONDS = 60
-"""For a client to send a request, from when its turn has come."""
+"""Seconds that a client has to send a request, once its turn has come."""
 MAX_CONNECTIONS = 512
 
 
@@ -87,7 +87,7 @@ def serve(
             model.to(device)
             worker = Worker(model, processor)
             worker.try_out()
-        except Exception as error:  # of devices nearly everything is raised
+        except Exception as error:  # a device may raise nearly anything
             raise ServingError(f"The model cannot answer on device {device!r} ({error}); try --device cpu.") from error
         stack.callback(worker.close)
         names = [name or Path(checkpoint).resolve().name, str(checkpoint)]
@@ -111,7 +111,7 @@ def _any(address: str) -> bool:
 
 
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket for each address that a name stands for, as `localhost` is one of IPv4 and one of IPv6."""
+    """A socket for each address of a host name. `localhost` has one of IPv4 and one of IPv6."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, address in {(family, address) for family, *_, address in found}:
@@ -126,7 +126,7 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
 
 
 def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callable[[str], bool]) -> Starlette:
-    """The application of a worker.
+    """The ASGI application that hands requests to a worker.
 
     Args:
         worker: the model.
@@ -151,11 +151,11 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
         return JSONResponse({"status": "ok"})
 
     async def load_model(http: Http) -> Bytes:
-        """What `transformers chat` begins with."""
+        """`transformers chat` calls this first."""
         only(parse(Loading, await _read(http, LARGE)).model)
         return Bytes(f"data: {json.dumps({'status': 'ready', 'cached': True})}\n\n", media_type="text/event-stream")
 
-    def answers(kind: type[Request]) -> "_Answers":
+    def answers(kind: type[Request | Embeddings]) -> "_Answers":
         return _Answers(kind, worker, names[0], only, allowed, turns)
 
     turns = _Turns()
@@ -164,6 +164,7 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
             Route("/v1/chat/completions", answers(Chat), methods=["POST"]),
             Route("/v1/completions", answers(Completion), methods=["POST"]),
             Route("/v1/responses", answers(Response), methods=["POST"]),
+            Route("/v1/embeddings", answers(Embeddings), methods=["POST"]),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
@@ -180,18 +181,18 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
 
 
 class _Turns:
-    """Who may hold much in memory: few at a time, the others wait."""
+    """Limits how many large requests are in memory at once. The others wait."""
 
     def __init__(self) -> None:
         self.large, self.fetching = asyncio.Semaphore(TURNS), asyncio.Semaphore(TURNS)
 
 
 class _Answers:
-    """The route of one interface, as an application of its own: what it holds is held until the answer was sent."""
+    """The route of one interface, as an ASGI application: it keeps its turn until the answer is sent."""
 
     def __init__(
         self,
-        kind: type[Request],
+        kind: type[Request | Embeddings],
         worker: Worker,
         name: str,
         only: Callable[[str | None], None],
@@ -220,8 +221,8 @@ class _Answers:
                 answering.cancel()
             await answering.result()(scope, receive, send)
 
-    async def _respond(self, request: Request, held: AsyncExitStack) -> Bytes:
-        """The whole answer, or the beginning of a stream; whatever is wrong with a request is known until then."""
+    async def _respond(self, request: Request | Embeddings, held: AsyncExitStack) -> Bytes:
+        """The whole answer, or the beginning of a stream. An error in a request is known before."""
         self._only(request.model)
         await self._fetch(request, held)
         job, reply = self._worker.take(request), REPLIES[self._kind](self._name, request)
@@ -235,10 +236,9 @@ class _Answers:
             raise
         return StreamingResponse(_events(job, reply, _chain(first, answer)), media_type="text/event-stream")
 
-    async def _fetch(self, request: Request, held: AsyncExitStack) -> None:
-        """Get the items that are elsewhere."""
-        items = request.items() if isinstance(request, Conversation) else ()
-        remote = [(where, part, part.remote) for where, part in items if part.remote]
+    async def _fetch(self, request: Request | Embeddings, held: AsyncExitStack) -> None:
+        """Fetch the items that have an address."""
+        remote = [(where, part, part.remote) for where, part in request.items() if part.remote]
         if not remote:
             return
         await held.enter_async_context(self._turns.fetching)
@@ -258,7 +258,7 @@ class _Answers:
             part.fetched(data)
 
 
-async def _events(job: Job, reply: Reply, answer: AsyncIterator[Piece | End]) -> AsyncIterator[str]:
+async def _events(job: Job, reply: Reply, answer: AsyncIterator[Event]) -> AsyncIterator[str]:
     """The events of a stream that has begun."""
     try:
         async for event in reply.stream(answer):
@@ -269,7 +269,7 @@ async def _events(job: Job, reply: Reply, answer: AsyncIterator[Piece | End]) ->
         job.wanted = False
 
 
-async def _chain(first: Piece | End, rest: AsyncIterator[Piece | End]) -> AsyncIterator[Piece | End]:
+async def _chain(first: Event, rest: AsyncIterator[Event]) -> AsyncIterator[Event]:
     yield first
     async for each in rest:
         yield each
@@ -301,7 +301,7 @@ async def _read(http: Http, most: int = MAX_BODY) -> bytes:
 
 
 def _left_early(http: Any, error: Any) -> Bytes:
-    return Bytes(status_code=499)  # which nobody reads
+    return Bytes(status_code=499)  # nobody reads it
 
 
 def _failed(http: Any, error: Any) -> Bytes:

@@ -1,4 +1,4 @@
-"""How vLLM finds omni's models without a flag: the function that its entry point `vllm.general_plugins` names."""
+"""vLLM finds omni's models without a flag: omni's entry point in `vllm.general_plugins` names this function."""
 
 
 def register() -> None:

@@ -18,15 +18,15 @@ from omni.registry import get_modality
 
 
 class OmniProcessingInfo(MultiModalProcessingInfo):
-    """What vLLM reserves for items."""
+    """How much vLLM reserves for items."""
 
     def get_max_audio_tokens(self) -> int:
-        """Encoders here hear sounds of any length: as many tokens as a prompt has room for."""
+        """Sounds may have any length: as many tokens as a prompt has room for."""
         return int(self.ctx.model_config.max_model_len)
 
 
 class OmniMultiModalProcessor(MultiModalProcessor):
-    """Which part of a batch belongs to which modality."""
+    """Tells vLLM which part of a batch belongs to which modality."""
 
     def _get_modality_field_names(self, modality: str) -> set[str]:
         return {*get_modality(modality).inputs}
@@ -45,7 +45,7 @@ class OmniForVLLM(TransformersMultiModalForCausalLM):
             given = {key: kwargs[key] for key in get_modality(name).inputs if kwargs.get(key) is not None}
             if not given:
                 continue
-            if any(isinstance(value, list) for value in given.values()):  # of different lengths, each without padding
+            if any(isinstance(value, list) for value in given.values()):  # they differ in length, and have no padding
                 count = max(map(len, given.values()))
                 batches = [{key: value[index][None] for key, value in given.items()} for index in range(count)]
             else:

@@ -1,4 +1,4 @@
-"""One request after another through the model, in a thread of its own, until it is answered or its client is gone.
+"""The thread that runs the model: one request after the other, until it is answered or its client is gone.
 
     items -> tokens of their encoders -> prompt -> `generate` -> writing.py
 
@@ -25,25 +25,26 @@ from transformers.processing_utils import ProcessorMixin
 
 from omni.fusion.processing_omni import OldTransformers
 from omni.items import Item
+from omni.loading.encoder import Encoder
 from omni.modality import ItemError, Modality
+from omni.questions import make_prompts
 from omni.registry import make_probes
-from omni.session import make_prompts
 
-from .requests import MAX_UNITS, Completion, Conversation, Part, Request, RequestError
-from .writing import Job, LeftError, Scores, StoppedError, Writing
+from .requests import MAX_UNITS, Completion, Conversation, Embeddings, Part, Request, RequestError
+from .writing import End, Job, LeftError, Scores, StoppedError, Vectors, Writing
 
 MAX_WAITING = 64
-"""Requests in line."""
+"""How many requests may wait."""
 USUAL_LENGTH = 1024
-"""Tokens of an answer at most, where neither request nor checkpoint say."""
+"""Tokens of an answer at most, if neither request nor checkpoint sets a limit."""
 BYTES = 16
-"""Of text for each token that the model takes, at most; words are shorter."""
+"""Bytes of text at most for each token that the model takes. Words are shorter."""
 MAX_TEXT = 1_000_000
 """Bytes of text of a request at most; to become tokens each takes two hundred bytes of memory."""
 LONGEST = 65_536
-"""Tokens of prompt and answer where the model's configuration names no limit."""
+"""Tokens of prompt and answer together, if the model's configuration sets no limit."""
 COLDEST = 1e-3
-"""A temperature below it is none."""
+"""A lower temperature counts as 0."""
 PROBE = "A system message?"
 
 
@@ -51,13 +52,13 @@ FAILED = "The server failed at this request; its log says why."
 
 
 class FailedError(RequestError):
-    """A request at which the server failed."""
+    """The server failed to answer a request."""
 
     status = 500
 
 
 class BusyError(RequestError):
-    """More requests in line than are kept."""
+    """Too many requests wait."""
 
     status = 503
 
@@ -73,7 +74,7 @@ class Worker:
         self._thread = ThreadPoolExecutor(1, "worker")
         self._takes_system = self._shows(PROBE)
 
-    def take(self, request: Request) -> Job:
+    def take(self, request: Request | Embeddings) -> Job:
         """Put a request in line.
 
         Raises:
@@ -87,14 +88,17 @@ class Worker:
         return job
 
     def close(self) -> None:
-        """Leave everything that is in line."""
+        """Give up all requests."""
         for job in list(self._line):
             job.wanted = False
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _do(self, job: Job) -> None:
         try:
-            self._answer(job)
+            if isinstance(job.request, Embeddings):
+                self._embed(job)
+            else:
+                self._answer(job)
         except LeftError:
             pass
         except RequestError as error:
@@ -105,7 +109,7 @@ class Worker:
 
     @torch.inference_mode()
     def try_out(self) -> None:
-        """Answer a question about an item of each modality; raises what stands in the way."""
+        """Answer a question about an item of each modality. Raises an error if the model cannot."""
         items = [
             Item(
                 bundle.name, make_probes(bundle, self.model.config.modalities[bundle.name]["encoder"], preprocessor)[0]
@@ -137,8 +141,33 @@ class Worker:
             )
         writing.finish(read)
 
+    @torch.inference_mode()
+    def _embed(self, job: Job) -> None:
+        """The CLS token of each item, as `omni embed` writes it."""
+        job.check_wanted()
+        parts = list(job.request.items())
+        if texts := [where for where, part in parts if part.text is not None]:
+            takes = " and ".join(f"{bundle.noun}s" for bundle in self.processor.bundles) or "nothing"
+            raise RequestError(
+                f"This model makes vectors of {takes}, found text in {texts[0]}; send items as parts, such as "
+                "{'type': 'image_url', 'image_url': {'url': 'data:...'}}."
+            )
+        bundles, vectors, read = self._bundles(parts), [], 0
+        for (where, part), bundle in zip(parts, bundles, strict=True):
+            job.check_wanted()
+            inputs = self._prepare(where, part, bundle)
+            tower = getattr(self.model.model, f"{bundle.name}_tower")
+            encoder = Encoder(tower, self.processor.preprocessors[bundle.name], modality=bundle.name)
+            found = encoder.encode({key: inputs[key] for key in bundle.arguments})
+            if "cls" not in found:
+                raise RequestError(f"The encoder of {bundle.noun}s has no vector for a whole one; leave {where} out.")
+            read += self._count(bundle, inputs)
+            vectors.append(found["cls"][0, 0].float().cpu().numpy())
+        job.tell(Vectors(vectors))
+        job.tell(End(True, read, 0))
+
     def _config(self, request: Request, room: int) -> GenerationConfig:
-        """How to generate: as the checkpoint says, then as the request says, to the end of the room at most."""
+        """The settings of generation: the checkpoint's, changed by the request's, and limited to what the model can take."""
         config: GenerationConfig = copy.deepcopy(self.model.generation_config)
         for name, value in request.generation_config.model_dump(exclude_none=True).items():
             setattr(config, name, value)
@@ -154,7 +183,7 @@ class Worker:
     # --- the prompt ---------------------------------------------------------------------------------------------------
 
     def _check_length(self, request: Request) -> None:
-        """Refuse what has far more text than the model takes, before it is made tokens of."""
+        """Refuse text far longer than the model takes, before it is tokenized."""
         texts = [request.prompt[0]] if isinstance(request, Completion) else []
         if isinstance(request, Conversation):
             texts = [part.text or "" for message in request.turns() for part in message.content]
@@ -166,12 +195,23 @@ class Worker:
             )
 
     def _items(self, job: Job) -> list[Item]:
-        """The items of a request as their encoders leave them."""
-        request = job.request
-        parts = list(request.items()) if isinstance(request, Conversation) else []
-        bundles = [self._modality(where, part) for where, part in parts]
+        """The encoded items of a request."""
+        parts = list(job.request.items())
+        bundles = self._bundles(parts)
         tokens = [self.processor.least_tokens(bundle.name) for bundle in bundles]
         self._check_room(sum(tokens))
+        items = []
+        for number, ((where, part), bundle) in enumerate(zip(parts, bundles, strict=True)):
+            job.check_wanted()
+            inputs = self._prepare(where, part, bundle)
+            tokens[number] = self._count(bundle, inputs)
+            self._check_room(sum(tokens))
+            items += [Item(bundle.name, each) for each in self.model.model.encode_items(bundle.name, **inputs)]
+        return items
+
+    def _bundles(self, parts: Sequence[tuple[str, Part]]) -> list[Modality]:
+        """The modalities of parts, which are not too large together."""
+        bundles = [self._modality(where, part) for where, part in parts]
         sizes: dict[str, int] = defaultdict(int)
         for (where, part), bundle in zip(parts, bundles, strict=True):
             if bundle.measure is None:
@@ -182,23 +222,16 @@ class Worker:
                     f"The {bundle.noun}s have {sizes[bundle.name]:,} {bundle.unit} together, expected at most "
                     f"{MAX_UNITS:,}; send fewer of them, or smaller ones."
                 )
-        items = []
-        for number, ((where, part), bundle) in enumerate(zip(parts, bundles, strict=True)):
-            job.check_wanted()
-            inputs = self._prepare(where, part, bundle)
-            tokens[number] = self._count(bundle, inputs)
-            self._check_room(sum(tokens))
-            items += [Item(bundle.name, each) for each in self.model.model.encode_items(bundle.name, **inputs)]
-        return items
+        return bundles
 
     def _count(self, bundle: Modality, inputs: Any) -> int:
-        """Tokens of the Thinker that prepared items become."""
+        """How many tokens of the Thinker the prepared items become."""
         config = self.model.config
         shapes = bundle.grid_shapes(config.modalities[bundle.name]["encoder"], inputs)
         return sum(config.num_tokens(bundle.name, tuple(shape)) for shape in shapes)
 
     def _modality(self, where: str, part: Part) -> Modality:
-        """The modality of a part, which is one of the model's."""
+        """The modality of a part. It must be one of the model's."""
         if found := part.modality(self.processor.preprocessors):
             return found
         if found := part.modality():
@@ -210,7 +243,7 @@ class Worker:
         )
 
     def _prepare(self, where: str, part: Part, bundle: Modality) -> Any:
-        """What the encoder reads of an item."""
+        """The inputs that the encoder reads, from an item."""
         assert bundle.open is not None
         try:
             item = bundle.open(_data(where, part))
@@ -273,7 +306,7 @@ class Worker:
         return chat
 
     def _has_variable(self, name: str) -> bool:
-        """Whether the chat template reads a variable that is the client's to set."""
+        """Whether the chat template reads this variable, and a client may set it."""
         ours = {"messages", *inspect.signature(ProcessorMixin.apply_chat_template).parameters}
         ours |= set(self.processor.tokenizer.special_tokens_map)
         return name not in ours and re.search(rf"\b{name}\b", str(self.processor.chat_template)) is not None
@@ -287,7 +320,7 @@ class Worker:
             return False
 
     def _refuse_placeholders(self, ids: torch.Tensor) -> None:
-        """In a prompt without a chat a placeholder would stand for an item that nobody gave."""
+        """Refuse placeholders in a prompt without a chat: they would stand for items that nobody gave."""
         for bundle in self.processor.bundles:
             if (ids == self.processor.plan.modalities[bundle.name]["token_id"]).any():
                 raise RequestError(
@@ -296,7 +329,7 @@ class Worker:
                 )
 
     def _check_room(self, length: int) -> None:
-        """Refuse a prompt of so many tokens if nothing is left for an answer."""
+        """Refuse a prompt with this many tokens if it leaves no room for an answer."""
         if length >= self.limit:
             raise RequestError(
                 f"The prompt and its items are {length:,} tokens, which leaves no room for an answer in the {self.limit:,} "

@@ -1,4 +1,4 @@
-"""An answer while it is written: tokens become text, and what cannot change any more is told.
+"""An answer while it is written: tokens become text, and text that cannot change any more is sent.
 
 logits -> probabilities noted, bias and penalties added (`Scores`) -> token -> text (`Writing`) -> `Piece`, ..., `End`
 """
@@ -10,7 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers.decoders import DecodeStream
 from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
@@ -35,7 +37,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """What has been added to an answer; the tokens only if they were asked for."""
+    """A piece that was added to an answer. It has its tokens only if the client asked for them."""
 
     text: str
     tokens: Sequence[Token] = ()
@@ -50,30 +52,40 @@ class End:
     tokens_written: int
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """What the encoders say of items, float32[D] of each."""
+
+    values: Sequence[NDArray[np.float32]]
+
+
+Event = Piece | Vectors | End
+
+
 class LeftError(Exception):
     """Nobody waits for the answer."""
 
 
 class Job:
-    """A request in line, and what comes of it."""
+    """A request that waits, and its answer."""
 
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop | None = None) -> None:
+    def __init__(self, request: Any, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self.request, self.wanted = request, True
-        self._loop, self._events = loop, asyncio.Queue[Piece | End | Exception]()
+        self._loop, self._events = loop, asyncio.Queue[Event | Exception]()
 
-    def tell(self, event: Piece | End | Exception) -> None:
+    def tell(self, event: Event | Exception) -> None:
         """Called by the worker."""
         if self._loop is not None:
             with suppress(RuntimeError):  # it has ended
                 self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def check_wanted(self) -> None:
-        """Called by the worker wherever it can stop."""
+        """The worker calls this wherever it can stop."""
         if not self.wanted:
             raise LeftError
 
-    async def answer(self) -> AsyncIterator[Piece | End]:
-        """The pieces of the answer as they are written, and its end; who stops listening stops the writing.
+    async def answer(self) -> AsyncIterator[Event]:
+        """The pieces of the answer as they are written, and its end. Whoever stops listening stops the writing.
 
         Raises:
             RequestError: what cannot be answered.
@@ -91,11 +103,11 @@ class Job:
 
 
 class StoppedError(Exception):
-    """The answer has come to a text to stop at."""
+    """The answer contains a text to stop at."""
 
 
 class Writing(BaseStreamer):
-    """What `generate` hands its tokens to; of the model, it needs the tokenizer and the tokens that end an answer.
+    """The streamer that `generate` hands its tokens to. It needs the tokenizer, and the tokens that end an answer.
 
     The end of the text waits as long as it may be the beginning of a text to stop at.
     """
@@ -107,7 +119,7 @@ class Writing(BaseStreamer):
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] | None = None
         self._text, self._told = "", 0
-        self._tokens: list[tuple[int, Token]] = []  # with where in the text each begins
+        self._tokens: list[tuple[int, Token]] = []  # each with the place in the text where it begins
         self._stopped = False
 
     def put(self, value: torch.Tensor) -> None:
@@ -120,7 +132,7 @@ class Writing(BaseStreamer):
             self._add(token)
 
     def end(self) -> None:
-        """See `finish`, which comes also after a text to stop at."""
+        """Does nothing: `finish` ends the answer, also after a text to stop at."""
 
     def _add(self, token: int) -> None:
         assert self._ids is not None
@@ -146,7 +158,7 @@ class Writing(BaseStreamer):
         return str(self._tokenizer.decode([token]))
 
     def _tell(self, until: int) -> None:
-        """Tell what has been written up to a place in the text."""
+        """Send the text up to this place."""
         tokens = [token for start, token in self._tokens if start < until]
         if until > self._told or tokens:
             self._job.tell(Piece(self._text[self._told : until], tokens))
@@ -154,9 +166,9 @@ class Writing(BaseStreamer):
             self._tokens = [(start, token) for start, token in self._tokens if start >= until]
 
     def finish(self, read: int) -> None:
-        """Tell the rest, and that it is the end."""
+        """Send the rest, and say that it is the end."""
         ids = self._ids or []
-        if not self._stopped:  # a letter of which a part is missing
+        if not self._stopped:  # a part of the letter is missing
             whole = self._tokenizer.decode(ids, skip_special_tokens=True)
             self._text = whole if whole.startswith(self._text) else self._text
         self._tell(len(self._text))

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,8 @@ from omni.checkpoints.fingerprints import part_of
 from omni.checkpoints.folder import expect_model
 from omni.data.collate import IGNORED, ConversationCollator, expect_taken
 from omni.data.conversations import Example, ask
-from omni.data.manifests import Manifest, ManifestConversations
+from omni.data.manifests import ManifestConversations
+from omni.files import read_json
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
@@ -27,9 +28,10 @@ from omni.loading.preprocessor import load_preprocessor
 from omni.registry import get_modality
 from omni.training.adapters import note_base
 from omni.training.cache import FrozenTower, TokenCache
+from omni.training.order import Mixed, mix
 from omni.training.parts import keep_precision, resting_towers
 from omni.training.pixels import cross_as_bytes
-from omni.training.recipe import Drawn, Files, OmniSection, Recipe, said_by_recipe
+from omni.training.recipe import Drawn, Files, Mixture, OmniSection, Recipe, said_by_recipe, sources_of
 from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
 
@@ -57,14 +59,17 @@ class AnswerTraining:
         resting = resting_towers(self.model, recipe)
         self.train, self.evaluate = (self._examples(data, resting) for data in (recipe.train, recipe.evaluate))
         self.processor.prompt = _question(self.train)
+        self.processor.asked_by = _asked_by(recipe.train, self.train) or self.processor.asked_by
 
-    def _examples(self, data: Drawn | Files | None, resting: Sequence[str]) -> Any:
+    def _examples(self, data: Drawn | Files | Mixture | None, resting: Sequence[str]) -> Any:
         """The data, with the items of modalities whose towers are `resting` encoded if there is a cache."""
+        if isinstance(data, Mixture):
+            return mix(data, lambda part: self._examples(part, resting))
         if not isinstance(data, Files):
-            return conversations(data)
+            return data and data.conversations()
         caches = {name: self._cache(name, data) for name in resting} if data.cache else {}
-        examples = conversations(data, {name: cache.encode for name, cache in caches.items()})
-        for row in examples.manifest[:FIRST_ROWS]:
+        examples = ManifestConversations(data.manifest(), {name: cache.encode for name, cache in caches.items()})
+        for row in islice(examples.manifest, FIRST_ROWS):
             expect_taken(row.source, [file.modality for file in row.files], self.processor.preprocessors)
         return examples
 
@@ -121,31 +126,39 @@ def right_answers(row: Any) -> list[bool]:
 
 def _question(examples: Any) -> str | None:
     """What more than half of the first rows of a user's own data ask first; what a world asks is many things."""
-    if not isinstance(examples, ManifestConversations):
-        return None
-    rows = examples.manifest[:FIRST_ROWS]
-    asked = ["".join(block.get("text", "") for block in row.conversation[0]["content"]).strip() for row in rows]
-    question, count = Counter(asked).most_common(1)[0]
-    return question if question and 2 * count > len(rows) else None
+    asked = list[str]()
+    for part in examples.parts if isinstance(examples, Mixed) else [examples]:
+        for row in islice(part.manifest, FIRST_ROWS) if isinstance(part, ManifestConversations) else ():
+            asked.append("".join(block.get("text", "") for block in row.conversation[0]["content"]).strip())
+    question, count = Counter(asked).most_common(1)[0] if asked else ("", 0)
+    return question if question and 2 * count > len(asked) else None
 
 
-def conversations(data: Drawn | Files | None, openers: Mapping[str, Callable[[Path], Any]] | None = None) -> Any:
-    """Examples by number: those that a world draws, or a user's own, whose items `openers` make of paths, by modality."""
-    if data is None:
-        return None
-    if isinstance(data, Files):
-        return ManifestConversations(Manifest.read(data.path, root=data.root, prompt=data.prompt), openers)
-    return data.conversations()
+def _asked_by(data: Drawn | Files | Mixture, examples: Any) -> list[str]:
+    """The modalities that every message without words has items of; of a user's own data among the first rows."""
+    wordless = list[set[str]]()
+    for source, part in zip(
+        sources_of(data), examples.parts if isinstance(examples, Mixed) else [examples], strict=True
+    ):
+        if isinstance(source, Drawn):
+            wordless += [{*names}] if (names := source.asked_by()) else []
+            continue
+        messages = [message for row in islice(part.manifest, FIRST_ROWS) for message in row.conversation]
+        for content in (message["content"] for message in messages if message["role"] == "user"):
+            if not any(block.get("text", "").strip() for block in content):
+                wordless.append({block["type"] for block in content})
+    return sorted(set.intersection(*wordless)) if wordless else []
 
 
-def texts(data: Drawn | Files) -> Iterator[str]:
+def texts(data: Drawn | Files | Mixture) -> Iterator[str]:
     """What is asked and answered in the data, of files in the first `MOST_ROWS` rows."""
-    if isinstance(data, Drawn):
-        yield from data.texts()
-        return
-    for row in islice(Manifest.read(data.path, root=data.root, prompt=data.prompt), MOST_ROWS):
-        for message in row.conversation:
-            yield from (block["text"] for block in message["content"] if block["type"] == "text")
+    for source in sources_of(data):
+        if isinstance(source, Drawn):
+            yield from source.texts()
+            continue
+        for row in islice(source.manifest(), MOST_ROWS):
+            for message in row.conversation:
+                yield from (block["text"] for block in message["content"] if block["type"] == "text")
 
 
 def build_omni(
@@ -273,7 +286,7 @@ def _take_encoder(section: _Section, tower: PreTrainedModel) -> Any:
 
 def _read_thinker(path: Path) -> dict[str, Any]:
     """The configuration of a language model, which has to name its kind."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     if not isinstance(values, dict) or values.get("model_type") not in CONFIG_MAPPING:
         raise ValueError('expected the JSON configuration of a language model, with a "model_type" such as "qwen3".')
     return values

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.fusion.encoded_item import EncodedItem
-from omni.fusion.encoding import encode_items
+from omni.fusion.encoding import run_tower
 from omni.modality import ItemError
 from omni.registry import get_modality, open_item, prepare_items
 
@@ -61,7 +61,7 @@ class FrozenTower:
             key: value.to(self.tower.device, self.tower.dtype if value.is_floating_point() else None)
             for key, value in inputs.items()
         }
-        (encoded,) = encode_items(self.modality, self.section, self.tower, inputs)
+        _, (encoded,) = run_tower(self.modality, self.section, self.tower, inputs)
         tokens = {part: value.float().cpu().numpy() for part, value in encoded.tokens.items()}
         return EncodedItem(tokens, encoded.grid_shape)
 
@@ -93,13 +93,13 @@ class TokenCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._make_room()
 
-    def encode(self, path: str | Path) -> EncodedItem:
-        """What the encoder says of a file; its tokens are NumPy arrays, float32.
+    def encode(self, path: str | Path | bytes) -> EncodedItem:
+        """What the encoder says of a file, by its path or its bytes; its tokens are NumPy arrays, float32.
 
         Raises:
             ItemError: the file cannot be read; nothing is kept of it.
         """
-        content = _content(Path(path))
+        content = path if isinstance(path, bytes) else _content(Path(path))
         entry = self._entry(content) if content is not None else None
         item = _read(entry) if entry else None
         if item is not None:
@@ -110,7 +110,7 @@ class TokenCache:
             opened = open_item(self.tower.modality)(path if content is None else content)
             item = self.tower.encode(opened)
         except ItemError as error:
-            if content is None:
+            if content is None or content is path:
                 raise
             raise type(error)(f"{str(path)!r}: {error}") from error
         if entry:

@@ -21,8 +21,10 @@ from transformers.models.clip.modeling_clip import CLIPOutput
 from omni.data.collate import expect_taken
 from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest
+from omni.loading.text import save_text
 from omni.training.encoder import build_encoder
-from omni.training.recipe import ContrastiveSection, Drawn, Files, Recipe, said_by_recipe
+from omni.training.order import mix
+from omni.training.recipe import ContrastiveSection, Drawn, Files, Mixture, Recipe, said_by_recipe
 from omni.training.tokenizer import train_tokenizer
 
 MOST_CAPTIONS = 20_000
@@ -83,10 +85,12 @@ class ContrastiveAlignment:
         return found
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The encoder and its image processor."""
+        """The encoder and its image processor, and beside them the text encoder, which finds pictures by words."""
         assert isinstance(model, VisionTextDualEncoderModel)
         model.vision_model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        sides = (model.visual_projection.weight, model.text_projection.weight)
+        save_text(folder, model.vision_model, model.text_model, self.tokenizer, *sides)
 
 
 class CaptionedPicturesModel(VisionTextDualEncoderModel):
@@ -116,7 +120,7 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self.manifest = manifest
+        self.manifest, self.blocks = manifest, manifest.blocks
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -134,8 +138,6 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
         return "".join(block["text"] for block in said["content"])
 
 
-def captions(data: Drawn | Files) -> Any:
+def captions(data: Drawn | Files | Mixture) -> Any:
     """Pictures with captions, by number: those that a world draws, or a user's own."""
-    if isinstance(data, Files):
-        return ManifestCaptions(Manifest.read(data.path, root=data.root, prompt=data.prompt))
-    return data.captions()
+    return mix(data, lambda part: ManifestCaptions(part.manifest()) if isinstance(part, Files) else part.captions())

@@ -17,6 +17,11 @@ from transformers.trainer_callback import ExportableState
 from omni.checkpoints.fingerprints import part_of, safetensors_files
 from omni.training.recipe import Recipe, RecipeError
 
+CHECKPOINTING = (
+    "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+)
+"""What transformers calls it; the second is the older name."""
+
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     """Stop training the parameters whose names a pattern matches (`re.search`).
@@ -183,12 +188,13 @@ class FrozenParts(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Let frozen layers be in eval mode while they compute, the first time and again."""
-        settings = {"use_reentrant": False, **(args.activation_checkpointing_kwargs or {})}
-        if not (args.activation_checkpointing and self.layers) or settings["use_reentrant"]:
+        settings = {"use_reentrant": False, **(getattr(args, f"{CHECKPOINTING}_kwargs") or {})}
+        if not (getattr(args, CHECKPOINTING) and self.layers) or settings["use_reentrant"]:
             return
         options = {key: settings.pop(key) for key in ("every_n_layers", "offload") if key in settings}
         settings["context_fn"] = lambda: (self._at_rest(), self._at_rest())
-        kwargs["model"].activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
+        enable = getattr(kwargs["model"], f"{CHECKPOINTING}_enable")
+        enable(**{f"{CHECKPOINTING}_kwargs": settings}, **options)
 
 
 def _frozen(module: nn.Module) -> Iterator[nn.Module]:

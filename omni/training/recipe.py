@@ -25,6 +25,8 @@ from pydantic import (
 )
 from safetensors import SafetensorError
 
+from omni.data.manifests import Manifest
+from omni.files import read_json
 from omni.worlds import WorldError, find_world
 
 
@@ -100,6 +102,10 @@ class Drawn(Strict):
     def sayings(self) -> Any:
         """The sound and what is said in it of each number, and `transcript(number)`, for "transcription" and "alignment"."""
 
+    def asked_by(self) -> list[str]:
+        """The modalities of items that ask in the place of words, see `OmniProcessor`."""
+        return []
+
     @abstractmethod
     def texts(self) -> Iterable[str]:
         """What is said about the pictures, for a new tokenizer."""
@@ -108,26 +114,50 @@ class Drawn(Strict):
 class Files(Strict):
     """A user's own data: a folder or file that `Manifest.read` understands.
 
-    `root` is where its files are, if not beside it; `prompt` is the question to rows that have an answer alone. `cache` is
-    a folder for what frozen encoders say of them, at most so many gigabytes of it.
+    `root` is where its files are, if not beside it; `prompt` is the question to rows that have an answer alone. `addresses`
+    allows addresses, and is the folder in which what is there is kept. `cache` is a folder for what frozen encoders say of
+    the items, at most so many gigabytes of it.
     """
 
     path: str
     root: str | None = None
     prompt: str | None = None
+    addresses: str | None = None
     cache: str | None = None
     cache_gigabytes: float = Field(default=20.0, gt=0)
 
+    def manifest(self) -> Manifest:
+        """The rows. Raises `ManifestError` if they cannot be read."""
+        return Manifest.read(self.path, root=self.root, prompt=self.prompt, addresses=self.addresses)
 
-def _read_data(data: Any) -> Drawn | Files:
-    if isinstance(data, Drawn | Files):
+
+def _read_data(data: Any) -> Any:
+    if isinstance(data, Drawn | Files | Mixture):
         return data
-    kind: type[Drawn | Files] = Files if isinstance(data, dict) and "path" in data else find_world().data
-    return kind.model_validate(data)
+    kind: type[Strict] = find_world().data if not isinstance(data, dict) or not {"path", "mix"} & data.keys() else Files
+    return (Mixture if isinstance(data, dict) and "mix" in data else kind).model_validate(data)
 
 
-Data = Annotated[SerializeAsAny[Drawn | Files], PlainValidator(_read_data)]
-"""With a `path` files of one's own; without, examples of the world that is drawn."""
+class Part(Strict):
+    """One source of a mixture; examples are drawn from it in proportion to its weight."""
+
+    data: Annotated[SerializeAsAny[Drawn | Files], PlainValidator(_read_data)]
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+
+
+class Mixture(Strict):
+    """Several sources of examples at once: one's own files, and what a world draws."""
+
+    mix: list[Part] = Field(min_length=2)
+
+
+Data = Annotated[SerializeAsAny[Drawn | Files | Mixture], PlainValidator(_read_data)]
+"""With a `path` files of one's own; with `mix` several sources; without, examples of the world that is drawn."""
+
+
+def sources_of(data: Drawn | Files | Mixture | None) -> list[Drawn | Files]:
+    """The sources of some data."""
+    return [part.data for part in data.mix] if isinstance(data, Mixture) else [] if data is None else [data]
 
 
 class Optimizer(Strict):
@@ -248,7 +278,7 @@ class Recipe(Strict):
                 or a world that is not installed.
         """
         try:
-            recipe = json.loads(Path(path).read_text(encoding="utf-8"))
+            recipe = read_json(Path(path))
         except OSError as error:
             raise RecipeError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
         except ValueError as error:
@@ -298,9 +328,14 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if self.objective == "dense" and (isinstance(self.train, Files) or isinstance(self.evaluate, Files)):
+        every = [*sources_of(self.train), *sources_of(self.evaluate)]
+        if self.objective == "dense" and any(isinstance(data, Files) for data in every):
             raise ValueError("the objective 'dense' needs to know what covers each patch, which only scenes tell")
-        for data in (self.train, self.evaluate):
+        if isinstance(self.evaluate, Mixture):
+            raise ValueError("`evaluate` is about one source; evaluate the others by `omni evaluate`")
+        if self.objective == "dense" and isinstance(self.train, Mixture):
+            raise ValueError("the objective 'dense' draws from one world; leave `mix` out")
+        for data in every:
             if isinstance(data, Drawn):
                 data.check(self.objective)
         if self.objective != "answers" and self.caches:
@@ -322,7 +357,8 @@ class Recipe(Strict):
     @property
     def caches(self) -> bool:
         """Whether encoded items are kept."""
-        return any(isinstance(data, Files) and data.cache is not None for data in (self.train, self.evaluate))
+        every = [*sources_of(self.train), *sources_of(self.evaluate)]
+        return any(isinstance(data, Files) and data.cache is not None for data in every)
 
     @field_validator("arguments")
     @classmethod

@@ -26,6 +26,7 @@ from omni.training.checkpoints import Checkpoints, DivergenceError, non_finite, 
 from omni.training.curves import draw_curves
 from omni.training.objectives import make_objective
 from omni.training.optimizer import make_optimizer
+from omni.training.order import Mixed
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.trainer import OmniTrainer, expect_inputs, gather
@@ -159,8 +160,10 @@ def _write(path: Path, text: str) -> None:
 
 def _rows_digest(examples: Any) -> str | None:
     """Of a user's own data; of what is drawn the recipe says all that there is to know."""
+    if isinstance(examples, Mixed):
+        return " ".join(str(_rows_digest(part)) for part in examples.parts)
     manifest = getattr(examples, "manifest", None)
-    return manifest.rows_digest() if manifest else None
+    return None if manifest is None else manifest.rows_digest()
 
 
 def _model_digest(section: Any) -> str:

@@ -25,6 +25,7 @@ from omni.checkpoints.fingerprints import part_of, read_tensors
 from omni.data.conversations import ExampleError
 from omni.fusion.parts import elsewhere
 from omni.training.checkpoints import CheckpointDamageError, DivergenceError, non_finite, room
+from omni.training.order import Order
 
 
 class OmniTrainer(Trainer):
@@ -44,8 +45,10 @@ class OmniTrainer(Trainer):
         watch: TrainerCallback | None = None,
         **kwargs: Any,
     ) -> None:
+        self.order: Order | None = None
         super().__init__(*args, **kwargs)
         self._folder, self._make_optimizer = folder, make_optimizer
+        self.add_callback(_Epochs(self))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(Progress() if watch is None else Bars())
         if watch is not None:
@@ -76,7 +79,15 @@ class OmniTrainer(Trainer):
                     callback.training_bar.close()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Examples in random order; those of a data set that knows their `lengths` next to others of about their length."""
+        """Examples in random order; those of a data set that knows their `lengths` next to others of about their length.
+
+        Rows that are read together stay near each other, and sources mix by weight: see `Order`.
+        """
+        if Order.wanted(self.train_dataset):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            lanes = self.args.world_size * max(self.args.dataloader_num_workers, 1)
+            self.order = Order(self.train_dataset, self.args.train_batch_size, lanes, seed)
+            return self.order
         lengths = getattr(self.train_dataset, "lengths", None)
         if lengths is None:
             return super()._get_train_sampler(train_dataset)
@@ -122,6 +133,20 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
             f"{folder} has other tensors than the model; missing or unexpected: {', '.join(wrong[:5])}. It was written by "
             "another version; give the recipe another output."
         )
+
+
+class _Epochs(TrainerCallback):
+    """Tells the order which epoch begins; accelerate does not, after a run was resumed in several processes."""
+
+    def __init__(self, trainer: OmniTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Before the first example of an epoch is asked for."""
+        if self.trainer.order is not None:
+            self.trainer.order.epoch = int(state.epoch or 0)
 
 
 class Progress(ProgressCallback):

@@ -17,7 +17,8 @@ from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.registry import get_modality
 from omni.training.encoder import build_encoder
-from omni.training.recipe import Drawn, EncoderSection, Files, Recipe
+from omni.training.order import mix
+from omni.training.recipe import Drawn, EncoderSection, Files, Mixture, Recipe
 
 SLOTS = 3
 """Letters that one token can spell. With tokens of 80 ms these are 37 in a second; people speak 10 to 25."""
@@ -168,6 +169,7 @@ class ManifestSayings(torch.utils.data.Dataset[tuple[Any, str]]):
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest, self.examples = manifest, ManifestConversations(manifest)
+        self.blocks = manifest.blocks
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -190,8 +192,8 @@ class ManifestSayings(torch.utils.data.Dataset[tuple[Any, str]]):
         return "".join(block["text"] for block in said["content"])
 
 
-def sayings(data: Drawn | Files | None) -> Any:
+def sayings(data: Drawn | Files | Mixture | None) -> Any:
     """Sounds with transcripts, by number: those of a world, or a user's own."""
-    if isinstance(data, Files):
-        return ManifestSayings(Manifest.read(data.path, root=data.root, prompt=data.prompt))
-    return data and data.sayings()
+    if data is None:
+        return None
+    return mix(data, lambda part: ManifestSayings(part.manifest()) if isinstance(part, Files) else part.sayings())

@@ -16,7 +16,6 @@ Sennrich, 2019).
 """
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from transformers import initialization as init
@@ -28,6 +27,7 @@ from omni.blocks import Block
 
 from .configuration_vision import OmniVisionConfig
 from .pretrained import OmniVisionOutput, OmniVisionPreTrainedModel
+from .sizes import expect_pictures, stretched
 
 
 class OmniVisionEmbeddings(nn.Module):
@@ -44,44 +44,12 @@ class OmniVisionEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         """float[B, C, H, W] -> float[B, 1+N, D]."""
-        if pixel_values.ndim != 4:
-            raise ValueError(f"Expected pictures of shape (B, C, H, W), found {tuple(pixel_values.shape)}.")
-        if not pixel_values.is_floating_point():
-            raise ValueError(
-                f"Expected pixel values as the image processor scales them, found {pixel_values.dtype}; pass pictures "
-                "through the image processor with do_rescale and do_normalize as it was saved."
-            )
-        positions = self._positions(pixel_values, interpolate_pos_encoding)  # (1, 1+N, D)
+        expect_pictures(pixel_values, self.config, interpolate_pos_encoding)
         patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype))  # (B, D, H/P, W/P)
+        positions = stretched(self.position_embeddings, self.config, *patches.shape[2:])  # (1, 1+N, D)
         patches = rearrange(patches, "b d h w -> b (h w) d")
         cls = self.cls_token.expand(patches.shape[0], -1, -1)
         return torch.cat([cls, patches], dim=1) + positions
-
-    def _positions(self, pixel_values: torch.Tensor, interpolate: bool) -> torch.Tensor:
-        """Positions for pictures of this size: the learned table, or its 2-D interpolation, but never a slice of it."""
-        channels, height, width = pixel_values.shape[1:]
-        size, patch = self.config.image_size, self.config.patch_size
-        if channels != self.config.num_channels:
-            raise ValueError(f"Expected pictures of {self.config.num_channels} channels, found {channels}.")
-        if (height, width) == (size, size):
-            return self.position_embeddings
-        if not interpolate:
-            raise ValueError(
-                f"Expected pictures of {size}x{size} pixels, found {height}x{width}. Resize them with the image "
-                "processor, or pass interpolate_pos_encoding=True to stretch the learned positions to this size."
-            )
-        if height % patch or width % patch:
-            raise ValueError(
-                f"Height and width must be multiples of the patch size {patch}, found {height}x{width}: the pixels "
-                "beyond the last whole patch would be ignored."
-            )
-        cls, table = self.position_embeddings[:, :1], self.position_embeddings[:, 1:]
-        table = rearrange(table, "1 (h w) d -> 1 d h w", h=self.config.grid_size)
-        # in float32: bicubic weights lose too much in half precision
-        table = F.interpolate(
-            table.float(), size=(height // patch, width // patch), mode="bicubic", align_corners=False
-        )
-        return torch.cat([cls, rearrange(table, "1 d h w -> 1 (h w) d").to(cls.dtype)], dim=1)
 
 
 class OmniVisionModel(OmniVisionPreTrainedModel):

@@ -1,6 +1,5 @@
 """Pictures as a modality: the bundle, and where the tokens of a vision tower are, omni's or any of transformers."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +7,7 @@ import numpy as np
 from PIL import Image
 
 from omni.modality import Modality
-from omni.vision.pictures import read_picture
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from omni.vision.pictures import PictureError, picture_size, read_picture
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
@@ -43,10 +40,10 @@ def read(encoded: Any, num_patches: int) -> dict[str, Any]:
 def count_pixels(data: bytes) -> int:
     """Width times height of a picture, as its file says; 0 where it says nothing, which reading it will explain."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            return picture.width * picture.height
-    except Exception:  # of damaged data nearly everything is raised
+        width, height = picture_size(data)
+    except PictureError:
         return 0
+    return width * height
 
 
 def stand_ins(picture: Any, seed: int) -> dict[str, Any]:

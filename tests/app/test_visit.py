@@ -1,5 +1,6 @@
 """What a visitor has: items that come and go, and answers that belong to them."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from omni.app.visit import IDLE, LONGEST, MOST, VISITORS, WIDTH, View, Visit, Vi
 from omni.looking.attention import WordAttention, word_attention
 from omni.looking.panels import overlay
 from omni.modality import ItemError
-from omni.session import QuestionError
+from omni.questions import QuestionError
 from omni.vision.pictures import read_picture
 
 SCENE, SECOND = (Path("examples") / name for name in ("scene.png", "second.png"))
@@ -33,6 +34,30 @@ def test_there_is_room_for_so_many(shipped: Any) -> None:
     choose(visit, shipped, FILES[0])
     choose(visit, shipped, FILES[1], together=True)
     assert [each.name for each in visit.items] == ["scene.png", "second.png"]
+
+
+def test_files_that_come_at_once_are_all_kept_and_the_page_shows_a_whole_state(shipped: Any) -> None:
+    visit, wrong = Visit(), list[str]()
+
+    def add() -> None:
+        choose(visit, shipped, *FILES[:1] * 2, together=True)
+
+    def show() -> None:
+        while any(each.is_alive() for each in adding):
+            now = visit.as_it_is()
+            found = markup.items(now).count("<figure")
+            wrong.extend([] if found == len(now.items) else [f"{found} of {len(now.items)}"])
+
+    adding = [threading.Thread(target=add) for _ in range(MOST // 2)]
+    showing = threading.Thread(target=show)
+    for thread in (*adding, showing):
+        thread.start()
+    for thread in (*adding, showing):
+        thread.join()
+    assert len(visit.items) == MOST
+    assert wrong == []
+    with pytest.raises(ItemError, match="one too many"):
+        choose(visit, shipped, FILES[1], together=True)
 
 
 def test_what_cannot_be_read_takes_no_place(shipped: Any) -> None:

@@ -50,7 +50,7 @@ IMAGE: dict[str, Any] = {
     "model_type": "omni_vision", "image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1,
     "num_attention_heads": 2, "intermediate_size": 32,
 }  # fmt: skip
-NEW = pytest.mark.skipif(not processing_omni._UNMARKED, reason="transformers reads sounds of chats from 5.23 on")
+NEW = pytest.mark.skipif(not processing_omni.UNMARKED, reason="transformers reads sounds of chats from 5.23 on")
 TOKENS = {"image": "<image>", "audio": "<audio>"}
 TEXTS = ["what is that", "which of them", "a red circle"] * 4
 
@@ -233,7 +233,7 @@ def test_chats_with_sounds_and_pictures(pair: Pair, tmp_path: Path) -> None:
 
 def test_chats_with_sounds_need_a_new_transformers(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     _, processor = pair
-    monkeypatch.setattr(processing_omni, "_UNMARKED", "")  # as with an older one
+    monkeypatch.setattr(processing_omni, "UNMARKED", "")  # as with an older one
     chat = said({"type": "image", "image": photo()}, {"type": "audio", "audio": chirp(rate=8_000)}, "a")
     with pytest.raises(
         OldTransformers, match=r"has items of type 'audio', which transformers .* install transformers 5\.23"

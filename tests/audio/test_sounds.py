@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from omni.audio import sounds
+from omni.audio.mpg123 import heard
 from omni.audio.sounds import (
     LargeSoundError,
     MissingSoundError,
@@ -190,6 +191,28 @@ def test_a_cut_anywhere_is_noticed(kind: str) -> None:
         with pytest.raises(SoundError) as error:
             read_sound(data[:length])
         assert error.value.kind == "truncated" or length < 64, (length, sentence(error))
+
+
+def test_what_the_decoder_of_mp3_complains_of_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    """It writes to the error output that it cannot decode a frame, leaves it silent, and goes on."""
+    data = KINDS["mp3 of 16 kHz"]()
+    frame = data.index(data[:2], 1000)
+    with pytest.raises(
+        SoundError, match=r"expected a whole MP3 file, found damaged data \(.*big_values too large!\); get"
+    ):
+        read_sound(changed(data, frame + 6, b"\xff" * 7))
+    sizes = data.index(b"Xing") + 12  # of the stream
+    sound = read_sound(changed(data, sizes, b"\0\1\0\0"))
+    assert [note for note in sound.notes if note.startswith("Warning: Xing stream size off")] == [*sound.notes]
+    np.testing.assert_array_equal(sound.samples, read_sound(data).samples)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_others_say_while_a_sound_is_decoded_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with heard() as words:
+        os.write(2, b"hello\n[src/libmpg123/layer3.c:1] error: oh\nWarning: well\n")
+    assert (words, words.complaints) == (["[src/libmpg123/layer3.c:1] error: oh", "Warning: well"], words[:1])
+    assert capfd.readouterr().err == "hello\n"
 
 
 def changed(data: bytes, at: int, value: bytes) -> bytes:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import ceiling, peers, pictures
-from benchmarks.jobs import encoder
+from benchmarks.jobs import encoder, sounds
 from benchmarks.machine import CPU
 from benchmarks.measure import Unavailable
 from omni.fusion.configuration_omni import OmniConfig
@@ -153,13 +153,30 @@ def test_the_ceiling_counts_every_product_of_the_encoder_once(device: str) -> No
     model = peers.omni(attn_implementation="eager")  # written out, so that all of it is seen
     with FlopCounterMode(display=False) as counter:
         model(pictures.pixels(2))
-    products = ceiling.products(model.config, 2, torch.float32, torch.device(device))
+    products = ceiling.products(ceiling.vision(model.config), 2, torch.float32, torch.device(device))
     counted = {
         contestant.part: contestant.part.times * contestant.part.flops for contestant in products if contestant.part
     }
     assert sum(counted.values()) == counter.get_total_flops()
     for contestant in products:
         contestant.build()()
+
+
+def test_the_ceiling_of_sounds_counts_every_product_once() -> None:
+    features = sounds._batch(2)
+    model = sounds.omni()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model(features)
+    products = ceiling.products(ceiling.audio(model.config, features.shape[1]), 2, torch.float32)
+    counted = {each.part: each.part.times * each.part.flops for each in products if each.part}
+    assert sum(counted.values()) == counter.get_total_flops()
+
+
+def test_the_peer_of_sounds_computes_the_same() -> None:
+    features, model = sounds._batch(2), sounds.omni()
+    with torch.inference_mode():
+        torch.testing.assert_close(sounds.plain(model)(features), model(features).last_hidden_state)
 
 
 def test_an_encoder_that_is_off_is_found_out() -> None:

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from omni.cli import console
 from omni.cli.app import app
 from omni.data.checking import NOTES, Report, check, first_of_each, kinds, render
 from omni.data.conversations import ask
@@ -415,7 +416,16 @@ def test_memory_does_not_grow_with_the_pictures() -> None:
 def test_clean_data_on_the_command_line() -> None:
     metadata("train", 0), classes("test", 10)
     done = start("train", "--test", "test")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "7 rows, 7 pictures, nothing found\n", "")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(r"7 rows \(\d of train and \d of test\), 7 pictures, nothing found\n", done.stdout)
+
+
+def test_in_a_pipe_progress_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata("train", 0)
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
+    shown = invoke("train", "--sample", 2)
+    assert shown.stdout.startswith("a sample of 2 rows, ")
+    assert shown.stderr == "reading rows and files: 1 of 2\nreading rows and files: 2 of 2\n"
 
 
 def test_faults_on_the_command_line() -> None:

@@ -19,7 +19,8 @@ from omni.cli.app import app
 from omni.exchange.onnx import ExportError, export
 from omni.fusion.signature import CACHE
 from omni.loading.checkpoint import load
-from omni.session import answer, make_prompts
+from omni.questions import make_prompts
+from omni.session import answer
 from omni.vision.pictures import read_picture
 
 pytest.importorskip("transformers", minversion="5.23")  # as export says itself

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from omni.cli.app import app
@@ -23,6 +22,20 @@ def folder(make_pair: Callable[..., Any], tmp_path_factory: pytest.TempPathFacto
     for part in (model, processor):
         part.save_pretrained(saved)
     return saved
+
+
+@pytest.fixture(scope="module")
+def encoder(make_pair: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, processor = make_pair()
+    saved = tmp_path_factory.mktemp("encoder")
+    for part in (model.model.image_tower, processor.image_processor):
+        part.save_pretrained(saved)
+    return saved
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omni.fast.comparison.WRITTEN", 8)
 
 
 def bench(folder: Path) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -61,7 +74,7 @@ def test_answers_that_differ_are_reported(folder: Path, monkeypatch: pytest.Monk
     assert all(not path["within"] and path["difference"] > 0.5 for path in held)
 
 
-def test_a_fast_path_that_is_off_is_not_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fast_path_that_is_off_is_not_taken(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = PackedVisionModel.__call__
 
     def off(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -72,7 +85,7 @@ def test_a_fast_path_that_is_off_is_not_taken(folder: Path, monkeypatch: pytest.
         return output
 
     monkeypatch.setattr(PackedVisionModel, "__call__", off)
-    code, found = bench(folder)
+    code, found = bench(encoder)
     assert code == 0
     assert found["cls, float32"]["difference"] == pytest.approx(0, abs=1e-6)  # the encoder itself
 
@@ -90,12 +103,8 @@ def test_peers_are_in_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "need --verify" in result.stderr
 
 
-@torch.no_grad()
-def test_an_encoder_alone_has_no_answers(make_pair: Callable[..., Any], tmp_path: Path) -> None:
-    model, processor = make_pair()
-    for part in (model.model.image_tower, processor.image_processor):
-        part.save_pretrained(tmp_path)
-    code, found = bench(tmp_path)
+def test_an_encoder_alone_has_no_answers(encoder: Path) -> None:
+    code, found = bench(encoder)
     assert code == 0
     assert {path["of"] for path in found.values()} == {"embeddings"}
     assert not any("projected" in name for name in found)

@@ -14,8 +14,9 @@ import sys
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel
+from transformers.cache_utils import DynamicCache
 from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
-from omni.fast.generation import RoomyCache, _KNOWN, quick_step, stepping
+from omni.fast.generation import _KNOWN, give_room, quick_step, stepping
 from omni.fast.packing import PackedVisionModel
 from omni.fast.resizing import resize
 
@@ -29,7 +30,7 @@ pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 4), dtype=np.uint8)
 @torch.no_grad()
 def results():
     _KNOWN.clear()
-    cache = RoomyCache(thinker.config)
+    cache = give_room(DynamicCache(config=thinker.config))
     with stepping(thinker):
         step = quick_step(thinker, cache, hidden, None, {})
         assert step is not None

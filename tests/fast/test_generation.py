@@ -21,9 +21,9 @@ from omni.fast.generation import (
     ACTIVATIONS,
     OneDnnProducts,
     QuickStep,
-    RoomyCache,
     RoomyLayer,
     _Layer,
+    give_room,
     quick_step,
     stepping,
 )
@@ -76,7 +76,7 @@ def test_a_step_is_the_models_own(kind: str, rows: int, compiled: bool, compiles
         mask[row, : row % 5] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions).last_hidden_state
-    cache = RoomyCache(model.config)
+    cache = give_room(DynamicCache(config=model.config))
     model(inputs_embeds=embeds[:, :4], attention_mask=mask[:, :4], position_ids=positions[:, :4], past_key_values=cache)
     with stepping(model):
         step = quick_step(model, cache, embeds, None, {})
@@ -87,11 +87,11 @@ def test_a_step_is_the_models_own(kind: str, rows: int, compiled: bool, compiles
             part, seen = embeds[:, start:stop], mask[:, :stop]
             found = step(part, seen, positions[:, start:stop], cache)
             close(found, expected[:, start:stop], mask[:, start:stop])
-        anew = RoomyCache(model.config)
+        anew = give_room(DynamicCache(config=model.config))
         close(step(embeds, mask, positions, anew), expected, mask)
         assert all(layer.keys.isfinite().all() for layer in anew.layers)  # of padding too: others would get NaN from it
         if rows == 1:
-            close(step(embeds, None, None, RoomyCache(model.config)), expected, mask)
+            close(step(embeds, None, None, give_room(DynamicCache(config=model.config))), expected, mask)
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def test_a_compiled_step_reads_the_weights_where_they_are(compiles: bool) -> Non
 
     def step() -> torch.Tensor:
         with stepping(model):
-            cache = RoomyCache(model.config)
+            cache = give_room(DynamicCache(config=model.config))
             known = quick_step(model, cache, embeds, None, {})
             assert known is not None
             assert known.compiled is not None
@@ -149,7 +149,7 @@ def test_a_compiled_step_refuses_what_is_not_as_it_says(compiles: bool) -> None:
         pytest.skip("there is no C++ compiler here")
     model = thinker("llama")
     with stepping(model):
-        step = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
+        step = quick_step(model, give_room(DynamicCache(config=model.config)), torch.randn(1, 1, 32), None, {})
     assert step is not None
     assert step.compiled is not None
     hidden, angles = torch.randn(2, 3, 32), torch.randn(2, 3, 16)
@@ -193,7 +193,7 @@ def test_a_compiled_step_is_the_same_on_every_number_of_threads(compiles: bool) 
         torch.set_num_threads(threads)
         try:
             with stepping(model):
-                cache = RoomyCache(model.config)
+                cache = give_room(DynamicCache(config=model.config))
                 step = quick_step(model, cache, embeds, None, {})
                 assert step is not None
                 found.append(step(embeds, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache))
@@ -254,7 +254,7 @@ def test_what_is_not_known_goes_its_own_way(changed: str) -> None:
 
 def test_when_a_pass_is_not_one_step() -> None:
     model = thinker("llama")
-    cache = RoomyCache(model.config)
+    cache = give_room(DynamicCache(config=model.config))
     token = torch.randn(1, 1, 32)
     with torch.no_grad(), stepping(model):
         assert quick_step(model, cache, token, None, {}) is not None
@@ -281,7 +281,7 @@ def test_a_model_that_changes_after_it_was_known(change: Callable[[Any], Any]) -
     model = thinker("llama")
     for known in (True, False):
         with torch.no_grad(), stepping(model):
-            step = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
+            step = quick_step(model, give_room(DynamicCache(config=model.config)), torch.randn(1, 1, 32), None, {})
         assert (step is not None) == known
         change(model)
 
@@ -290,11 +290,11 @@ def test_a_model_that_changes_after_it_was_known(change: Callable[[Any], Any]) -
 def test_a_part_that_was_replaced_is_the_one_that_is_used(part: str) -> None:
     model = thinker("qwen3")
     with torch.no_grad(), stepping(model):
-        step = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
+        step = quick_step(model, give_room(DynamicCache(config=model.config)), torch.randn(1, 1, 32), None, {})
     parent, _, name = part.rpartition(".")
     setattr(model.get_submodule(parent), name, copy.deepcopy(model.get_submodule(part)))
     with torch.no_grad(), stepping(model):
-        new = quick_step(model, RoomyCache(model.config), torch.randn(1, 1, 32), None, {})
+        new = quick_step(model, give_room(DynamicCache(config=model.config)), torch.randn(1, 1, 32), None, {})
     assert step is not None
     assert new is not None
     assert new is not step
@@ -346,7 +346,7 @@ def test_generation_is_that_of_the_own_way(make_model: Make, steps: list[int], o
 
     quick = write()
     assert len(steps) >= 11
-    assert isinstance(quick.past_key_values, RoomyCache)
+    assert all(type(layer) is RoomyLayer for layer in quick.past_key_values.layers)
     for parameter in model.parameters():  # trained on in between
         parameter.data.mul_(1.1)
     steps.clear()

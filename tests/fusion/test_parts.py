@@ -18,7 +18,7 @@ from omni.cli.app import app
 from omni.exchange.compose import compose
 from omni.fusion.parts import grow_vocabulary
 from omni.loading.checkpoint import load
-from omni.session import make_prompts
+from omni.questions import make_prompts
 from omni.training.recipe import Recipe
 from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer

@@ -178,11 +178,11 @@ def test_a_placeholder_in_a_users_text_is_text(processor: OmniProcessor, monkeyp
     with pytest.raises(ValueError, match="found 2 .* and 1"):
         processor.apply_chat_template(chat(image, text("is <image> a tag?")), **options)
     options |= {"sanitize_control_tokens": True}
-    if processing_omni._UNMARKED:
+    if processing_omni.UNMARKED:
         inputs = processor.apply_chat_template(chat(image, text("is <image> a tag?")), **options)
         assert counts(processor, inputs) == [5]
         assert "is <image> a tag?" in processor.decode(inputs["input_ids"][0])
-    monkeypatch.setattr(processing_omni, "_UNMARKED", "")  # as with an older transformers
+    monkeypatch.setattr(processing_omni, "UNMARKED", "")  # as with an older transformers
     assert counts(processor, processor.apply_chat_template(chat(image, text("is it a tag?")), **options)) == [5]
     for token in ("<image>", "<|end|>"):
         for chats in (chat(image, text(f"is {token} a tag?")), [chat(text("what")), chat(text(f"is it {token}?"))]):

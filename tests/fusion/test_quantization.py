@@ -104,7 +104,7 @@ def test_a_quantized_checkpoint_answers(package: str, spared: list[str] | None) 
     from PIL import Image
 
     from omni.loading.checkpoint import load
-    from omni.session import make_prompts
+    from omni.questions import make_prompts
 
     pytest.importorskip(package)
     if package == "torchao":

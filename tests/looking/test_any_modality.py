@@ -30,7 +30,8 @@ from omni.loading.encoder import Encoder, load_encoder
 from omni.looking.attention import encoder_attention, session_attention, word_attention
 from omni.looking.layers import inspect_encoder
 from omni.looking.panels import draw_encoder, draw_words, overlay
-from omni.session import QuestionError, Session, answer, write_prompts
+from omni.questions import QuestionError, write_prompts
+from omni.session import Session, answer
 from omni.training.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).parents[2]

@@ -31,7 +31,8 @@ from omni.looking.attention import (
     word_attention,
 )
 from omni.looking.panels import draw_encoder, draw_words, overlay
-from omni.session import Session, answer, write_prompts
+from omni.questions import write_prompts
+from omni.session import Session, answer
 from omni.vision.pictures import read_picture
 
 VISION, OMNI = Path("checkpoints/vision_tiny"), Path("checkpoints/omni_tiny")

@@ -171,6 +171,12 @@ def test_a_recipe_that_asks_for_a_synthesizer_that_is_not_there_is_refused(humme
         Scenes(count=4, voices=str(hummed), synthesizers={"kokoro": 1.0}).sayings()
 
 
+def test_sounds_ask_where_questions_are_spoken(hummed: Path) -> None:
+    assert Scenes(count=8, voices=str(hummed)).asked_by() == ["audio"]
+    assert Scenes(count=8, voices=str(hummed), mix={"said": 1.0}).asked_by() == []
+    assert Scenes(count=8).asked_by() == []
+
+
 def test_voices_are_only_for_objectives_that_hear() -> None:
     with pytest.raises(ValueError, match="needs `voices`"):
         Scenes(count=4).check("transcription")

@@ -41,7 +41,7 @@ from omni.training.tokenizer import train_tokenizer
 
 soundfile = pytest.importorskip("soundfile")
 pytestmark = pytest.mark.skipif(
-    not processing_omni._UNMARKED, reason="chats with items that are no pictures need transformers 5.23"
+    not processing_omni.UNMARKED, reason="chats with items that are no pictures need transformers 5.23"
 )
 PLUGIN = Path(__file__).parents[1] / "plugins" / "omni_signal" / "omni_signal" / "plugin.py"
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -384,6 +384,40 @@ def test_a_file_counts_as_many_samples_as_it_is_read_to() -> None:
 def client(worker: Worker) -> openai.OpenAI:
     app = build(worker, [NAME], {"testserver"}, lambda address: False)
     return openai.OpenAI(base_url="http://testserver/v1", api_key="none", max_retries=0, http_client=TestClient(app))
+
+
+def test_openais_client_gets_vectors_of_items(worker: Worker, client: openai.OpenAI) -> None:
+    """Those of the encoders alone, by transformers; the client asks for base64 where it is not told otherwise."""
+    pictures, model = [png(3), png(4)], worker.model.model
+    prepared = worker.processor.preprocessors["image"](
+        [get_modality("image").open(each) for each in pictures], return_tensors="pt"
+    )
+    heard = worker.processor.preprocessors["audio"](read_sound(SOUND), return_tensors="pt")
+    with torch.no_grad():
+        wanted = [*model.image_tower(**prepared).cls[:, 0], model.audio_tower(**heard).cls[0, 0]]
+    parts: Any = [seen(pictures[0]), seen(pictures[1]), spoken(SOUND)]
+    for options in ({}, {"encoding_format": "float"}):
+        found = client.embeddings.create(model=NAME, input=parts, **options)  # type: ignore[call-overload]
+        assert [each.index for each in found.data] == [0, 1, 2]
+        for each, vector in zip(found.data, wanted, strict=True):
+            assert each.embedding == pytest.approx(vector.tolist(), abs=1e-5)
+    assert found.usage.prompt_tokens == found.usage.total_tokens > 3
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("what", r"makes vectors of .*pictures.*, found text in input\[0\]; send items as parts"),
+        ([seen(b"no picture")], r"The picture in input\[0\] cannot be used"),
+        ([[1, 2]], "text or a part"),
+        ([], "at least 1"),
+        ([{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}], "private"),
+    ],
+    ids=["text", "damaged", "tokens", "nothing", "address"],
+)
+def test_what_has_no_vector_is_refused(given: Any, words: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match=words):
+        client.embeddings.create(model=NAME, input=given)
 
 
 def test_openais_client_sends_sounds(worker: Worker, client: openai.OpenAI) -> None:

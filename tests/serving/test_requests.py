@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from omni.serving.requests import (
     MAX_VALUES,
@@ -259,5 +259,16 @@ def test_pictures_that_are_elsewhere_are_known() -> None:
 def test_the_pixels_of_a_file_are_counted_by_its_header() -> None:
     buffer = io.BytesIO()
     Image.new("1", (7070, 7070)).save(buffer, "PNG")
-    assert count_pixels(buffer.getvalue()[:100]) == 7070 * 7070
+    assert count_pixels(buffer.getvalue()) == 7070 * 7070
+    assert count_pixels(buffer.getvalue()[:100]) == 0  # which is not read either
     assert count_pixels(b"hello") == 0
+
+
+def test_what_is_read_is_counted_though_its_comment_be_damaged() -> None:
+    """Else its pixels would pass the bound of a request."""
+    info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_text("comment", "hello")
+    Image.new("L", (70, 50)).save(buffer, "PNG", pnginfo=info)
+    damaged = buffer.getvalue().replace(b"hello", b"jello")
+    assert read_picture(damaged).info["note"] == "bad checksum in chunk tEXt"
+    assert count_pixels(damaged) == 70 * 50

@@ -37,7 +37,7 @@ LOCAL = "file:" + "///etc/passwd"
 SCENE, SECOND = "examples/scene.png", "examples/second.png"
 LIMIT = 40  # tokens
 QUESTIONS = ["what color is the circle", "how many objects are there"]
-if processing_omni._UNMARKED:  # older transformers cannot read control tokens as text
+if processing_omni.UNMARKED:  # older transformers cannot read control tokens as text
     QUESTIONS.append("what is <image> the circle <|end|>")
 
 
@@ -298,10 +298,10 @@ WRONG: list[tuple[str, bytes, int, str]] = [
         "5,000,000 bytes, expected at most",
     ),
     ("/load_model", json.dumps({"model": "/etc"}).encode(), 404, "this server has no other"),
-    ("/reset", b"{}", 404, "Not Found"),
-    ("/health", b"{}", 405, "Method Not Allowed"),
-    ("/v1/audio/transcriptions", b"{}", 404, "Not Found"),
-    ("/openapi.json", b"{}", 404, "Not Found"),
+    ("/reset", b"{}", 404, "This server has nothing at '/reset' for POST."),
+    ("/health", b"{}", 405, "nothing at '/health' for POST."),
+    ("/v1/audio/transcriptions", b"{}", 404, "This server has nothing at"),
+    ("/openapi.json", b"{}", 404, "This server has nothing at"),
 ]
 
 

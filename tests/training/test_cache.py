@@ -1,6 +1,7 @@
 """A frozen encoder's tokens from the cache train what the encoder itself trains, in the second epoch and in any process."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +30,9 @@ ARGUMENTS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]) -> Path:
-    """A small fused model, and pictures with answers; some rows have two pictures, one has none."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures with answers; some rows have two pictures, one has none."""
     folder = tmp_path_factory.mktemp("cache")
-    about = dict.fromkeys(("makes", "hardware", "time", "expect"), "-")
-    common = {"about": about, "train": {"count": 4}, "optimizer": {"lr": 1e-3}}
-    arguments = {**ARGUMENTS, "eval_strategy": "no", "max_steps": 1}
-    encoder = run(
-        Recipe.model_validate(
-            {**common, "objective": "dense", "model": {"config": tiny_encoder}, "arguments": arguments}
-            | {"output": str(folder / "encoder")}
-        )
-    )
-    (folder / "thinker.json").write_text(json.dumps(tiny_thinker))
-    model = {"thinker": str(folder / "thinker.json"), "vocab_size": 400}
-    model["image"] = {"encoder": str(encoder), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
-    common["train"]["questions"] = 2  # type: ignore[index]
-    run(
-        Recipe.model_validate(
-            {**common, "objective": "answers", "model": model, "arguments": arguments, "output": str(folder / "omni")}
-        )
-    )
     rows = []
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -62,22 +45,35 @@ def start(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any]
     return folder
 
 
-def train(
-    start: Path, output: Path, cache: Path | None, arguments: dict[str, Any] | None = None, **changes: Any
-) -> Path:
-    data = {"path": str(start / "rows.jsonl"), **({"cache": str(cache)} if cache else {})}
-    recipe = {
-        "about": dict.fromkeys(("makes", "hardware", "time", "expect"), "-"),
-        "objective": "answers",
-        "model": {"checkpoint": str(start / "omni")},
-        "train": data,
-        "evaluate": data,
-        "optimizer": {"name": "adamw", "lr": 1e-2},
-        "freeze": ["image_tower"],
-        "arguments": ARGUMENTS | (arguments or {}),
-        "output": str(output),
-    }
-    return run(Recipe.model_validate(recipe | changes))
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def train(folder: Path, small: Path) -> Train:
+    """`train(output, cache, {argument: value}, section=...)`"""
+
+    def train(output: Path, cache: Path | None, arguments: dict[str, Any] | None = None, **changes: Any) -> Path:
+        data = {"path": str(folder / "rows.jsonl"), **({"cache": str(cache)} if cache else {})}
+        recipe = {
+            "about": dict.fromkeys(("makes", "hardware", "time", "expect"), "-"),
+            "objective": "answers",
+            "model": {"checkpoint": str(small / "omni")},
+            "train": data,
+            "evaluate": data,
+            "optimizer": {"name": "adamw", "lr": 1e-2},
+            "freeze": ["image_tower"],
+            "arguments": ARGUMENTS | (arguments or {}),
+            "output": str(output),
+        }
+        return run(Recipe.model_validate(recipe | changes))
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def plain(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained without a cache."""
+    return train(tmp_path_factory.mktemp("plain") / "out", None)
 
 
 def losses(folder: Path) -> list[float]:
@@ -85,26 +81,30 @@ def losses(folder: Path) -> list[float]:
     return [float(entry[key]) for entry in history for key in ("loss", "eval_loss") if key in entry]
 
 
+def written(cache: Path) -> dict[Path, int]:
+    """Its files, each of which would be another one if it were written again."""
+    return {path: path.stat().st_ino for path in cache.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_from_the_cache_is_the_same_training(start: Path, tmp_path: Path, workers: int) -> None:
+def test_training_from_the_cache_is_the_same_training(train: Train, plain: Path, tmp_path: Path, workers: int) -> None:
     arguments = {"dataloader_num_workers": workers}
-    plain = train(start, tmp_path / "plain", None, arguments)
-    cached = train(start, tmp_path / "cached", tmp_path / "cache", arguments)
-    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    cached = train(tmp_path / "cached", tmp_path / "cache", arguments)
+    entries = written(tmp_path / "cache")
     assert len(entries) == 7  # eight pictures, one of which no row shows
     torch.testing.assert_close(losses(cached), losses(plain), rtol=1e-4, atol=1e-4)
     one, other = (load_file(folder / "model.safetensors") for folder in (plain, cached))
     for name, tensor in one.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
-    again = train(start, tmp_path / "again", tmp_path / "cache", arguments)
+    again = train(tmp_path / "again", tmp_path / "cache", arguments)
     assert losses(again) == losses(cached)
-    assert {path for path in (tmp_path / "cache").rglob("*") if path.is_file()} == entries.keys()
+    assert written(tmp_path / "cache") == entries
 
 
-def test_an_encoder_that_learns_has_no_cache(start: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_learns_has_no_cache(train: Train, tmp_path: Path) -> None:
     for freeze in ([], ["image_tower.layers"]):
         with pytest.raises(RecipeError, match=r"add \"image_tower\" to `freeze`, or drop `cache`"):
-            train(start, tmp_path / "out", tmp_path / "cache", freeze=freeze)
+            train(tmp_path / "out", tmp_path / "cache", freeze=freeze)
     with pytest.raises(ValueError, match="`cache` is for the objective 'answers'"):
         text = {"model_type": "bert"}
-        train(start, tmp_path / "out", tmp_path / "cache", objective="contrastive", model={"text": text})
+        train(tmp_path / "out", tmp_path / "cache", objective="contrastive", model={"text": text})

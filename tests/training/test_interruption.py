@@ -1,5 +1,6 @@
 """A run that is killed, at any moment and again and again, ends where one ends that was left alone."""
 
+import contextlib
 import gc
 import json
 import os
@@ -55,16 +56,30 @@ def recipe(output: Path, **changes: Any) -> Recipe:
     return Recipe.model_validate(settings | changes)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone."""
+    folder = tmp_path_factory.mktemp("finished")
+    with contextlib.chdir(folder):
+        run(recipe(Path("out")))
+    return folder / "out"
+
+
+@pytest.fixture
+def out(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, to be damaged; `recipe(out)` is what it was of."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(finished, "out"))
+
+
 def in_a_process(settings: Recipe, largest_file: int = resource.RLIM_INFINITY) -> int:
     """Start the run in a process of its own, resuming what there is; its id.
 
     The system kills it while it writes more than `largest_file` bytes into one file.
     """
-    gc.freeze()  # or collecting garbage would copy the memory of all tests before into the child
     child = os.fork()
-    if child:
-        gc.unfreeze()
-    else:
+    if child == 0:
+        gc.freeze()  # or collecting garbage would copy the memory of all tests before into it
         status = 1
         try:
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
@@ -134,45 +149,39 @@ def test_killed_at_random_moments_nothing_is_lost(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def test_a_run_killed_while_it_writes_its_result_can_be_finished(tmp_path: Path) -> None:
-    done = run(recipe(tmp_path / "out"))
-    expected = load_file(done / "model.safetensors")
-    half = (done / "model.safetensors").read_bytes()[:5000]  # as if the process had died before the rename
-    saving = done.with_name("out.saving")
+def test_a_run_killed_while_it_writes_its_result_can_be_finished(out: Path) -> None:
+    expected = load_file(out / "model.safetensors")
+    half = (out / "model.safetensors").read_bytes()[:5000]  # as if the process had died before the rename
+    saving = out.with_name("out.saving")
     saving.mkdir()
     (saving / "model.safetensors").write_bytes(half)
     for name in ("model.safetensors", "config.json"):
-        (done / name).unlink()
-    run(recipe(tmp_path / "out"), resume=True)
-    found = load_file(done / "model.safetensors")
+        (out / name).unlink()
+    run(recipe(out), resume=True)
+    found = load_file(out / "model.safetensors")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert not saving.exists()
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_run_killed_while_it_writes_its_recipe_can_be_resumed(tmp_path: Path) -> None:
-    run(recipe(tmp_path))
-    written = (tmp_path / "run" / "recipe.json").read_bytes()
-    status = os.waitpid(in_a_process(recipe(tmp_path), largest_file=len(written) // 2), 0)[1]
+def test_a_run_killed_while_it_writes_its_recipe_can_be_resumed(out: Path) -> None:
+    written = (out / "run" / "recipe.json").read_bytes()
+    status = os.waitpid(in_a_process(recipe(out), largest_file=len(written) // 2), 0)[1]
     assert os.WTERMSIG(status) == signal.SIGXFSZ
-    assert (tmp_path / "run" / "recipe.json").read_bytes() == written
-    run(recipe(tmp_path), resume=True)
-    (tmp_path / "run" / "recipe.json").write_bytes(written[: len(written) // 2])
+    assert (out / "run" / "recipe.json").read_bytes() == written
+    run(recipe(out), resume=True)
+    (out / "run" / "recipe.json").write_bytes(written[: len(written) // 2])
     with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows what the run was of"):
-        run(recipe(tmp_path), resume=True)
-    (tmp_path / "run" / "recipe.json").unlink()
+        run(recipe(out), resume=True)
+    (out / "run" / "recipe.json").unlink()
     with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows .*No such file"):
-        run(recipe(tmp_path), resume=True)
+        run(recipe(out), resume=True)
 
 
-def test_only_so_many_checkpoints_are_kept_and_the_best_is_one_of_them(tmp_path: Path) -> None:
-    settings = recipe(tmp_path / "plain")
-    run(settings)
-    assert sorted(path.name for path in (tmp_path / "plain" / "run").glob("checkpoint-*")) == [
-        "checkpoint-10",
-        "checkpoint-9",
-    ]
-    arguments = settings.arguments | {
+def test_only_so_many_checkpoints_are_kept_and_the_best_is_one_of_them(finished: Path, tmp_path: Path) -> None:
+    kept = sorted(path.name for path in (finished / "run").glob("checkpoint-*"))
+    assert kept == ["checkpoint-10", "checkpoint-9"]
+    arguments = recipe(tmp_path).arguments | {
         "eval_strategy": "steps",
         "eval_steps": 1,
         "load_best_model_at_end": True,
@@ -193,22 +202,21 @@ def test_only_so_many_checkpoints_are_kept_and_the_best_is_one_of_them(tmp_path:
     assert all(torch.equal(expected[f"encoder.{name}"], found[name]) for name in found)
 
 
-def test_another_recipe_is_not_resumed(tmp_path: Path) -> None:
-    run(recipe(tmp_path))
-    changed = recipe(tmp_path, optimizer={"name": "muon", "lr": 0.5})
+def test_another_recipe_is_not_resumed(out: Path) -> None:
+    changed = recipe(out, optimizer={"name": "muon", "lr": 0.5})
     with pytest.raises(ValueError, match="began with other settings of optimizer; resume it with the recipe in"):
         run(changed, resume=True)
-    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
-    assert get_last_checkpoint(str(tmp_path / "run")) == str(tmp_path / "run" / "checkpoint-9")
-    run(recipe(tmp_path), resume=True)
+    shutil.rmtree(out / "run" / "checkpoint-10")
+    assert get_last_checkpoint(str(out / "run")) == str(out / "run" / "checkpoint-9")
+    run(recipe(out), resume=True)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"])
-def test_a_checkpoint_that_has_lost_something_is_not_resumed(name: str, tmp_path: Path) -> None:
+def test_a_checkpoint_that_has_lost_something_is_not_resumed(name: str, out: Path) -> None:
     """`Trainer` would begin with a new optimizer, a new schedule or other random numbers, and say nothing."""
-    straight = load_file(run(recipe(tmp_path)) / "model.safetensors")
-    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
-    damaged = tmp_path / "run" / "checkpoint-9" / name
+    straight = load_file(out / "model.safetensors")
+    shutil.rmtree(out / "run" / "checkpoint-10")
+    damaged = out / "run" / "checkpoint-9" / name
     whole_file = damaged.read_bytes()
     middle = len(whole_file) // 2
     flipped = whole_file[:middle] + bytes([whole_file[middle] ^ 1]) + whole_file[middle + 1 :]
@@ -219,31 +227,30 @@ def test_a_checkpoint_that_has_lost_something_is_not_resumed(name: str, tmp_path
     ):
         change()
         with pytest.raises(CheckpointDamageError, match=r"run/checkpoint-9 is damaged \(.+\); remove this folder"):
-            run(recipe(tmp_path), resume=True)
+            run(recipe(out), resume=True)
     damaged.write_bytes(whole_file)
-    found = load_file(run(recipe(tmp_path), resume=True) / "model.safetensors")
+    found = load_file(run(recipe(out), resume=True) / "model.safetensors")
     assert all(torch.equal(straight[key], found[key]) for key in straight)
 
 
-def test_half_of_the_weights_are_not_resumed(tmp_path: Path) -> None:
-    run(recipe(tmp_path))
-    weights = tmp_path / "run" / "checkpoint-10" / "model.safetensors"
+def test_half_of_the_weights_are_not_resumed(out: Path) -> None:
+    weights = out / "run" / "checkpoint-10" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(CheckpointDamageError, match=r"run/checkpoint-10 is damaged"):
-        run(recipe(tmp_path), resume=True)
+        run(recipe(out), resume=True)
 
 
-def test_a_finished_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
-    settings = recipe(tmp_path, arguments=recipe(tmp_path).arguments | {"save_strategy": "no", "max_steps": 1})
-    weights = run(settings) / "model.safetensors"
-    before = weights.read_bytes()
+def test_a_finished_checkpoint_is_not_overwritten(out: Path) -> None:
+    before = (out / "model.safetensors").read_bytes()
+    for checkpoint in (out / "run").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
     for resume in (False, True):
         with pytest.raises(FileExistsError, match="holds a finished checkpoint already; name another output"):
-            run(settings, resume=resume)
-    assert weights.read_bytes() == before
+            run(recipe(out), resume=resume)
+    assert (out / "model.safetensors").read_bytes() == before
 
 
-def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "none", small]
@@ -261,5 +268,5 @@ def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
         found = load_file(run(recipe(small / "out"), resume=True) / "model.safetensors")
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)
-    straight = load_file(run(recipe(tmp_path / "straight")) / "model.safetensors")
+    straight = load_file(finished / "model.safetensors")
     assert all(torch.equal(straight[key], found[key]) for key in straight)

@@ -11,7 +11,7 @@ from omni import OmniAudioModel, OmniProcessor
 from omni.audio.sounds import Sound
 from omni.checkpoints.folder import CheckpointError
 from omni.loading.checkpoint import load
-from omni.session import make_prompts
+from omni.questions import make_prompts
 from omni.training.answers import build_omni
 from omni.training.recipe import Recipe
 from omni.training.run import run

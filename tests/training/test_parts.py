@@ -15,7 +15,7 @@ from omni import OmniConfig, OmniForConditionalGeneration, OmniProcessor
 from omni.checkpoints.fingerprints import part_of
 from omni.checkpoints.folder import CheckpointError
 from omni.loading.checkpoint import load
-from omni.training.parts import FrozenParts, freeze
+from omni.training.parts import CHECKPOINTING, FrozenParts, freeze
 from omni.training.recipe import Recipe
 from omni.training.run import run
 
@@ -150,7 +150,7 @@ def test_activations_of_a_frozen_language_model_are_computed_anew(
 
     loss, gradients, kept = step()
     assert {part_of(name) for name in gradients} == {"image_projector"}
-    arguments = TrainingArguments(use_cpu=True, activation_checkpointing=True, report_to="none")
+    arguments = TrainingArguments(use_cpu=True, report_to="none", **{CHECKPOINTING: True})
     frozen.on_train_begin(arguments, TrainerState(), TrainerControl(), model=model)
     again, same, fewer = step()
     assert fewer < kept / 2

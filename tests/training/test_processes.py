@@ -23,6 +23,9 @@ from omni import (
     OmniVisionConfig,
     OmniVisionModel,
 )
+from omni.training.parts import CHECKPOINTING
+from omni.training.recipe import Recipe
+from omni.training.run import run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -116,8 +119,8 @@ def trained(
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final weights of a run of the command, each step on four rows in all.
 
-    A run that is sharded is stopped in the middle and resumed, as if it had been killed while it wrote its result. One of
-    rows that are heard, too, keeps few activations.
+    One process is this one; several are started by torchrun. A run that is sharded is stopped in the middle and resumed, as
+    if it had been killed while it wrote its result. One of rows that are heard, too, keeps few activations.
     """
     recipe = make_recipe(folder, mixed, encoder, thinker)
     recipe["arguments"] |= {
@@ -128,19 +131,20 @@ def trained(
         OmniAudioModel(OmniAudioConfig(**encoder, stem_channels=8)).save_pretrained(folder / "audio")
         OmniFeatureExtractor().save_pretrained(folder / "audio")
         recipe["model"]["modalities"] = {"audio": {"encoder": str(folder / "audio"), "projector": "linear"}}
-        recipe["arguments"]["activation_checkpointing"] = True
+        recipe["arguments"][CHECKPOINTING] = True
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    )
-    command = [str(Path(__file__).with_name("fsdp_on_cpu.py"))] if sharded else ["-m", "omni", "train"]
-    command = [sys.executable, *launch, *command, str(folder / "recipe.json")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(FSDP if sharded else {})}
-    start(command, environment)
-    if sharded:
-        shutil.rmtree(folder / "out" / "run" / "checkpoint-6")
-        (folder / "out" / "model.safetensors").unlink()
-        start([*command, "--resume"], environment)
+    if processes == 1:
+        run(Recipe.read(folder / "recipe.json"))
+    else:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [str(Path(__file__).with_name("fsdp_on_cpu.py"))] if sharded else ["-m", "omni", "train"]
+        command = [sys.executable, *launch, *command, str(folder / "recipe.json")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(FSDP if sharded else {})}
+        start(command, environment)
+        if sharded:
+            shutil.rmtree(folder / "out" / "run" / "checkpoint-6")
+            (folder / "out" / "model.safetensors").unlink()
+            start([*command, "--resume"], environment)
     history = json.loads((folder / "out" / "run" / "history.json").read_text())
     return [entry["loss"] for entry in history if "loss" in entry], load_file(folder / "out" / "model.safetensors")
 

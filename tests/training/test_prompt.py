@@ -55,3 +55,15 @@ def test_a_model_of_many_questions_has_no_default(small: Path, pictures: Path, t
         ended = CliRunner().invoke(app, ["ask", rows[0]["image"], rows[0]["image"], *asked])
         assert ended.exit_code == 2
         assert "add the question" in ended.stderr
+
+
+def test_a_model_whose_items_ask_says_so(small: Path, pictures: Path, tmp_path: Path) -> None:
+    picture = str(pictures / "dark" / "0.png")
+    for name, questions, expected in (("some", ["is it dark", ""], ["image"]), ("none", ["is it dark", "so"], [])):
+        rows = [{"image": picture, "question": question, "answer": "yes"} for question in questions]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folder = train("pictures", small, tmp_path / name, {"path": str(tmp_path / f"{name}.jsonl")})
+        assert OmniProcessor.from_pretrained(folder).asked_by == expected
+    asked = ["ask", picture, "--max-new-tokens", "2", "--checkpoint"]
+    assert CliRunner().invoke(app, [*asked, str(tmp_path / "some")]).exit_code == 0
+    assert CliRunner().invoke(app, [*asked, str(tmp_path / "none")]).exit_code == 2

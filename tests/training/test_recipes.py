@@ -29,7 +29,7 @@ def test_a_shipped_recipe_can_be_followed(
     overrides: dict[str, Any] = {"output": str(tmp_path / "out")}
     overrides |= {"arguments.dataloader_num_workers": 0, "arguments.dataloader_prefetch_factor": None}
     overrides |= {"arguments.max_steps": 2, "arguments.eval_steps": 2, "arguments.logging_steps": 1}
-    overrides |= {"arguments.per_device_train_batch_size": 16, "arguments.per_device_eval_batch_size": 16}
+    overrides |= {"arguments.per_device_train_batch_size": 4, "arguments.per_device_eval_batch_size": 4}
     overrides |= {"arguments.save_strategy": "no", "arguments.report_to": "none", "arguments.warmup_steps": 0}
     if "lr_scheduler_kwargs" in settings["arguments"]:
         overrides["arguments.lr_scheduler_kwargs.num_decay_steps"] = 1
@@ -48,7 +48,7 @@ def test_a_shipped_recipe_can_be_followed(
         if "path" in settings[part]:
             overrides[f"{part}.path"] = str(pictures)
         elif part == "evaluate":
-            overrides["evaluate.count"] = 8
+            overrides["evaluate.count"] = 4
     monkeypatch.chdir(ROOT)
     made = run(Recipe.read(path, [f"{key}={json.dumps(value)}" for key, value in overrides.items()]))
     history = json.loads((made / "run" / "history.json").read_text())

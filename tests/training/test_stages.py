@@ -56,17 +56,10 @@ def recipe(name: str, output: Path, arguments: dict[str, Any] | None = None, **c
     return Recipe.model_validate(settings)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any], tiny_thinker: dict[str, Any]
-) -> Path:
-    """A tiny fused model, hardly trained."""
-    folder = tmp_path_factory.mktemp("start")
-    encoder = run(recipe("vision_tiny", folder / "encoder", model={"config": tiny_encoder}))
-    (folder / "thinker.json").write_text(json.dumps(tiny_thinker))
-    image = {"encoder": str(encoder), "output": "cls+grid", "projector": "unshuffle_mlp", "factor": 2}
-    model = {"thinker": str(folder / "thinker.json"), "vocab_size": 400, "image": image}
-    return run(recipe("omni_scenes", folder / "omni", model=model))
+@pytest.fixture(scope="session")
+def checkpoint(small: Path) -> Path:
+    """A tiny fused model; beside it are its encoder and the configuration of its Thinker."""
+    return small / "omni"
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ from omni.registry import get_modality
 ENCODER, AUDIO, THINKER, TOKENS = "vision_encoder", "audio_encoder", "thinker", "image_token"
 """The parts of micro-Omni that omni has too; and the rows of embedding and head that only omni has, for placeholders."""
 SENSES = {"image": (ENCODER, "proj_v", "cls"), "audio": (AUDIO, "proj_a", "grid")}
-"""For each modality its encoder, its linear projector, and which tokens that one reads."""
+"""For each modality its encoder, its linear projector, and the tokens that the projector reads."""
 LANGUAGE_MODEL = "model.language_model."
 ROWS = {"embedding": EMBEDDING, "head": HEAD}
 ENCODERS = {"image": "omni_vision", "audio": "omni_audio"}
@@ -445,7 +445,7 @@ def _refuse_other_models(config: OmniConfig) -> None:
 
 
 def _their_thinker(config: Any, words: Tensors, settings: dict[str, Any]) -> dict[str, Tensors]:
-    """The Thinker's tensors. micro-Omni has no placeholders: their rows, if they were trained, are a part of their own."""
+    """The Thinker's tensors. micro-Omni has no placeholders. Their rows become a part of their own if they were trained."""
     sees = isinstance(config, OmniConfig)
     text, known = (config.text_config if sees else config), settings.get("thinker", {})
     vocab = text.vocab_size

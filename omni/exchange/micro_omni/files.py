@@ -28,6 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from omni.files import expect_ordinary, read_json
+
 Tensors = dict[str, torch.Tensor]
 Config = Mapping[str, Any]
 
@@ -179,7 +181,7 @@ def _read_file(path: Path, source: Source) -> None:
 def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     """The tensors and the metadata of a safetensors file."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(expect_ordinary(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ConversionError(f"{str(path)!r} cannot be read ({error}); get the file again.") from error
@@ -218,7 +220,7 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they concern pickles that are refused anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(expect_ordinary(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL (\S+)", str(error))
         what = f"{asked[1]!r}" if asked else "more than tensors and numbers"
@@ -288,7 +290,7 @@ def _add_parts(source: Source, parts: dict[str, Tensors], path: Path) -> None:
 def _read_config(path: Path) -> dict[str, Any]:
     """micro-Omni's configuration with one section for each part. Empty if the file is something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise ConversionError(f"{str(path)!r} is no JSON ({error}); correct it, or move it elsewhere.") from error
     if not isinstance(values, dict) or values.get("model_type", "muomni") != "muomni":

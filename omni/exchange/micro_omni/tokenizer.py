@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from omni.exchange.micro_omni.files import ConversionError
+from omni.files import expect_ordinary
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """The kinds of pieces in SentencePiece's format."""
@@ -101,7 +102,7 @@ def _read(path: Path) -> Any:
         ) from error
     model = sentencepiece_model_pb2.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
+        model.ParseFromString(expect_ordinary(path).read_bytes())
     except (DecodeError, OSError) as error:
         raise ConversionError(
             f"{str(path)!r} is no SentencePiece model, or it is damaged ({error}); get the file again."

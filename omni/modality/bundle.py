@@ -1,42 +1,20 @@
-"""A modality is one frozen bundle: everything that omni has to know about a kind of input.
+"""A modality is one frozen bundle: its encoder, its preprocessor, its placeholder, and how its files are opened.
 
-The fields name its encoder, its preprocessor, its placeholder, and how its files are opened. The registry holds the bundles
-(`omni.registry`). The fused model and the commands know modalities through their bundles alone.
+`omni.registry` holds the bundles. The fused model and the commands know modalities through their bundles alone.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from typing import Any, Literal, Protocol
+from typing import Any
+
+from .checks import expect_valid
+from .packed import Packed
 
 ENTRY_POINT_GROUP = "omni.modalities"
 CLASSES = ("config_class", "model_class", "preprocessor_class")
 
 GridShapes = Callable[[Any, Mapping[str, Any]], list[tuple[int, ...]]]
-
-ItemProblem = Literal["missing", "truncated", "too large", "unreadable"]
-
-
-class ItemError(ValueError):
-    """A file cannot become an item. The message is one sentence: which file, what was expected and found, what to do.
-
-    `kind` belongs to the class, because a worker of a `DataLoader` passes on only the class and the message of an error.
-    """
-
-    kind: ItemProblem = "unreadable"
-
-
-class MissingItemError(ItemError):
-    """There is no such file."""
-
-    kind = "missing"
-
-
-class LargeItemError(ItemError):
-    """The file, or what it holds, is larger than it may be."""
-
-    kind = "too large"
 
 
 def is_one_item(given: Any) -> bool:
@@ -47,33 +25,6 @@ def is_one_item(given: Any) -> bool:
 def read_named_outputs(encoded: Any, num_patches: int) -> dict[str, Any]:
     """The tokens of an encoder whose output has the attributes `cls` float[B, 1, D] and/or `grid` float[B, N, D]."""
     return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name, None) is not None}
-
-
-class Packed(Protocol):
-    """An encoder and its preprocessor in a faster form, with the same tokens up to rounding.
-
-    Attributes:
-        path: one word that says how it computes, for reports.
-    """
-
-    path: str
-
-    def read(self, source: Any, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
-        """Read an item from its file.
-
-        Args:
-            source: the file.
-            at_least: the item may be read smaller, if both sides keep so many pixels.
-
-        Returns:
-            The item in a form that `prepare` takes, its full size, and a note if the decoder warned.
-        """
-
-    def prepare(self, item: Any) -> Any:
-        """One item as an array. All arrays have one shape; `__call__` takes a batch of them."""
-
-    def __call__(self, prepared: Any, cls_only: bool = False) -> Any:
-        """From a tensor of B prepared items to the encoder's output; with `cls_only`, to that of CLS alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +39,12 @@ class Modality:
             "pixel_values"}`. In a tuple of names, `("signal_values",)`, key and argument are the same. The first axis of
             each counts items, over all rows.
         config_class: the configuration class of the default encoder. This class and the next two may be given as text,
-            "package.module:Class". They are then imported when they are first used, and the package itself must put them
-            into the Auto tables of transformers.
+            "package.module:Class", and are then imported when they are first used; the package itself must put them into
+            the Auto tables of transformers.
         model_class: the encoder's class, a `PreTrainedModel` whose output `read` understands. It builds a tower from a
             configuration of `config_class` itself; `build` builds all others.
         preprocessor_class: turns raw items into `inputs`: `__call__(items, return_tensors=...)`, `to_dict()`,
-            `cls(**dict)` and `model_input_names` (in the order of `inputs`).
+            `cls(**dict)` and `model_input_names`: those of `inputs`, or others in their order.
         build: takes a configuration of another class and returns a tower that takes the same arguments; by default
             `AutoModel` does.
         prepare: takes a preprocessor, items and the options of the call, and returns the batch of `inputs`. It is for a
@@ -107,20 +58,19 @@ class Modality:
         is_item: tells one item from a list of items; a sound may be a tuple `(array, rate)`.
         open: takes a path or the bytes of a file and returns an item, or raises `ItemError`. With it, every command that
             takes files takes this modality.
-        suffixes: the suffixes of its files, in small letters: `(".png", ".jpg")`.
-        media_types: of its uploads: `("image/png", "image/*")`.
-        measure: from the bytes of a file how many `unit`s it says it holds, without decoding it; 0 where it says nothing.
-            A server bounds with it what strangers have it decode.
+        suffixes, media_types: of its files, in small letters, and of its uploads: `(".png",)`, `("image/png", "image/*")`.
+        measure: takes the bytes of a file, and returns how many `unit`s they hold according to the file itself, without
+            decoding them; 0 if the file says nothing. A server limits with it what it decodes for strangers.
         unit: what `measure` counts, in the plural: "pixels".
         noun: what messages call an item: "picture".
-        show: an item as a picture of PIL, for sheets and pages.
-        stand_ins: for an item and a seed others in its place that tell nothing of it, `{"blank": ..., "noise": ...}`; an
-            evaluation asks with them whether the item is used at all.
-        probes: from an encoder's configuration and its preprocessor a few made-up items of different sizes or lengths. What
-            takes any encoder (`compose`, `embed`, `export`, `serve`) tries it with them.
-        content: what an item holds, as bytes: two items with the same are the same item, however they are stored.
-        pack: from an encoder, its preprocessor and a precision (`torch.dtype`) a faster form of the two, or None where there
-            is none for them; see `Packed`.
+        show: takes an item and returns a picture of PIL, for sheets and pages.
+        stand_ins: takes an item and a seed, and returns items that say nothing of it, `{"blank": ..., "noise": ...}`. An
+            evaluation puts them in its place, to see whether the item is used at all.
+        probes: takes an encoder's configuration and its preprocessor, and returns a few made-up items of different sizes or
+            lengths. Commands that take any encoder (`compose`, `embed`, `export`, `serve`) try it with them.
+        content: takes an item and returns what it holds, as bytes. Two items with the same bytes are the same item.
+        pack: takes an encoder, its preprocessor and a precision (`torch.dtype`), and returns a faster form of the two, see
+            `Packed`; or None if there is none.
     """
 
     name: str
@@ -150,24 +100,9 @@ class Modality:
     pack: Callable[[Any, Any, Any], Packed | None] | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", self.name):
-            raise ValueError(f"A modality's name is a lower-case identifier such as 'image', found {self.name!r}.")
-        if self.name in ("text", "language", "lm"):
-            raise ValueError(f"The name {self.name!r} belongs to the language model; choose another.")
-        if not self.token or self.token != self.token.strip():
-            raise ValueError(
-                f"The placeholder of {self.name!r} must be text without spaces around, found {self.token!r}."
-            )
-        if not self.inputs:
-            raise ValueError(f"The modality {self.name!r} names no inputs; its encoder must read at least one.")
-        if not set(self.outputs) <= {"cls", "grid", "cls+grid"} or not self.outputs:
-            raise ValueError(f"The outputs of {self.name!r} are some of cls, grid, cls+grid; found {self.outputs}.")
-        if wrong := [each for each in self.suffixes if not re.fullmatch(r"\.[a-z0-9]+", each)]:
-            raise ValueError(f"The suffixes of {self.name!r} look like '.wav', in small letters; found {wrong}.")
-        if not self.argument:
-            object.__setattr__(self, "argument", f"{self.name}s")
-
+        expect_valid(self)
         fields = vars(self)
+        fields["argument"] = self.argument or f"{self.name}s"
         fields["_named"] = {name: fields.pop(name) for name in CLASSES if isinstance(fields[name], str)}
 
     def __getattr__(self, name: str) -> Any:
