@@ -18,7 +18,7 @@ from omni.training.run import last_checkpoint, run
 
 from .budget import Budget, measure
 from .card import write_card
-from .lesson import START, Lesson, data_of, join, layers_for_lora, stored_in_half, world_of
+from .lesson import START, TEXT_SHARE, Lesson, data_of, join, layers_for_lora, stored_in_half, world_of
 from .watch import Watch, duration
 
 LESSON, RECIPE, RESULT, CARD = "lesson.json", "recipe.json", "evaluation.json", "README.md"
@@ -115,6 +115,9 @@ def plan(lesson: Lesson, folder: Path, say: Callable[[str], None]) -> Recipe:
         train, test, rows = data_of(lesson, folder)
         samples = max(EPOCHS * rows, FEWEST)
     composition = join(lesson, folder, train)
+    if lesson.text is not None:
+        both = ({"data": train, "weight": 1 - TEXT_SHARE}, {"data": {"path": lesson.text}, "weight": TEXT_SHARE})
+        train = {"mix": list(both)}
     for note in composition.notes:
         say(note)
     model: Any = composition.model

@@ -5,16 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from omni.data.collate import IGNORED, ConversationCollator
+from omni.data.collate import ConversationCollator
 from omni.data.conversations import Example
 from omni.evaluation.asking import Example as Asking
 from omni.evaluation.asking import Questionnaire
 from omni.evaluation.scores import Asked, Evaluation, Score
 from omni.registry import get_modality
-from omni.training.answers import predicted, right_answers
+from omni.training.answers import before_labels, predicted, right_answers
 
 EVERY, SHARE = 60.0, 0.1
 """Seconds between two looks; and they may take this share of the time, so that those of slow models are rarer."""
@@ -86,7 +85,7 @@ class Watch(TrainerCallback):
             pairs = zip(examples, items[start : start + self.rows], strict=True)
             batch = self._collate([Example(shown, _chats(example), example.source) for example, shown in pairs])
             labels = batch.pop("labels")
-            before = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+            before = before_labels(labels)
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(**inputs, logits_to_keep=before.to(device)).logits
             for example, row in zip(examples, predicted(logits.cpu(), labels), strict=True):
