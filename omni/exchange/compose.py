@@ -433,7 +433,7 @@ def _whiten(model: OmniForConditionalGeneration, encoder: Encoder, items: Sequen
         for part, layer in projector.whitening.items()
     ]
     for start in range(0, len(items), AT_ONCE):
-        model.get_features(name, **encoder.prepare(list(items[start : start + AT_ONCE])))
+        model.model.get_features(name, **encoder.prepare(list(items[start : start + AT_ONCE])))
     for each in watching:
         each.remove()
     projector.whiten({part: torch.cat(found) for part, found in read.items()})
@@ -448,7 +448,7 @@ def _speak_as_loud_as_words(
     ids = torch.arange(0, model.config.text_config.vocab_size, max(1, model.config.text_config.vocab_size // WORDS))
     words = _size(embed(ids))
     for name, encoder in towers.items():
-        tokens = torch.cat(model.get_features(name, **encoder.prepare([probes[name]])).pooler_output)
+        tokens = torch.cat(model.model.get_features(name, **encoder.prepare([probes[name]])).pooler_output)
         getattr(model.model, f"{name}_projector").rescale(words / _size(tokens))
 
 

@@ -1,6 +1,9 @@
 """One command makes a language model see: with tiny models, real files, and a few steps."""
 
+import contextlib
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor
 from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.loading.checkpoint import load
-from omni.session import make_prompts, write_prompts
+from omni.questions import make_prompts, write_prompts
 from omni.teaching import Lesson, budget, teach, watch
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
@@ -232,3 +235,18 @@ def test_what_cannot_be_taught_is_refused(given: Path, tmp_path: Path, arguments
     assert done.exit_code == 2, done.output
     assert complaint in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_runs(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of docs/teach.md, for less than a minute."""
+    page = Path("docs/teach.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(find_world().lesson["settings"], "pictures", 1)
+    monkeypatch.setitem(find_world().lesson["evaluate"], "count", 2)
+    (tmp_path / "checkpoints").mkdir()
+    for name, target in (("SmolLM2-135M-Instruct", "lm"), ("checkpoints/vision_tiny", "encoder")):
+        (tmp_path / name).symlink_to(given / target)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code.replace("minutes=60", "minutes=0.01"), {})
+    assert out.getvalue().splitlines()[-1] == "10"
