@@ -1,7 +1,7 @@
 """An example is some items and the conversations about them: questions, and the answers to learn."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from omni.items import Item
@@ -41,12 +41,14 @@ class Example:
         source: where the example comes from, for messages.
         unseen: for each answer and each of its words, a word that training never shows in that place because
             it is held out, or "". The loss does not count against that word.
+        words: for each modality, what its items show or say, in words; empty where that is not known.
     """
 
     items: Mapping[str, list[Any]]
     conversations: list[list[Message]]
     source: str = ""
     unseen: Sequence[Sequence[str]] = ()
+    words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def ask(question: str, answer: str | None = None, items: Sequence[Item | str] = ("image",)) -> list[Message]:

@@ -53,6 +53,7 @@ class OmniModel(OmniPreTrainedModel):
                 grid_dims=modality.grid_dims,
                 output=section["output"],
                 positions=section.get("positions"),
+                whitened=section.get("whitened", False),
             )
             setattr(self, f"{name}_tower", modality.build_tower(encoder))
             setattr(self, f"{name}_projector", projector)

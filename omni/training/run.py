@@ -28,7 +28,7 @@ from omni.training.objectives import make_objective
 from omni.training.optimizer import make_optimizer
 from omni.training.order import Mixed
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
-from omni.training.recipe import Recipe, RecipeError
+from omni.training.recipe import TALKS, Recipe, RecipeError
 from omni.training.trainer import OmniTrainer, expect_inputs, gather
 
 T = TypeVar("T")
@@ -244,7 +244,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
 def _arguments(recipe: Recipe) -> dict[str, Any]:
     """The arguments of `Trainer`: on an accelerator if there is one; without data for it there is no evaluation."""
     arguments = {"use_cpu": not torch.accelerator.is_available(), **recipe.arguments}
-    if recipe.objective == "answers":  # one process may have sounds where another has none, also with checkpointing
+    if recipe.objective in TALKS:  # one process may have sounds where another has none, also with checkpointing
         arguments.setdefault("ddp_find_unused_parameters", True)
     return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 
