@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from transformers import BatchFeature, GenerationConfig
+from transformers import BatchFeature, GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
@@ -26,6 +26,8 @@ from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OldTransformers, OmniProcessor
 from omni.fusion.signature import CACHE
 from omni.items import Item, expect_known, nouns, read_items
+from omni.knowing.confidence import Certainty
+from omni.knowing.familiarity import Familiar
 from omni.modality import ItemError
 from omni.registry import get_modality
 
@@ -45,6 +47,8 @@ class Answer(BaseModel):
         tokens_read, tokens_written: length of the prompt, items included, and of the answer.
         seconds: wall-clock time by what it was spent on: preparing the prompt, encoding the items, reading the prompt
             (to the first token) and writing the rest.
+        confidence: the probability that the answer is right; None where the checkpoint does not know it.
+        familiar: whether items and question are like those of training; None where the checkpoint does not know it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +60,8 @@ class Answer(BaseModel):
     tokens_read: int
     tokens_written: int
     seconds: dict[str, float]
+    confidence: float | None = None
+    familiar: Familiar | None = None
 
 
 def check_question(question: str, in_words: bool = True) -> str:
@@ -186,9 +192,12 @@ class Session:
         if self._take_back(ids):
             inputs.pop("mm_encoder_outputs", None)  # all items have been read
         self._read = []  # until it is known again: whatever interrupts may leave the cache half filled
-        clock = _Clock(streamer)
+        clock, certainty, known = _Clock(streamer), Certainty(), self.model.familiarity
         greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
-        output = self.model.generate(**inputs, **{CACHE: self._cache}, generation_config=greedy, streamer=clock)[0]
+        noted = {} if known is None else {"logits_processor": LogitsProcessorList([certainty])}
+        output = self.model.generate(
+            **inputs, **{CACHE: self._cache}, **noted, generation_config=greedy, streamer=clock
+        )[0]
         ended = time.perf_counter()
         self._read = output[: self._cache.get_seq_length()].tolist()
         written = output[len(ids) :]
@@ -196,7 +205,7 @@ class Session:
             answer=self._decode(written),
             question=question,
             checkpoint=str(self.model.config.name_or_path),
-            complete=_ended(self.model, written),
+            complete=int(written[-1]) in self._ends,
             tokens_read=len(ids),
             tokens_written=len(written),
             seconds={
@@ -205,6 +214,8 @@ class Session:
                 "reading": round(clock.first - encoded, 4),
                 "writing": round(ended - clock.first, 4),
             },
+            confidence=known and known.confidence(certainty.of(written[None], self._ends)[0]),
+            familiar=known and known.judge(self._items, self.processor.tokenizer, question),
         )
 
     def stream(self, question: str, max_new_tokens: int = 192) -> Iterator[Answer]:
@@ -244,6 +255,12 @@ class Session:
 
     def _decode(self, written: Any) -> str:
         return self.processor.decode(written, skip_special_tokens=True).strip()
+
+    @property
+    def _ends(self) -> list[int]:
+        """The tokens that end a text."""
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [ends]
 
     @property
     def count(self) -> int:
@@ -302,9 +319,3 @@ def answer(
 def _can_be_cut(cache: Any) -> bool:
     """Whether tokens can be taken off its end: sliding windows and states have lost what stood before them."""
     return all(isinstance(layer, DynamicLayer) and type(layer).crop is DynamicLayer.crop for layer in cache.layers)
-
-
-def _ended(model: OmniForConditionalGeneration, written: torch.Tensor) -> bool:
-    """Whether the last token is an end-of-text."""
-    ends = model.generation_config.eos_token_id
-    return int(written[-1]) in (ends if isinstance(ends, list) else [ends])

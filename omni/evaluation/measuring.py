@@ -21,6 +21,7 @@ from omni.registry import get_modality
 from omni.worlds import find_world
 
 from .asking import Items, Questionnaire, ask_all
+from .knowing import Reliability, Strangers, find_strangers, reliability
 from .probing import Progress, evaluate_encoder
 from .result import (
     Asking,
@@ -155,6 +156,13 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
     if settings.sight and not questions.modalities:
         raise EvaluationError("No question is about an item, so the sight test has none to take away; leave it out.")
 
+    strangers = []
+    if settings.strangers is not None:  # before the questions, which take longer
+        strangers = find_strangers(
+            *(model, processor, questions, settings.strangers),
+            lambda done: progress("looking for strangers", done, len(questions)),
+        )
+
     def ask(sight: Sight, modality: str | None = None) -> list[Asked]:
         noun = get_modality(modality).noun if modality else "item"
         return ask_all(
@@ -188,6 +196,8 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
         stopped=sum(not each.complete for each in asked),
         sight=tests.pop("image", None),
         senses=tests,
+        reliability=reliability(asked),
+        strangers=strangers,
     )
     return Outcome(result, asked, lambda example: questions[example].items, len(questions))
 
@@ -220,6 +230,8 @@ def _result(
     stopped: int,
     sight: SightTest | None = None,
     senses: Mapping[str, SightTest] | None = None,
+    reliability: Reliability | None = None,
+    strangers: Sequence[Strangers] = (),
 ) -> Result:
     return Result(
         checkpoint=str(checkpoint),
@@ -233,6 +245,8 @@ def _result(
         scores=list(scores),
         sight=sight,
         senses=dict(senses or {}),
+        reliability=reliability,
+        strangers=list(strangers),
     )
 
 

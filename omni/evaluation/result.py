@@ -19,6 +19,7 @@ from omni.registry import get_modality
 from omni.worlds import WorldError, find_world, worlds
 
 from .asking import Questionnaire
+from .knowing import Reliability, Strangers
 from .manifest import ManifestQuestions
 from .scores import Asked, EvaluationError, Score, SightTest
 
@@ -39,11 +40,13 @@ class Asking(Strict):
 
     Attributes:
         sight: run the sight test, too, of each modality that the examples have.
+        strangers: items or questions unlike training that the model should tell; see `omni.evaluation.knowing`.
         batch_size: number of questions in a batch.
         max_new_tokens: number of tokens after which an answer is stopped.
     """
 
     sight: bool = False
+    strangers: str | None = None
     batch_size: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=192, ge=1)
 
@@ -153,6 +156,8 @@ class Result(Strict):
         scores: the scores by kind of question.
         sight: the sight test of the pictures, if it was asked for.
         senses: the same test of each other modality.
+        reliability: whether answers are right as often as the model is sure; None if the checkpoint does not know.
+        strangers: how well strangers are told, if some were named.
     """
 
     format: Literal["omni evaluation 1"] = FORMAT
@@ -167,6 +172,8 @@ class Result(Strict):
     scores: list[Score]
     sight: SightTest | None = None
     senses: dict[str, SightTest] = {}
+    reliability: Reliability | None = None
+    strangers: list[Strangers] = []
 
     @property
     def sight_tests(self) -> dict[str, SightTest]:
@@ -321,6 +328,7 @@ def write_answers(path: str | Path, asked: Iterable[Asked]) -> None:
             "answer": each.answer,
             "right": each.right,
             "complete": each.complete,
+            "confidence": each.confidence,
         }
         for each in asked
     )

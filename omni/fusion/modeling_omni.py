@@ -182,6 +182,8 @@ class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):
     """The fused model with its output head: it reads text and items, and writes text."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
+    familiarity: Any = None
+    """What training was like, an `omni.knowing.familiarity.Familiarity`; None where that is not known."""
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)

@@ -11,12 +11,14 @@ from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answe
 from omni.checkpoints.seal import ADAPTER, verify_files
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.knowing.familiarity import Familiarity
 
 
 def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     """Load a fused model and its processor from a folder; nothing is fetched from anywhere.
 
-    Adapters, which a recipe with `lora` writes, are merged into the model that they were trained for.
+    Adapters, which a recipe with `lora` writes, are merged into the model that they were trained for. What the folder says
+    of training (`omni.knowing`) is the model's `familiarity`.
 
     Raises:
         CheckpointError: there is no such folder, it holds another kind of model, a file of it is missing, damaged or
@@ -31,6 +33,7 @@ def load(checkpoint: str | Path) -> tuple[OmniForConditionalGeneration, OmniProc
         model = OmniForConditionalGeneration.from_pretrained(base)
         if base != folder:
             model = _with_adapters(model, folder)
+        model.familiarity = Familiarity.read(folder)
     except CheckpointError:
         raise
     except SafetensorError as error:
@@ -87,4 +90,6 @@ def save_new(model: OmniForConditionalGeneration, processor: OmniProcessor, fold
     with new_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
+        if model.familiarity is not None:
+            model.familiarity.write(unfinished)
     return Path(folder)
