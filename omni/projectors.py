@@ -55,7 +55,7 @@ class Projector(nn.Module):
         output: the encoder's outputs that are read.
         positions: the shape of a table of learned vectors, such as (7, 7). One is added to each token of the grid. None for
             no table.
-        whitened: whether the tokens that are read pass `Whitening` first. Most of what an encoder's tokens hold lies in a few
+        whitened: whether the tokens that are read pass `Whitening` first. Most of what tokens hold lies in a few
             directions, and a projector would learn the others last.
     """
 

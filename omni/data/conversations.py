@@ -51,6 +51,30 @@ class Example:
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
+def with_items(conversation: Sequence[Message], items: Mapping[str, Sequence[Any]]) -> list[Message]:
+    """A chat with the items in its blocks, by modality in the order of the blocks. Those of later turns are left over."""
+    waiting = {name: iter(each) for name, each in items.items()}
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {
+            **message,
+            "content": [
+                {**block, kind: next(waiting[kind])} if (kind := block["type"]) != "text" else block
+                for block in message["content"]
+            ],
+        }
+        for message in conversation
+    ]
+
+
+def words_of(message: Message) -> str:
+    """The text of a message, without spaces around."""
+    content = message["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return " ".join(block["text"] for block in blocks if block["type"] == "text").strip()
+
+
 def ask(question: str, answer: str | None = None, items: Sequence[Item | str] = ("image",)) -> list[Message]:
     """A chat of one question about some items, and its answer if there is one.
 

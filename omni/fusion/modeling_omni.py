@@ -168,6 +168,9 @@ class OmniModel(OmniPreTrainedModel):
 class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):
     """The fused model with its output head: it reads text and items, and writes text."""
 
+    familiarity: Any = None
+    """What training was like, an `omni.knowing.familiarity.Familiarity`; None where that is not known."""
+
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
         self.model = OmniModel(config)
