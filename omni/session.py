@@ -24,7 +24,7 @@ from omni.fusion.signature import CACHE
 from omni.items import Item, expect_known, nouns, read_items
 from omni.knowing.confidence import Certainty
 from omni.modality import ItemError
-from omni.questions import Answer, QuestionError, check_question, write_prompts
+from omni.questions import Answer, QuestionError, check_question, expect_room, write_prompts
 from omni.registry import get_modality
 from omni.streaming import Clock, stream
 
@@ -70,11 +70,7 @@ class Session:
         inputs = dict(write_prompts(self.processor, [ask(question, items=self._items)]).to(self.model.device))
         ids = inputs["input_ids"][0].tolist()
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            raise QuestionError(
-                f"The question with {nouns(self._items)} is {len(ids)} tokens, with no room for an answer of "
-                f"{max_new_tokens} in the {limit} that the model takes; pass fewer of them or a smaller max_new_tokens."
-            )
+        expect_room(len(ids), max_new_tokens, limit, self._items)
         prepared = time.perf_counter()
         self._encode(inputs)
         encoded = time.perf_counter()
