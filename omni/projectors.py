@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from omni.grids import GridPositions, unshuffle
+from omni.whitening import Whitening
+
 
 def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, ...]) -> int:
     """The number of tokens that an item with this grid becomes.
@@ -43,20 +46,20 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
 
 
 class Projector(nn.Module):
-    """What all projectors have in common.
+    """Encoder tokens to tokens of the language model. Subclasses say how, in `project`.
 
     Args:
         hidden_size, text_hidden_size: D and T.
         factor: see `num_tokens`.
         grid_dims: number of axes of the grid.
         output: the encoder's outputs that are read.
-        positions: the shape of a table of learned vectors, such as (7, 7), one of which is added to each token of the grid;
-            for a grid of another shape it is interpolated. None for no table.
+        positions: the shape of a table of learned vectors, such as (7, 7). One is added to each token of the grid. None for
+            no table.
+        whitened: whether the tokens that are read pass `Whitening` first. Most of what tokens hold lies in a few
+            directions, and a projector would learn the others last.
     """
 
     uses_factor = False
-    last: str
-    """The name of the layer that writes the tokens."""
 
     def __init__(
         self,
@@ -66,55 +69,41 @@ class Projector(nn.Module):
         grid_dims: int,
         output: str,
         positions: Sequence[int] | None = None,
+        whitened: bool = False,
     ) -> None:
         super().__init__()
-        self.factor, self.table_shape = factor, tuple(positions or ())
-        if positions:
-            self.positions = nn.Embedding(math.prod(positions), text_hidden_size)
+        self.factor = factor
+        self.positions = GridPositions(positions, text_hidden_size) if positions else None
+        self.whitening = nn.ModuleDict()
+        if whitened:
+            widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
+            self.whitening.update({part: Whitening(widths[part]) for part in output.split("+")})
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
-        projected = self.project(tokens, grid_shape)
-        if not self.table_shape:
+        if self.uses_factor and "grid" in tokens:
+            tokens = {**tokens, "grid": unshuffle(tokens["grid"], grid_shape, self.factor)}
+        if self.whitening:
+            tokens = {part: self.whitening[part](value) for part, value in tokens.items()}
+        projected = self.project(tokens)
+        if self.positions is None:
             return projected
-        table = self._table(tuple(-(-side // self.factor) for side in grid_shape))
+        table: torch.Tensor = self.positions(tuple(-(-side // self.factor) for side in grid_shape))
         return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """As `forward`, without positions."""
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """As `forward`, of neighbourhoods that are folded already, and without positions."""
         raise NotImplementedError
-
-    def rescale(self, ratio: float) -> None:
-        """Multiply what the projector writes."""
-        with torch.no_grad():
-            for layer in (self.get_submodule(self.last), *([self.positions] if self.table_shape else [])):
-                for parameter in layer.parameters():
-                    parameter.mul_(ratio)
-
-    def _table(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """The vectors of the places of a grid of tokens, float[places, T]."""
-        table = self.positions.weight
-        if shape == self.table_shape:
-            return table
-        spread = table.T.reshape(1, -1, *self.table_shape)
-        return F.interpolate(spread, shape, mode=INTERPOLATIONS[len(shape)]).flatten(2)[0].T
-
-
-INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
-"""By the number of axes. A grid of one axis has no table: its length differs from item to item, and the Thinker knows the
-order of its tokens."""
 
 
 class LinearProjector(Projector):
     """A linear layer with bias for every token: micro-Omni's `proj_v` (33,024 parameters from width 128 to 256)."""
 
-    last = "linear"
-
     def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.linear = nn.Linear(hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Projector`."""
         return self.linear(torch.cat(list(tokens.values()), dim=1))
 
@@ -122,15 +111,13 @@ class LinearProjector(Projector):
 class MLPProjector(Projector):
     """Linear, exact GELU, linear for every token (Liu et al., 2023, "Improved Baselines with Visual Instruction Tuning")."""
 
-    last = "fc2"
-
     def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.fc1 = nn.Linear(hidden_size, text_hidden_size)
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Projector`."""
         return self.fc2(self.activation(self.fc1(torch.cat(list(tokens.values()), dim=1))))
 
@@ -143,7 +130,6 @@ class UnshuffleMLPProjector(Projector):
     """
 
     uses_factor = True
-    last = "fc2"
 
     def __init__(
         self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str, **kwargs: Any
@@ -156,29 +142,14 @@ class UnshuffleMLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
+    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Projector`."""
         hidden = []
         if "cls" in tokens:
             hidden.append(self.cls_fc1(tokens["cls"]))
         if "grid" in tokens:
-            hidden.append(self.fc1(unshuffle(tokens["grid"], grid_shape, self.factor)))
+            hidden.append(self.fc1(tokens["grid"]))
         return self.fc2(self.activation(torch.cat(hidden, dim=1)))
-
-
-def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> torch.Tensor:
-    """Fold neighbourhoods of k along each of the n grid axes into the width.
-
-    float[B, N, D] -> float[B, N / k**n, k**n * D]. Neighbourhoods and the patches inside them are in reading order. Zeros
-    complete the last neighbourhood of a grid of one axis.
-    """
-    batch, dims = grid.shape[0], len(grid_shape)
-    if dims == 1 and (missing := -grid_shape[0] % factor):
-        grid, grid_shape = F.pad(grid, (0, 0, 0, missing)), (grid_shape[0] + missing,)
-    split = [size for side in grid_shape for size in (side // factor, factor)]
-    outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
-    folded = grid.reshape(batch, *split, -1).permute(0, *outer, *inner, 2 * dims + 1)  # (B, g.., k.., D)
-    return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
 
 
 PROJECTORS: dict[str, type[Projector]] = {

@@ -117,10 +117,6 @@ TORCH = [
     Internal("torch.nn:Module._forward_hooks", "a model with hooks is not packed", made=True),
     Internal("torch.nn:Module._forward_pre_hooks", "a model with hooks is not packed", made=True),
     Internal("torch.utils._python_dispatch:TorchDispatchMode", "every operation of an encoder is seen"),
-    Internal("torch:_foreach_mul_", "the optimizer updates all matrices at once"),
-    Internal("torch:_foreach_add_", "the optimizer updates all matrices at once"),
-    Internal("torch:_foreach_lerp", "the optimizer updates all matrices at once"),
-    Internal("torch:_foreach_lerp_", "the optimizer updates all matrices at once"),
     Internal("torch:_softmax", "the softmax of written-out attention is found among operations"),
     Internal("torch.cpu:_init_amx", "whether the processor's matrix units may be used"),
     Internal("torch.cpu:_is_avx512_bf16_supported", "whether vectors multiply bfloat16"),
@@ -134,8 +130,6 @@ PILLOW = [
     Internal(
         "PIL.ImageFile:ImageFile._open", "formats that are read more strictly open as Pillow opens them", made=True
     ),
-    Internal("PIL.TiffImagePlugin:TiffImageFile._planar_configuration", "how a TIFF lies in its file", made=True),
-    Internal("PIL.TiffImagePlugin:TiffImageFile._tile_size", "how a TIFF lies in its file", made=True),
     Internal("PIL._imaging:", "the library that Pillow's libtiff is linked into"),
 ]
 INTERNALS = [*TRANSFORMERS, *TORCH, *PILLOW]

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from omni.data.addresses import fetch, local, place_of
 from omni.data.conversations import Example, Message
-from omni.data.rows import Names, is_address, is_blank, names_of_files, parse_row
+from omni.data.rows import Names, is_address, is_blank, names_of_files, parse_row, words_of
 from omni.data.shards import open_shards
 from omni.data.sources import Held, ManifestError, open_source
 from omni.items import read_item
@@ -50,7 +50,7 @@ class File(NamedTuple):
 
     @property
     def source(self) -> Path | bytes:
-        """What `Modality.open` takes.
+        """The file in a form that `Modality.open` takes.
 
         Raises:
             ItemError: its address cannot be read.
@@ -86,12 +86,14 @@ class Row:
         conversation: messages of user and assistant in turn; `content` is a list of `{"type": "text", "text"}` and, for
             each item, of its modality, `{"type": "image"}`.
         kind: the kind of question under which an evaluation scores it.
+        words: what each item shows or says, in the order of the files; empty if the row does not tell.
     """
 
     source: str
     files: tuple[File, ...]
     conversation: list[Message]
     kind: str | None
+    words: tuple[str, ...] = ()
 
     def of(self, modality: str) -> list[Path]:
         """The files of one modality, in the order of their blocks."""
@@ -141,7 +143,7 @@ class Manifest(Sequence[Row]):
         shards = open_shards(path)
         self._rows = open_source(path) if shards is None else shards
         self.blocks = self._rows.blocks
-        self.folder = path if path.is_dir() else None
+        self.folder = path if shards is None and path.is_dir() else None
         self.by_class = self._rows.by_class
         self.root = root or (path if path.is_dir() else path.parent)
 
@@ -204,10 +206,11 @@ class Manifest(Sequence[Row]):
             named, conversation, kind = parse_row(
                 fields, self.prompt, promised, self.answers, self.names, self._modality_of, self.addresses is not None
             )
+            words = words_of(fields, len(named))
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}", error.kind) from error
         files = tuple(self._file(modality, name) for modality, name in named)
-        return Row(source, files, conversation, kind)
+        return Row(source, files, conversation, kind, words)
 
     def _file(self, modality: str, name: str | Held) -> File:
         if isinstance(name, Held):
@@ -250,7 +253,7 @@ class Manifest(Sequence[Row]):
         return self._rows.digest()
 
     def _modality_of(self, name: str | Held) -> str:
-        """The modality of a file that stands in a column for files of any: its suffix tells."""
+        """The modality of a file in a column for files of any modality, from its suffix."""
         return self._by_suffix(name) or self._usual
 
     def _by_suffix(self, name: str | Held) -> str | None:
@@ -259,7 +262,7 @@ class Manifest(Sequence[Row]):
 
     @cached_property
     def _usual(self) -> str:
-        """The modality of files whose suffix tells none: that of the first one that tells, or else what the first holds."""
+        """The modality of files whose suffix tells none: that of the first with one, else that of the first content."""
         found = list[str | Held]()
         for index in range(min(len(self), FIRST_ROWS)):
             try:
@@ -271,7 +274,7 @@ class Manifest(Sequence[Row]):
         problems = list[str]()
         for name in found:
             try:
-                return read_item(name.data if isinstance(name, Held) else self.root / name).modality
+                return read_item(self._file("", name).source).modality
             except ItemError as error:
                 problems.append(str(error))
         raise ManifestError(problems[0] if problems else "no file tells by its suffix what it holds; rename them.")
@@ -321,4 +324,7 @@ class ManifestConversations:
 
     def __getitem__(self, index: int) -> Example:
         row = self.manifest[index]
-        return Example(row.open(self.openers), [row.conversation], row.source)
+        words: dict[str, list[str]] = {}
+        for file, text in zip(row.files, row.words, strict=bool(row.words)):
+            words.setdefault(file.modality, []).append(text)
+        return Example(row.open(self.openers), [row.conversation], row.source, words=words)

@@ -13,6 +13,8 @@ A row names its items in columns of their modality, `image` or `images`, `audio`
 An item is the path of a file, a data URI, an address where they are allowed, or the file itself: bytes, or a struct of
 `bytes` and `path` as `datasets` writes it.
 
+A row may say in `words` what each of its items shows or says; the objective "distillation" reads that.
+
 In a question, too, a placeholder takes the next item. Items that a question has no placeholder for come before it, in the
 order of the row. An optional `kind` groups the scores of an evaluation. Other fields are ignored.
 """
@@ -53,7 +55,7 @@ _PART = re.compile(r"(?:input_)?([a-z0-9_]+?)(?:_url)?")
 
 
 class Named(NamedTuple):
-    """A file as a row names it or holds it, and the modality that it is of."""
+    """A file that a row names or holds, and its modality."""
 
     modality: str
     name: str | Held
@@ -66,7 +68,7 @@ def is_address(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Names:
-    """How rows name the items of all modalities that are known.
+    """The names under which rows have items of all known modalities.
 
     Attributes:
         columns: the columns that hold files of one modality, each with it: `images`, `audio`.
@@ -80,9 +82,9 @@ class Names:
 
     @classmethod
     def known(cls) -> "Names":
-        """Those of all modalities, registered or installed."""
+        """The names of all modalities, registered or installed."""
         columns, tokens, suffixes = dict[str, str](), dict[str, str](), dict[str, str]()
-        for name in modalities():  # of a broken plug-in, too, which is named when a row has an item for it
+        for name in modalities():  # also of a broken plug-in, which a message names when a row has an item for it
             columns |= {name: name, f"{name}s": name}
         for modality in load_modalities()[0]:
             columns[modality.argument] = tokens[modality.token] = modality.name
@@ -105,7 +107,7 @@ class Names:
 
     @property
     def remedy(self) -> str:
-        """How an item is named, for messages."""
+        """The names for an item in messages."""
         return f"name its file as {' or '.join(f'`{name}`' for name in dict.fromkeys(self.columns.values()))}"
 
 
@@ -158,7 +160,7 @@ def _file(value: Any) -> str | Held:
         return value
     if isinstance(value, bytes):
         return Held(value, "")
-    if isinstance(value, dict):  # of `datasets`; and of OpenAI's parts
+    if isinstance(value, dict):  # such as those of `datasets`, and OpenAI's parts
         if isinstance(value.get("bytes"), bytes):
             return Held(value["bytes"], value.get("path") or "")
         if isinstance(value.get("data"), str):
@@ -179,7 +181,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _uploaded(value: Any) -> str:
-    """The modality of a file of any, by the media type of its data URI."""
+    """The modality of a file, from the media type of its data URI."""
     text = value.get("file_data") if isinstance(value, dict) else None
     found = _DATA.match(text) if isinstance(text, str) else None
     modality = modality_of_upload(found[1]) if found and found[1] else None
@@ -309,8 +311,26 @@ def parse_row(
     return _files(files, addresses), conversation, kind or None
 
 
+def words_of(fields: Mapping[str, Any], items: int) -> tuple[str, ...]:
+    """What each item of a row shows or says, in words: `words`, or the caption of a row with one item; else nothing.
+
+    Raises:
+        ManifestError: these are no texts, or not one for each item.
+    """
+    given = fields.get("words")
+    if given is None:
+        captions = [fields[key] for key in ("caption", "text") if isinstance(fields.get(key), str)]
+        return (captions[0],) if captions and items == 1 else ()
+    words = [given] if isinstance(given, str) else given
+    if not isinstance(words, list) or not all(isinstance(text, str) and not is_blank(text) for text in words):
+        raise ManifestError(f"`words` should be text, or a list of texts, found {short(given)}.")
+    if len(words) != items:
+        raise ManifestError(f"`words` should be one text for each of {items} items, found {len(words)}.")
+    return tuple(words)
+
+
 def describe(items: Sequence[str]) -> str:
-    """The question to rows that have only a caption, if nobody asks another; of items of these modalities."""
+    """The default question for rows that have only a caption, by the modalities of their items."""
     return f"Describe {' and '.join(f'the {get_modality(name).noun}' for name in dict.fromkeys(items))}."
 
 
@@ -382,7 +402,7 @@ def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str | He
 
 
 def names_of_files(fields: Mapping[str, Any]) -> list[str | Held]:
-    """What stands in the columns of a row for files of any modality."""
+    """The values in the columns of a row for files of any modality."""
     values = [value for key, value in fields.items() if _FILES.fullmatch(key)]
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
     return [name for name in names if isinstance(name, str | Held) and name]

@@ -134,8 +134,10 @@ class Files(Strict):
 def _read_data(data: Any) -> Any:
     if isinstance(data, Drawn | Files | Mixture):
         return data
-    kind: type[Strict] = find_world().data if not isinstance(data, dict) or not {"path", "mix"} & data.keys() else Files
-    return (Mixture if isinstance(data, dict) and "mix" in data else kind).model_validate(data)
+    kind: type[Strict] = (
+        find_world().data if not isinstance(data, dict) or not {"path", "sources"} & data.keys() else Files
+    )
+    return (Mixture if isinstance(data, dict) and "sources" in data else kind).model_validate(data)
 
 
 class Part(Strict):
@@ -148,16 +150,16 @@ class Part(Strict):
 class Mixture(Strict):
     """Several sources of examples at once: one's own files, and what a world draws."""
 
-    mix: list[Part] = Field(min_length=2)
+    sources: list[Part] = Field(min_length=2)
 
 
 Data = Annotated[SerializeAsAny[Drawn | Files | Mixture], PlainValidator(_read_data)]
-"""With a `path` files of one's own; with `mix` several sources; without, examples of the world that is drawn."""
+"""With a `path` files of one's own; with `sources` several of them; without, examples of the world that is drawn."""
 
 
 def sources_of(data: Drawn | Files | Mixture | None) -> list[Drawn | Files]:
     """The sources of some data."""
-    return [part.data for part in data.mix] if isinstance(data, Mixture) else [] if data is None else [data]
+    return [part.data for part in data.sources] if isinstance(data, Mixture) else [] if data is None else [data]
 
 
 class Optimizer(Strict):
@@ -206,7 +208,7 @@ class ContrastiveSection(EncoderSection):
 
 
 class OmniSection(Strict):
-    """The model of the objectives "answers" and "alignment".
+    """The model of the objectives "answers", "distillation" and "alignment".
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
     with a tokenizer of at most `vocab_size` tokens made of the training texts, and `modalities`: by name the section of
@@ -239,10 +241,14 @@ class OmniSection(Strict):
         return self
 
 
+TALKS = ("answers", "distillation")
+"""The objectives by which a fused model learns to answer."""
+
 SECTIONS: dict[str, type[Strict]] = {
     "dense": EncoderSection,
     "contrastive": ContrastiveSection,
     "answers": OmniSection,
+    "distillation": OmniSection,
     "transcription": EncoderSection,
     "alignment": OmniSection,
 }
@@ -259,7 +265,7 @@ class Recipe(Strict):
     """
 
     about: About | None = None
-    objective: Literal["dense", "contrastive", "answers", "transcription", "alignment"]
+    objective: Literal["dense", "contrastive", "answers", "distillation", "transcription", "alignment"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
     evaluate: Data | None = None
@@ -334,18 +340,18 @@ class Recipe(Strict):
         if isinstance(self.evaluate, Mixture):
             raise ValueError("`evaluate` is about one source; evaluate the others by `omni evaluate`")
         if self.objective == "dense" and isinstance(self.train, Mixture):
-            raise ValueError("the objective 'dense' draws from one world; leave `mix` out")
+            raise ValueError("the objective 'dense' draws from one world; leave `sources` out")
         for data in every:
             if isinstance(data, Drawn):
                 data.check(self.objective)
-        if self.objective != "answers" and self.caches:
+        if self.objective not in TALKS and self.caches:
             raise ValueError(
                 "`cache` is for the objective 'answers': others train the encoder, whose tokens it would keep"
             )
         for name in _FOR_ANSWERS:
-            if self.objective != "answers" and self.arguments.get(name):
+            if self.objective not in TALKS and self.arguments.get(name):
                 raise ValueError(f"`arguments.{name}` is for the objective 'answers', whose language model it is about")
-        if self.lora and (self.objective != "answers" or self.freeze):
+        if self.lora and (self.objective not in TALKS or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
         if self.lora and isinstance(self.model, OmniSection) and (self.model.checkpoint is None or self.model.sections):
             raise ValueError(
