@@ -25,6 +25,7 @@ JOBS = (
     "imports",
     "loading",
     "rows",
+    "pieces",
 )
 ON_GPU = ("encoder", "training", "generation")
 """Jobs that also run on a GPU."""

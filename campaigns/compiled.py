@@ -1,10 +1,10 @@
 """The C++ of `omni/fast` under the address and undefined-behaviour sanitizers, beside the reference.
 
 Each case draws one of the three libraries, a shape, an input of some layout and type, and surroundings that a user may have:
-torch's default type and device, gradients, the number of threads, a thread or a forked process to run in, memory that torch
-fills with NaN. The result is that of the reference, or the input is refused. A sanitizer that objects ends the process that
-tries; so does a case that hangs. `Tally.fell_through` names such cases, and `python -m campaigns.compiled SEED FROM TO`
-repeats them, without sanitizers.
+torch's default type and device, gradients, the number of threads, a thread or a forked process to run in, weights that
+another thread exchanges, memory that torch fills with NaN. The result is that of the reference, or the input is refused. A
+sanitizer that objects ends the process that tries; so does a case that hangs. `Tally.fell_through` names such cases, and
+`python -m campaigns.compiled SEED FROM TO` repeats them, without sanitizers.
 """
 
 import copy
@@ -19,11 +19,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from queue import Empty, Queue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 from campaigns.tally import Tally
@@ -47,6 +47,7 @@ def run(seed: int, count: int, seconds: float) -> Tally:
     """
     end, outcomes, fell_through, start = time.monotonic() + seconds, {UNCHANGED: 0, REFUSED: 0}, [], 0
     environment = _sanitized()
+    _compile(environment)
     while start < count and time.monotonic() < end:
         case = start - 1
         for case, outcome in _answers(seed, start, count, end, environment):
@@ -83,6 +84,16 @@ def _sanitized() -> dict[str, str]:
         "OMP_NUM_THREADS": "2",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
+
+
+def _compile(environment: dict[str, str]) -> None:
+    """Compile the libraries, which takes longer than any case."""
+    modules = "compiled_encoder, compiled_layers, resizing"
+    program = f"from omni.fast import {modules}; print(all(each._library() for each in ({modules})))"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    if done.stdout.strip() != "True":
+        reason = done.stderr[-2000:] or "the compiler fails, or takes more than five minutes"
+        raise RuntimeError(f"The libraries cannot be compiled for the sanitizers here: {reason}.")
 
 
 def _answers(seed: int, start: int, count: int, end: float, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
@@ -361,13 +372,32 @@ def _step(chance: random.Random) -> str:
                 parts.append(step(_laid_out(chance, embeds[:, start:stop]), mask[:, :stop], some, cache))
             return torch.cat(parts, dim=1)
 
-    with _surroundings(chance):
+    with _surroundings(chance), _exchanging(model) if chance.random() < 0.3 else nullcontext():
         found = _called(chance, write)
     for each in found:
         difference = (each - expected)[mask.bool()].abs().max()
         if not float(difference) <= 1e-4 * float(expected.abs().max()):
             raise Wrong(f"{model.config.to_diff_dict()}, {batch} x {length} at {cuts}: off by {float(difference)}")
     return UNCHANGED
+
+
+@contextmanager
+def _exchanging(model: Any) -> Iterator[None]:
+    """Inside, another thread gives the weights new memory again and again, as moving or loading a model does."""
+    done = Event()
+
+    def exchange() -> None:
+        while not done.is_set():
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone()
+
+    thread = Thread(target=exchange)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 # --- Scaling ----------------------------------------------------------------------------------------------------------

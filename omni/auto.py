@@ -105,7 +105,7 @@ def _fusion_processor(auto: ModuleType) -> None:
 
 
 def _plugin_configurations(auto: ModuleType) -> None:
-    """Have a model type that is not known looked for among the plug-ins, which are loaded then and not before."""
+    """Let transformers look for unknown model types among the plug-ins. They are loaded then, and not before."""
     from omni.registry import load_modalities, registered
 
     def look_further(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
@@ -123,7 +123,7 @@ def _plugin_configurations(auto: ModuleType) -> None:
 
 
 def register_when_imported() -> None:
-    """Have each class registered as soon as transformers' table for it is imported."""
+    """Register each class as soon as transformers' table for it is imported."""
     registrations = [
         ("configuration_auto", (), _plugin_configurations),
         ("configuration_auto", ("omni.fusion.configuration_omni",), _fusion_configuration),

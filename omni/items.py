@@ -16,7 +16,7 @@ from omni.modality import ItemError, LargeItemError, MissingItemError, Modality
 from omni.registry import get_modality, load_modalities
 
 MAX_BYTES = 2**29
-"""Of a file whose suffix says nothing; each modality has a limit of its own."""
+"""The largest file without a known suffix, in bytes. Each modality has its own limit for its files."""
 
 
 class Item(NamedTuple):
@@ -121,7 +121,7 @@ def _openers(among: Iterable[str] | None) -> tuple[list[Modality], list[str]]:
 
 
 def _expect_file(path: str, nouns: str) -> None:
-    """Have the world's faults named before any modality is asked."""
+    """Raise the errors that any file may have, before a modality opens it."""
     try:
         read_whole(path, "file", nouns, MAX_BYTES)
     except ReadError as error:

@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from omni.grids import GridPositions, unshuffle
+from omni.whitening import Whitening
+
 
 def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, ...]) -> int:
     """The number of tokens that an item with this grid becomes.
@@ -43,22 +46,20 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
 
 
 class Projector(nn.Module):
-    """What all projectors have in common.
+    """Encoder tokens to tokens of the language model. Subclasses say how, in `project`.
 
     Args:
         hidden_size, text_hidden_size: D and T.
         factor: see `num_tokens`.
         grid_dims: number of axes of the grid.
         output: the encoder's outputs that are read.
-        positions: the shape of a table of learned vectors, such as (7, 7), one of which is added to each token of the grid;
-            for a grid of another shape it is interpolated. None for no table.
-        whitened: whether the tokens that are read pass `Whitening` first: most of what tokens of an encoder hold lies in a
-            few directions, and a projector would learn the others last.
+        positions: the shape of a table of learned vectors, such as (7, 7). One is added to each token of the grid. None for
+            no table.
+        whitened: whether the tokens that are read pass `Whitening` first. Most of what tokens hold lies in a few
+            directions, and a projector would learn the others last.
     """
 
     uses_factor = False
-    last: str
-    """The name of the layer that writes the tokens."""
 
     def __init__(
         self,
@@ -71,87 +72,32 @@ class Projector(nn.Module):
         whitened: bool = False,
     ) -> None:
         super().__init__()
-        self.factor, self.table_shape = factor, tuple(positions or ())
-        if positions:
-            self.positions = nn.Embedding(math.prod(positions), text_hidden_size)
+        self.factor = factor
+        self.positions = GridPositions(positions, text_hidden_size) if positions else None
+        self.whitening = nn.ModuleDict()
         if whitened:
             widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
-            self.whitening = nn.ModuleDict({part: Whitening(widths[part]) for part in output.split("+")})
-        self.whitened = whitened
+            self.whitening.update({part: Whitening(widths[part]) for part in output.split("+")})
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
         if self.uses_factor and "grid" in tokens:
             tokens = {**tokens, "grid": unshuffle(tokens["grid"], grid_shape, self.factor)}
-        if self.whitened:
+        if self.whitening:
             tokens = {part: self.whitening[part](value) for part, value in tokens.items()}
         projected = self.project(tokens)
-        if not self.table_shape:
+        if self.positions is None:
             return projected
-        table = self._table(tuple(-(-side // self.factor) for side in grid_shape))
+        table: torch.Tensor = self.positions(tuple(-(-side // self.factor) for side in grid_shape))
         return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
 
     def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """As `forward`, of neighbourhoods that are folded already, and without positions."""
         raise NotImplementedError
 
-    @torch.no_grad()
-    def whiten(self, tokens: Mapping[str, torch.Tensor]) -> None:
-        """Have tokens leave the first layers with mean 0 and about one size in all directions.
-
-        Args:
-            tokens: `cls` float[n, D] and/or `grid` float[n, D'] of many items, as they come to these layers.
-        """
-        for part, found in tokens.items():
-            mean = found.mean(0)
-            values, vectors = torch.linalg.eigh((found - mean).T @ (found - mean) / len(found))
-            matrix = vectors * (values.clamp_min(0) + NOISE * values.mean()).rsqrt() @ vectors.T
-            layer = self.whitening[part]
-            layer.get_buffer("weight").copy_(matrix)
-            layer.get_buffer("bias").copy_(-mean @ matrix)
-
-    def rescale(self, ratio: float) -> None:
-        """Multiply what the projector writes."""
-        with torch.no_grad():
-            for layer in (self.get_submodule(self.last), *([self.positions] if self.table_shape else [])):
-                for parameter in layer.parameters():
-                    parameter.mul_(ratio)
-
-    def _table(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """The vectors of the places of a grid of tokens, float[places, T]."""
-        table = self.positions.weight
-        if shape == self.table_shape:
-            return table
-        spread = table.T.reshape(1, -1, *self.table_shape)
-        return F.interpolate(spread, shape, mode=INTERPOLATIONS[len(shape)]).flatten(2)[0].T
-
-
-NOISE = 0.1
-"""Of the mean variance, added to that of each direction, so that whitening does not bring up noise."""
-
-INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
-"""By the number of axes. A grid of one axis has no table: its length differs from item to item, and the Thinker knows the
-order of its tokens."""
-
-
-class Whitening(nn.Module):
-    """A linear layer that does not learn, float[..., D] -> float[..., D]; see `Projector.whiten`."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.eye(width))
-        self.register_buffer("bias", torch.zeros(width))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """float[..., D] -> float[..., D], in the precision of the layer and then of the tokens."""
-        weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
-        return F.linear(tokens.to(weight.dtype), weight, bias).to(tokens.dtype)
-
 
 class LinearProjector(Projector):
     """A linear layer with bias for every token: micro-Omni's `proj_v` (33,024 parameters from width 128 to 256)."""
-
-    last = "linear"
 
     def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
@@ -164,8 +110,6 @@ class LinearProjector(Projector):
 
 class MLPProjector(Projector):
     """Linear, exact GELU, linear for every token (Liu et al., 2023, "Improved Baselines with Visual Instruction Tuning")."""
-
-    last = "fc2"
 
     def __init__(self, hidden_size: int, text_hidden_size: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
@@ -186,7 +130,6 @@ class UnshuffleMLPProjector(Projector):
     """
 
     uses_factor = True
-    last = "fc2"
 
     def __init__(
         self, hidden_size: int, text_hidden_size: int, factor: int, grid_dims: int, output: str, **kwargs: Any
@@ -207,21 +150,6 @@ class UnshuffleMLPProjector(Projector):
         if "grid" in tokens:
             hidden.append(self.fc1(tokens["grid"]))
         return self.fc2(self.activation(torch.cat(hidden, dim=1)))
-
-
-def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> torch.Tensor:
-    """Fold neighbourhoods of k along each of the n grid axes into the width.
-
-    float[B, N, D] -> float[B, N / k**n, k**n * D]. Neighbourhoods and the patches inside them are in reading order. Zeros
-    complete the last neighbourhood of a grid of one axis.
-    """
-    batch, dims = grid.shape[0], len(grid_shape)
-    if dims == 1 and (missing := -grid_shape[0] % factor):
-        grid, grid_shape = F.pad(grid, (0, 0, 0, missing)), (grid_shape[0] + missing,)
-    split = [size for side in grid_shape for size in (side // factor, factor)]
-    outer, inner = range(1, 2 * dims, 2), range(2, 2 * dims + 1, 2)
-    folded = grid.reshape(batch, *split, -1).permute(0, *outer, *inner, 2 * dims + 1)  # (B, g.., k.., D)
-    return folded.reshape(batch, math.prod(side // factor for side in grid_shape), -1)
 
 
 PROJECTORS: dict[str, type[Projector]] = {

@@ -126,7 +126,7 @@ def open_item(name: str) -> Callable[..., Any]:
 def prepare_items(
     modality: Modality, preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The batch of a modality's inputs from raw items. What a preprocessor calls otherwise is mapped in order.
+    """The batch of a modality's inputs from raw items. Other names of the preprocessor are mapped in order.
 
     Args:
         modality: whose items they are.
@@ -209,7 +209,7 @@ def temporary() -> Iterator[None]:
 
 @cache
 def _installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """What the packages on this path bring. To look for it takes milliseconds, so it is done once."""
+    """The entry points of the packages on this path. Finding them takes milliseconds, so it is done once."""
     return tuple(entry_points(group=ENTRY_POINT_GROUP))
 
 

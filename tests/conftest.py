@@ -20,8 +20,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-LONGEST = ()
-"""Files that take longest, the longest first. They begin, so that no process works on one of them at the end alone."""
+LONGEST = (
+    "tests/test_deletions.py",
+    "tests/training/test_recipes.py",
+    "tests/embedding/test_cluster.py",
+    "tests/exchange/test_onnx.py",
+    "tests/test_plugin_package.py",
+    "tests/app/test_page.py",
+    "tests/training/test_processes.py",
+    "tests/evaluation/test_other_drawings.py",
+    "tests/evaluation/test_asking.py",
+    "tests/test_readme.py",
+    "tests/test_registry.py",
+    "tests/test_site.py",
+    "tests/serving/test_server.py",
+    "tests/training/test_stages.py",
+    "tests/embedding/test_embed_command.py",
+    "tests/fast/test_compilation.py",
+    "tests/test_examples.py",
+    "tests/test_sharing.py",
+)
+"""Files that take longest. They begin, so that no process works on one of them at the end, alone."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -140,6 +159,7 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
 
 HEAVY = ["torch", "transformers.generation", "transformers.modeling_utils", "transformers.processing_utils"]
 HEAVY += [f"transformers.models.auto.{kind}_auto" for kind in ("modeling", "processing", "image_processing")]
+multiprocessing.get_context("forkserver").set_forkserver_preload(HEAVY)
 START = """
 import os, runpy, sys
 for number, name in enumerate([os.devnull, *files]):
@@ -165,13 +185,12 @@ else:
 
 @pytest.fixture(scope="session")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`python("-m", "omni", "ask")`: what `subprocess.run([sys.executable, "-m", "omni", "ask"])` does, in a second less.
+    """`python("-m", "omni", "ask")`: what `subprocess.run([sys.executable, "-m", "omni", "ask"])` does, but no imports.
 
-    A process of its own, in which torch and the heart of transformers are imported already, but nothing of omni. `path` is
-    what `PYTHONPATH` would be. Where it matters when what is imported, or where a variable is read then, take `subprocess`.
+    A process of its own in which torch and the heart of transformers are imported already, and nothing of omni. `path` is
+    what `PYTHONPATH` would be. Where it matters what is imported when, or where an import reads a variable, take
+    `subprocess`.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(HEAVY)
 
     def run(*arguments: object, cwd: Path | None = None, path: Sequence[object] = ()) -> Any:
         files = [str(tmp_path_factory.mktemp("python") / name) for name in ("stdout", "stderr")]
@@ -179,7 +198,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess
         given["arguments"] = words = [str(argument) for argument in arguments]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "path", [*map(str, path), *sys.path])
-            process = context.Process(target=exec, args=(START, given))
+            process = multiprocessing.get_context("forkserver").Process(target=exec, args=(START, given))
             process.start()
         process.join(300)
         process.kill()

@@ -6,17 +6,17 @@ counts, also one inside a function: that makes starting up cheap, but it is an a
 
 import ast
 import fnmatch
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -170,17 +170,16 @@ def test_a_room_that_can_be_deleted_is_known_to_few(aside: str) -> None:
 
 
 @pytest.mark.parametrize("plugin", ["vision", "audio"])
-def test_omni_works_when_a_plugin_of_its_own_is_deleted(plugin: str, tmp_path: Path) -> None:
+def test_omni_works_when_a_plugin_of_its_own_is_deleted(
+    plugin: str, tmp_path: Path, python: Callable[..., Any]
+) -> None:
     """Really deleted: what is left imports, and transformers' Auto classes with it."""
     shutil.copytree(ROOT / "omni", tmp_path / "omni", ignore=shutil.ignore_patterns(plugin, "__pycache__"))
     code = (
         "import omni; from omni import OmniForConditionalGeneration, OmniProcessor; "
         "from transformers import AutoConfig, AutoModel, AutoProcessor; print(omni.__file__)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    run = python("-c", code, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert Path(run.stdout.strip()).is_relative_to(tmp_path)
 

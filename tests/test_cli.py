@@ -72,13 +72,13 @@ def start(*arguments: object, **options: object) -> subprocess.CompletedProcess[
 # --- Asking -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_answers() -> None:
-    done = start("ask", SCENE, QUESTION)
+def test_the_command_answers(python: Callable[..., Any]) -> None:
+    done = python("-m", "omni", "ask", SCENE, QUESTION)
     assert (done.returncode, done.stdout) == (0, "red\n"), done.stderr
 
 
-def test_nothing_but_json_is_printed_for_scripts() -> None:
-    done = start("ask", SCENE, QUESTION, "--json")
+def test_nothing_but_json_is_printed_for_scripts(python: Callable[..., Any]) -> None:
+    done = python("-m", "omni", "ask", SCENE, QUESTION, "--json")
     answer = json.loads(done.stdout)
     assert answer["answer"] == "red"
     assert answer["question"] == QUESTION

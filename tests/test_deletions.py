@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,7 +76,7 @@ for arguments in (
 
 
 @pytest.mark.slow
-def test_omni_works_when_its_scenes_are_deleted(tmp_path: Path) -> None:
+def test_omni_works_when_its_scenes_are_deleted(tmp_path: Path, python: Callable[..., Any]) -> None:
     """It answers, learns from a folder of pictures and evaluates a manifest; what is about scenes says what is missing."""
     shutil.copytree(ROOT / "omni", tmp_path / "omni", ignore=shutil.ignore_patterns("scenes", "__pycache__"))
     for number in range(4):
@@ -86,15 +88,7 @@ def test_omni_works_when_its_scenes_are_deleted(tmp_path: Path) -> None:
     hashes = Hashes(**dict.fromkeys(Hashes.model_fields, "0" * 64))
     about = {"date": "", "seconds": 1, "versions": {}, "device": "cpu", "stopped": 0, "scores": []}
     Result(checkpoint="mine", settings=SceneSettings(), hashes=hashes, **about).write(tmp_path / "result.json")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_SCENES, str(ROOT)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = python("-c", WITHOUT_SCENES, ROOT, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
 
 

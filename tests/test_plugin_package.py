@@ -31,6 +31,7 @@ from omni.loading.encoder import load_encoder
 from omni.loading.preprocessor import save_preprocessor
 
 HERE = Path(__file__).resolve().parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
 MODALITIES: dict[str, Any] = {
     "signal": {
         "encoder": {"model_type": "toy_signal"},
@@ -344,7 +345,7 @@ def test_saved_and_loaded_by_the_auto_classes(pair: tuple[Any, Any], folder: Pat
     assert answers(model, inputs) == answers(pair[0], expected)
 
 
-def test_the_answer_of_a_fresh_process(pair: tuple[Any, Any], folder: Path, site: Path) -> None:
+def test_the_answer_of_a_fresh_process(pair: tuple[Any, Any], folder: Path, site: Path, python: Run) -> None:
     """Nothing is left from this process but the files and the installed package."""
     code = f"""
 import json, sys, numpy as np, torch, omni
@@ -355,8 +356,7 @@ inputs = processor(text="<signal>", signals=[wave], return_tensors="pt")
 out = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=-1)
 print(json.dumps(out[:, inputs["input_ids"].shape[1]:].tolist()))
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(HERE.parent)])}
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
+    run = python("-c", code, path=[site])
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == answers(pair[0], batch(pair[1], ROWS[3:]))
 
@@ -412,7 +412,7 @@ def alone(pair: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
-def test_the_auto_classes_of_a_fresh_process_know_its_folder(pair: tuple[Any, Any], alone: Path, site: Path) -> None:
+def test_the_auto_classes_of_a_fresh_process_know_its_folder(alone: Path, site: Path, python: Run) -> None:
     """The plug-in is loaded for it, and for nothing before."""
     code = f"""
 import sys, omni
@@ -425,8 +425,7 @@ try:
 except ValueError as error:
     print("nothing" in str(error))
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(HERE.parent)])}
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
+    run = python("-c", code, path=[site])
     assert run.stdout.split() == ["SignalEncoder", "True"], run.stderr
 
 
@@ -457,7 +456,9 @@ def test_of_a_model_of_two_senses_the_encoder_is_named(folder: Path) -> None:
     assert load_encoder(folder, "signal").modality == "signal"
 
 
-def test_composed_beside_pictures_by_the_command(pair: tuple[Any, Any], alone: Path, tmp_path: Path) -> None:
+def test_composed_beside_pictures_by_the_command(
+    pair: tuple[Any, Any], alone: Path, site: Path, tmp_path: Path, python: Run
+) -> None:
     thinker = tmp_path / "thinker"
     LlamaForCausalLM(
         LlamaConfig(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
@@ -470,15 +471,8 @@ def test_composed_beside_pictures_by_the_command(pair: tuple[Any, Any], alone: P
     pair[1].preprocessors["image"].save_pretrained(vision)
     words = ["compose", "--image", vision, "--signal", alone, "--thinker", thinker, tmp_path / "mine", "--json"]
     # its options are those of the packages that there are when it starts
-    code = "import sys; from omni.cli.app import app; app(sys.argv[1:])"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path[:1], str(HERE.parent)])}
     options = ["--projector", "signal=linear", "--projector", "image=unshuffle_mlp"]
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *map(str, words), *options],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    run = python("-m", "omni", *words, *options, path=[site])
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout)["untrained"] == ["image_projector", "signal_projector"]
     config = OmniConfig.from_pretrained(tmp_path / "mine")

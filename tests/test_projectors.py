@@ -94,7 +94,7 @@ def test_cls_stands_before_the_grid() -> None:
 
 def test_neighbours_are_folded_in_reading_order() -> None:
     """One number per patch of a 4 x 4 grid, k = 2: the first token holds the patches 0, 1, 4, 5."""
-    from omni.projectors import unshuffle
+    from omni.grids import unshuffle
 
     grid = torch.arange(16.0).reshape(1, 16, 1)
     assert unshuffle(grid, (4, 4), 2)[0].tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
@@ -126,7 +126,7 @@ def test_no_parameter_is_idle(output: str) -> None:
 
 def test_zeros_complete_the_last_neighbourhood_of_a_sound() -> None:
     """Of 5 tokens by threes there are two."""
-    from omni.projectors import unshuffle
+    from omni.grids import unshuffle
 
     assert unshuffle(torch.arange(1.0, 6.0).reshape(1, 5, 1), (5,), 3)[0].tolist() == [[1, 2, 3], [4, 5, 0]]
     assert [num_tokens("cls+grid", "unshuffle_mlp", 3, (n,)) for n in range(1, 8)] == [2, 2, 2, 3, 3, 3, 4]
@@ -165,7 +165,7 @@ def test_positions_of_a_grid_of_another_shape_lie_between() -> None:
     corners = torch.tensor([[0.0, 0.0], [0.0, 4.0], [8.0, 0.0], [8.0, 4.0]])  # row and column
     with torch.no_grad():
         projector.positions.weight[:, :2] = corners
-    larger = projector._table((4, 4))[:, :2].reshape(4, 4, 2)
+    larger = projector.positions((4, 4))[:, :2].reshape(4, 4, 2)
     torch.testing.assert_close(larger[:, 0, 0], torch.tensor([0.0, 2.0, 6.0, 8.0]))  # pixel centres at 1/4, 3/4
     torch.testing.assert_close(larger[0, :, 1], torch.tensor([0.0, 1.0, 3.0, 4.0]))
 
@@ -181,8 +181,8 @@ def test_whitened_tokens_have_one_size_in_all_directions(kind: str) -> None:
     plain.load_state_dict({name: t for name, t in projector.state_dict().items() if "whitening" not in name})
     torch.testing.assert_close(projector(shown, (2, 2)), plain(shown, (2, 2)))  # nothing before it is set
     read = {"cls": shown["cls"][:, 0], "grid": shown["grid"].reshape(-1, D * factor**2)}
-    projector.whiten(read)
     for part, found in read.items():
+        projector.whitening[part].measure(found)
         out = projector.whitening[part](found)
         spread = torch.linalg.eigvalsh(out.T.cov())
         before = torch.linalg.eigvalsh(found.T.cov())

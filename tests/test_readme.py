@@ -8,14 +8,14 @@
 import contextlib
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -105,7 +105,7 @@ def test_the_others_are_run_where_they_can_be(page: str, test: str) -> None:
     assert page in Path(test).read_text("utf-8")
 
 
-def test_the_package_that_is_shown_is_installed_and_learns(tmp_path: Path) -> None:
+def test_the_package_that_is_shown_is_installed_and_learns(tmp_path: Path, python: Callable[..., Any]) -> None:
     """Its files are written out and installed by pip, into a folder of their own; then come the other blocks."""
     text = DOCUMENTS[PACKAGE]
     plugin, *script = blocks(text, "python")
@@ -119,13 +119,7 @@ def test_the_package_that_is_shown_is_installed_and_learns(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-m", "pip", "install", *target], check=True)
 
     def run(*arguments: str) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = python(*arguments, path=[tmp_path / "site"])
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 

@@ -3,11 +3,11 @@
 import importlib
 import pydoc
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,10 +21,9 @@ PACKAGES = ("omni", "omni.exchange.micro_omni", "omni.embedding", "omni.evaluati
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(tmp_path_factory: pytest.TempPathFactory, python: Callable[..., Any]) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "docs", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = python("-m", "sphinx", "-W", "--keep-going", "-q", "docs", folder)
     assert done.returncode == 0, done.stderr
     return folder
 

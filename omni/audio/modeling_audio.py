@@ -23,13 +23,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, torch_compilable_check
 from transformers.utils.output_capturing import capture_outputs
 
 from omni.blocks import Block, SelfAttention, padding_mask
-from omni.checkpoints.strict import StrictLoadingMixin
+from omni.checkpoints.pretrained import StrictModel
 
 from .configuration_audio import OmniAudioConfig
 
@@ -131,7 +130,7 @@ def sinusoids(length: int, width: int, device: torch.device) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class OmniAudioPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+class OmniAudioPreTrainedModel(StrictModel):
     """What transformers has to know about the encoder."""
 
     config: OmniAudioConfig
@@ -144,13 +143,7 @@ class OmniAudioPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     }
     main_input_name = "input_features"
     input_modalities = ("audio",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["OmniAudioEmbeddings", "Block"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Block, "attentions": SelfAttention}
     _input_embed_layer = "stem"
 

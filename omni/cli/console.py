@@ -92,15 +92,19 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show progress on stderr: bars for each step, by its name; in a pipe a line now and then."""
-    if not sys.stderr.isatty():
+def steps(in_pipes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Show progress bars on stderr, if that is a terminal: one for each step, by its name.
+
+    Args:
+        in_pipes: write a line now and then, if it is none.
+    """
+    if in_pipes and not sys.stderr.isatty():
         yield _lines()
         return
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(label: str, done: int, total: int) -> None:

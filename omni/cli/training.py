@@ -91,7 +91,7 @@ def check_data(
             thinker = OmniConfig.from_pretrained(checkpoint).text_config
         positions = getattr(thinker, "max_position_embeddings", None)
     total = sum(len(chosen(len(manifest), sample)) for manifest in manifests.values())
-    with steps() as progress:
+    with steps(in_pipes=True) as progress:
 
         def advance(done: int) -> None:
             progress("reading rows and files", done, total)

@@ -1,20 +1,27 @@
 """Files at addresses, such as "https://...", "s3://..." or "hf://...": fetched once, by fsspec, into a folder.
 
+The web is read by Python itself, as fsspec would need a package more for it.
+
 Nothing is fetched unless the user names that folder. What is in it is not fetched again; remove it to have it anew.
 """
 
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from glob import has_magic
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from omni.data.rows import is_address
 from omni.data.sources import ManifestError
 from omni.modality import ItemError, MissingItemError
+
+SECONDS = 60
+"""A server that says nothing for so long has failed."""
 
 
 def local(address: str, folder: Path) -> Path:
@@ -32,14 +39,11 @@ def fetch(address: str, path: Path) -> None:
     if path.exists():
         return
     try:
-        import fsspec
-
         path.parent.mkdir(parents=True, exist_ok=True)
-        system, there = fsspec.core.url_to_fs(address)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".fetching-", delete=False) as file:
             try:
                 file.close()
-                system.get_file(there, file.name)
+                _download(address, file.name)
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
@@ -48,6 +52,21 @@ def fetch(address: str, path: Path) -> None:
         kind = MissingItemError if isinstance(error, FileNotFoundError) else ItemError
         reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise kind(f"{address!r} cannot be fetched ({reason}), expected a file; check the address.") from error
+
+
+def _download(address: str, to: str) -> None:
+    if address.lower().startswith(("http://", "https://")):
+        asked = Request(address, headers={"User-Agent": "omni"})
+        with urlopen(asked, timeout=SECONDS) as found, open(to, "wb") as file:
+            shutil.copyfileobj(found, file)
+            whole = found.headers.get("Content-Length")
+            if whole is not None and file.tell() != int(whole):
+                raise OSError(f"{file.tell():,} bytes of {whole} came")
+        return
+    import fsspec
+
+    system, there = fsspec.core.url_to_fs(address)
+    system.get_file(there, to)
 
 
 def place_of(path: str | Path, folder: Path | None) -> Path:

@@ -114,7 +114,7 @@ class Report(BaseModel):
 
 
 class _Seen(NamedTuple):
-    content: bytes  # digest of what it holds
+    content: bytes  # digest of its content
     tokens: int  # number of tokens that the item becomes
 
 
@@ -167,7 +167,7 @@ def check(
 
 
 def chosen(rows: int, sample: int | None) -> Sequence[int]:
-    """The rows that are read: all, or so many at random, always the same ones, in their order."""
+    """The rows that are read: all, or a fixed random sample, in their order."""
     return range(rows) if sample is None or sample >= rows else sorted(random.Random(0).sample(range(rows), sample))
 
 
@@ -288,7 +288,7 @@ class _Check:
             try:
                 prepared = self.processor._prepare(file.modality, [item], {"return_tensors": "pt"})
                 (tokens,) = self.processor._counts(file.modality, prepared)
-            except ValueError as error:  # such as a sound that is longer than the encoder hears
+            except ValueError as error:  # the sound may be longer than the encoder takes
                 kind = type(error) if isinstance(error, ItemError) else ItemError
                 return kind(f"{file} cannot be prepared: {error}")
         content = get_modality(file.modality).content

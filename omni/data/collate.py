@@ -25,7 +25,7 @@ from omni.registry import get_modality
 IGNORED = -100
 
 MAX_LENGTH = 2048
-"""Number of tokens of a sequence, at most."""
+"""The largest number of tokens of a sequence."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class ConversationCollator:
         try:
             prepared = self.processor._prepare(name, items, {"return_tensors": "pt", **self.options.get(name, {})})
             return prepared, self.processor._counts(name, prepared)
-        except ValueError as error:  # such as a sound that is longer than the encoder hears
+        except ValueError as error:  # the sound may be longer than the encoder takes
             if len(examples) > 1:
                 for example in (example for example in examples if example.items.get(name)):
-                    self._prepare(name, [example])  # to name the one that it is about
+                    self._prepare(name, [example])  # one by one, to name the one at fault
             raise ExampleError(f"{_named(0, examples[0])} has an item that cannot be prepared: {error}") from error
 
     def problem(self, example: Example, tokens: dict[str, list[int]]) -> ExampleError | None:
@@ -137,7 +137,7 @@ class ConversationCollator:
         return TokenSequence(ids, labels, positions, branches)
 
     def _refuse_control_tokens(self, named: str, example: Example) -> None:
-        """In a text they would end a turn or stand for an item. `omni ask` reads them as text, so training refuses them."""
+        """Refuse control tokens in texts: they would end a turn or stand for an item, but `omni ask` reads them as text."""
         for message in (message for conversation in example.conversations for message in conversation):
             blocks = message["content"]
             texts = [blocks] if isinstance(blocks, str) else [block.get("text", "") for block in blocks]
@@ -175,7 +175,7 @@ class ConversationCollator:
 
 
 def expect_taken(named: str, modalities: Iterable[str], model: Collection[str]) -> None:
-    """Refuse an example with items of these modalities, where the model takes others.
+    """Refuse an example with items of modalities that the model does not take.
 
     Raises:
         ExampleError: the model lacks one of them.

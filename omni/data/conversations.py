@@ -32,7 +32,7 @@ class ControlTokenError(ExampleError):
 
 @dataclass(frozen=True)
 class Example:
-    """Items and the conversations that are about them.
+    """Some items, and the conversations about them.
 
     Attributes:
         items: for each modality, the items in the order of their blocks, such as `{"image": [picture]}`. They are raw, or
@@ -49,6 +49,30 @@ class Example:
     source: str = ""
     unseen: Sequence[Sequence[str]] = ()
     words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def with_items(conversation: Sequence[Message], items: Mapping[str, Sequence[Any]]) -> list[Message]:
+    """A chat with the items in its blocks, by modality in the order of the blocks. Those of later turns are left over."""
+    waiting = {name: iter(each) for name, each in items.items()}
+    return [
+        message
+        if isinstance(message["content"], str)
+        else {
+            **message,
+            "content": [
+                {**block, kind: next(waiting[kind])} if (kind := block["type"]) != "text" else block
+                for block in message["content"]
+            ],
+        }
+        for message in conversation
+    ]
+
+
+def words_of(message: Message) -> str:
+    """The text of a message, without spaces around."""
+    content = message["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return " ".join(block["text"] for block in blocks if block["type"] == "text").strip()
 
 
 def ask(question: str, answer: str | None = None, items: Sequence[Item | str] = ("image",)) -> list[Message]:

@@ -50,7 +50,7 @@ class File(NamedTuple):
 
     @property
     def source(self) -> Path | bytes:
-        """What `Modality.open` takes.
+        """The file in a form that `Modality.open` takes.
 
         Raises:
             ItemError: its address cannot be read.
@@ -143,7 +143,7 @@ class Manifest(Sequence[Row]):
         shards = open_shards(path)
         self._rows = open_source(path) if shards is None else shards
         self.blocks = self._rows.blocks
-        self.folder = path if path.is_dir() else None
+        self.folder = path if shards is None and path.is_dir() else None
         self.by_class = self._rows.by_class
         self.root = root or (path if path.is_dir() else path.parent)
 
@@ -253,7 +253,7 @@ class Manifest(Sequence[Row]):
         return self._rows.digest()
 
     def _modality_of(self, name: str | Held) -> str:
-        """The modality of a file that stands in a column for files of any: its suffix tells."""
+        """The modality of a file in a column for files of any modality, from its suffix."""
         return self._by_suffix(name) or self._usual
 
     def _by_suffix(self, name: str | Held) -> str | None:
@@ -262,7 +262,7 @@ class Manifest(Sequence[Row]):
 
     @cached_property
     def _usual(self) -> str:
-        """The modality of files whose suffix tells none: that of the first one that tells, or else what the first holds."""
+        """The modality of files whose suffix tells none: that of the first with one, else that of the first content."""
         found = list[str | Held]()
         for index in range(min(len(self), FIRST_ROWS)):
             try:
@@ -274,7 +274,7 @@ class Manifest(Sequence[Row]):
         problems = list[str]()
         for name in found:
             try:
-                return read_item(name.data if isinstance(name, Held) else self.root / name).modality
+                return read_item(self._file("", name).source).modality
             except ItemError as error:
                 problems.append(str(error))
         raise ManifestError(problems[0] if problems else "no file tells by its suffix what it holds; rename them.")

@@ -55,7 +55,7 @@ _PART = re.compile(r"(?:input_)?([a-z0-9_]+?)(?:_url)?")
 
 
 class Named(NamedTuple):
-    """A file as a row names it or holds it, and the modality that it is of."""
+    """A file that a row names or holds, and its modality."""
 
     modality: str
     name: str | Held
@@ -68,7 +68,7 @@ def is_address(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Names:
-    """How rows name the items of all modalities that are known.
+    """The names under which rows have items of all known modalities.
 
     Attributes:
         columns: the columns that hold files of one modality, each with it: `images`, `audio`.
@@ -82,9 +82,9 @@ class Names:
 
     @classmethod
     def known(cls) -> "Names":
-        """Those of all modalities, registered or installed."""
+        """The names of all modalities, registered or installed."""
         columns, tokens, suffixes = dict[str, str](), dict[str, str](), dict[str, str]()
-        for name in modalities():  # of a broken plug-in, too, which is named when a row has an item for it
+        for name in modalities():  # also of a broken plug-in, which a message names when a row has an item for it
             columns |= {name: name, f"{name}s": name}
         for modality in load_modalities()[0]:
             columns[modality.argument] = tokens[modality.token] = modality.name
@@ -107,7 +107,7 @@ class Names:
 
     @property
     def remedy(self) -> str:
-        """How an item is named, for messages."""
+        """The names for an item in messages."""
         return f"name its file as {' or '.join(f'`{name}`' for name in dict.fromkeys(self.columns.values()))}"
 
 
@@ -160,7 +160,7 @@ def _file(value: Any) -> str | Held:
         return value
     if isinstance(value, bytes):
         return Held(value, "")
-    if isinstance(value, dict):  # of `datasets`; and of OpenAI's parts
+    if isinstance(value, dict):  # such as those of `datasets`, and OpenAI's parts
         if isinstance(value.get("bytes"), bytes):
             return Held(value["bytes"], value.get("path") or "")
         if isinstance(value.get("data"), str):
@@ -181,7 +181,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _uploaded(value: Any) -> str:
-    """The modality of a file of any, by the media type of its data URI."""
+    """The modality of a file, from the media type of its data URI."""
     text = value.get("file_data") if isinstance(value, dict) else None
     found = _DATA.match(text) if isinstance(text, str) else None
     modality = modality_of_upload(found[1]) if found and found[1] else None
@@ -330,7 +330,7 @@ def words_of(fields: Mapping[str, Any], items: int) -> tuple[str, ...]:
 
 
 def describe(items: Sequence[str]) -> str:
-    """The question to rows that have only a caption, if nobody asks another; of items of these modalities."""
+    """The default question for rows that have only a caption, by the modalities of their items."""
     return f"Describe {' and '.join(f'the {get_modality(name).noun}' for name in dict.fromkeys(items))}."
 
 
@@ -402,7 +402,7 @@ def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str | He
 
 
 def names_of_files(fields: Mapping[str, Any]) -> list[str | Held]:
-    """What stands in the columns of a row for files of any modality."""
+    """The values in the columns of a row for files of any modality."""
     values = [value for key, value in fields.items() if _FILES.fullmatch(key)]
     names = [name for value in values for name in (value if isinstance(value, list) else [value])]
     return [name for name in names if isinstance(name, str | Held) and name]

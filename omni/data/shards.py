@@ -1,4 +1,4 @@
-"""Read the rows of data sets that hold their items in themselves: Parquet, tar files of webdataset, `save_to_disk`.
+"""Read the rows of data sets that contain their items: Parquet, tar files of webdataset, `save_to_disk`.
 
 | path                                          | rows                                                                   |
 |-----------------------------------------------|------------------------------------------------------------------------|
@@ -26,7 +26,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omni.data.sources import Held, ManifestError, Source, short
+from omni.data.sources import METADATA, Held, ManifestError, Source, short
 from omni.items import suffixes
 from omni.registry import modalities
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WINDOW = 4
-"""So many blocks of rows are kept in memory; their rows can be asked for in any order."""
+"""How many blocks of rows are kept in memory. Their rows can be asked for in any order."""
 
 MOST_BYTES = 2**30
 """Largest block of rows."""
@@ -55,8 +55,10 @@ def open_shards(path: Path) -> Source | None:
                 raise ManifestError(f"{str(path)!r} holds the parts {inside}; name one of these folders.")
             if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
                 return _Saved(path)
-            entries = [each for each in sorted(path.iterdir()) if each.is_file() and not each.name.startswith(".")]
-            files = [each for each in entries if each.suffix.lower() in _KINDS]
+            if any((path / name).is_file() for name in METADATA):
+                return None
+            names = (name for name in os.listdir(path) if name.lower().endswith(tuple(_KINDS)) and name[0] != ".")
+            files = [path / name for name in sorted(names) if (path / name).is_file()]
             if len({each.suffix.lower() for each in files}) > 1:
                 raise ManifestError(
                     f"{str(path)!r} holds files of several kinds; name those of one, such as '*.parquet'."
@@ -116,7 +118,7 @@ class _Shards:
 
 
 class _Digest:
-    """A finished digest, which another process may get."""
+    """A finished digest, which can be sent to another process."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -205,7 +207,7 @@ class _Parquet(_Shards):
 
 
 def _footer(file: Path) -> bytes:
-    """What a Parquet file says of its rows: the lengths, places and statistics of all columns."""
+    """The metadata of a Parquet file: lengths, places and statistics of all columns."""
     with file.open("rb") as opened:
         opened.seek(-8, os.SEEK_END)
         length = int.from_bytes(opened.read(4), "little")
@@ -247,7 +249,7 @@ class _Saved(_Shards):
 
 
 class _Features:
-    """What `datasets` has noted in a schema: which columns are items, and the names of classes."""
+    """The notes of `datasets` in a schema: which columns are items, and the names of classes."""
 
     def __init__(self, schema: "pa.Schema | None") -> None:
         noted = ((schema.metadata if schema is not None else None) or {}).get(b"huggingface")
@@ -410,7 +412,7 @@ def _damaged(path: Path, place: int) -> ManifestError:
 
 
 def _members(file: Any, start: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files of samples from a place on; what is hidden or has no suffix is of none."""
+    """The files of samples from a place on. Hidden files and files without a suffix belong to no sample."""
     for info, _ in _tar(file, start):
         base = os.path.basename(info.name)
         if info.isreg() and "." in base and not base.startswith("."):

@@ -1,4 +1,4 @@
-"""A batch of files to rows of the table: what every thread does, here or on another machine."""
+"""A batch of files becomes rows of the table. Every thread does this, here or on another machine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Decode = Literal["exact", "scaled"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be done with every batch; see `embed`."""
+    """The settings for every batch; see `embed`."""
 
     what: What
     precision: Precision
@@ -27,7 +27,7 @@ class Task:
     normalized: bool = False
 
     def batches(self, paths: Sequence[str]) -> list[Sequence[str]]:
-        """What is encoded together."""
+        """The files of each batch."""
         return [paths[start : start + self.batch_size] for start in range(0, len(paths), self.batch_size)]
 
 
@@ -42,7 +42,7 @@ def embed_batch(engine: Engine, task: Task, paths: Sequence[str]) -> "pa.RecordB
         try:
             item, size, note = engine.read(path, at_least)
             prepared.append(engine.prepare(item))
-        except ValueError as error:  # also of a preprocessor that does not take every item
+        except ValueError as error:  # the preprocessor may not take every item, either
             sizes.append(None)
             errors.append(str(error))
             notes.append(None)
@@ -73,6 +73,6 @@ def columns(engine: Engine) -> tuple[int | None, ...]:
 
 
 def side(engine: Engine) -> int:
-    """The most pixels of a side to which its image processor scales a picture before anything is cut off."""
+    """The longest side, in pixels, to which the image processor scales a picture before it cuts anything off."""
     sizes = dict(getattr(engine.encoder.preprocessor, "size", None) or {})
     return max(engine.side, *(size for size in sizes.values() if size))

@@ -1,4 +1,4 @@
-"""An encoder made fast for one purpose, which says how far it is from the encoder itself.
+"""An encoder made fast for one purpose. It reports how far its tokens are from those of the encoder itself.
 
     engine = Engine(load_encoder("checkpoints/vision_tiny"), what="cls", precision="bfloat16")
     rows = engine([engine.prepare(picture) for picture in pictures])  # float32[1, D] each
@@ -32,7 +32,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 class EngineError(ValueError):
-    """An engine that cannot be had as asked. The message says why, and what to do."""
+    """The engine cannot be made as asked. The message says why, and what to do."""
 
 
 class Engine:
@@ -139,7 +139,7 @@ class Engine:
         yield None
 
     def read(self, path: str, at_least: int | None = None) -> tuple[Any, tuple[int, int] | None, str | None]:
-        """An item for `prepare`, the (width, height) that it has in full, and what is odd about its file.
+        """An item for `prepare`, its full (width, height), and a note about anything odd in its file.
 
         Args:
             path: the file.
@@ -157,12 +157,12 @@ class Engine:
         return item, info.get("full_size", item.size) if self.sized else None, note
 
     def scales(self) -> bool:
-        """Whether files can be read at a part of their size."""
+        """Whether files can be read at a fraction of their size."""
         opener = self.encoder.bundle.open
         return opener is not None and "at_least" in inspect.signature(opener).parameters
 
     def prepare(self, item: Any) -> Any:
-        """One item, as `read` gives it or as the modality has it, as what `__call__` takes a batch of.
+        """One item, from `read` or as the modality has it, in the form that `__call__` takes batches of.
 
         Raises:
             EngineError: an item of another size than the encoder takes, which its preprocessor leaves as it is.
@@ -171,7 +171,7 @@ class Engine:
         if self._packed is not None:
             return self._packed.prepare(item)
         inputs = self.encoder.prepare([item])
-        if self._shapes is None:  # to be padded to those beside it
+        if self._shapes is None:  # it will be padded to the others of its batch
             return item
         found = {key: tuple(value.shape[1:]) for key, value in inputs.items()}
         if found != self._shapes:
@@ -200,7 +200,7 @@ class Engine:
 
 @cache
 def bfloat16_pays() -> bool:
-    """Whether this processor multiplies matrices faster in bfloat16 than in float32; some that know both do not."""
+    """Whether this processor multiplies matrices faster in bfloat16 than in float32. Some know both, but are not faster."""
 
     def seconds(dtype: torch.dtype) -> float:
         matrix, times = torch.ones(384, 384, dtype=dtype, device="cpu"), []

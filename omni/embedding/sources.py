@@ -18,7 +18,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import NoReturn
 
-from omni.data.manifests import Manifest
+from omni.data.manifests import Manifest, Row
 from omni.modality import Modality
 from omni.registry import open_item
 
@@ -62,7 +62,7 @@ def _find(source: str, modality: Modality) -> Iterable[str]:
     suffix = os.path.splitext(source)[1].lower()
     if os.path.isfile(source):
         if suffix in (".jsonl", ".json", ".csv"):
-            return (str(path) for row in Manifest.read(source, answers=False) for path in row.of(modality.name))
+            return (str(path) for row in Manifest.read(source, answers=False) for path in _files(row, modality))
         if suffix in modality.suffixes:
             return [source]
         raise SourceError(f"{source!r} is a file of another kind, expected {expected}; check the path.")
@@ -70,6 +70,15 @@ def _find(source: str, modality: Modality) -> Iterable[str]:
         return (path for path in glob(source, recursive=True) if owns(path) and not os.path.isdir(path))
     where = "" if os.path.isabs(source) else f" in {os.getcwd()!r}"
     raise SourceError(f"{source!r} does not exist{where}, expected {expected}; check the path.")
+
+
+def _files(row: Row, modality: Modality) -> list[Path]:
+    """The files of a row, which have to be files: the table names them by their paths."""
+    if any(file.data is not None for file in row.files):
+        raise SourceError(
+            f"{row.source} holds a {modality.noun} in itself, expected the path of a file; write it to a file first."
+        )
+    return row.of(modality.name)
 
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:

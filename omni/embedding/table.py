@@ -57,7 +57,7 @@ class TableError(ValueError):
 
 
 Shape = tuple[int | None, ...]
-"""Of an embedding: (D,); (n, D); or (None, D), where every item has its own number of tokens."""
+"""The shape of an embedding: (D,); (n, D); or (None, D), if every item has its own number of tokens."""
 
 
 def schema(shape: Shape, sized: bool = True) -> "pa.Schema":
@@ -117,7 +117,7 @@ def _lists(embeddings: Sequence[Any], shape: Shape) -> "pa.Array":
 
 
 def _written(path: str) -> str:
-    """A path in the form that the table has."""
+    """A path in the form that stands in the table."""
     return _text(path.replace("\\", r"\\"))
 
 
@@ -132,7 +132,7 @@ def _text(name: str) -> str:
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """The document of a table, a Parquet file or a folder of them: what its rows depend on.
+    """The document of a table, a Parquet file or a folder of them. It holds everything that the rows depend on.
 
     Raises:
         TableError: there is no table of `omni embed`, or it is damaged.
@@ -197,7 +197,7 @@ def _damaged(file: Path, error: Exception) -> TableError:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows [start, stop) of the table, which have a file of their own."""
+    """The rows [start, stop) of the table, in a file of their own."""
 
     number: int
     start: int
@@ -421,7 +421,7 @@ def _read(file: Path, expected: "pa.Schema", columns: list[str] | None = None) -
 
 
 def _difference(then: Document, now: Document) -> str | None:
-    """The first thing that the rows of two tables depend on and that differs. The checkpoint's path and the error may."""
+    """The first difference in what the rows of two tables depend on. The checkpoint's path and the error do not count."""
     return next((name for name in now if name not in ("checkpoint", "error") and then.get(name) != now[name]), None)
 
 

@@ -36,12 +36,13 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.parts import grow_vocabulary, read_tower
 from omni.fusion.processing_omni import OmniProcessor
+from omni.grids import INTERPOLATIONS
 from omni.items import Item, nouns
 from omni.loading.checkpoint import save_new
 from omni.loading.encoder import Encoder, find_encoder
 from omni.loading.preprocessor import load_preprocessor
 from omni.modality import Modality
-from omni.projectors import INTERPOLATIONS, PROJECTORS
+from omni.projectors import PROJECTORS, Projector
 from omni.questions import make_prompts
 
 FACTORS = (2, 3)
@@ -436,7 +437,8 @@ def _whiten(model: OmniForConditionalGeneration, encoder: Encoder, items: Sequen
         model.model.get_features(name, **encoder.prepare(list(items[start : start + AT_ONCE])))
     for each in watching:
         each.remove()
-    projector.whiten({part: torch.cat(found) for part, found in read.items()})
+    for part, found in read.items():
+        projector.whitening[part].measure(torch.cat(found))
 
 
 @torch.no_grad()
@@ -449,7 +451,15 @@ def _speak_as_loud_as_words(
     words = _size(embed(ids))
     for name, encoder in towers.items():
         tokens = torch.cat(model.model.get_features(name, **encoder.prepare([probes[name]])).pooler_output)
-        getattr(model.model, f"{name}_projector").rescale(words / _size(tokens))
+        _rescale(getattr(model.model, f"{name}_projector"), words / _size(tokens))
+
+
+def _rescale(projector: Projector, ratio: float) -> None:
+    """Multiply what a projector writes: its last layer and its positions."""
+    *_, last = (module for module in projector.modules() if isinstance(module, nn.Linear))
+    for layer in (last, projector.positions):
+        for parameter in layer.parameters() if layer is not None else ():
+            parameter.data.mul_(ratio)
 
 
 def _size(tokens: torch.Tensor) -> float:

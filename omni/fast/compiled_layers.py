@@ -42,6 +42,19 @@ class Dimensions(NamedTuple):
     scaling: float
 
 
+class Weights(NamedTuple):
+    """The weights as machine code takes them.
+
+    Attributes:
+        pointers: where each is; None for one that a layer lacks.
+        kept: the same as tensors. They keep the memory valid while machine code reads it: another thread may meanwhile move
+            the model, load it again, or put adapters into it.
+    """
+
+    pointers: list[int | None]
+    kept: list[torch.Tensor | None]
+
+
 class CompiledLayers:
     """The layers of a Thinker and the norm after them.
 
@@ -64,28 +77,41 @@ class CompiledLayers:
         may_lack = [name == "bias" or not parameters for parameters, name in places]  # a norm may be None
         self._weights = list(zip(places, shapes, may_lack, strict=True))
         self._layers, self._dimensions = len(layers), dimensions
+        self._last: Weights | None = None
 
     @property
     def groups(self) -> int:
         """Groups of keys and values."""
         return self._dimensions.groups
 
-    def weights(self) -> Any:
-        """The present addresses of the weights, for `__call__`; None unless all are plain float32 of the expected shapes."""
-        found: list[int | None] = []
-        for (parameters, name), shape, may_lack in self._weights:
+    def weights(self) -> Weights | None:
+        """The present weights, for `__call__`; None unless all are plain float32 of the expected shapes."""
+        last = self._last
+        pointers, kept = list[int | None](), list[torch.Tensor | None]()
+        for number, ((parameters, name), shape, may_lack) in enumerate(self._weights):
             weight = parameters.get(name)
             if weight is None and may_lack:
-                found.append(None)
-            elif weight is not None and fits(weight, torch.float32, *shape):
-                found.append(weight.data_ptr())
-            else:
+                pointers.append(None)
+                kept.append(None)
+                continue
+            if weight is None or not fits(weight, torch.float32, *shape):
                 return None
-        return (ctypes.c_void_p * len(found))(*found)
+            tensor = last.kept[number] if last and last.pointers[number] == weight.data_ptr() else weight.detach()
+            if tensor is None or not fits(tensor, torch.float32, *shape) or not (pointer := tensor.data_ptr()):
+                return None  # it was exchanged just now, or its memory was given back
+            pointers.append(pointer)
+            kept.append(tensor)
+        if last is None or last.pointers != pointers:
+            last = self._last = Weights(pointers, kept)
+        return last
+
+    def release(self) -> None:
+        """Keep no weights that the model may have given up."""
+        self._last = None
 
     def __call__(
         self,
-        weights: Any,
+        weights: Weights,
         hidden: torch.Tensor,
         seen: torch.Tensor | None,
         cosines: torch.Tensor,
@@ -131,7 +157,7 @@ class CompiledLayers:
         assert library is not None
         library.run_layers(
             ctypes.byref(shape),
-            weights,
+            (ctypes.c_void_p * len(weights.pointers))(*weights.pointers),
             address(x, torch.float32, batch, tokens, size.width),
             address(cosines, torch.float32, batch, tokens, size.depth),
             address(sines, torch.float32, batch, tokens, size.depth),

@@ -248,12 +248,15 @@ def stepping(language_model: Any) -> Iterator[None]:
     hooks, other kernels, sliding windows or another architecture it has none. Nor has it one if the step differs by more
     than `TOLERANCE`, which is measured once, on random rows.
     """
-    step, writing = _CURRENT.set(_step_of(language_model)), _WRITING.set(True)
+    found = _step_of(language_model)
+    step, writing = _CURRENT.set(found), _WRITING.set(True)
     try:
         yield
     finally:
         _CURRENT.reset(step)
         _WRITING.reset(writing)
+        if found is not None and found.compiled is not None:
+            found.compiled.release()
 
 
 def prefilling() -> AbstractContextManager[Any]:

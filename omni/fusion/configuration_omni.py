@@ -29,7 +29,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from omni.checkpoints.strict import INHERITED_KEYS
-from omni.projectors import INTERPOLATIONS, PROJECTORS, num_tokens
+from omni.grids import INTERPOLATIONS
+from omni.projectors import PROJECTORS, num_tokens
 from omni.registry import get_modality
 
 SECTION_DEFAULTS: dict[str, Any] = {"output": "cls+grid", "projector": "mlp", "factor": 1}
@@ -94,7 +95,7 @@ class OmniConfig(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
+        """Does nothing, as for the models: see `StrictLoadingMixin`."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.text_config, Mapping):
@@ -163,7 +164,7 @@ class OmniConfig(PreTrainedConfig):
         """
         values = dict(config_dict)
         left_out = cls.names_left_out(kwargs)
-        for name in left_out:  # what is not there is not untrained
+        for name in left_out:  # parts that are left out are not untrained
             values["untrained"] = [part for part in values.get("untrained") or [] if not part.startswith(f"{name}_")]
         if (saved := values.get("modalities")) is not None:
             sections = _merge(saved, cls._take_flat(values, saved))
@@ -226,7 +227,7 @@ class OmniConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """As it is written to disk: of each part only the values that differ from the defaults."""
         output = super().to_diff_dict()
-        output["tie_word_embeddings"] = self.tie_word_embeddings  # at the top, too, where other programs look for it
+        output["tie_word_embeddings"] = self.tie_word_embeddings  # also at the top, where other programs look for it
         output["text_config"] = _without_its_folder(self.text_config.to_diff_dict())
         for name, section in self.modalities.items():
             output[f"{name}_config"] = _without_its_folder(section["encoder"].to_diff_dict())

@@ -47,7 +47,7 @@ class _Replay(nn.Module):
 
 
 def stock_head(config: Any) -> nn.Linear:
-    """A head of the widths of the stock causal language model's. `shape_logits` completes it.
+    """A head with the widths of the stock causal language model's head. `shape_logits` completes it.
 
     The stock class runs, on random hidden states and with a vocabulary of eight words, which takes little time.
 
@@ -106,7 +106,7 @@ def embedding_name(model: nn.Module) -> str:
 
 
 def note_ties(model: Any) -> None:
-    """Make `tie_word_embeddings` true to the weights: to replace head or embedding alone, as merged adapters do, unties."""
+    """Set `tie_word_embeddings` to what the weights are. Merged adapters replace one of the two, which unties them."""
     head, embedding = (
         getattr(part, "weight", None) for part in (model.get_output_embeddings(), model.get_input_embeddings())
     )

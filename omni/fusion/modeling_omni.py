@@ -132,11 +132,7 @@ class OmniModel(OmniPreTrainedModel):
         return result
 
     def get_features(self, name: str, **inputs: Any) -> BaseModelOutputWithPooling:
-        """Encode and project the items of one modality.
-
-        Args:
-            name: the modality.
-            inputs: its inputs, such as `pixel_values` float[I, 3, H, W]; anything else goes to the encoder.
+        """Encode and project the items of one modality, from inputs such as `pixel_values` float[I, 3, H, W].
 
         Returns:
             The encoder's output, with `pooler_output` the list of each item's projected tokens, float[n_i, T].
@@ -150,12 +146,7 @@ class OmniModel(OmniPreTrainedModel):
         )
 
     def encode_items(self, name: str, **inputs: Any) -> list[EncodedItem]:
-        """The items of one modality as its encoder leaves them; `project` takes them, as often as is needed.
-
-        Args:
-            name: the modality.
-            inputs: its inputs, such as `pixel_values` float[I, 3, H, W].
-        """
+        """The items of one modality as its encoder leaves them, from the same inputs. `project` takes them."""
         return run_tower(name, self.config.modalities[name], getattr(self, f"{name}_tower"), inputs)[1]
 
     def project(self, name: str, items: Sequence[EncodedItem]) -> list[torch.Tensor]:
@@ -176,6 +167,9 @@ class OmniModel(OmniPreTrainedModel):
 
 class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):
     """The fused model with its output head: it reads text and items, and writes text."""
+
+    familiarity: Any = None
+    """What training was like, an `omni.knowing.familiarity.Familiarity`; None where that is not known."""
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)

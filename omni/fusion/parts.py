@@ -28,7 +28,7 @@ from omni.registry import get_modality
 
 
 def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """All tensors of a checkpoint, those of parts from elsewhere among them; None where it is whole.
+    """All tensors of a checkpoint, including those of parts from other folders; None if it is whole.
 
     Args:
         cls: the class of the model.
@@ -105,7 +105,7 @@ def read_tower(bundle: Modality, folder: Path, config: Any, **options: Any) -> t
     """The encoder in a folder, and the report of what its weights lack; `config` is its part of the configuration there."""
     found: Any = tower_class(bundle, config)
     cls = found
-    if not issubclass(cls, StrictLoadingMixin):  # which finds its part by itself
+    if not issubclass(cls, StrictLoadingMixin):  # omni's classes find their part by themselves
         options["config"] = config
         cls = type(cls.__name__, (_NothingExcused, cls), {"__module__": cls.__module__})
     model, report = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -142,7 +142,7 @@ def grow_vocabulary(model: Any, rows: int) -> None:
 def kept_apart(
     config: Any, tensors: Mapping[str, torch.Tensor], save_directory: Path
 ) -> Iterator[dict[str, dict[str, str]]]:
-    """The parts that come from elsewhere and are still as they are there, each with its fingerprints there.
+    """The parts that come from other folders and have not changed, each with its fingerprints there.
 
     A language model may bring an `lm_head`. Inside, `config.parts_from` has these parts alone, seen from `save_directory`.
 
@@ -153,7 +153,7 @@ def kept_apart(
     """
     places, kept = config.parts_from or {}, {}
     for part in places if tensors else ():
-        there = read_parts(config, part)  # in its own precision, which the model may have left
+        there = read_parts(config, part)  # in its own precision, which the model may not have any more
         if all(torch.equal(tensor.to(tensors[name].dtype), tensors[name].cpu()) for name, tensor in there.items()):
             kept[part] = fingerprint_parts(there)
     config.parts_from = {part: os.path.relpath(places[part], save_directory) for part in kept} or None
@@ -173,5 +173,5 @@ def _reading(part: str, place: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # what a folder holds is read by the code of others, which raises anything
+    except Exception as error:  # code of others reads the folder, and may raise anything
         raise CheckpointError(f"The {part} in {place!r} cannot be used: {error}") from error

@@ -17,7 +17,7 @@ def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:
     Raises:
         ValueError: a row has more or fewer placeholders; an item has no place.
     """
-    if torch.compiler.is_compiling():  # it knows no numbers: the message names none
+    if torch.compiler.is_compiling():  # compiled code knows no numbers, so the message has none
         torch_compilable_check(
             mask.sum() == sum(lengths), f"Placeholders and projected tokens of modality {name!r} do not match."
         )

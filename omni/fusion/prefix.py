@@ -1,4 +1,4 @@
-"""What a Thinker has read of a prompt it does not read again when the next prompt begins with the same tokens."""
+"""Prefix caching: if a prompt begins as the one before it did, the Thinker does not read these tokens again."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class Prefix:
         self._read: list[int] = []
 
     def share(self, ids: list[int]) -> bool:
-        """Leave in the cache the tokens that this prompt begins with, too; or start a new one.
+        """Keep the tokens in the cache that this prompt also begins with, or start a new cache.
 
         Returns:
             Whether all items of the prompt are in the cache.
@@ -43,5 +43,5 @@ class Prefix:
 
 
 def can_be_cut(cache: Cache) -> bool:
-    """Whether tokens can be taken off its end: sliding windows and states have lost what stood before them."""
+    """Whether tokens can be removed from its end. Sliding windows and states have lost the tokens before them."""
     return all(isinstance(layer, DynamicLayer) and type(layer).crop is DynamicLayer.crop for layer in cache.layers)

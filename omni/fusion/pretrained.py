@@ -1,4 +1,4 @@
-"""What transformers has to know of the fused model, and what the model returns. Nothing here computes."""
+"""What transformers has to know about the fused model, and what the model returns. Nothing here computes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 
-from omni.checkpoints.strict import StrictLoadingMixin
+from omni.checkpoints.pretrained import StrictModel
 
 from .configuration_omni import OmniConfig
 from .head import note_ties
@@ -45,7 +44,7 @@ class OmniCausalLMOutputWithPast(CausalLMOutputWithPast):
     encoder_hidden_states: dict[str, torch.Tensor] | None = None
 
 
-class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+class OmniPreTrainedModel(StrictModel):
     """Base of the fused model's classes. Towers and Thinker are models of their own and describe themselves."""
 
     config: OmniConfig
@@ -59,13 +58,7 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
         "AutoProcessor": "OmniProcessor",
     }
     input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
     _skip_keys_device_placement = [CACHE]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)
@@ -83,7 +76,7 @@ class OmniPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
 
     @classmethod
     def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
-        """Also those of a modality that is left out."""
+        """As in the base class, and those of modalities that are left out."""
         left_out = OmniConfig.names_left_out(kwargs)
         parts = [cls.left_to_others.pattern, *(rf"(model\.)?{name}_(tower|projector)\." for name in left_out)]
         return re.compile("|".join(parts))

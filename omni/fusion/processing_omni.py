@@ -3,50 +3,34 @@
     "<image> what shape is it?" + one picture  ->  input_ids with as many <image> ids as the picture has tokens,
                                                    attention_mask, pixel_values
 
-It owns the text side of the token plan: how many placeholders an item becomes is asked of `OmniConfig.num_tokens`, the
-same function that the model checks against, and a prompt in which items and placeholders disagree, before or after
-tokenisation, is an error with both numbers.
+It asks the token plan, `OmniConfig.num_tokens`, how many placeholders an item becomes. The model checks against the same
+function. If items and placeholders of a prompt disagree, before or after tokenisation, an error gives both numbers.
 """
 
 import copy
 import json
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
-from transformers.utils import is_torchvision_available
 
 from omni.checkpoints.cards import remote_code
 from omni.checkpoints.seal import PROCESSOR, seal, verify_files
 from omni.files import write_text_whole
 from omni.modality import Modality
-from omni.registry import get_modality, open_item, prepare_items
+from omni.registry import get_modality, prepare_items
 
+from .chats import flat, items_of_chats, opened, refuse_new_chats
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
-from .placeholders import UNMARKED, check_ids, expand
-
-SHOWN_AS = {"image_processor": "image", "feature_extractor": "audio"}
-"""What transformers calls the preprocessor of a modality: as an attribute, and in processor_config.json."""
-
-_ADDRESS = re.compile(r"(https?://|data:)", re.IGNORECASE)
-"""What is no file of this machine, and for the preprocessor to fetch."""
-
-TYPES = ("image_processor_type", "feature_extractor_type")
-"""Where those of transformers write their class."""
-
-
-class OldTransformers(ValueError):
-    """A chat for which transformers 5.23 is needed; the message is one sentence."""
+from .placeholders import UNMARKED, check_ids, expand, pattern_of
+from .saved_processor import SHOWN_AS, TYPES, as_json, compare_with_model, load_preprocessor, plain, preprocessor_key
 
 
 class OmniProcessor(ProcessorMixin):
@@ -92,7 +76,7 @@ class OmniProcessor(ProcessorMixin):
         # copies: they may be the sections of a live model, and a new OmniConfig resets the attention of its encoders
         sections = {name: {**copy.deepcopy(section), "token_id": ids[name]} for name, section in sections.items()}
         self.plan = OmniConfig(modalities=sections)
-        self.modalities = _as_json(self.plan)
+        self.modalities = as_json(self.plan)
         if strangers := sorted({*self.asked_by} - {*sections}):
             raise ValueError(f"Asked by items of {strangers}, but the modalities are {sorted(sections)}.")
         if strangers := sorted(set(given) - set(sections)):
@@ -197,18 +181,18 @@ class OmniProcessor(ProcessorMixin):
                 "return_text_replacement_offsets"
             )
             tokens = {modality.name: modality.token for modality in self.bundles}
-            expanded, replacements = expand(texts, counts, tokens)
+            expanded = expand(texts, counts, tokens)
             data |= self.tokenizer(expanded, **text_kwargs)
             check_ids(expanded, data["input_ids"], tokens, self.token_ids)
             if offsets:
-                data["text_replacement_offsets"] = replacements
+                data["text_replacement_offsets"] = _replacements(texts, counts, tokens)
             if type_ids:
                 data["mm_token_type_ids"] = self.create_mm_token_type_ids(data["input_ids"])
         as_they_are = [*self.skip_tensor_conversion, "mm_encoder_outputs"]
         return BatchFeature(data | inputs, tensor_type=return_tensors, skip_tensor_conversion=as_they_are)
 
     def _hand_on_rate(self, kwargs: dict[str, Any]) -> None:
-        """Move `sampling_rate` to where the preprocessor of sounds finds it."""
+        """Hand `sampling_rate` on to the preprocessor of sounds."""
         if (rate := kwargs.pop("sampling_rate", None)) is None:
             return
         if not any(modality.argument == "audio" for modality in self.bundles):
@@ -221,9 +205,9 @@ class OmniProcessor(ProcessorMixin):
 
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
         """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
-        if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in _items(modality, given)):
-            return list(make_flat_list_of_images(self.image_processor.fetch_images(_opened(modality, given))))
-        return list(_items(modality, given))
+        if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in flat(modality, given)):
+            return list(make_flat_list_of_images(self.image_processor.fetch_images(opened(modality, given))))
+        return list(flat(modality, given))
 
     def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
         """The modality's inputs from raw items, or encoded ones as they are."""
@@ -252,20 +236,7 @@ class OmniProcessor(ProcessorMixin):
                 with a control token, which is read as text from then on.
         """
         if not UNMARKED:
-            parts, names = list(_nested(conversation)), {modality.name: modality.token for modality in self.bundles}
-            special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
-            types = [part.get("type") for part in parts if isinstance(part, Mapping)]
-            found = [name for name in names if name != "image" and name in types]
-            what = f"items of type {found[0]!r}" if found and kwargs.get("tokenize") else ""
-            if kwargs.pop("sanitize_control_tokens", False):
-                texts = [part for part in parts if isinstance(part, str)]
-                meant = [token for token in {*special, *names.values()} if any(token in text for text in texts)]
-                what = what or (f"the control token {min(meant)!r} in a text" if meant else "")
-            if what:
-                raise OldTransformers(
-                    f"The chat has {what}, which transformers {transformers.__version__} cannot read there; leave it out, "
-                    "or install transformers 5.23 or newer."
-                )
+            refuse_new_chats(conversation, kwargs, self.bundles, self.tokenizer)
         return super().apply_chat_template(conversation, *args, **kwargs)
 
     # --- what tools ask -----------------------------------------------------------------------------------------------
@@ -315,23 +286,8 @@ class OmniProcessor(ProcessorMixin):
 
     def _multimodal_inputs_from_conversations(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
         """Items of chats, by the type of their blocks, in the form in which transformers hands them to `__call__`."""
-        rows = [
-            [
-                block
-                for message in chat
-                if isinstance(message.get("content"), (list, tuple))
-                for block in message["content"]
-            ]
-            for chat in conversations
-        ]
-        found = {
-            modality.argument: [
-                [item for block in row if block["type"] == modality.name for item in _items_of_block(modality, block)]
-                for row in rows
-            ]
-            for modality in self.bundles
-        }
-        images, videos = (found.pop(argument, [[] for _ in rows]) for argument in ("images", "videos"))
+        rows, found = len(conversations), items_of_chats(self.bundles, conversations)
+        images, videos = (found.pop(argument, [[] for _ in range(rows)]) for argument in ("images", "videos"))
         flat = {argument: [item for row in items for item in row] for argument, items in found.items()}
         audio = flat.pop("audio", [])
         return images, videos, audio, {argument: items for argument, items in flat.items() if items}
@@ -351,16 +307,16 @@ class OmniProcessor(ProcessorMixin):
         if self.asked_by:
             output["asked_by"] = self.asked_by
         for name, preprocessor in self.preprocessors.items():
-            values = json.loads(json.dumps(preprocessor.to_dict(), default=_plain))
+            values = json.loads(json.dumps(preprocessor.to_dict(), default=plain))
             values.pop("auto_map", None)  # no setting, but where its class was found
             if not set(TYPES) & set(values):
                 values["preprocessor_class"] = type(preprocessor).__name__
-            output[_preprocessor_key(name)] = values
+            output[preprocessor_key(name)] = values
         return output
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing, as for the models: see `StrictLoadingMixin`."""
+        """Does nothing, as for the models: see `StrictLoadingMixin`."""
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Write processor_config.json, the tokenizer's files and the chat template, and seal them."""
@@ -377,7 +333,7 @@ class OmniProcessor(ProcessorMixin):
         values = {**self.to_dict(), "auto_map": remote_code(folder, {"AutoProcessor": type(self).__name__})}
         for name, preprocessor in self.preprocessors.items():
             if found_as := getattr(preprocessor, "found_as", None):
-                values[_preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
+                values[preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
         path = folder / "processor_config.json"
         write_text_whole(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
         seal(folder, PROCESSOR)
@@ -408,7 +364,7 @@ class OmniProcessor(ProcessorMixin):
             )
         sections = {name: section for name, section in saved["modalities"].items() if name not in left_out}
         preprocessors = {
-            name: _load_preprocessor(get_modality(name), saved[_preprocessor_key(name)], kwargs)
+            name: load_preprocessor(get_modality(name), saved[preprocessor_key(name)], kwargs)
             for name in sections
             if name not in {SHOWN_AS.get(key) for key in overrides}
         }
@@ -419,17 +375,8 @@ class OmniProcessor(ProcessorMixin):
         if left_out & {*(overrides["asked_by"] or [])}:  # who asks is left out
             overrides["asked_by"] = None
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
-        _compare_with_model(processor, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
+        compare_with_model(processor.plan, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
         return processor
-
-
-def _as_json(plan: OmniConfig) -> dict[str, Any]:
-    """The sections of a configuration as they stand in processor_config.json, each with its encoder."""
-    values = plan.to_diff_dict()
-    sections = {
-        name: {**section, "encoder": values[f"{name}_config"]} for name, section in values["modalities"].items()
-    }
-    return json.loads(json.dumps(sections))
 
 
 def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
@@ -443,97 +390,28 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
     return int(ids[0])
 
 
-def _preprocessor_key(name: str) -> str:
-    return next((shown for shown, modality in SHOWN_AS.items() if modality == name), f"{name}_preprocessor")
+def _replacements(
+    texts: Sequence[str], counts: Mapping[str, Sequence[int]], tokens: Mapping[str, str]
+) -> list[list[dict[str, Any]]]:
+    """Where placeholders stand in each prompt, and their repetitions in the expanded prompt, in characters."""
+    names, waiting = (
+        {token: name for name, token in tokens.items()},
+        {name: iter(each) for name, each in counts.items()},
+    )
+    found = []
+    for text in texts:
+        shift, row = 0, list[dict[str, Any]]()
+        for match in pattern_of(names).finditer(text):
+            token, start = match[0], match.start() + shift
+            repeated = token * next(waiting[names[token]])
+            span = {"span": match.span(), "new_span": (start, start + len(repeated))}
+            row.append({"type": names[token], **span, "text": token, "replacement": repeated})
+            shift += len(repeated) - len(token)
+        found.append(row)
+    return found
 
 
 def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:
     """Add one modality's inputs to a batch; encoded items of all modalities are in one place."""
     encoded = {**batch.get("mm_encoder_outputs", {}), **prepared.get("mm_encoder_outputs", {})}
     batch |= {**prepared, **({"mm_encoder_outputs": encoded} if encoded else {})}
-
-
-def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
-    """What a block of a chat names: `{"type": "signal", "signal": array}`, or a file by its "path"."""
-    if modality.name == "image":  # transformers opens them
-        return [block[key] for key in ("image", "url", "path", "base64") if key in block]
-    files = [block[key] for key in ("path", "url") if key in block]
-    if modality.name not in block:
-        return [file if _ADDRESS.match(str(file)) else open_item(modality.name)(file) for file in files]
-    item = block[modality.name]
-    return [{"array": item, "sampling_rate": block["sampling_rate"]} if "sampling_rate" in block else item]
-
-
-def _opened(modality: Modality, given: Any) -> Any:
-    """Files and pictures of PIL as the modality reads them; arrays, addresses and base64 as they are."""
-    if not modality.is_item(given):
-        return [_opened(modality, each) for each in given]
-    stays = hasattr(given, "shape") or (isinstance(given, str) and not os.path.exists(given))
-    return given if stays or modality.open is None else modality.open(given)
-
-
-def _nested(value: Any) -> Iterator[Any]:
-    """A value and all that is in it, such as the messages, blocks and texts of chats."""
-    yield value
-    if isinstance(value, (list, tuple, Mapping)):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _nested(part)
-
-
-def _items(modality: Modality, given: Any) -> Iterator[Any]:
-    """Items that came alone, in a list, or in a list for each row."""
-    if modality.is_item(given):
-        yield given
-        return
-    for row in given:
-        yield from [row] if modality.is_item(row) else row
-
-
-def _plain(value: Any) -> Any:
-    """numpy scalars and arrays, enumerations and mappings as JSON."""
-    return value.tolist() if hasattr(value, "tolist") else dict(value) if isinstance(value, Mapping) else str(value)
-
-
-def _load_preprocessor(modality: Modality, saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
-    """The preprocessor that was saved: of the registered class, or one of transformers."""
-    values = {key: overrides.get(key, value) for key, value in saved.items() if key != "preprocessor_class"}
-    name = next((saved[key] for key in ("preprocessor_class", *TYPES) if saved.get(key)), None)
-    registered = modality.preprocessor_class
-    if not is_torchvision_available() and hasattr(transformers, f"{name}Pil"):  # two classes are saved under one name
-        name = f"{name}Pil"
-    cls = registered if name in (registered.__name__, None) else getattr(transformers, name, None)
-    if cls is None:
-        raise ValueError(
-            f"The preprocessor of modality {modality.name!r} was saved as {name}, but the registered one is "
-            f"{registered.__name__} and transformers knows no {name}. Register the plug-in that the checkpoint was "
-            "made with."
-        )
-    return cls(**values)
-
-
-def _compare_with_model(processor: OmniProcessor, folder: Path, left_out: set[str]) -> None:
-    """Processor and model configuration of one folder must agree on the token plan."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") != OmniConfig.model_type:
-        return
-    model = OmniConfig.from_dict(config, modalities=dict.fromkeys(left_out))
-    ours, theirs = _sizes(processor.plan), _sizes(model)
-    if apart := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
-        raise ValueError(
-            f"In {str(folder)!r} processor and model disagree: processor_config.json and the tokenizer say "
-            f"{ {key: ours.get(key) for key in apart} }, config.json says { {key: theirs.get(key) for key in apart} }. They "
-            "were not saved together."
-        )
-
-
-def _sizes(plan: OmniConfig) -> dict[str, Any]:
-    """What the token plan depends on: a section's settings, and the whole numbers of its encoder's configuration."""
-    sizes: dict[str, Any] = {}
-    for name, section in plan.modalities.items():
-        values = {**section, **section["encoder"].to_dict()}
-        sizes |= {f"{name}.{key}": value for key, value in values.items() if key in section or type(value) is int}
-        del sizes[f"{name}.encoder"]
-    return sizes

@@ -1,4 +1,4 @@
-"""An encoder of any modality with what it needs around it, as the checkpoint has it; nothing here is made faster."""
+"""An encoder of any modality with its preprocessor, as the checkpoint has them. Nothing here makes it faster."""
 
 import copy
 import math
@@ -57,7 +57,7 @@ class Encoder:
 
     @property
     def bundle(self) -> Modality:
-        """Its modality."""
+        """The bundle of its modality."""
         return get_modality(self.modality)
 
     def untrained(self, seed: int) -> "Encoder":
@@ -88,14 +88,14 @@ class Encoder:
         return shape
 
     def counts(self, what: str, shapes: Sequence[tuple[int, ...]]) -> list[int]:
-        """How many of the tokens of this name items with these grids have."""
+        """How many tokens of this name each item has, from the grids."""
         if what == "projected" and self.fused is not None:
             return [self.fused.config.num_tokens(self.modality, shape) for shape in shapes]
         return [1 if what == "cls" else math.prod(shape) for shape in shapes]
 
     @torch.inference_mode()
     def encode(self, inputs: Inputs) -> Tokens:
-        """What the encoder says of prepared items."""
+        """The encoder's output for prepared items."""
         arguments = self.bundle.arguments
         encoded = self.model(**{arguments[key]: value for key, value in inputs.items()})
         if not self.pooled:
@@ -159,10 +159,10 @@ def modality_of(checkpoint: str | Path, modality: str | None = None) -> Modality
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    expect_folder(folder)  # transformers would look for it on the internet, and speak of that
+    expect_folder(folder)  # transformers would look for it on the internet, and its message would be about that
     try:
         yield
-    except Exception as error:  # what a folder holds is read by the code of others, which says anything about it
+    except Exception as error:  # code of others reads the folder, and may raise anything
         said = f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {reason_of(error)}"
         raise CheckpointError(said) from error
 
@@ -236,7 +236,7 @@ def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
     for bundle in load_modalities()[0] if among is None else among:
         try:
             cls = tower_class(bundle, config)
-        except Exception:  # the code of others: of such a configuration this modality has no tower
+        except Exception:  # code of others: this modality has no tower for such a configuration
             continue
         if (name := cls.main_input_name) in bundle.arguments.values():
             found.append(bundle)
@@ -245,12 +245,12 @@ def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
 
 
 def _nearest(found: list[Modality], reads: str) -> list[Modality]:
-    """Of several modalities the one that calls its inputs as the encoder does: pictures and not videos, `pixel_values`."""
+    """The modality, of several, whose inputs are called as the encoder's arguments: pictures, not videos, `pixel_values`."""
     return [each for each in found if reads in each.inputs] or found
 
 
 def _own(config: Any, among: Sequence[Modality] | None = None) -> list[Modality]:
-    """The modality that brought the class of a configuration. Plug-ins are loaded only where none of those loaded did."""
+    """The modality that brought the class of a configuration. Other plug-ins are loaded only if no loaded one did."""
 
     def brought(bundles: Iterable[Modality]) -> list[Modality]:
         return [each for each in bundles if type(config) is each.config_class]

@@ -12,7 +12,7 @@ from omni.modality import Modality
 
 FILE = "preprocessor_config.json"
 CLASS = "preprocessor_class"
-"""The key of the class, of those that transformers does not know."""
+"""The key of the class, for classes that transformers does not know."""
 
 
 def load_preprocessor(modality: Modality, folder: Path) -> Any:

@@ -41,7 +41,7 @@ class TextReader:
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
         """Texts -> float32[B, P]."""
-        words = self.tokenizer(texts, padding=True, return_tensors="pt")
+        words = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         pooled = self.model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])[1]
         found: NDArray[np.float32] = (pooled @ self.own.T).float().numpy()
         return found

@@ -265,7 +265,7 @@ def _words(tokenizer: Any, written: Sequence[int]) -> list[tuple[str, list[int]]
 
 
 def _unfold(cells: Floats, grid_shape: tuple[int, ...], factor: int) -> Floats:
-    """[W, number of tokens] -> float[W, *G]: the places that were folded into a token share its weight equally.
+    """float[W, number of tokens] -> float[W, *G]. The places that were folded into a token share its weight equally.
 
     Of one axis the last token may have folded fewer.
     """

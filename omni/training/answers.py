@@ -73,7 +73,7 @@ class AnswerTraining:
         if isinstance(data, Mixture):
             return mix(data, lambda part: self._examples(part, resting))
         if not isinstance(data, Files):
-            return data and data.conversations()
+            return conversations(data)
         caches = {name: self._cache(name, data) for name in resting} if data.cache else {}
         examples = ManifestConversations(data.manifest(), {name: cache.encode for name, cache in caches.items()})
         for row in islice(examples.manifest, FIRST_ROWS):
@@ -173,6 +173,13 @@ def _asked_by(data: Drawn | Files | Mixture, examples: Any) -> list[str]:
             if not any(block.get("text", "").strip() for block in content):
                 wordless.append({block["type"] for block in content})
     return sorted(set.intersection(*wordless)) if wordless else []
+
+
+def conversations(data: Drawn | Files | Mixture | None) -> Any:
+    """Examples by number: those that a world draws, a user's own, or a mixture."""
+    if isinstance(data, Mixture):
+        return mix(data, conversations)
+    return ManifestConversations(data.manifest()) if isinstance(data, Files) else data and data.conversations()
 
 
 def texts(data: Drawn | Files | Mixture) -> Iterator[str]:

@@ -66,7 +66,8 @@ class ContrastiveAlignment:
     def collate(self, examples: Sequence[tuple[Any, str]]) -> dict[str, Any]:
         """B pictures with captions -> `pixel_values`, `input_ids`, `attention_mask` and `return_loss`."""
         pictures, texts = zip(*examples, strict=True)
-        words = self.tokenizer(list(texts), padding=True, return_tensors="pt")
+        # on the right: the place of a word does not depend on the other captions
+        words = self.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
         return {**self.processor(list(pictures), return_tensors="pt"), **words, "return_loss": True}
 
     def reduce_logits(self, logits: Any, labels: Any) -> torch.Tensor:

@@ -37,20 +37,19 @@ class Muon(torch.optim.Muon):
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if not matrices:
                 continue
-            gradients = [matrix.grad for matrix in matrices]
             for matrix in matrices:
                 if "momentum_buffer" not in self.state[matrix]:
                     self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
-            averages = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-            torch._foreach_lerp_(averages, gradients, 1 - momentum)
             by_shape: dict[torch.Size, list[tuple[nn.Parameter, torch.Tensor]]] = {}
-            for matrix, update in zip(matrices, torch._foreach_lerp(gradients, averages, momentum), strict=True):
-                by_shape.setdefault(matrix.shape, []).append((matrix, update))
-            torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+            for matrix in matrices:
+                average = self.state[matrix]["momentum_buffer"].lerp_(matrix.grad, 1 - momentum)
+                by_shape.setdefault(matrix.shape, []).append((matrix, torch.lerp(matrix.grad, average, momentum)))
+                matrix.mul_(1 - lr * group["weight_decay"])
             for shape, found in by_shape.items():
                 alike, updates = zip(*found, strict=True)
                 made = orthogonal(torch.stack(updates).to(self._dtype), group["ns_coefficients"], group["ns_steps"])
-                torch._foreach_add_(alike, made.to(alike[0].dtype).unbind(), alpha=-lr * 0.2 * math.sqrt(max(shape)))
+                for matrix, step in zip(alike, made.to(alike[0].dtype).unbind(), strict=True):
+                    matrix.add_(step, alpha=-lr * 0.2 * math.sqrt(max(shape)))
         return loss
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from omni.data.shards import WINDOW
+from omni.training.recipe import Mixture
 
 
 class Mixed(Dataset[Any]):
@@ -106,17 +107,19 @@ class Order(Sampler[int]):
         """The examples of one source in a lane; again and again if there are others."""
         part, first = self.parts[number], int(self._firsts[number])
         blocks = getattr(part, "blocks", None)
-        sizes = np.ones(len(part), np.int64) if blocks is None else np.asarray(blocks)  # or each row is read alone
-        starts = np.cumsum(sizes) - sizes
+        sizes = None if blocks is None else np.asarray(blocks)  # None: each row is read alone
         for times in count():
-            dealt = self._random(epoch, number, times).permutation(len(sizes))  # the same in all lanes
-            own = dealt[lane :: self.lanes]
+            dealt = self._random(epoch, number, times).permutation(len(part) if sizes is None else len(sizes))
+            own = dealt[lane :: self.lanes].copy()  # of an order that is the same in all lanes
             if not len(own) and len(self.parts) > 1:  # fewer blocks than lanes
                 own = dealt
-            random = self._random(epoch, number, times, lane)
-            for place in range(0, len(own), WINDOW):
-                rows = [starts[block] + np.arange(sizes[block]) for block in own[place : place + WINDOW]]
-                yield from (first + random.permutation(np.concatenate(rows))).tolist()
+            if sizes is None:
+                yield from (first + own).tolist()
+            else:
+                starts, random = np.cumsum(sizes) - sizes, self._random(epoch, number, times, lane)
+                for place in range(0, len(own), WINDOW):
+                    rows = [starts[block] + np.arange(sizes[block]) for block in own[place : place + WINDOW]]
+                    yield from (first + random.permutation(np.concatenate(rows))).tolist()
             if len(self.parts) == 1:
                 return
 
@@ -140,6 +143,6 @@ def _in_turns(lanes: Sequence[Iterator[int]], batch: int) -> Iterator[int]:
 
 def mix(data: Any, make: Callable[[Any], Any]) -> Any:
     """The examples of some data: what `make` makes of it, or of each part of a mixture."""
-    if not hasattr(data, "mix"):
+    if not isinstance(data, Mixture):
         return make(data)
-    return Mixed([make(part.data) for part in data.mix], [part.weight for part in data.mix])
+    return Mixed([make(part.data) for part in data.sources], [part.weight for part in data.sources])

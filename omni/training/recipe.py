@@ -134,8 +134,10 @@ class Files(Strict):
 def _read_data(data: Any) -> Any:
     if isinstance(data, Drawn | Files | Mixture):
         return data
-    kind: type[Strict] = find_world().data if not isinstance(data, dict) or not {"path", "mix"} & data.keys() else Files
-    return (Mixture if isinstance(data, dict) and "mix" in data else kind).model_validate(data)
+    kind: type[Strict] = (
+        find_world().data if not isinstance(data, dict) or not {"path", "sources"} & data.keys() else Files
+    )
+    return (Mixture if isinstance(data, dict) and "sources" in data else kind).model_validate(data)
 
 
 class Part(Strict):
@@ -148,16 +150,16 @@ class Part(Strict):
 class Mixture(Strict):
     """Several sources of examples at once: one's own files, and what a world draws."""
 
-    mix: list[Part] = Field(min_length=2)
+    sources: list[Part] = Field(min_length=2)
 
 
 Data = Annotated[SerializeAsAny[Drawn | Files | Mixture], PlainValidator(_read_data)]
-"""With a `path` files of one's own; with `mix` several sources; without, examples of the world that is drawn."""
+"""With a `path` files of one's own; with `sources` several of them; without, examples of the world that is drawn."""
 
 
 def sources_of(data: Drawn | Files | Mixture | None) -> list[Drawn | Files]:
     """The sources of some data."""
-    return [part.data for part in data.mix] if isinstance(data, Mixture) else [] if data is None else [data]
+    return [part.data for part in data.sources] if isinstance(data, Mixture) else [] if data is None else [data]
 
 
 class Optimizer(Strict):
@@ -338,7 +340,7 @@ class Recipe(Strict):
         if isinstance(self.evaluate, Mixture):
             raise ValueError("`evaluate` is about one source; evaluate the others by `omni evaluate`")
         if self.objective == "dense" and isinstance(self.train, Mixture):
-            raise ValueError("the objective 'dense' draws from one world; leave `mix` out")
+            raise ValueError("the objective 'dense' draws from one world; leave `sources` out")
         for data in every:
             if isinstance(data, Drawn):
                 data.check(self.objective)

@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from omni.checkpoints.fingerprints import part_of
 from omni.embedding.engine import bfloat16_pays
+from omni.familiarise import ROWS, familiarise
 from omni.files import write_text_whole
 from omni.fusion import acceleration
 from omni.registry import get_modality
@@ -122,6 +123,9 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         if name := non_finite(finished.state_dict()):
             raise DivergenceError(folder, f"{name} holds numbers that are not finite")
         save_whole(lambda unfinished: objective.save(finished, unfinished), output)
+        if recipe.objective == "answers" and not finished.config.untrained:
+            seen = trainer.state.global_step * trainer.get_total_train_batch_size(arguments)
+            familiarise(output, objective.train, objective.evaluate, min(seen, ROWS), arguments.device)
         history = trainer.state.log_history
         _write(folder / "history.json", json.dumps(history, indent=1))
         draw_curves(history, folder / "curves.png")

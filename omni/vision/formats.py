@@ -467,10 +467,10 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         """
         if self.tile and self.use_load_libtiff:
             assert isinstance(self.fp, BytesIO)
-            libtiff.check(self.fp.getvalue(), self._tile_size[0] if self.mode == "1" else 0)
+            libtiff.check(self.fp.getvalue(), self.tag_v2[TiffImagePlugin.IMAGEWIDTH] if self.mode == "1" else 0)
         elif self.tile:
-            width, height = self._tile_size
-            layers = len(self.getbands()) if self._planar_configuration == 2 else 1
+            width, height = self.tag_v2[TiffImagePlugin.IMAGEWIDTH], self.tag_v2[TiffImagePlugin.IMAGELENGTH]
+            layers = len(self.getbands()) if self.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) == 2 else 1
             extents = [tile.extents or (0, 0, 0, 0) for tile in self.tile]
             if sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in extents) < width * height * layers:
                 raise OSError("image file is truncated: strips are missing")

@@ -24,7 +24,7 @@ SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor
 """Keys that transformers writes into the file of an image processor beside the settings."""
 
 SECONDS = 60
-"""How long an address may take to answer."""
+"""Seconds that an address has to answer."""
 
 
 class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
@@ -53,7 +53,7 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; a setting that there is not is refused, unless it is asked for (`return_unused_kwargs`)."""
+        """As in transformers, but an unknown setting is refused unless `return_unused_kwargs` asks for it."""
         if not kwargs.get("return_unused_kwargs"):
             cls._refuse_unknown(kwargs.keys() - NO_SETTINGS)
         return super().from_dict(image_processor_dict, **kwargs)
@@ -95,7 +95,7 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
     def process_image(self, image: ImageInput, *args: Any, **settings: Any) -> np.ndarray:
         """One picture as an array [C, H, W], with its own values. Transparent parts become white."""
         if settings.get("do_convert_rgb") and isinstance(image, Image.Image) and image.has_transparency_data:
-            image = image.convert("RGBA")  # needless from transformers 5.21 on
+            image = image.convert("RGBA")  # not needed from transformers 5.21 on
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         array = super().process_image(image, *args, **settings)
         if settings.get("do_rescale") and array.dtype.kind in "bf" and array.any() and not array.max() > 1:

@@ -213,7 +213,7 @@ def _header(data: bytes, name: str) -> ImageFile.ImageFile:
         return formats.open_file(data, plugin)
     except MemoryError:
         raise
-    except Exception as error:  # decoders of damaged data raise nearly everything
+    except Exception as error:  # decoders raise nearly anything on damaged data
         raise _refusal(error, name, str(plugin.format)) from error
 
 

@@ -38,7 +38,7 @@ def read(encoded: Any, num_patches: int) -> dict[str, Any]:
 
 
 def count_pixels(data: bytes) -> int:
-    """Width times height of a picture, as its file says; 0 where it says nothing, which reading it will explain."""
+    """Width times height of a picture, as its file states; 0 if it states none. Reading it will then explain why."""
     try:
         width, height = picture_size(data)
     except PictureError:

@@ -1,13 +1,12 @@
-"""What transformers has to know of the vision encoder, and what the encoder returns. Nothing here computes."""
+"""What transformers has to know about the vision encoder, and what the encoder returns. Nothing here computes."""
 
 from dataclasses import dataclass
 
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import PreTrainedModel
 
 from omni.blocks import Block, SelfAttention
-from omni.checkpoints.strict import StrictLoadingMixin
+from omni.checkpoints.pretrained import StrictModel
 
 from .configuration_vision import OmniVisionConfig
 
@@ -29,7 +28,7 @@ class OmniVisionOutput(BaseModelOutputWithPooling):
     grid: torch.Tensor | None = None
 
 
-class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
+class OmniVisionPreTrainedModel(StrictModel):
     """Base of `OmniVisionModel`."""
 
     config: OmniVisionConfig
@@ -42,12 +41,6 @@ class OmniVisionPreTrainedModel(StrictLoadingMixin, PreTrainedModel):
     }
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["OmniVisionEmbeddings", "Block"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Block, "attentions": SelfAttention}
     _input_embed_layer = "patch_embeddings"

@@ -4,14 +4,14 @@ Shapes: B pictures, C channels, H x W pixels, P patch size, N patches at the enc
 """
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
+
+from omni.grids import interpolate
 
 from .configuration_vision import OmniVisionConfig
 
 
 def expect_pictures(pixel_values: torch.Tensor, config: OmniVisionConfig, any_size: bool) -> None:
-    """Refuse what is no batch of pictures, float[B, C, H, W], of the encoder's size.
+    """Refuse anything but a batch of pictures, float[B, C, H, W], of the encoder's size.
 
     Args:
         pixel_values: the batch.
@@ -49,7 +49,6 @@ def stretched(positions: torch.Tensor, config: OmniVisionConfig, rows: int, colu
     side = config.grid_size
     if (rows, columns) == (side, side):
         return positions
-    cls, table = positions[:, :1], rearrange(positions[:, 1:], "1 (h w) d -> 1 d h w", h=side)
     # in float32: bicubic weights lose too much in half precision
-    table = F.interpolate(table.float(), size=(rows, columns), mode="bicubic", align_corners=False)
-    return torch.cat([cls, rearrange(table, "1 d h w -> 1 (h w) d").to(cls.dtype)], dim=1)
+    table = interpolate(positions[0, 1:].float(), (side, side), (rows, columns), mode="bicubic")
+    return torch.cat([positions[:, :1], table[None].to(positions.dtype)], dim=1)

@@ -36,7 +36,7 @@ from omni import (
 )
 from omni.audio.sounds import Sound, SoundError, read_sound
 from omni.fusion import processing_omni
-from omni.fusion.processing_omni import OldTransformers
+from omni.fusion.chats import OldTransformers
 from omni.registry import get_modality
 from omni.training.tokenizer import train_tokenizer
 

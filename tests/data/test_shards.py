@@ -5,7 +5,9 @@ import io
 import json
 import pickle
 import tarfile
+import threading
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from omni.data.checking import check
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.data.shards import WINDOW
 from omni.data.sources import ManifestError
+from omni.embedding.sources import SourceError, find_files
 from omni.modality import ItemError
+from omni.registry import get_modality
 
 COUNT = 10
 WORDS = [f"a bird of kind {number}" for number in range(COUNT)]
@@ -192,6 +196,31 @@ def test_a_sample_may_hold_json_and_several_files(tmp_path: Path) -> None:
     assert rows[0].files[1].data == picture(2)
 
 
+def test_chats_of_arrow_name_the_items_of_their_row_or_none(tmp_path: Path) -> None:
+    """As trl writes them: a column of lists of items, and blocks that have every field."""
+    asked = [{"type": "image", "text": None}, {"type": "text", "text": "what?"}]
+    said = [{"type": "text", "text": "a wren"}]
+    rows = [
+        {"images": [{"bytes": picture(1), "path": None}], "messages": turns(asked, said)},
+        {"images": [], "messages": turns([{"type": "text", "text": "well?"}], said)},
+    ]
+    (tmp_path / "chats").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "chats" / "0.parquet")
+    first, second = Manifest.read(tmp_path / "chats")
+    assert [block["type"] for block in first.conversation[0]["content"]] == ["image", "text"]
+    assert first.files[0].data == picture(1)
+    assert second.files == ()
+
+
+def turns(*contents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": each} for place, each in enumerate(contents)]
+
+
+def test_items_without_a_path_have_no_row_in_a_table_of_vectors(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="line 1 holds a picture in itself, expected the path of a file"):
+        find_files([as_messages(tmp_path, "image")], get_modality("image"))
+
+
 def llava(folder: Path) -> Path:
     (folder / "images").mkdir()
     (folder / "images" / "1.png").write_bytes(picture(1))
@@ -243,6 +272,35 @@ def test_a_data_set_at_an_address(memory: Any, tmp_path: Path) -> None:
     assert len(Manifest.read("memory://birds/0.parquet", addresses=tmp_path / "kept")) == 5
     with pytest.raises(ManifestError, match="cannot be fetched"):
         Manifest.read("memory://birds/9.parquet", addresses=tmp_path / "kept")
+
+
+def test_pictures_on_the_web(tmp_path: Path) -> None:
+    """A server of this machine; the second picture is cut off, and the third is not there."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = {"/a.png?size=3": picture(1), "/cut.png": picture(2)}
+            data = known.get(self.path)
+            self.send_response(200 if data else 404)
+            self.send_header("Content-Length", str(len(data or b"")))
+            self.end_headers()
+            self.wfile.write((data or b"")[: 20 if self.path == "/cut.png" else None])
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        rows = [{"file_name": f"{base}/{name}", "caption": "x"} for name in ("a.png?size=3", "cut.png", "no.png")]
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        manifest = Manifest.read(tmp_path / "rows.jsonl", addresses=tmp_path / "kept")
+        assert manifest[0].open()["image"][0].size == (4, 5)
+        for place, words in ((1, "20 bytes of"), (2, "404")):
+            with pytest.raises(ItemError, match=f"line {place + 1}: .* cannot be fetched .*{words}"):
+                manifest[place].open()
+        server.shutdown()
+    assert len(list((tmp_path / "kept").iterdir())) == 1
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

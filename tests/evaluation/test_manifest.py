@@ -1,10 +1,9 @@
 """A user's own manifest: every answer is asked for, other rows lend their pictures, and what is wrong is told."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -101,12 +100,13 @@ def test_what_cannot_be_read_is_told_before_anything_is_asked(make_manifest: Mak
     assert set(asked) == {"reading files"}
 
 
-def test_the_command_evaluates_a_manifest_in_a_process_of_its_own(make_manifest: Make, fused: Path) -> None:
+def test_the_command_evaluates_a_manifest_in_a_process_of_its_own(
+    make_manifest: Make, fused: Path, python: Callable[..., Any]
+) -> None:
     path = make_manifest(pictures=12)
     result, answers = path.parent / "result.json", path.parent / "answers.jsonl"
-    omni = Path(sys.executable).with_name("omni")
     arguments = ["evaluate", fused, "--data", path, "--sight", "--output", result, "--answers", answers]
-    done = subprocess.run([omni, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    done = python("-m", "omni", *arguments)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"Wrote {result}\nWrote {answers}\n"
     assert "Sight test passed" in done.stdout

@@ -1,8 +1,8 @@
 """torch's defaults are the user's to change; what is compiled says the same under all of them."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -63,10 +63,8 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def statuses() -> dict[str, int]:
-    run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *SETTINGS.values()], capture_output=True, text=True, check=False
-    )
+def statuses(python: Callable[..., Any]) -> dict[str, int]:
+    run = python("-c", SCRIPT, *SETTINGS.values())
     assert run.returncode == 0, run.stderr[-3000:]
     found: dict[str, int] = json.loads(run.stdout)
     return found

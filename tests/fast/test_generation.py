@@ -144,6 +144,32 @@ def test_layers_that_are_not_like_the_first_are_not_compiled(part: str) -> None:
 
 
 @torch.no_grad()
+def test_weights_stay_in_memory_while_they_are_read(compiles: bool) -> None:
+    """Another thread may exchange them in the middle of a step; to read freed memory would end the process."""
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model = thinker("llama")
+    with stepping(model):
+        step = quick_step(model, give_room(DynamicCache(config=model.config)), torch.randn(1, 1, 32), None, {})
+        assert step is not None
+        assert step.compiled is not None
+        reading = step.compiled.weights()
+        assert reading is step.compiled.weights()
+        before, weight = reading.pointers[1], model.layers[0].self_attn.q_proj.weight
+        assert weight.data_ptr() == before
+        memory = weight.untyped_storage()._weak_ref()
+        weight.data = weight.data.clone()
+        assert not torch.UntypedStorage._expired(memory)
+        assert step.compiled.weights().pointers[1] == weight.data_ptr() != before
+        assert not torch.UntypedStorage._expired(memory)  # the step that began with them goes on
+        del reading
+        assert torch.UntypedStorage._expired(memory)
+        weight.untyped_storage().resize_(0)
+        assert step.compiled.weights() is None
+    assert step.compiled._last is None
+
+
+@torch.no_grad()
 def test_a_compiled_step_refuses_what_is_not_as_it_says(compiles: bool) -> None:
     if not compiles:
         pytest.skip("there is no C++ compiler here")

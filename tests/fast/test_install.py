@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ MODULES = [
 ]
 
 
-def test_speed_is_there_whatever_is_imported_first() -> None:
+def test_speed_is_there_whatever_is_imported_first(python: Callable[..., Any]) -> None:
     code = """
 import importlib, sys
 for name in {modules}:
@@ -42,9 +43,7 @@ for name in {modules}:
     assert type(acceleration.current()).__name__ == "FastAcceleration", name
     assert get_modality("image").pack.__module__ == "omni.fast.install", name
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code.format(modules=MODULES)], capture_output=True, text=True, check=False
-    )
+    run = python("-c", code.format(modules=MODULES))
     assert run.returncode == 0, run.stderr
 
 

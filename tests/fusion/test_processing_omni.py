@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, CLIPI
 from omni import OmniImageProcessor, OmniProcessor
 from omni.checkpoints.seal import reseal
 from omni.fusion import processing_omni
-from omni.fusion.processing_omni import OldTransformers
+from omni.fusion.chats import OldTransformers
 
 Pair = Callable[..., tuple[Any, OmniProcessor]]
 

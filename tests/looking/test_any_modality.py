@@ -2,11 +2,10 @@
 
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -385,16 +384,16 @@ def test_the_file_says_which_encoder_of_a_fused_model_is_inspected(folder: Path,
     assert json.loads(succeed("inspect", folder, "--json"))["model"] == "OmniVisionModel"
 
 
-def test_inspect_an_encoder_of_a_plug_in_in_a_fresh_process(site: list[str], files: list[str], tmp_path: Path) -> None:
+def test_inspect_an_encoder_of_a_plug_in_in_a_fresh_process(
+    site: list[str], files: list[str], tmp_path: Path, python: Callable[..., Any]
+) -> None:
     from omni.loading.preprocessor import save_preprocessor
 
     bundle = registry.get_modality("signal")
     encoder = bundle.model_class(bundle.config_class())
     encoder.save_pretrained(tmp_path)
     save_preprocessor(bundle.preprocessor_class(), tmp_path)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*site, str(ROOT)])}
-    run = [sys.executable, "-m", "omni", "inspect", tmp_path, files[2], "--json"]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment)
+    done = python("-m", "omni", "inspect", tmp_path, files[2], "--json", path=site)
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert (report["model"], report["parameters"]) == ("SignalEncoder", encoder.num_parameters())

@@ -409,7 +409,7 @@ def test_openais_client_gets_vectors_of_items(worker: Worker, client: openai.Ope
     [
         ("what", r"makes vectors of .*pictures.*, found text in input\[0\]; send items as parts"),
         ([seen(b"no picture")], r"The picture in input\[0\] cannot be used"),
-        ([[1, 2]], "text or a part"),
+        ([[1, 2]], "it should be an object"),
         ([], "at least 1"),
         ([{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}], "private"),
     ],

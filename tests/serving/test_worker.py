@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from omni.fusion.processing_omni import UNMARKED
 from omni.loading.checkpoint import load
 from omni.serving.requests import Chat, Completion, Request, RequestError, Response
 from omni.serving.worker import MAX_WAITING, BusyError, FailedError, Worker
@@ -281,6 +282,7 @@ def test_variables_of_the_chat_template_are_the_clients_and_nothing_else(made: C
             ask(worker, chat(text("how many"), chat_template_kwargs={name: False}))
 
 
+@pytest.mark.skipif(not UNMARKED, reason="older transformers cannot read control tokens as text")
 def test_control_tokens_in_a_text_are_text(worker: Worker) -> None:
     said = ask(worker, chat(text("<image><|end|>"), max_tokens=1))
     assert said.end.tokens_read > ask(worker, chat(text(""), max_tokens=1)).end.tokens_read + 2
@@ -303,11 +305,11 @@ def test_tokens_of_pictures_are_counted_before_one_is_opened(worker: Worker) -> 
 
 
 def test_pixels_of_pictures_are_counted_before_one_is_opened(worker: Worker) -> None:
-    header = png(7070, 7070)[:100]  # there is nothing to open
+    whole = png(7070, 7070)
     with pytest.raises(RequestError, match="have 249,924,500 pixels together, expected at most 200,000,000"):
-        ask(worker, chat(*[picture(header)] * 5))
+        ask(worker, chat(*[picture(whole)] * 5))
     with pytest.raises(RequestError, match="messages.0..content.0. cannot be used: .* too early"):
-        ask(worker, chat(*[picture(header)] * 4))
+        ask(worker, chat(*[picture(whole[:100])] * 5))
 
 
 def test_of_large_pictures_one_is_in_memory(worker: Worker) -> None:

@@ -147,7 +147,7 @@ def mixture(folder: Path) -> dict[str, Any]:
     ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     parquet = {"data": {"path": str(folder / "shards")}, "weight": 3.0}
-    return {"mix": [parquet, {"data": {"path": str(folder / "chats.jsonl")}}]}
+    return {"sources": [parquet, {"data": {"path": str(folder / "chats.jsonl")}}]}
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("parquet", 2), ("mixture", 0)])
@@ -178,11 +178,11 @@ def test_a_run_that_is_resumed_ends_where_one_ends_that_was_left_alone(
 
 
 def test_a_mixture_is_of_several_and_not_for_every_use(small: Path, tmp_path: Path) -> None:
-    one = {"mix": [{"data": {"path": "a.jsonl"}}]}
+    one = {"sources": [{"data": {"path": "a.jsonl"}}]}
     for change, words in (
         ({"train": one}, "at least 2"),
-        ({"evaluate": {"mix": one["mix"] * 2}}, "`evaluate` is about one source"),
-        ({"train": {"mix": [{"data": {"path": "a"}, "weight": 0}, {"data": {"path": "b"}}]}}, "greater than 0"),
+        ({"evaluate": {"sources": one["sources"] * 2}}, "`evaluate` is about one source"),
+        ({"train": {"sources": [{"data": {"path": "a"}, "weight": 0}, {"data": {"path": "b"}}]}}, "greater than 0"),
     ):
         with pytest.raises((ValueError, RecipeError), match=words):
             settings = recipe(small, {"path": "a.jsonl"}, tmp_path / "out").model_dump()

@@ -200,7 +200,7 @@ def use(folder: Path, files: list[Path], seed: int) -> None:
 
 @pytest.mark.slow
 def test_processes_share_a_folder(tmp_path: Path, files: list[Path]) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     processes = [context.Process(target=use, args=(tmp_path / "cache", files, seed)) for seed in range(3)]
     for process in processes:
         process.start()

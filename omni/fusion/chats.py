@@ -1,0 +1,100 @@
+"""Items in chats: which blocks name them, and which chats the installed transformers cannot read."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import transformers
+
+from omni.modality import Modality
+from omni.registry import open_item
+
+_ADDRESS = re.compile(r"(https?://|data:)", re.IGNORECASE)
+"""What is no file of this machine. The preprocessor fetches it."""
+
+
+class OldTransformers(ValueError):
+    """A chat for which transformers 5.23 is needed; the message is one sentence."""
+
+
+def refuse_new_chats(conversation: Any, options: dict[str, Any], bundles: Sequence[Modality], tokenizer: Any) -> None:
+    """Refuse what transformers before 5.23 cannot read in a chat.
+
+    Args:
+        conversation: a chat or several.
+        options: of `apply_chat_template`; `sanitize_control_tokens`, which is new, is taken out.
+        bundles: the modalities of the processor.
+        tokenizer: of the processor.
+
+    Raises:
+        OldTransformers: the chat has items that are no pictures; or, with `sanitize_control_tokens`, a control token in a
+            text.
+    """
+    parts, names = list(_nested(conversation)), {modality.name: modality.token for modality in bundles}
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    types = [part.get("type") for part in parts if isinstance(part, Mapping)]
+    found = [name for name in names if name != "image" and name in types]
+    what = f"items of type {found[0]!r}" if found and options.get("tokenize") else ""
+    if options.pop("sanitize_control_tokens", False):
+        texts = [part for part in parts if isinstance(part, str)]
+        meant = [token for token in {*special, *names.values()} if any(token in text for text in texts)]
+        what = what or (f"the control token {min(meant)!r} in a text" if meant else "")
+    if what:
+        raise OldTransformers(
+            f"The chat has {what}, which transformers {transformers.__version__} cannot read there; leave it out, "
+            "or install transformers 5.23 or newer."
+        )
+
+
+def items_of_chats(
+    bundles: Sequence[Modality], conversations: Sequence[Sequence[Mapping[str, Any]]]
+) -> dict[str, list[list[Any]]]:
+    """The items that the blocks of each chat name, by the argument of their modality."""
+    rows = [
+        [block for message in chat if isinstance(message.get("content"), (list, tuple)) for block in message["content"]]
+        for chat in conversations
+    ]
+    return {
+        modality.argument: [
+            [item for block in row if block["type"] == modality.name for item in _items_of_block(modality, block)]
+            for row in rows
+        ]
+        for modality in bundles
+    }
+
+
+def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
+    """The item in a block of a chat: `{"type": "signal", "signal": array}`, or a file by its "path"."""
+    if modality.name == "image":  # transformers opens them
+        return [block[key] for key in ("image", "url", "path", "base64") if key in block]
+    files = [block[key] for key in ("path", "url") if key in block]
+    if modality.name not in block:
+        return [file if _ADDRESS.match(str(file)) else open_item(modality.name)(file) for file in files]
+    item = block[modality.name]
+    return [{"array": item, "sampling_rate": block["sampling_rate"]} if "sampling_rate" in block else item]
+
+
+def opened(modality: Modality, given: Any) -> Any:
+    """Open files and pictures of PIL as the modality does; leave arrays, addresses and base64 as they are."""
+    if not modality.is_item(given):
+        return [opened(modality, each) for each in given]
+    stays = hasattr(given, "shape") or (isinstance(given, str) and not os.path.exists(given))
+    return given if stays or modality.open is None else modality.open(given)
+
+
+def flat(modality: Modality, given: Any) -> Iterator[Any]:
+    """Items that came alone, in a list, or in a list for each row."""
+    if modality.is_item(given):
+        yield given
+        return
+    for row in given:
+        yield from [row] if modality.is_item(row) else row
+
+
+def _nested(value: Any) -> Iterator[Any]:
+    """A value and all that is in it, such as the messages, blocks and texts of chats."""
+    yield value
+    if isinstance(value, (list, tuple, Mapping)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _nested(part)
