@@ -33,7 +33,8 @@ class World:
         settings: the settings of an evaluation on it, a subclass of `omni.evaluation.result.Asking`.
         tasks: names of the tasks for an encoder.
         picture_sets: takes `EncoderSettings`, returns the sets of pictures with the labels of these tasks.
-        lesson: for `omni teach`, the sections `train` and `evaluate` of a recipe, and the `settings` of the evaluation.
+        lesson: for `omni teach`, the sections `train` and `evaluate` of a recipe, the `settings` of the evaluation, and the
+            `stages`: for each its share of the steps, and what is different in its section `train`.
         drawn_twice: takes a number of pictures and the number of the first, returns an
             `omni.evaluation.picture_sets.DrawnTwice`.
     """
@@ -44,7 +45,7 @@ class World:
     tasks: tuple[str, ...]
     picture_sets: Callable[[Any], Any]
     drawn_twice: Callable[[int, int], Any]
-    lesson: Mapping[str, Mapping[str, Any]]
+    lesson: Mapping[str, Any]
 
 
 _declared: dict[str, str] = {}

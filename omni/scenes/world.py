@@ -19,6 +19,7 @@ scenes = World(
     lesson={
         "train": {"count": 2_000_000, "first": 60_000_000, "questions": 12, "kinds": _KINDS},
         "evaluate": {"split": "test", "count": 48, "first": 1_000_000, "questions": 6, "kinds": _KINDS},
+        "stages": ((0.3, {"max_objects": 2}), (0.3, {"max_objects": 4}), (0.4, {})),
         "settings": {"pictures": 50, "kinds": [*_KINDS]},
     },
 )

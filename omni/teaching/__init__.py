@@ -12,6 +12,7 @@ goes (`watch`).
     mine/recipe.json                           what `omni train` can run again
     mine/lesson.json                           what was asked for
     mine/start                                 the checkpoint that training begins with
+    mine/stage-1, stage-1.json, ...            where there are stages: what each of the first ones made, and its recipe
     mine/language_model                        where a .gguf file was given: its weights as a folder
     mine/data                                  where data of one's own were given without a test: both parts of them
     mine/run                                   checkpoints and curves of the run

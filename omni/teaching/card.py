@@ -1,5 +1,6 @@
 """The model card of what was taught."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from omni.files import write_text_whole
@@ -25,9 +26,9 @@ omni ask FILE "QUESTION" --checkpoint {folder}
 """
 
 
-def write_card(path: Path, lesson: Lesson, recipe: Recipe, folder: Path) -> None:
+def write_card(path: Path, lesson: Lesson, recipes: Sequence[Recipe], folder: Path) -> None:
     """Write what it is and what it learnt; scores are added by `omni.evaluation.update_card`."""
-    arguments = recipe.arguments
+    recipe, arguments = recipes[-1], recipes[-1].arguments
     rows = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
     projectors = "The projectors" if len(lesson.encoders) > 1 else "The projector"
     nouns = " and ".join(f"{get_modality(name).noun}s" for name in lesson.encoders)
@@ -36,7 +37,7 @@ def write_card(path: Path, lesson: Lesson, recipe: Recipe, folder: Path) -> None
         verbs=f"takes {nouns}",
         encoders=" and ".join(f"the encoder of {name} `{Path(each).name}`" for name, each in lesson.encoders.items()),
         learnt=f"{projectors} and LoRA matrices of the language model" if lesson.lora else f"{projectors} alone",
-        samples=rows * arguments["max_steps"],
+        samples=rows * sum(each.arguments["max_steps"] for each in recipes),
         data=f"`{recipe.train.path}`" if isinstance(recipe.train, Files) else "what is drawn (`omni.scenes`)",
         objective=recipe.objective,
         kept="stayed as they were but for these matrices" if lesson.lora else "stayed as they were",

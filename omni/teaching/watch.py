@@ -17,8 +17,8 @@ from omni.training.answers import before_labels, predicted, right_answers
 
 EVERY, SHARE = 60.0, 0.1
 """Seconds between two looks; and they may take this share of the time, so that those of slow models are rarer."""
-EXAMPLES = 32
-"""So many examples are asked about."""
+EXAMPLES, ROWS = 32, 4
+"""So many examples are asked about, so many at once."""
 
 
 class Watch(TrainerCallback):
@@ -31,11 +31,19 @@ class Watch(TrainerCallback):
         questions: what is held out.
         processor: of the model.
         say: writes a line.
-        rows: examples that are computed at once.
+        steps: of each stage.
+        stage: which one this is, from 0 on.
     """
 
-    def __init__(self, questions: Questionnaire, processor: Any, say: Callable[[str], None], rows: int) -> None:
-        self.say, self.rows = say, rows
+    def __init__(
+        self,
+        questions: Questionnaire,
+        processor: Any,
+        say: Callable[[str], None],
+        steps: Sequence[int],
+        stage: int = 0,
+    ) -> None:
+        self.say, self.before, self.all_steps = say, sum(steps[:stage]), sum(steps)
         self._collate = ConversationCollator(processor)
         self._examples = [questions[index] for index in range(min(EXAMPLES, len(questions)))]
         self._swapped = [_swapped(questions, index, example) for index, example in enumerate(self._examples)]
@@ -61,10 +69,11 @@ class Watch(TrainerCallback):
         self._next = now + max(EVERY, (now - begin) / SHARE)
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         done, spent = state.global_step - self._first, now - self._start
-        left = (state.max_steps - state.global_step) * spent / max(done, 1)
+        step = self.before + state.global_step
+        left = (self.all_steps - step) * spent / max(done, 1)
         self.scores.append({"step": state.global_step, "score": real.accuracy, "another": other.accuracy})
         self.say(
-            f"{rows * state.global_step:,} of {rows * state.max_steps:,} samples, {rows * done / spent:.2g} a second, "
+            f"{rows * step:,} of {rows * self.all_steps:,} samples, {rows * done / spent:.2g} a second, "
             f"{duration(left)} left. Held out {real.accuracy:.2f}; best constant answer {real.constant:.2f}, "
             f"{self.another} {other.accuracy:.2f}"
         )
@@ -80,9 +89,9 @@ class Watch(TrainerCallback):
     def _asked(self, model: Any, items: Sequence[Any]) -> list[Asked]:
         asked: list[Asked] = []
         device = next(model.parameters()).device
-        for start in range(0, len(items), self.rows):
-            examples = self._examples[start : start + self.rows]
-            pairs = zip(examples, items[start : start + self.rows], strict=True)
+        for start in range(0, len(items), ROWS):
+            examples = self._examples[start : start + ROWS]
+            pairs = zip(examples, items[start : start + ROWS], strict=True)
             batch = self._collate([Example(shown, _chats(example), example.source) for example, shown in pairs])
             labels = batch.pop("labels")
             before = before_labels(labels)

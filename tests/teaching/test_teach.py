@@ -4,19 +4,22 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, OmniVisionConfig, OmniVisionModel
 from omni.cli.app import app
 from omni.data.conversations import ask
+from omni.evaluation.language import PASSAGE, language_test
 from omni.loading.checkpoint import load
 from omni.questions import make_prompts, write_prompts
 from omni.teaching import Lesson, budget, teach, watch
@@ -174,11 +177,10 @@ def test_rows_without_a_test_are_split_by_their_files(given: Path, tmp_path: Pat
 def test_little_memory_means_smaller_batches_and_layers_that_are_computed_twice(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught: tuple[Path, list[str]]
 ) -> None:
-    monkeypatch.setattr(budget, "free_memory", lambda device: 1_000_000)
+    monkeypatch.setattr(budget, "free_memory", lambda device: 0)
     teach(lesson_of(given), tmp_path / "mine", say=lambda line: None)
     arguments = Recipe.read(tmp_path / "mine" / "recipe.json").arguments
-    assert arguments["per_device_train_batch_size"] < 4
-    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 4
+    assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (1, 4)
     assert arguments["activation_checkpointing"] is True
     for name, tensor in weights(tmp_path / "mine").items():  # the same batches, added up in another order
         torch.testing.assert_close(tensor, weights(taught[0])[name], rtol=0.1, atol=0.02)
@@ -186,7 +188,7 @@ def test_little_memory_means_smaller_batches_and_layers_that_are_computed_twice(
 
 def test_minutes_become_steps(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = budget.Budget(rows=4, accumulate=2, checkpointing=False, seconds=2.0, learning=7)
-    monkeypatch.setattr("omni.teaching.course.measure", lambda recipe: found)
+    monkeypatch.setattr("omni.teaching.plan.measure", lambda recipe: found)
     monkeypatch.setattr("omni.teaching.course.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         teach(lesson_of(given, minutes=3, overrides=[]), tmp_path / "mine", say=lambda line: None)
@@ -201,10 +203,18 @@ def test_without_data_it_learns_from_what_is_drawn(
     monkeypatch.setitem(find_world().lesson["settings"], "pictures", 1)
     monkeypatch.setitem(find_world().lesson["evaluate"], "count", 2)
     said: list[str] = []
-    two = ["arguments.max_steps=1", "arguments.dataloader_num_workers=0"]
-    outcome = teach(lesson_of(given, data=None, test=None, overrides=two), tmp_path / "mine", say=said.append)
+    lesson = lesson_of(given, data=None, test=None, lora=True, overrides=["arguments.max_steps=3", STEPS[1]])
+    outcome = teach(lesson, tmp_path / "mine", say=said.append)
     assert said[0] == "No data are named, so it learns from pictures that are drawn"
     assert {"shape", "where", "caption"} <= {score.kind for score in outcome.result.scores}
+    stages = [Recipe.read(tmp_path / "mine" / f"{name}.json") for name in ("stage-1", "stage-2", "recipe")]
+    assert [recipe.train.max_objects for recipe in stages] == [2, 4, 6]
+    assert [recipe.optimizer.lr for recipe in stages] == pytest.approx([4e-4, 2.8e-4, 1.6e-4])
+    assert [recipe.lora is not None for recipe in stages] == [False, False, True]
+    assert [line.split()[0] for line in said if "Held out" in line] == ["4", "8", "12"]
+    first, second = (weights(tmp_path / "mine" / f"stage-{number}") for number in (1, 2))
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in second.items())
+    load(tmp_path / "mine")
 
 
 def test_text_is_answered_before_anything_is_learnt(taught: tuple[Path, list[str]], given: Path) -> None:
@@ -250,3 +260,108 @@ def test_the_page_runs(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code.replace("minutes=60", "minutes=0.01"), {})
     assert out.getvalue().splitlines()[-1] == "10"
+
+
+def test_the_language_test_notices_what_has_changed(taught: tuple[Path, list[str]], given: Path) -> None:
+    model, processor = load(taught[0])
+    same = language_test(model, processor)
+    assert same is not None
+    alone = LlamaForCausalLM.from_pretrained(given / "lm", dtype=torch.float32)
+    ids = processor.tokenizer(PASSAGE, return_tensors="pt")["input_ids"]
+    assert same.perplexity == pytest.approx(alone(input_ids=ids, labels=ids).loss.exp().item(), rel=1e-3)
+    assert (same.same, same.n) == (10, 10)
+    with torch.no_grad():
+        for parameter in model.model.language_model.layers.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    changed = language_test(model, processor)
+    assert changed is not None
+    assert changed.same < 10
+    assert changed.perplexity_alone == same.perplexity_alone != changed.perplexity
+    assert [spoken.alone for spoken in changed.answers] == [spoken.alone for spoken in same.answers]
+    model.config.parts_from = None
+    assert language_test(model, processor) is None
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "bfloat16"])
+def test_all_doors_take_a_precision(
+    taught: tuple[Path, list[str]], given: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run_command = str(taught[0]), CliRunner().invoke
+    expected = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    assert {parameter.dtype for parameter in load(folder, dtype)[0].parameters()} == {expected}
+    asked = run_command(app, ["ask", str(given / "0.png"), "what is it", "--checkpoint", folder, "--dtype", dtype])
+    assert asked.exit_code == 0, asked.output
+    rows = ["--data", str(given / "rows.jsonl"), "--max-new-tokens", "2"]
+    evaluated = run_command(app, ["evaluate", folder, *rows, "--dtype", dtype, "--json"])
+    assert evaluated.exit_code == 0, evaluated.output
+    found = json.loads(evaluated.stdout)
+    assert (found["settings"]["dtype"], found["device"]) == (dtype, f"cpu, {str(expected).removeprefix('torch.')}")
+    for command, place in (("serve", "omni.serving.server.serve"), ("app", "omni.app.server.serve")):
+        taken: list[Any] = []
+        monkeypatch.setattr(place, lambda *arguments, taken=taken: taken.extend(arguments))
+        assert run_command(app, [command, folder, "--dtype", dtype]).exit_code == 0
+        assert taken[-1] == dtype
+
+
+def write_gguf(folder: Path, file: Path) -> None:
+    """The language model of a folder as other programs keep it."""
+    model, tokenizer = (
+        LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    config, vocabulary = model.config, tokenizer.get_vocab()
+    made = json.loads((folder / "tokenizer.json").read_text())
+    special = {token["content"] for token in made["added_tokens"]}
+    words = sorted(vocabulary, key=lambda word: vocabulary[word])
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([3 if word in special else 1 for word in words])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in made["model"]["merges"]])
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in GGUF_NAMES.items():
+            name = name.replace(ours, theirs)
+        if name != "lm_head.weight":
+            writer.add_tensor(name, tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+GGUF_NAMES = {
+    "model.layers.": "blk.",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    **{f"self_attn.{letter}_proj": f"attn_{letter}" for letter in "qkv"},
+    "self_attn.o_proj": "attn_output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    **{f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
+}
+
+
+def test_a_gguf_file_is_taught_like_a_folder(given: Path, tmp_path: Path) -> None:
+    write_gguf(given / "lm", tmp_path / "model.gguf")
+    lesson = lesson_of(given).model_copy(update={"language_model": str(tmp_path / "model.gguf")})
+    outcome = teach(lesson, tmp_path / "mine", say=lambda line: None)
+    assert outcome.result.language is not None
+    assert outcome.result.language.same == 10
+    (tmp_path / "model.gguf").unlink()
+    (tmp_path / "there").mkdir()
+    shutil.move(tmp_path / "mine", tmp_path / "there")
+    processor = OmniProcessor.from_pretrained(tmp_path / "there" / "mine")
+    model = OmniForConditionalGeneration.from_pretrained(
+        tmp_path / "there" / "mine", parts_from={"image_tower": str(given / "encoder")}
+    )
+    model.generate(**make_prompts(processor, [("what color is it", [given / "0.png"])]), max_new_tokens=1)

@@ -1,0 +1,157 @@
+"""The recipes of a lesson, which fit the model, the data and the machine: one for each stage."""
+
+import copy
+import gc
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omni.embedding.engine import bfloat16_pays
+from omni.files import write_text_whole
+from omni.training.recipe import Recipe
+
+from .budget import Budget, measure
+from .lesson import START, TEXT_SHARE, Lesson, data_of, join, layers_for_lora, stored_in_half, world_of
+from .watch import duration
+
+RECIPE, STAGE = "recipe.json", "stage-{}"
+"""The recipe of the last stage, and the folders of those before."""
+
+SAMPLES = 12_000
+"""So many pictures of a world are learnt from, unless there is a time."""
+EPOCHS, FEWEST = 3, 2_000
+"""So often the rows of one's own data are learnt from; few rows more often, until there were `FEWEST`."""
+SAVE_EVERY = 300
+"""Seconds between two checkpoints of the run."""
+WARMUP, LAST_RATE = 20, 0.02
+"""Steps in which the learning rate rises, at most, and what is left of it at the end; in between it falls evenly."""
+RATE, FASTER = 4e-4, {r"_projector\.(.*\.)?(bias|positions\.weight)$": 25.0, "lora_": 2.5}
+"""The learning rate of AdamW, and what learns faster: biases and positions are a prompt that is learnt first."""
+
+Stage = tuple[float, Mapping[str, Any]]
+"""Its share of all steps, and what is different in its section `train`."""
+
+
+def plan(lesson: Lesson, folder: Path, say: Callable[[str], None]) -> None:
+    """Write the recipes of a lesson into its folder; `recipes_in` has them in their order."""
+    stages: Sequence[Stage] = ((1.0, {}),)
+    if lesson.data is None:
+        about = world_of(lesson).lesson
+        train, test, samples = dict(about["train"]), dict(about["evaluate"]), SAMPLES
+        stages = about["stages"]
+        say("No data are named, so it learns from pictures that are drawn")
+    else:
+        train, test, rows = data_of(lesson, folder)
+        samples = max(EPOCHS * rows, FEWEST)
+    composition = join(lesson, folder, train)
+    if lesson.text is not None:
+        both = ({"data": train, "weight": 1 - TEXT_SHARE}, {"data": {"path": lesson.text}, "weight": TEXT_SHARE})
+        train = {"mix": list(both)}
+    for note in composition.notes:
+        say(note)
+    model: Any = composition.model
+    projectors = [f"{name}_projector" for name in model.config.modalities]
+    frozen, half = [rf"^(?!model\.({'|'.join(projectors)})\.)"], stored_in_half(model)
+    draft: dict[str, Any] = {
+        "objective": lesson.objective,
+        "model": {"checkpoint": str(folder / START)},
+        "train": train,
+        "evaluate": test,
+        "optimizer": {
+            "name": "adamw",
+            "lr": RATE,
+            "lr_scale": {name: scale for name, scale in FASTER.items() if lesson.lora or name != "lora_"},
+        },
+        "output": str(folder),
+    }
+    if lesson.lora:
+        draft["lora"] = {"target_modules": layers_for_lora(model), "modules_to_save": projectors}
+    else:
+        draft["freeze"] = frozen
+    if half and not bfloat16_pays():  # this processor multiplies it slower
+        draft["model"]["config"] = {"dtype": "float32"}
+    draft["arguments"] = {
+        "bf16": False if half else "auto",
+        "eval_strategy": "steps",
+        "save_total_limit": 2,
+        "dataloader_num_workers": 1,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "max_grad_norm": 1.0,
+        "report_to": "none",
+        "seed": 0,
+    }
+    del composition, model
+    gc.collect()
+    say("Measuring what a step needs on this machine")
+    path = folder / RECIPE
+    recipe = Recipe.parse(draft, path, lesson.overrides)
+    budget = measure(recipe)
+    rows = budget.rows * budget.accumulate
+    steps = -(-samples // rows)
+    if lesson.minutes is not None:
+        steps = max(1, int(lesson.minutes * 60 / budget.seconds))
+    steps = recipe.arguments.get("max_steps", steps)
+    base = json.loads(recipe.model_dump_json(indent=2, exclude_unset=True))
+    made = list(_stages(base, stages, steps, budget, frozen))
+    for number, values in enumerate(made, start=1):
+        place = path if number == len(made) else folder / f"{STAGE.format(number)}.json"
+        Recipe.parse(values, place)
+        write_text_whole(place, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    total = sum(values["arguments"]["max_steps"] for values in made)
+    say(
+        f"{budget.learning:,} parameters learn from {rows * total:,} samples, {rows / budget.seconds:.2g} a second; that "
+        f"takes about {duration(total * budget.seconds)}"
+        + ("" if lesson.minutes else ", and --minutes sets another length")
+    )
+    say(f"Wrote {path}")
+
+
+def recipes_in(folder: Path) -> list[Path]:
+    """The recipes that `plan` has written, stage by stage."""
+    stages = sorted(folder.glob(f"{STAGE.format('*')}.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    return [*stages, folder / RECIPE]
+
+
+def _stages(
+    base: dict[str, Any], stages: Sequence[Stage], steps: int, budget: Budget, frozen: list[str]
+) -> Iterator[dict[str, Any]]:
+    """The recipe of each stage. Adapters learn in the last one alone, as nothing can go on from them."""
+    begun, rate, checkpoint = 0.0, base["optimizer"]["lr"], base["model"]["checkpoint"]
+    for number, (share, changes) in enumerate(stages, start=1):
+        values = copy.deepcopy(base)
+        values["model"]["checkpoint"] = checkpoint
+        train = values["train"]
+        part = train["mix"][0]["data"] if "mix" in train else train
+        part |= {key: value for key, value in changes.items() if key not in part}
+        if number < len(stages):
+            values["output"] = checkpoint = str(Path(base["output"]) / STAGE.format(number))
+            if values.pop("lora", None) is not None:
+                values["freeze"] = frozen
+                values["optimizer"]["lr_scale"].pop("lora_", None)
+        left, ends = 1 - begun, max(1 - begun - share, LAST_RATE)
+        values["optimizer"]["lr"] = rate * left
+        values["arguments"] = _arguments(base["arguments"], max(1, round(steps * share)), budget, ends / left)
+        begun += share
+        yield values
+
+
+def _arguments(given: dict[str, Any], steps: int, budget: Budget, ends: float) -> dict[str, Any]:
+    """The arguments of `Trainer` for so many steps; the learning rate falls to the share `ends`."""
+    often, warmup = max(1, round(SAVE_EVERY / budget.seconds)), min(WARMUP, steps // 10)
+    falling = {"num_decay_steps": steps - warmup, "decay_type": "linear", "min_lr_ratio": ends}
+    schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": falling}
+    return {
+        "per_device_train_batch_size": budget.rows,
+        "per_device_eval_batch_size": budget.rows,
+        "gradient_accumulation_steps": budget.accumulate,
+        "warmup_steps": warmup,
+        **({} if "lr_scheduler_type" in given else schedule),
+        "logging_steps": max(1, round(20 / budget.seconds)),
+        "eval_steps": max(1, steps // 4),
+        "save_steps": min(often, steps),
+        **({"activation_checkpointing": True} if budget.checkpointing else {}),
+        **given,
+        "max_steps": steps,
+    }
