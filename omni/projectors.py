@@ -53,10 +53,8 @@ class Projector(nn.Module):
         factor: see `num_tokens`.
         grid_dims: number of axes of the grid.
         output: the encoder's outputs that are read.
-        positions: the shape of a table of learned vectors, such as (7, 7). One is added to each token of the grid. None for
-            no table.
-        whitened: whether the tokens that are read pass `Whitening` first. Most of what tokens hold lies in a few
-            directions, and a projector would learn the others last.
+        positions: the shape of a table of learned vectors, such as (7, 7), one for each token of the grid; None for none.
+        whitened: whether the tokens that are read pass `omni.whitening` first.
     """
 
     uses_factor = False
@@ -74,10 +72,8 @@ class Projector(nn.Module):
         super().__init__()
         self.factor = factor
         self.positions = GridPositions(positions, text_hidden_size) if positions else None
-        self.whitening = nn.ModuleDict()
-        if whitened:
-            widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
-            self.whitening.update({part: Whitening(widths[part]) for part in output.split("+")})
+        widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
+        self.whitening = nn.ModuleDict({part: Whitening(widths[part]) for part in output.split("+") if whitened})
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
