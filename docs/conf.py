@@ -31,7 +31,7 @@ python_maximum_signature_line_length = 100
 
 CONTENTS = {
     "Start": ["Quickstart <self>", "app", "training", "evaluation", "attention"],
-    "Bring and take along": ["compose", "serving", "export", "micro-omni"],
+    "Bring and take along": ["teach", "compose", "serving", "export", "micro-omni"],
     "Understand": ["architecture", "terms", "vision-encoder", "adding-a-modality", "reliability"],
     "Measured": ["performance", "embedding", "experiments"],
     "Reference": ["api"],

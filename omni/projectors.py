@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from omni.grids import GridPositions, unshuffle
+from omni.whitening import Whitening
 
 
 def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, ...]) -> int:
@@ -45,7 +46,7 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
 
 
 class Projector(nn.Module):
-    """Encoder tokens to tokens of the language model. Subclasses say how, in `project`.
+    """Encoder tokens to tokens of the language model. Subclasses say how, in `_project`.
 
     Args:
         hidden_size, text_hidden_size: D and T.
@@ -54,6 +55,8 @@ class Projector(nn.Module):
         output: the encoder's outputs that are read.
         positions: the shape of a table of learned vectors, such as (7, 7). One is added to each token of the grid. None for
             no table.
+        whitened: whether the tokens that are read pass `Whitening` first. Most of what tokens hold lies in a few
+            directions, and a projector would learn the others last.
     """
 
     uses_factor = False
@@ -66,21 +69,30 @@ class Projector(nn.Module):
         grid_dims: int,
         output: str,
         positions: Sequence[int] | None = None,
+        whitened: bool = False,
     ) -> None:
         super().__init__()
         self.factor = factor
         self.positions = GridPositions(positions, text_hidden_size) if positions else None
+        self.whitening = nn.ModuleDict()
+        if whitened:
+            widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
+            self.whitening.update({part: Whitening(widths[part]) for part in output.split("+")})
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
-        projected = self.project(tokens, grid_shape)
+        if self.uses_factor and "grid" in tokens:
+            tokens = {**tokens, "grid": unshuffle(tokens["grid"], grid_shape, self.factor)}
+        if self.whitening:
+            tokens = {part: self.whitening[part](value) for part, value in tokens.items()}
+        projected = self._project(tokens)
         if self.positions is None:
             return projected
         table: torch.Tensor = self.positions(tuple(-(-side // self.factor) for side in grid_shape))
         return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """As `forward`, without positions."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """As `forward`, of neighbourhoods that are folded already, and without positions."""
         raise NotImplementedError
 
 
@@ -91,8 +103,7 @@ class LinearProjector(Projector):
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.linear = nn.Linear(hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """As `forward`, without positions."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.linear(torch.cat(list(tokens.values()), dim=1))
 
 
@@ -105,8 +116,7 @@ class MLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """As `forward`, without positions."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(torch.cat(list(tokens.values()), dim=1))))
 
 
@@ -130,13 +140,12 @@ class UnshuffleMLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
-        """As `forward`, without positions."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         hidden = []
         if "cls" in tokens:
             hidden.append(self.cls_fc1(tokens["cls"]))
         if "grid" in tokens:
-            hidden.append(self.fc1(unshuffle(tokens["grid"], grid_shape, self.factor)))
+            hidden.append(self.fc1(tokens["grid"]))
         return self.fc2(self.activation(torch.cat(hidden, dim=1)))
 
 

@@ -10,6 +10,7 @@ from omni.data.conversations import Message, ask
 from omni.fusion.chats import OldTransformers
 from omni.fusion.processing_omni import OmniProcessor
 from omni.items import Item, nouns, read_items
+from omni.knowing.familiarity import Familiar
 
 
 class QuestionError(ValueError):
@@ -27,6 +28,8 @@ class Answer(BaseModel):
         tokens_read, tokens_written: length of the prompt, items included, and of the answer.
         seconds: wall-clock time by what it was spent on: preparing the prompt, encoding the items, reading the prompt
             (to the first token) and writing the rest.
+        confidence: the probability that the answer is right; None where the checkpoint does not know it.
+        familiar: whether items and question are like those of training; None where the checkpoint does not know it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -38,6 +41,8 @@ class Answer(BaseModel):
     tokens_read: int
     tokens_written: int
     seconds: dict[str, float]
+    confidence: float | None = None
+    familiar: Familiar | None = None
 
 
 def check_question(question: str, in_words: bool = True) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 from omni.data.conversations import ask
 from omni.fusion import acceleration
@@ -22,6 +22,7 @@ from omni.fusion.prefix import Prefix
 from omni.fusion.processing_omni import OmniProcessor
 from omni.fusion.signature import CACHE
 from omni.items import Item, expect_known, nouns, read_items
+from omni.knowing.confidence import Certainty
 from omni.modality import ItemError
 from omni.questions import Answer, QuestionError, check_question, expect_room, write_prompts
 from omni.registry import get_modality
@@ -76,9 +77,10 @@ class Session:
         if self._prefix.share(ids):
             inputs.pop("mm_encoder_outputs", None)  # all items have been read
         inputs[CACHE] = self._prefix.cache
-        clock = Clock(streamer)
+        clock, certainty, known = Clock(streamer), Certainty(), self.model.familiarity
         greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
-        output = self.model.generate(**inputs, generation_config=greedy, streamer=clock)[0]
+        noted = {} if known is None else {"logits_processor": LogitsProcessorList([certainty])}
+        output = self.model.generate(**inputs, **noted, generation_config=greedy, streamer=clock)[0]
         ended = time.perf_counter()
         self._prefix.note(output.tolist())
         written = output[len(ids) :]
@@ -86,23 +88,16 @@ class Session:
             answer=self._decode(written),
             question=question,
             checkpoint=str(self.model.config.name_or_path),
-            complete=_ended(self.model, written),
+            complete=int(written[-1]) in self._ends,
             tokens_read=len(ids),
             tokens_written=len(written),
-            seconds={
-                "preparing": round(prepared - start, 4),
-                "encoding": round(encoded - prepared, 4),
-                "reading": round(clock.first - encoded, 4),
-                "writing": round(ended - clock.first, 4),
-            },
+            seconds=clock.seconds(start, prepared, encoded, ended),
+            confidence=known and known.confidence(certainty.of(written[None], self._ends)[0]),
+            familiar=known and known.judge(self._items, self.processor.tokenizer, question),
         )
 
     def stream(self, question: str, max_new_tokens: int = 192) -> Iterator[Answer]:
-        """Ask one question, and get its answer while it is written; who stops listening stops the writing.
-
-        Yields:
-            What there is of the answer whenever it has grown, with `complete` False and no `seconds`; at last what `ask`
-            returns.
+        """Ask one question, and get its answer while it is written: see `omni.streaming.stream`.
 
         Raises:
             QuestionError: see `ask`.
@@ -115,6 +110,12 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({nouns(self._items) or 'no items'})"
+
+    @property
+    def _ends(self) -> list[int]:
+        """The tokens that end a text."""
+        ends = self.model.generation_config.eos_token_id
+        return ends if isinstance(ends, list) else [ends]
 
     @property
     def asked_by_items(self) -> bool:
@@ -148,9 +149,3 @@ def answer(
 ) -> Answer:
     """Ask one question about items or their files; for more than one about the same, see `Session`."""
     return Session(model, processor, items).ask(question, max_new_tokens)
-
-
-def _ended(model: OmniForConditionalGeneration, written: torch.Tensor) -> bool:
-    """Whether the last token is an end-of-text."""
-    ends = model.generation_config.eos_token_id
-    return int(written[-1]) in (ends if isinstance(ends, list) else [ends])

@@ -35,6 +35,15 @@ class Clock(BaseStreamer):
         if self.streamer is not None:
             self.streamer.end()
 
+    def seconds(self, start: float, prepared: float, encoded: float, ended: float) -> dict[str, float]:
+        """The durations for `Answer.seconds`, from the times at which preparing began, and each step ended."""
+        return {
+            "preparing": round(prepared - start, 4),
+            "encoding": round(encoded - prepared, 4),
+            "reading": round(self.first - encoded, 4),
+            "writing": round(ended - self.first, 4),
+        }
+
 
 class _Tokens(BaseStreamer):
     """Brings tokens from the thread that writes to the one that waits: the prompt's, then one by one, then None."""

@@ -145,3 +145,47 @@ def test_the_seeds_pictures() -> None:
     plan = [num_tokens(output, "mlp", 1, (14, 14)) for output in OUTPUTS]
     assert plan == [1, 196, 197]
     assert [num_tokens(output, "unshuffle_mlp", 2, (14, 14)) for output in OUTPUTS] == [1, 49, 50]
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+@pytest.mark.parametrize("output", ["grid", "cls+grid"])
+def test_learned_positions_are_added_to_the_tokens_of_the_grid(kind: str, output: str) -> None:
+    factor = 2 if kind == "unshuffle_mlp" else 1
+    plain = make(kind, output, factor, (4, 6))
+    placed = PROJECTORS[kind](D, T, factor, 2, output, positions=(4 // factor, 6 // factor))
+    placed.load_state_dict({**placed.state_dict(), **plain.state_dict()})
+    found, without = (projector(tokens(output, (4, 6)), (4, 6)) for projector in (placed, plain))
+    first = int("cls" in output)
+    assert torch.equal(found[:, :first], without[:, :first])
+    torch.testing.assert_close(found[:, first:] - without[:, first:], placed.positions.weight.expand(3, -1, -1))
+
+
+def test_positions_of_a_grid_of_another_shape_lie_between() -> None:
+    projector = PROJECTORS["mlp"](D, T, 1, 2, "grid", positions=(2, 2))
+    corners = torch.tensor([[0.0, 0.0], [0.0, 4.0], [8.0, 0.0], [8.0, 4.0]])  # row and column
+    with torch.no_grad():
+        projector.positions.weight[:, :2] = corners
+    larger = projector.positions((4, 4))[:, :2].reshape(4, 4, 2)
+    torch.testing.assert_close(larger[:, 0, 0], torch.tensor([0.0, 2.0, 6.0, 8.0]))  # pixel centres at 1/4, 3/4
+    torch.testing.assert_close(larger[0, :, 1], torch.tensor([0.0, 1.0, 3.0, 4.0]))
+
+
+@pytest.mark.parametrize("kind", PROJECTORS)
+def test_whitened_tokens_have_one_size_in_all_directions(kind: str) -> None:
+    factor = 2 if kind == "unshuffle_mlp" else 1
+    torch.manual_seed(0)
+    projector = PROJECTORS[kind](D, T, factor, 2, "cls+grid", whitened=True)
+    mixing = torch.randn(D, D) * torch.logspace(0, -1, D)  # some directions are ten times as large
+    shown = {"cls": torch.randn(900, 1, D) @ mixing + 3, "grid": torch.randn(900, 4, D) @ mixing - 1}
+    plain = PROJECTORS[kind](D, T, factor, 2, "cls+grid")
+    plain.load_state_dict({name: t for name, t in projector.state_dict().items() if "whitening" not in name})
+    torch.testing.assert_close(projector(shown, (2, 2)), plain(shown, (2, 2)))  # nothing before it is set
+    read = {"cls": shown["cls"][:, 0], "grid": shown["grid"].reshape(-1, D * factor**2)}
+    for part, found in read.items():
+        projector.whitening[part].measure(found)
+        out = projector.whitening[part](found)
+        spread = torch.linalg.eigvalsh(out.T.cov())
+        before = torch.linalg.eigvalsh(found.T.cov())
+        assert out.mean(0).abs().max() < 1e-4
+        torch.testing.assert_close(spread, before / (before + 0.1 * before.mean()), rtol=0.01, atol=0.01)
+    assert not any("whitening" in name for name, _ in projector.named_parameters())

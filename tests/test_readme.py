@@ -30,6 +30,7 @@ ELSEWHERE = {
     "docs/attention.md": "tests/looking/test_attention.py",
     "docs/compose.md": "tests/exchange/test_compose.py",
     "docs/micro-omni.md": "tests/exchange/micro_omni/test_command.py",
+    "docs/teach.md": "tests/teaching/test_teach.py",
     "docs/serving.md": "tests/serving/test_server.py",
 }
 """Pages that need something made first, and which test runs them."""

@@ -197,7 +197,15 @@ def answered(visit: Visit) -> str:
         hint = f"Stopped after {answer.tokens_written} tokens. {hint}"
     if not visit.items:
         words = [escape(answer.answer)]
-    return f'<div class="answer"><p>{" ".join(words)}</p><p class="hint">{hint}</p></div>{_times(visit, answer)}'
+    said = f'<p>{" ".join(words)}</p>{_certainty(visit, answer)}<p class="hint">{hint}</p>'
+    return f'<div class="answer">{said}</div>{_times(visit, answer)}'
+
+
+def _certainty(visit: Visit, answer: Answer) -> str:
+    """How sure the model is, and what is unlike its training; nothing where it does not know."""
+    sure = "" if answer.confidence is None else f'<p class="sure">{answer.confidence:.0%} sure</p>'
+    strange = answer.familiar and answer.familiar.note([item.modality for item in visit.items])
+    return f'{sure}<p class="strange" role="note">{escape(strange)}</p>' if strange else sure
 
 
 def _times(visit: Visit, answer: Answer) -> str:

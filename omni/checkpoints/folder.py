@@ -21,6 +21,9 @@ BASE = "base_fingerprints.json"
 """A file beside adapters that a recipe trained. It holds the fingerprints of their model's parts, and under "untrained" the
 parts that are still random."""
 
+FAMILIARITY = "familiarity.json"
+"""What training was like; see `omni.knowing`."""
+
 MOST_LAYERS = 10_000
 LAYERS = re.compile(r"(layers?|blocks?|depths?|stages?)$")
 """Ends of the keys that count layers in a configuration."""

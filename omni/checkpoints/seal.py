@@ -21,13 +21,24 @@ from typing import Any
 
 from omni.files import write_text_whole
 
-from .folder import ADAPTERS, BASE, CONFIG, CheckpointError, expect_description, expect_folder, named, read_object
+from .folder import (
+    ADAPTERS,
+    BASE,
+    CONFIG,
+    FAMILIARITY,
+    CheckpointError,
+    expect_description,
+    expect_folder,
+    named,
+    read_object,
+)
 
-MODEL, PROCESSOR, PREPROCESSOR, ADAPTER = (
+MODEL, PROCESSOR, PREPROCESSOR, ADAPTER, KNOWING = (
     "seal.json",
     "processor_seal.json",
     "preprocessor_seal.json",
     "adapter_seal.json",
+    "familiarity_seal.json",
 )
 GENERATION = "generation_config.json"
 TEMPLATES = "additional_chat_templates"
@@ -53,6 +64,7 @@ SEALS: dict[str, tuple[str, ...]] = {
     ),
     PREPROCESSOR: ("preprocessor_config.json",),
     ADAPTER: (ADAPTERS, "adapter_model.safetensors", BASE),
+    KNOWING: (FAMILIARITY,),
 }
 """For each seal, the files that it covers if they exist."""
 

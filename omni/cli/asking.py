@@ -40,6 +40,9 @@ def ask(
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of a fused model.", show_default=SHIPPED)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 192,
     dtype: Dtype = "auto",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 where a file or the question is unlike training.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ask about one or more files: omni ask photo.jpg "what color is the circle?"."""
@@ -51,6 +54,8 @@ def ask(
     if not files:
         refuse(f"Expected files and then a question in quotes, found only {question!r}; name a file.")
     items = _read(folder, files, asking)
+    if strict:
+        _expect_familiarity(folder)
     start = time.perf_counter()
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError
@@ -74,6 +79,10 @@ def ask(
         typer.echo(f"The answer was cut after {max_new_tokens} tokens; raise --max-new-tokens for the rest.", err=True)
     elif not result.answer:
         typer.echo("The model's answer is empty.", err=True)
+    if result.familiar is not None and (note := result.familiar.note([item.modality for item in items])):
+        typer.echo(f"{note} Its answer may mean nothing.", err=True)
+        if strict:
+            raise typer.Exit(3)
 
 
 @app.command()
@@ -164,6 +173,17 @@ def attend(
         typer.echo(json.dumps(about, indent=2, default=lambda array: array.tolist()))
     elif question is not None:
         typer.echo(found.answer.answer)
+
+
+def _expect_familiarity(folder: Path) -> None:
+    """Refuse to be strict about a model of which nobody knows what it was trained on."""
+    from omni.checkpoints.folder import FAMILIARITY
+
+    if not os.path.exists(folder / FAMILIARITY):
+        refuse(
+            f"{str(folder)!r} does not say what the model was trained on, so --strict cannot hold files against it; run "
+            "`omni checkpoint familiarise`, or leave --strict out."
+        )
 
 
 def _names_a_file(question: str) -> bool:

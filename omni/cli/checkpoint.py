@@ -1,4 +1,4 @@
-"""The commands that work on the folder of a checkpoint: checkpoint seal, checkpoint merge."""
+"""The commands that work on the folder of a checkpoint: checkpoint seal, checkpoint merge, checkpoint familiarise."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import AsJson, quiet_transformers, status, user_errors
+from omni.cli.console import AsJson, quiet_transformers, refuse, status, steps, user_errors
 
 group = typer.Typer(help="Work on the folder of a checkpoint.", no_args_is_help=True)
 app.add_typer(group, name="checkpoint")
@@ -69,3 +69,72 @@ def merge(
         typer.echo(json.dumps({"checkpoint": str(output), "dtype": dtype}, indent=2))
     else:
         typer.echo(f"Wrote {output}")
+
+
+@group.command()
+def familiarise(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a fused model, or of its adapters.")],
+    recipe: Annotated[
+        Path | None, typer.Option(help="Its recipe: rows of `train`, held-out rows of `evaluate`.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Rows that it was trained on, without a recipe.")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Rows like these that it was not trained on.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="A change to the recipe: train.voices=voices.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=100, help="Rows to look at, and as many held-out ones.")] = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Note in a checkpoint what it was trained on: omni checkpoint familiarise FOLDER --data rows.jsonl.
+
+    Then answers say how sure they are, and what is unlike training. `omni train` does it at the end.
+    """
+    from omni.checkpoints.folder import CheckpointError, expect_answers, prompt_of
+
+    if (recipe is None) == (data is None):
+        refuse("Expected --recipe or --data, one of them; a recipe names the rows that it trained on.")
+    if recipe is not None and held_out is not None:
+        refuse("A recipe names its held-out rows; leave out --held-out, or give --data.")
+    if recipe is None and changes:
+        refuse("--set changes a recipe; give --recipe, or leave it out.")
+    with user_errors(CheckpointError):
+        expect_answers(folder)
+    with status("starting"):
+        from omni.data.sources import ManifestError
+        from omni.familiarise import familiarise
+        from omni.modality import ItemError
+        from omni.registry import get_modality
+        from omni.training.answers import conversations
+        from omni.training.recipe import Files, Recipe, RecipeError
+        from omni.worlds import WorldError
+    quiet_transformers()
+    with user_errors(CheckpointError, ManifestError, ItemError, RecipeError, WorldError), steps() as progress:
+        if recipe is not None:
+            read = Recipe.read(recipe, changes)
+            if read.objective != "answers":
+                raise RecipeError(
+                    f"The recipe {str(recipe)!r} trains for {read.objective!r}, expected 'answers'; name the one that the "
+                    "model learnt to answer by."
+                )
+            train, others = read.train, read.evaluate
+        else:
+            prompt = prompt_of(folder)
+            train = Files(path=str(data), prompt=prompt)
+            others = None if held_out is None else Files(path=str(held_out), prompt=prompt)
+        found = familiarise(folder, conversations(train), conversations(others), rows, progress=progress)
+    if found is None:
+        refuse("Too few rows to say what training was like; name more.")
+    if as_json:
+        known = {"items": sorted(found.items), "question": found.question is not None}
+        calibration = found.calibration and found.calibration.model_dump()
+        typer.echo(json.dumps({"checkpoint": str(folder), **known, "calibration": calibration}, indent=2))
+        return
+    nouns = [f"{get_modality(name).noun}s" for name in sorted(found.items)] + (["questions"] if found.question else [])
+    typer.echo(f"{folder} now knows what {' and '.join(nouns) or 'nothing'} of training are like.")
+    if found.calibration is None:
+        typer.echo("How sure its answers are stays unknown, as there are no held-out rows; name some with --held-out.")
+    else:
+        typer.echo(
+            f"How sure it is was measured on {found.calibration.answers:,} held-out answers, {found.calibration.right:.1%} "
+            "of them right."
+        )

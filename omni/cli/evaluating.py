@@ -40,6 +40,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="Encoders: scenes to fit on.", show_default="1500")
     ] = None,
     sight: Annotated[bool, typer.Option("--sight", help="Ask again with the items blank, swapped, noise.")] = False,
+    strangers: Annotated[
+        Path | None, typer.Option(help="Items or questions unlike training, which the model should tell.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Questions at once.", show_default="64")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="192")
@@ -79,6 +82,7 @@ def evaluate(
         "addresses": addresses and str(addresses),
         "fit_pictures": fit_pictures,
         "sight": sight or None,
+        "strangers": strangers and str(strangers),
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "dtype": dtype if dtype != "auto" else None,

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,6 +25,13 @@ def teach(
     prompt: Annotated[str | None, typer.Option(help="Question for rows that have only a caption.")] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.01, help="How long to train.", show_default="as the data ask for")
+    ] = None,
+    objective: Annotated[
+        Literal["answers", "distillation"],
+        typer.Option(help="distillation: what the language model would answer to the words of a row."),
+    ] = "answers",
+    text: Annotated[
+        Path | None, typer.Option(help="Rows without items, of which some are mixed in to keep the language.")
     ] = None,
     lora: Annotated[
         bool, typer.Option("--lora", help="Let the language model learn too, by low-rank adapters.")
@@ -66,6 +73,8 @@ def teach(
         data=str(data) if data else None,
         test=str(test) if test else None,
         prompt=prompt,
+        objective=objective,
+        text=str(text) if text else None,
         lora=lora,
         minutes=minutes,
         overrides=overrides or [],

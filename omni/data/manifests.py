@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from omni.data.addresses import fetch, local, place_of
 from omni.data.conversations import Example, Message
-from omni.data.rows import Names, is_address, is_blank, names_of_files, parse_row
+from omni.data.rows import Names, is_address, is_blank, names_of_files, parse_row, words_of
 from omni.data.shards import open_shards
 from omni.data.sources import Held, ManifestError, open_source
 from omni.items import read_item
@@ -86,12 +86,14 @@ class Row:
         conversation: messages of user and assistant in turn; `content` is a list of `{"type": "text", "text"}` and, for
             each item, of its modality, `{"type": "image"}`.
         kind: the kind of question under which an evaluation scores it.
+        words: what each item shows or says, in the order of the files; empty if the row does not tell.
     """
 
     source: str
     files: tuple[File, ...]
     conversation: list[Message]
     kind: str | None
+    words: tuple[str, ...] = ()
 
     def of(self, modality: str) -> list[Path]:
         """The files of one modality, in the order of their blocks."""
@@ -204,10 +206,11 @@ class Manifest(Sequence[Row]):
             named, conversation, kind = parse_row(
                 fields, self.prompt, promised, self.answers, self.names, self._modality_of, self.addresses is not None
             )
+            words = words_of(fields, len(named))
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}", error.kind) from error
         files = tuple(self._file(modality, name) for modality, name in named)
-        return Row(source, files, conversation, kind)
+        return Row(source, files, conversation, kind, words)
 
     def _file(self, modality: str, name: str | Held) -> File:
         if isinstance(name, Held):
@@ -321,4 +324,7 @@ class ManifestConversations:
 
     def __getitem__(self, index: int) -> Example:
         row = self.manifest[index]
-        return Example(row.open(self.openers), [row.conversation], row.source)
+        words: dict[str, list[str]] = {}
+        for file, text in zip(row.files, row.words, strict=bool(row.words)):
+            words.setdefault(file.modality, []).append(text)
+        return Example(row.open(self.openers), [row.conversation], row.source, words=words)

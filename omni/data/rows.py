@@ -13,6 +13,8 @@ A row names its items in columns of their modality, `image` or `images`, `audio`
 An item is the path of a file, a data URI, an address where they are allowed, or the file itself: bytes, or a struct of
 `bytes` and `path` as `datasets` writes it.
 
+A row may say in `words` what each of its items shows or says; the objective "distillation" reads that.
+
 In a question, too, a placeholder takes the next item. Items that a question has no placeholder for come before it, in the
 order of the row. An optional `kind` groups the scores of an evaluation. Other fields are ignored.
 """
@@ -307,6 +309,24 @@ def parse_row(
     if not files and promised:
         raise _no_item(saying, names)
     return _files(files, addresses), conversation, kind or None
+
+
+def words_of(fields: Mapping[str, Any], items: int) -> tuple[str, ...]:
+    """What each item of a row shows or says, in words: `words`, or the caption of a row with one item; else nothing.
+
+    Raises:
+        ManifestError: these are no texts, or not one for each item.
+    """
+    given = fields.get("words")
+    if given is None:
+        captions = [fields[key] for key in ("caption", "text") if isinstance(fields.get(key), str)]
+        return (captions[0],) if captions and items == 1 else ()
+    words = [given] if isinstance(given, str) else given
+    if not isinstance(words, list) or not all(isinstance(text, str) and not is_blank(text) for text in words):
+        raise ManifestError(f"`words` should be text, or a list of texts, found {short(given)}.")
+    if len(words) != items:
+        raise ManifestError(f"`words` should be one text for each of {items} items, found {len(words)}.")
+    return tuple(words)
 
 
 def describe(items: Sequence[str]) -> str:

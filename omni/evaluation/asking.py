@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 import torch
 from jinja2 import TemplateError
+from transformers import LogitsProcessorList
 
-from omni.data.conversations import Message
+from omni.data.conversations import Message, with_items, words_of
+from omni.knowing.confidence import Certainty
 from omni.questions import write_prompts
 from omni.registry import get_modality
 
@@ -43,25 +45,11 @@ class Query:
     @property
     def text(self) -> str:
         """The words of the last message."""
-        content = self.conversation[-1]["content"]
-        blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        return " ".join(block["text"] for block in blocks if block["type"] == "text").strip()
+        return words_of(self.conversation[-1])
 
     def show(self, items: Items) -> list[Message]:
         """The conversation with the items in its blocks. Items of later turns are left over."""
-        waiting = {name: iter(each) for name, each in items.items()}
-        return [
-            message
-            if isinstance(message["content"], str)
-            else {
-                **message,
-                "content": [
-                    {**block, kind: next(waiting[kind])} if (kind := block["type"]) != "text" else block
-                    for block in message["content"]
-                ],
-            }
-            for message in self.conversation
-        ]
+        return with_items(self.conversation, items)
 
 
 @dataclass(frozen=True)
@@ -189,8 +177,8 @@ def _ask_window(
         answers: dict[int, Asked] = {}
         for each, reply in zip(batch, replies, strict=True):
             q, source = each.query, each.source
-            found = Asked(q.kind, q.text, q.expected, reply.answer, source, each.example, reply.complete, reply.prompt)
-            answers[each.number] = found
+            about = each.example, reply.complete, reply.prompt, reply.confidence
+            answers[each.number] = Asked(q.kind, q.text, q.expected, reply.answer, source, *about)
         yield answers
 
 
@@ -216,6 +204,7 @@ class _Reply:
     answer: str
     complete: bool
     prompt: str
+    confidence: float | None
 
 
 @torch.inference_mode()
@@ -233,11 +222,17 @@ def _generate(model: Any, processor: Any, conversations: Sequence[list[Message]]
             f"a prompt of {longest} tokens leaves no room for an answer of {max_new_tokens} in the {limit} that the "
             "model takes; allow fewer new tokens, or ask about fewer items at once."
         )
-    output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    certainty, known = Certainty(), model.familiarity
+    noted = {} if known is None else {"logits_processor": LogitsProcessorList([certainty])}
+    output = model.generate(**inputs, **noted, max_new_tokens=max_new_tokens, do_sample=False)
     written = output[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(written, skip_special_tokens=True)
     ends = model.generation_config.eos_token_id
+    likely = [None] * len(texts) if known is None else map(known.confidence, certainty.of(written, ends))
     ends = torch.tensor([] if ends is None else ends, dtype=torch.long, device=written.device)
     complete = torch.isin(written, ends).any(-1).tolist()
     hashes = [hashlib.sha256(json.dumps(prompt).encode()).hexdigest() for prompt in prompts]
-    return [_Reply(text.strip(), done, hashed) for text, done, hashed in zip(texts, complete, hashes, strict=True)]
+    return [
+        _Reply(text.strip(), done, hashed, sure)
+        for text, done, hashed, sure in zip(texts, complete, hashes, likely, strict=True)
+    ]

@@ -21,6 +21,7 @@ from omni.registry import get_modality
 from omni.worlds import find_world
 
 from .asking import Items, Questionnaire, ask_all
+from .knowing import Reliability, Strangers, find_strangers, reliability
 from .language import LanguageTest, language_test
 from .probing import Progress, evaluate_encoder
 from .result import (
@@ -156,6 +157,13 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
     if settings.sight and not questions.modalities:
         raise EvaluationError("No question is about an item, so the sight test has none to take away; leave it out.")
 
+    strangers = []
+    if settings.strangers is not None:  # before the questions, which take longer
+        strangers = find_strangers(
+            *(model, processor, questions, settings.strangers),
+            lambda done: progress("looking for strangers", done, len(questions)),
+        )
+
     def ask(sight: Sight, modality: str | None = None) -> list[Asked]:
         noun = get_modality(modality).noun if modality else "item"
         return ask_all(
@@ -190,6 +198,8 @@ def _evaluate_fused(checkpoint: str | Path, settings: Asking, progress: Progress
         sight=tests.pop("image", None),
         senses=tests,
         language=language_test(model, processor),
+        reliability=reliability(asked),
+        strangers=strangers,
     )
     return Outcome(result, asked, lambda example: questions[example].items, len(questions))
 
@@ -223,6 +233,8 @@ def _result(
     sight: SightTest | None = None,
     senses: Mapping[str, SightTest] | None = None,
     language: LanguageTest | None = None,
+    reliability: Reliability | None = None,
+    strangers: Sequence[Strangers] = (),
 ) -> Result:
     return Result(
         checkpoint=str(checkpoint),
@@ -237,6 +249,8 @@ def _result(
         sight=sight,
         senses=dict(senses or {}),
         language=language,
+        reliability=reliability,
+        strangers=list(strangers),
     )
 
 

@@ -19,6 +19,7 @@ from omni.registry import get_modality
 from omni.worlds import WorldError, find_world, worlds
 
 from .asking import Questionnaire
+from .knowing import Reliability, Strangers
 from .language import LanguageTest
 from .manifest import ManifestQuestions
 from .scores import Asked, EvaluationError, Score, SightTest
@@ -40,12 +41,14 @@ class Asking(Strict):
 
     Attributes:
         sight: run the sight test, too, of each modality that the examples have.
+        strangers: items or questions unlike training that the model should tell; see `omni.evaluation.knowing`.
         batch_size: number of questions in a batch.
         max_new_tokens: number of tokens after which an answer is stopped.
         dtype: precision of the weights; "auto" for the one that the checkpoint names.
     """
 
     sight: bool = False
+    strangers: str | None = None
     batch_size: int = Field(default=64, ge=1)
     max_new_tokens: int = Field(default=192, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -158,6 +161,8 @@ class Result(Strict):
         sight: the sight test of the pictures, if it was asked for.
         senses: the same test of each other modality.
         language: the language test, where the checkpoint names the language model that it was made with.
+        reliability: whether answers are right as often as the model is sure; None if the checkpoint does not know.
+        strangers: how well strangers are told, if some were named.
     """
 
     format: Literal["omni evaluation 1"] = FORMAT
@@ -173,6 +178,8 @@ class Result(Strict):
     sight: SightTest | None = None
     senses: dict[str, SightTest] = {}
     language: LanguageTest | None = None
+    reliability: Reliability | None = None
+    strangers: list[Strangers] = []
 
     @property
     def sight_tests(self) -> dict[str, SightTest]:
@@ -333,6 +340,7 @@ def write_answers(path: str | Path, asked: Iterable[Asked]) -> None:
             "answer": each.answer,
             "right": each.right,
             "complete": each.complete,
+            "confidence": each.confidence,
         }
         for each in asked
     )

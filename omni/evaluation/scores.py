@@ -49,6 +49,7 @@ class Asked:
         example: index of the example that the question is about.
         complete: whether the answer ended by itself, before it was stopped.
         prompt: sha256 of the tokens that the model read; empty for an encoder.
+        confidence: the probability that the answer is right, as the model has it; None where it is not known.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Asked:
     example: int = 0
     complete: bool = True
     prompt: str = ""
+    confidence: float | None = None
 
     @property
     def right(self) -> bool:

@@ -49,8 +49,14 @@ FACTORS = (2, 3)
 """Patches along each side that `unshuffle_mlp` folds into one token. The first of these that divides the grid is taken; a
 grid of one axis is divided by any."""
 
+AT_ONCE = 16
+"""So many items are encoded at once."""
+
 WORDS = 4096
 """So many words are looked at for their size."""
+
+WIDEST = 1024
+"""Whitening is a square matrix of the width of what is read; wider than this, it would be most of a checkpoint."""
 
 AS_TEXT = (
     "{%- set placeholders = PLACEHOLDERS -%}"
@@ -121,6 +127,7 @@ def compose(
     projector: str | Mapping[str, str] = "unshuffle_mlp",
     factor: int | Mapping[str, int] | None = None,
     positions: bool = False,
+    items: Mapping[str, Sequence[Any]] | None = None,
 ) -> Composition:
     """Connect encoders to a causal language model, each with a new projector, which writes tokens as large as words.
 
@@ -132,6 +139,8 @@ def compose(
         factor: for `unshuffle_mlp`, the patches along each side that become one token, for all modalities or by name. By
             default 2; 3 where 2 does not divide the grid of patches; 1 where neither does.
         positions: whether projectors add learned positions, where a grid has several axes.
+        items: for modalities by name some items, by which the projector whitens what it reads; see
+            `omni.projectors.Projector`.
 
     Raises:
         CheckpointError: a folder does not hold what it should, or the parts do not fit together.
@@ -158,6 +167,9 @@ def compose(
         section |= _projector(encoder.modality, grids[encoder.modality], projector, factor)
         if positions and "grid" in output.split("+") and len(grids[encoder.modality]) in INTERPOLATIONS:
             section["positions"] = [side // section["factor"] for side in grids[encoder.modality]]
+        width = encoder.model.config.hidden_size * section["factor"] ** len(grids[encoder.modality])
+        if encoder.modality in (items or {}) and width <= WIDEST:
+            section["whitened"] = True
         sections[encoder.modality] = section
     bundles = [encoder.bundle for encoder in towers.values()]
     for bundle in bundles:
@@ -168,6 +180,9 @@ def compose(
     sizes = {name: config.num_tokens(name, grid) for name, grid in grids.items()}  # raises if a factor does not divide
     with _reading(thinker, "The language model"):
         model = _join(config, towers, language_model)
+        for name, encoder in towers.items():
+            if config.modalities[name].get("whitened"):
+                _whiten(model, encoder, (items or {})[name])
         _speak_as_loud_as_words(model, {item.modality: item.value for item in probes}, towers)
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config.eos_token_id is None:
@@ -406,6 +421,24 @@ def _join(config: OmniConfig, towers: Mapping[str, Encoder], language_model: Any
     model.generation_config = language_model.generation_config
     model.config.untrained = sorted(f"{name}_projector" for name in towers)
     return model.eval()
+
+
+@torch.no_grad()
+def _whiten(model: OmniForConditionalGeneration, encoder: Encoder, items: Sequence[Any]) -> None:
+    """Set the whitening of a projector by what it reads of some items."""
+    name = encoder.modality
+    projector = getattr(model.model, f"{name}_projector")
+    read: dict[str, list[torch.Tensor]] = {part: [] for part in projector.whitening}
+    watching = [
+        layer.register_forward_pre_hook(lambda _, args, part=part: read[part].append(args[0].flatten(0, 1).float()))
+        for part, layer in projector.whitening.items()
+    ]
+    for start in range(0, len(items), AT_ONCE):
+        model.model.get_features(name, **encoder.prepare(list(items[start : start + AT_ONCE])))
+    for each in watching:
+        each.remove()
+    for part, found in read.items():
+        projector.whitening[part].measure(torch.cat(found))
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ SMALL_THINKER = {
     "intermediate_size": 768,
 }
 """The default Thinker. transformers' default for this type has eight billion parameters."""
-SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS, "positions")
+SECTION_KEYS = ("encoder", "token_id", *SECTION_DEFAULTS, "positions", "whitened")
 
 
 class _SubConfigs:
@@ -66,7 +66,8 @@ class OmniConfig(PreTrainedConfig):
         modalities: for each modality by its registered name: `encoder` (a configuration or its dictionary, of the
             registered encoder or of any other model of that kind), `token_id` (of the placeholder), `output` ("cls",
             "grid" or "cls+grid"), `projector` ("linear", "mlp" or "unshuffle_mlp"), `factor` (its k), and `positions` if
-            the projector adds learned ones: the shape of their table, such as [7, 7].
+            the projector adds learned ones: the shape of their table, such as [7, 7], and
+            `whitened` if it whitens what it reads, see `omni.projectors.Projector`.
             By default, pictures through the ViT-Tiny encoder.
         text_config: configuration of any causal language model.
         tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
@@ -304,6 +305,8 @@ def _complete(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
             f"neighbourhoods; found {complete['factor']!r} with {complete['projector']!r}."
         )
     _check_positions(name, complete.get("positions"), modality.grid_dims, complete["output"])
+    if not isinstance(complete.get("whitened", False), bool):
+        raise ValueError(f"`whitened` of modality {name!r} is true or false, found {complete['whitened']!r}.")
     return {key: complete[key] for key in SECTION_KEYS if complete.get(key) is not None}
 
 

@@ -49,10 +49,8 @@ class OmniModel(OmniPreTrainedModel):
             projector = PROJECTORS[section["projector"]](
                 hidden_size=encoder.hidden_size,
                 text_hidden_size=config.text_config.hidden_size,
-                factor=section["factor"],
                 grid_dims=modality.grid_dims,
-                output=section["output"],
-                positions=section.get("positions"),
+                **{key: value for key, value in section.items() if key not in ("encoder", "token_id", "projector")},
             )
             setattr(self, f"{name}_tower", modality.build_tower(encoder))
             setattr(self, f"{name}_projector", projector)

@@ -11,12 +11,14 @@ from omni.checkpoints.folder import BASE, CheckpointError, base_of, expect_answe
 from omni.checkpoints.seal import ADAPTER, verify_files
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.knowing.familiarity import Familiarity
 
 
 def load(checkpoint: str | Path, dtype: str = "auto") -> tuple[OmniForConditionalGeneration, OmniProcessor]:
     """Load a fused model and its processor from a folder; nothing is fetched from anywhere.
 
-    Adapters, which a recipe with `lora` writes, are merged into the model that they were trained for.
+    Adapters, which a recipe with `lora` writes, are merged into the model that they were trained for. What the folder says
+    of training (`omni.knowing`) is the model's `familiarity`.
 
     Args:
         checkpoint: the folder.
@@ -35,6 +37,7 @@ def load(checkpoint: str | Path, dtype: str = "auto") -> tuple[OmniForConditiona
         model = OmniForConditionalGeneration.from_pretrained(base, dtype=dtype)
         if base != folder:
             model = _with_adapters(model, folder)
+        model.familiarity = Familiarity.read(folder)
     except CheckpointError:
         raise
     except SafetensorError as error:
@@ -91,4 +94,6 @@ def save_new(model: OmniForConditionalGeneration, processor: OmniProcessor, fold
     with new_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
+        if model.familiarity is not None:
+            model.familiarity.write(unfinished)
     return Path(folder)

@@ -44,7 +44,8 @@ class SceneConversations:
         scene = sample_scene(seed, self.split, **self.options)
         asked = questions(scene, seed, self.questions, weights=self.kinds)
         items = {"image": [render(scene)]}
-        return Example(items, [ask(q.text, q.answer) for q in asked], unseen=[q.unseen for q in asked])
+        chats, unseen = [ask(q.text, q.answer) for q in asked], [q.unseen for q in asked]
+        return Example(items, chats, unseen=unseen, words={"image": [caption(scene)]})
 
 
 class SceneCaptions:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from omni.training.recipe import Drawn
+from omni.training.recipe import TALKS, Drawn
 
 from .conversations import SceneCaptions, SceneConversations
 from .questions import questions
@@ -75,8 +75,10 @@ class Scenes(Drawn):
             raise ValueError("`characters` are for the objective 'dense'; no question or caption is about them")
         if self.voices is None and objective in ("transcription", "alignment"):
             raise ValueError(f"the objective {objective!r} needs `voices`, a folder of omni.scenes.corpus")
-        if self.voices is not None and objective not in ("transcription", "alignment", "answers"):
-            raise ValueError("`voices` are for the objectives 'transcription', 'alignment' and 'answers'")
+        if self.voices is not None and objective not in ("transcription", "alignment", *TALKS):
+            raise ValueError(
+                f"`voices` are for the objectives 'transcription', 'alignment', {', '.join(map(repr, TALKS))}"
+            )
 
     def conversations(self) -> Any:
         """Scenes with questions; with `voices` also what is heard."""

@@ -17,8 +17,8 @@ scenes = World(
     picture_sets=picture_sets,
     drawn_twice=drawn_twice,
     lesson={
-        "train": {"count": 2_000_000, "first": 60_000_000, "questions": 4, "kinds": _KINDS},
-        "evaluate": {"split": "test", "count": 48, "first": 1_000_000, "questions": 4, "kinds": _KINDS},
+        "train": {"count": 2_000_000, "first": 60_000_000, "questions": 12, "kinds": _KINDS},
+        "evaluate": {"split": "test", "count": 48, "first": 1_000_000, "questions": 6, "kinds": _KINDS},
         "settings": {"pictures": 50, "kinds": [*_KINDS]},
     },
 )

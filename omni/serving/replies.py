@@ -93,7 +93,7 @@ class ChatReply(Reply):
             "logprobs": self._logprobs(tokens),
             "finish_reason": _reason(end),
         }
-        return {**self._object("chat.completion", [choice]), "usage": _usage(end)}
+        return {**self._object("chat.completion", [choice]), "usage": _usage(end), **_known(end)}
 
     def _chunk(self, delta: dict[str, Any], tokens: Sequence[Token] = (), reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "logprobs": self._logprobs(tokens), "finish_reason": reason}
@@ -106,7 +106,7 @@ class ChatReply(Reply):
         yield self._chunk({"content": piece.text}, piece.tokens)
 
     def _end(self, end: End) -> Iterator[dict[str, Any]]:
-        yield self._chunk({}, reason=_reason(end))
+        yield {**self._chunk({}, reason=_reason(end)), **_known(end)}
         if self.request.stream_options.include_usage:
             yield {**self._object("chat.completion.chunk", []), "usage": _usage(end)}
 
@@ -141,13 +141,13 @@ class CompletionReply(Reply):
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
     def _whole(self, text: str, tokens: Sequence[Token], end: End) -> dict[str, Any]:
-        return {**self._object([self._choice(text, tokens, _reason(end))]), "usage": _usage(end)}
+        return {**self._object([self._choice(text, tokens, _reason(end))]), "usage": _usage(end), **_known(end)}
 
     def _piece(self, piece: Piece) -> Iterator[dict[str, Any]]:
         yield self._object([self._choice(piece.text, piece.tokens, None)])
 
     def _end(self, end: End) -> Iterator[dict[str, Any]]:
-        yield self._object([self._choice("", (), _reason(end))])
+        yield {**self._object([self._choice("", (), _reason(end))]), **_known(end)}
         if self.request.stream_options.include_usage:
             yield {**self._object([]), "usage": _usage(end)}
 
@@ -198,7 +198,8 @@ class ResponseReply(Reply):
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": end.tokens_read + end.tokens_written,
         }
-        return self._object(status, [self._message(status, [self._content(text, tokens)])], usage)
+        whole = self._object(status, [self._message(status, [self._content(text, tokens)])], usage)
+        return {**whole, **_known(end)}
 
     def _event(self, kind: str, **values: Any) -> dict[str, Any]:
         self._number += 1
@@ -247,6 +248,12 @@ def failure(message: str) -> str:
 
 def _reason(end: End) -> str:
     return "stop" if end.complete else "length"
+
+
+def _known(end: End) -> dict[str, Any]:
+    """What the model knows of its own limits, in a field that OpenAI's interface does not have."""
+    familiar = None if end.familiar is None else end.familiar.model_dump()
+    return {"omni": {"confidence": end.confidence, "familiar": familiar}}
 
 
 def _usage(end: End) -> dict[str, int]:

@@ -25,6 +25,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from omni.fusion.chats import OldTransformers
 from omni.items import Item
+from omni.knowing.confidence import Certainty
 from omni.loading.encoder import Encoder
 from omni.modality import ItemError, Modality
 from omni.questions import make_prompts
@@ -124,22 +125,36 @@ class Worker:
         job.check_wanted()
         request = job.request
         self._check_length(request)
-        inputs = self._prompt(request, self._items(job))
+        items = self._items(job)
+        inputs = self._prompt(request, items)
         read = inputs["input_ids"].shape[1]
         if not read:
             raise RequestError("The prompt is empty; write something.")
         self._check_room(read)
-        writing = Writing(job, self.processor.tokenizer, self._ends)
+        writing, certainty = Writing(job, self.processor.tokenizer, self._ends), Certainty()
+        config, known = self._config(request, self.limit - read), self.model.familiarity
         with torch.random.fork_rng(enabled=request.seed is not None), suppress(StoppedError):
             if request.seed is not None:
                 torch.manual_seed(request.seed)
             self.model.generate(
                 **inputs,
-                generation_config=self._config(request, self.limit - read),
-                logits_processor=LogitsProcessorList([Scores(request, writing, read, self.model)]),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([certainty, Scores(request, writing, read, self.model)]),
                 streamer=writing,
             )
-        writing.finish(read)
+        if known is None:
+            writing.finish(read)
+            return
+        last = request.turns()[-1].content if isinstance(request, Conversation) else []
+        asked = " ".join(part.text for part in last if part.text is not None)
+        # what was drawn by chance, or written under a bias, is not what was calibrated
+        greedy = not (config.do_sample or request.logit_bias or request.frequency_penalty or request.presence_penalty)
+        likely = certainty.of(torch.tensor([writing.ids]), [*self._ends])[0] if greedy else []
+        writing.finish(
+            read,
+            known.confidence(likely) if likely else None,
+            known.judge(items, self.processor.tokenizer, asked),
+        )
 
     @torch.inference_mode()
     def _embed(self, job: Job) -> None:

@@ -17,6 +17,8 @@ from tokenizers.decoders import DecodeStream
 from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
+from omni.knowing.familiarity import Familiar
+
 from .requests import Request, RequestError
 
 
@@ -45,11 +47,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class End:
-    """The end of an answer; `complete` is False if it was stopped at its limit."""
+    """The end of an answer; `complete` is False if it was stopped at its limit. The rest is as in `omni.session.Answer`."""
 
     complete: bool
     tokens_read: int
     tokens_written: int
+    confidence: float | None = None
+    familiar: Familiar | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,12 @@ class Writing(BaseStreamer):
             self._told = max(until, self._told)
             self._tokens = [(start, token) for start, token in self._tokens if start >= until]
 
-    def finish(self, read: int) -> None:
+    @property
+    def ids(self) -> list[int]:
+        """The tokens that were written."""
+        return list(self._ids or [])
+
+    def finish(self, read: int, confidence: float | None = None, familiar: Familiar | None = None) -> None:
         """Send the rest, and say that it is the end."""
         ids = self._ids or []
         if not self._stopped:  # a part of the letter is missing
@@ -173,7 +182,7 @@ class Writing(BaseStreamer):
             self._text = whole if whole.startswith(self._text) else self._text
         self._tell(len(self._text))
         complete = self._stopped or bool(ids and ids[-1] in self._ends)
-        self._job.tell(End(complete, read, len(ids)))
+        self._job.tell(End(complete, read, len(ids), confidence, familiar))
 
 
 class Scores(LogitsProcessor):

@@ -17,7 +17,7 @@ goes (`watch`).
     mine/run                                   checkpoints and curves of the run
 """
 
+from .course import teach
 from .lesson import Lesson
-from .teach import teach
 
 __all__ = ["Lesson", "teach"]

@@ -17,7 +17,7 @@ from omni.training.parts import FrozenParts
 from omni.training.recipe import Recipe
 from omni.training.run import prepare
 
-ROWS = 8
+ROWS = 4
 """Rows that a step learns from."""
 SHARE = 0.6
 """Of the memory that is free, so much is planned with: rows differ in length, and others need some."""
@@ -55,7 +55,7 @@ def measure(recipe: Recipe) -> Budget:
     model.to(device).train()
     FrozenParts(model)
     acceleration.current().prepare_training(model, device, torch.float32)
-    examples = [objective.train[index] for index in range(ROWS)]
+    examples = [objective.train[index] for index in range(min(ROWS, len(objective.train)))]
     largest = max(examples, key=lambda example: sum(map(len, map(str, example.conversations))))
     batch = send_to_device(objective.collate([largest]), device)
     kept = _kept(model, batch)

@@ -5,16 +5,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from omni.data.collate import IGNORED, ConversationCollator
+from omni.data.collate import ConversationCollator
 from omni.data.conversations import Example
 from omni.evaluation.asking import Example as Asking
 from omni.evaluation.asking import Questionnaire
 from omni.evaluation.scores import Asked, Evaluation, Score
 from omni.registry import get_modality
-from omni.training.answers import predicted, right_answers
+from omni.training.answers import before_labels, predicted, right_answers
 
 EVERY, SHARE = 60.0, 0.1
 """Seconds between two looks; and they may take this share of the time, so that those of slow models are rarer."""
@@ -33,13 +32,10 @@ class Watch(TrainerCallback):
         processor: of the model.
         say: writes a line.
         rows: examples that are computed at once.
-        every: seconds between two lines.
     """
 
-    def __init__(
-        self, questions: Questionnaire, processor: Any, say: Callable[[str], None], rows: int, every: float = EVERY
-    ) -> None:
-        self.say, self.rows, self.every = say, rows, every
+    def __init__(self, questions: Questionnaire, processor: Any, say: Callable[[str], None], rows: int) -> None:
+        self.say, self.rows = say, rows
         self._collate = ConversationCollator(processor)
         self._examples = [questions[index] for index in range(min(EXAMPLES, len(questions)))]
         self._swapped = [_swapped(questions, index, example) for index, example in enumerate(self._examples)]
@@ -52,7 +48,7 @@ class Watch(TrainerCallback):
     ) -> None:
         """Start the clock."""
         self._start, self._first = time.monotonic(), state.global_step
-        self._next = self._start + self.every
+        self._next = self._start + EVERY
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Look, if it is time."""
@@ -62,7 +58,7 @@ class Watch(TrainerCallback):
         begin = time.monotonic()
         real, other = self.look(kwargs["model"])
         now = time.monotonic()
-        self._next = now + max(self.every, (now - begin) / SHARE)
+        self._next = now + max(EVERY, (now - begin) / SHARE)
         rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         done, spent = state.global_step - self._first, now - self._start
         left = (state.max_steps - state.global_step) * spent / max(done, 1)
@@ -89,7 +85,7 @@ class Watch(TrainerCallback):
             pairs = zip(examples, items[start : start + self.rows], strict=True)
             batch = self._collate([Example(shown, _chats(example), example.source) for example, shown in pairs])
             labels = batch.pop("labels")
-            before = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+            before = before_labels(labels)
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             logits = model(**inputs, logits_to_keep=before.to(device)).logits
             for example, row in zip(examples, predicted(logits.cpu(), labels), strict=True):

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,9 @@ NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
 MOST_ROWS = 20_000
 """So many rows of a user's own data are read for the tokenizer of a new Thinker."""
 
+SOME, SHORT = 50, 2
+"""So many examples are looked at for the length of their answers; those of so many words are short."""
+
 FIRST_ROWS = 1000
 """So many rows of a user's own data are looked at before the first step."""
 
@@ -58,6 +63,8 @@ class AnswerTraining:
         self.model.loss_function = loss_without_unseen
         resting = resting_towers(self.model, recipe)
         self.train, self.evaluate = (self._examples(data, resting) for data in (recipe.train, recipe.evaluate))
+        if recipe.lora and recipe.objective == "answers":
+            _warn_of_short_answers(self.train)
         self.processor.prompt = _question(self.train)
         self.processor.asked_by = _asked_by(recipe.train, self.train) or self.processor.asked_by
 
@@ -66,7 +73,7 @@ class AnswerTraining:
         if isinstance(data, Mixture):
             return mix(data, lambda part: self._examples(part, resting))
         if not isinstance(data, Files):
-            return data and data.conversations()
+            return conversations(data)
         caches = {name: self._cache(name, data) for name in resting} if data.cache else {}
         examples = ManifestConversations(data.manifest(), {name: cache.encode for name, cache in caches.items()})
         for row in islice(examples.manifest, FIRST_ROWS):
@@ -86,7 +93,7 @@ class AnswerTraining:
         Where examples have words that training never shows, `unseen` int64[B, L] are their tokens.
         """
         batch = self._collate(examples)
-        batch["logits_to_keep"] = F.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))
+        batch["logits_to_keep"] = before_labels(batch["labels"])
         if any(example.unseen for example in examples):
             batch["unseen"] = self._unseen(batch["labels"], examples)
         return batch
@@ -107,6 +114,24 @@ class AnswerTraining:
         model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
         note_base(model, folder)
         self.processor.save_pretrained(folder)
+
+
+def _warn_of_short_answers(examples: Any) -> None:
+    """Say what becomes of a language model whose own weights learn from answers in a word alone."""
+    some = [examples[index] for index in range(0, len(examples), max(1, len(examples) // SOME))]
+    said = [message["content"] for example in some for chat in example.conversations for message in chat[1::2]]
+    words = median(len("".join(block["text"] for block in content).split()) for content in said)
+    if words <= SHORT and all(any(example.items.values()) for example in some):
+        warnings.warn(
+            f"The language model learns from answers of {words:g} words (median), and may then answer anything so; mix in "
+            "rows of text, or let the projector alone learn.",
+            stacklevel=2,
+        )
+
+
+def before_labels(labels: torch.Tensor) -> torch.Tensor:
+    """int64[B, L] -> bool[B, L]: the tokens before a label."""
+    return F.pad(labels[:, 1:] != IGNORED, (0, 1))
 
 
 def predicted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -148,6 +173,13 @@ def _asked_by(data: Drawn | Files | Mixture, examples: Any) -> list[str]:
             if not any(block.get("text", "").strip() for block in content):
                 wordless.append({block["type"] for block in content})
     return sorted(set.intersection(*wordless)) if wordless else []
+
+
+def conversations(data: Drawn | Files | Mixture | None) -> Any:
+    """Examples by number: those that a world draws, a user's own, or a mixture."""
+    if isinstance(data, Mixture):
+        return mix(data, conversations)
+    return ManifestConversations(data.manifest()) if isinstance(data, Files) else data and data.conversations()
 
 
 def texts(data: Drawn | Files | Mixture) -> Iterator[str]:
@@ -300,8 +332,9 @@ def _with_new_projectors(
         changes = {key: value for key, value in section.settings.items() if key != "encoder"}
         if "projector" in changes:  # these were of the other one
             modalities[section.name].pop("factor", None)
-        if {"projector", "factor"} & changes.keys():
-            modalities[section.name].pop("positions", None)
+        if {"projector", "factor", "output"} & changes.keys():
+            for key in ("positions", "whitened"):
+                modalities[section.name].pop(key, None)
         modalities[section.name] |= changes
         with said_by_recipe(section.key, changes):
             new = OmniForConditionalGeneration(OmniConfig(modalities=modalities, text_config=old.config.text_config))

@@ -10,6 +10,7 @@ from transformers import EvalPrediction
 from omni.training.alignment import Alignment
 from omni.training.answers import AnswerTraining
 from omni.training.contrastive import ContrastiveAlignment
+from omni.training.distillation import Distillation
 from omni.training.recipe import Recipe
 from omni.training.transcription import Transcription
 from omni.worlds import find_world
@@ -37,6 +38,7 @@ class Objective(Protocol):
 OBJECTIVES: dict[str, type[Any]] = {
     "contrastive": ContrastiveAlignment,
     "answers": AnswerTraining,
+    "distillation": Distillation,
     "transcription": Transcription,
     "alignment": Alignment,
 }

@@ -208,7 +208,7 @@ class ContrastiveSection(EncoderSection):
 
 
 class OmniSection(Strict):
-    """The model of the objectives "answers" and "alignment".
+    """The model of the objectives "answers", "distillation" and "alignment".
 
     Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
     with a tokenizer of at most `vocab_size` tokens made of the training texts, and `modalities`: by name the section of
@@ -241,10 +241,14 @@ class OmniSection(Strict):
         return self
 
 
+TALKS = ("answers", "distillation")
+"""The objectives by which a fused model learns to answer."""
+
 SECTIONS: dict[str, type[Strict]] = {
     "dense": EncoderSection,
     "contrastive": ContrastiveSection,
     "answers": OmniSection,
+    "distillation": OmniSection,
     "transcription": EncoderSection,
     "alignment": OmniSection,
 }
@@ -261,7 +265,7 @@ class Recipe(Strict):
     """
 
     about: About | None = None
-    objective: Literal["dense", "contrastive", "answers", "transcription", "alignment"]
+    objective: Literal["dense", "contrastive", "answers", "distillation", "transcription", "alignment"]
     model: ContrastiveSection | OmniSection | EncoderSection
     train: Data
     evaluate: Data | None = None
@@ -340,14 +344,14 @@ class Recipe(Strict):
         for data in every:
             if isinstance(data, Drawn):
                 data.check(self.objective)
-        if self.objective != "answers" and self.caches:
+        if self.objective not in TALKS and self.caches:
             raise ValueError(
                 "`cache` is for the objective 'answers': others train the encoder, whose tokens it would keep"
             )
         for name in _FOR_ANSWERS:
-            if self.objective != "answers" and self.arguments.get(name):
+            if self.objective not in TALKS and self.arguments.get(name):
                 raise ValueError(f"`arguments.{name}` is for the objective 'answers', whose language model it is about")
-        if self.lora and (self.objective != "answers" or self.freeze):
+        if self.lora and (self.objective not in TALKS or self.freeze):
             raise ValueError("`lora` is for the objective 'answers', and freezes what it does not train: drop `freeze`")
         if self.lora and isinstance(self.model, OmniSection) and (self.model.checkpoint is None or self.model.sections):
             raise ValueError(

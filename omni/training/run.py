@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from omni.checkpoints.fingerprints import part_of
 from omni.embedding.engine import bfloat16_pays
+from omni.familiarise import ROWS, familiarise
 from omni.files import write_text_whole
 from omni.fusion import acceleration
 from omni.registry import get_modality
@@ -28,7 +29,7 @@ from omni.training.objectives import make_objective
 from omni.training.optimizer import make_optimizer
 from omni.training.order import Mixed
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
-from omni.training.recipe import Recipe, RecipeError
+from omni.training.recipe import TALKS, Recipe, RecipeError
 from omni.training.trainer import OmniTrainer, expect_inputs, gather
 
 T = TypeVar("T")
@@ -122,6 +123,9 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         if name := non_finite(finished.state_dict()):
             raise DivergenceError(folder, f"{name} holds numbers that are not finite")
         save_whole(lambda unfinished: objective.save(finished, unfinished), output)
+        if recipe.objective == "answers" and not finished.config.untrained:
+            seen = trainer.state.global_step * trainer.get_total_train_batch_size(arguments)
+            familiarise(output, objective.train, objective.evaluate, min(seen, ROWS), arguments.device)
         history = trainer.state.log_history
         _write(folder / "history.json", json.dumps(history, indent=1))
         draw_curves(history, folder / "curves.png")
@@ -244,7 +248,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
 def _arguments(recipe: Recipe) -> dict[str, Any]:
     """The arguments of `Trainer`: on an accelerator if there is one; without data for it there is no evaluation."""
     arguments = {"use_cpu": not torch.accelerator.is_available(), **recipe.arguments}
-    if recipe.objective == "answers":  # one process may have sounds where another has none, also with checkpointing
+    if recipe.objective in TALKS:  # one process may have sounds where another has none, also with checkpointing
         arguments.setdefault("ddp_find_unused_parameters", True)
     return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 

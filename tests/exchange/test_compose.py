@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
@@ -27,6 +28,8 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
+    GemmaConfig,
+    GemmaForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -508,3 +511,36 @@ def test_what_the_document_says_works(parts: Path, tmp_path: Path) -> None:
         (script,) = re.findall(r"^```python\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
         exec(script, {})
         assert Path("other/config.json").is_file()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_projected_tokens_start_as_large_as_embedded_words(parts: Path, tmp_path: Path, family: str) -> None:
+    """Gemma multiplies its embeddings, so they are measured as they leave the embedding."""
+    folder = parts / "llama"
+    if family == "gemma":
+        shutil.copytree(folder, folder := tmp_path / "gemma", ignore=shutil.ignore_patterns("*.safetensors", "config*"))
+        config = GemmaConfig(
+            **SMALL, vocab_size=320, num_key_value_heads=1, head_dim=16, eos_token_id=1, bos_token_id=None
+        )
+        GemmaForCausalLM(config).save_pretrained(folder)
+    model, processor = (composed := compose(parts / "clip", folder)).model, composed.processor
+    pixels = processor(images=[PICTURE], text=["<image>"], return_tensors="pt")["pixel_values"]
+    tokens = torch.cat(model.get_image_features(pixel_values=pixels.to(model.dtype)).pooler_output).float()
+    words = model.get_input_embeddings()(torch.arange(320)).float()
+    assert 0.4 < tokens.square().mean().sqrt() / words.square().mean().sqrt() < 2.5
+    assert (family == "gemma") == (words.square().mean().sqrt() > 2 * model.get_input_embeddings().weight.float().std())
+
+
+def test_a_projector_can_be_whitened_and_get_positions(parts: Path, tmp_path: Path) -> None:
+    items = [Image.effect_noise((40, 30), 20 * number).convert("RGB") for number in range(1, 9)]
+    composed = compose(parts / "clip", parts / "llama", positions=True, items={"image": items})
+    section = composed.model.config.modalities["image"]
+    assert (section["positions"], section["whitened"]) == ([2, 2], True)
+    composed.save(tmp_path / "mine")
+    loaded = OmniForConditionalGeneration.from_pretrained(tmp_path / "mine", dtype=torch.float32)
+    pixels = torch.randn(2, 3, 32, 32)
+    for one, other in zip(
+        *(model.float().get_image_features(pixel_values=pixels).pooler_output for model in (composed.model, loaded)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)

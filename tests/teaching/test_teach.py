@@ -1,0 +1,252 @@
+"""One command makes a language model see: with tiny models, real files, and a few steps."""
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, OmniVisionConfig, OmniVisionModel
+from omni.cli.app import app
+from omni.data.conversations import ask
+from omni.loading.checkpoint import load
+from omni.questions import make_prompts, write_prompts
+from omni.teaching import Lesson, budget, teach, watch
+from omni.training.recipe import Recipe, RecipeError
+from omni.training.run import run
+from omni.training.tokenizer import train_tokenizer
+from omni.worlds import find_world
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+TURNS = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|end|>\n{% endfor %}"
+TURNS += "{% if add_generation_prompt %}assistant: {% endif %}"
+COLORS = ("red", "green", "blue", "black")
+STEPS = ["arguments.max_steps=6", "arguments.dataloader_num_workers=0", "arguments.save_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `lm` and `encoder`, and `rows.jsonl` about 12 pictures."""
+    root = tmp_path_factory.mktemp("given")
+    torch.manual_seed(1)
+    config = LlamaConfig(**SMALL, vocab_size=300, eos_token_id=1, bos_token_id=None, tie_word_embeddings=True)
+    LlamaForCausalLM(config).bfloat16().save_pretrained(root / "lm")
+    tokenizer = train_tokenizer(["what color is it", *COLORS] * 4, 300, placeholders={})
+    tokenizer.chat_template = TURNS
+    tokenizer.save_pretrained(root / "lm")
+    OmniVisionModel(OmniVisionConfig(**SMALL, image_size=32, patch_size=8)).save_pretrained(root / "encoder")
+    OmniImageProcessor(size={"height": 32, "width": 32}).save_pretrained(root / "encoder")
+    rows = []
+    for number in range(12):
+        color = COLORS[number % 4]
+        Image.new("RGB", (32, 32 + number), color).save(root / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "what color is it", "answer": color, "kind": "color"})
+    (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def lesson_of(given: Path, **more: Any) -> Lesson:
+    about = {"data": str(given / "rows.jsonl"), "test": str(given / "rows.jsonl"), "overrides": STEPS}
+    return Lesson(language_model=str(given / "lm"), encoders={"image": str(given / "encoder")}, **about | more)
+
+
+@pytest.fixture(scope="module")
+def taught(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """What a lesson left, and what was said on the way."""
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "EVERY", 0.0)
+        patch.setattr(watch, "SHARE", 1e9)
+        folder = tmp_path_factory.mktemp("out") / "mine"
+        teach(lesson_of(given), folder, say=said.append)
+    return folder, said
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def expect_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=0, msg=name)
+
+
+def test_only_what_was_learnt_is_saved_and_it_answers(taught: tuple[Path, list[str]], given: Path) -> None:
+    folder, _ = taught
+    assert {name.split(".")[1] for name in weights(folder)} == {"image_projector"}
+    before = weights(folder / "start")
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(folder).items())
+    model, processor = load(folder)
+    assert model.config.untrained == []
+    model.generate(**make_prompts(processor, [("what color is it", [given / "0.png"])]), max_new_tokens=2)
+    alone = LlamaForCausalLM.from_pretrained(given / "lm", dtype=torch.float32)
+    prompt = write_prompts(processor, [ask("is it", items=())])["input_ids"]
+    assert torch.equal(model(input_ids=prompt).logits[..., :300], alone(input_ids=prompt).logits[..., :300])
+
+
+def test_the_held_out_score_stands_beside_what_it_has_to_beat(taught: tuple[Path, list[str]]) -> None:
+    lines = [line for line in taught[1] if "Held out" in line]
+    assert len(lines) == 6
+    assert "4 of 24 samples" in lines[0]
+    assert "left. Held out 0." in lines[0]
+    assert "best constant answer 0.25, with another picture 0." in lines[0]
+
+
+def test_the_card_has_scores_and_both_tests(taught: tuple[Path, list[str]]) -> None:
+    folder, _ = taught
+    card = (folder / "README.md").read_text()
+    for part in ("# lm takes pictures", "The projector alone learnt from 24 samples", "Sight test", "| color | 12 |"):
+        assert part in card
+    assert "Language test: 10 of 10 text-only answers are those of the language model alone" in card
+    found = json.loads((folder / "evaluation.json").read_text())["language"]
+    assert found["perplexity"] == found["perplexity_alone"] > 1
+
+
+def test_omni_train_makes_the_same_of_the_recipe(taught: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, _ = taught
+    run(Recipe.read(folder / "recipe.json", [f"output={tmp_path / 'again'}"]))
+    expect_equal(weights(tmp_path / "again"), weights(folder))
+
+
+@pytest.mark.parametrize("cut", ["Measuring", "Wrote", "16 of 24 samples", "sight"])
+def test_a_lesson_that_was_cut_off_goes_on(
+    taught: tuple[Path, list[str]], given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    monkeypatch.setattr(watch, "EVERY", 0.0)
+    monkeypatch.setattr(watch, "SHARE", 1e9)
+
+    def say(line: str) -> None:
+        if cut in line:
+            raise KeyboardInterrupt
+
+    def progress(label: str, done: int, total: int) -> None:
+        if cut == "sight" and "swapped" in label:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        teach(lesson_of(given), tmp_path / "mine", say=say, progress=progress)
+    with pytest.raises(FileExistsError, match="--resume"):
+        teach(lesson_of(given), tmp_path / "mine")
+    with pytest.raises(RecipeError, match="began with another lora"):
+        teach(lesson_of(given, lora=True), tmp_path / "mine", resume=True)
+    said: list[str] = []
+    teach(lesson_of(given), tmp_path / "mine", resume=True, say=said.append)
+    expect_equal(weights(tmp_path / "mine"), weights(taught[0]))
+    if cut == "16 of 24 samples":  # step 4, from the checkpoint after step 2
+        assert [line.split()[0] for line in said if "Held out" in line] == ["12", "16", "20", "24"]
+
+
+def test_lora_saves_adapters_that_are_asked_with_their_base(given: Path, tmp_path: Path) -> None:
+    outcome = teach(lesson_of(given, lora=True), tmp_path / "mine", say=lambda line: None)
+    names = weights(tmp_path / "mine")
+    assert any("image_projector" in name for name in names)
+    assert any("q_proj.lora_A" in name for name in names)
+    assert all("image_projector" in name or "lora_" in name for name in names)
+    assert outcome.result.language is not None
+    load(tmp_path / "mine")
+
+
+def test_rows_without_a_test_are_split_by_their_files(given: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (given / "rows.jsonl").read_text().splitlines()]
+    both = [row | {"question": question} for row in rows for question in ("what color is it", "color")]
+    (given / "both.jsonl").write_text("".join(json.dumps(row) + "\n" for row in both))
+    teach(lesson_of(given, data=str(given / "both.jsonl"), test=None), tmp_path / "mine", say=lambda line: None)
+    train, test = (
+        [json.loads(line) for line in (tmp_path / "mine" / "data" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "test")
+    )
+    assert len(train) + len(test) == 24
+    assert len(test) == 2
+    files = [{row["messages"][0]["content"][0]["path"] for row in part} for part in (train, test)]
+    assert not files[0] & files[1]
+    assert Recipe.read(tmp_path / "mine" / "recipe.json").arguments["max_steps"] == 6
+
+
+def test_little_memory_means_smaller_batches_and_layers_that_are_computed_twice(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taught: tuple[Path, list[str]]
+) -> None:
+    monkeypatch.setattr(budget, "free_memory", lambda device: 1_000_000)
+    teach(lesson_of(given), tmp_path / "mine", say=lambda line: None)
+    arguments = Recipe.read(tmp_path / "mine" / "recipe.json").arguments
+    assert arguments["per_device_train_batch_size"] < 4
+    assert arguments["per_device_train_batch_size"] * arguments["gradient_accumulation_steps"] == 4
+    assert arguments["activation_checkpointing"] is True
+    for name, tensor in weights(tmp_path / "mine").items():  # the same batches, added up in another order
+        torch.testing.assert_close(tensor, weights(taught[0])[name], rtol=0.1, atol=0.02)
+
+
+def test_minutes_become_steps(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = budget.Budget(rows=4, accumulate=2, checkpointing=False, seconds=2.0, learning=7)
+    monkeypatch.setattr("omni.teaching.course.measure", lambda recipe: found)
+    monkeypatch.setattr("omni.teaching.course.run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        teach(lesson_of(given, minutes=3, overrides=[]), tmp_path / "mine", say=lambda line: None)
+    arguments = Recipe.read(tmp_path / "mine" / "recipe.json").arguments
+    assert arguments["max_steps"] == 90
+    assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (4, 2)
+
+
+def test_without_data_it_learns_from_what_is_drawn(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(find_world().lesson["settings"], "pictures", 1)
+    monkeypatch.setitem(find_world().lesson["evaluate"], "count", 2)
+    said: list[str] = []
+    two = ["arguments.max_steps=1", "arguments.dataloader_num_workers=0"]
+    outcome = teach(lesson_of(given, data=None, test=None, overrides=two), tmp_path / "mine", say=said.append)
+    assert said[0] == "No data are named, so it learns from pictures that are drawn"
+    assert {"shape", "where", "caption"} <= {score.kind for score in outcome.result.scores}
+
+
+def test_text_is_answered_before_anything_is_learnt(taught: tuple[Path, list[str]], given: Path) -> None:
+    start = taught[0] / "start"
+    model = OmniForConditionalGeneration.from_pretrained(start)
+    processor = OmniProcessor.from_pretrained(start)
+    assert model.config.untrained == ["image_projector"]
+    model.generate(**write_prompts(processor, [ask("is it", items=())]), max_new_tokens=2)
+    with pytest.raises(ValueError, match="untrained"):
+        model.generate(**make_prompts(processor, [("is it", [given / "0.png"])]), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--output", "OUT"], "Expected a language model, an encoder and a new folder"),
+        (["LM", "--image", "ENCODER", "--output", "OUT", "--test", "ROWS"], "--test is for data of your own"),
+        (["LM", "--image", "ENCODER", "--output", "GIVEN"], "exists already"),
+        (["LM", "--image", "LM", "--output", "OUT"], "no encoder"),
+        (["ENCODER", "--image", "ENCODER", "--output", "OUT"], "which is no causal language model"),
+        (["LM", "--image", "ENCODER", "--output", "OUT", "--set", "no"], "An override looks like key=value"),
+    ],
+)
+def test_what_cannot_be_taught_is_refused(given: Path, tmp_path: Path, arguments: list[str], complaint: str) -> None:
+    places = {"LM": given / "lm", "ENCODER": given / "encoder", "ROWS": given / "rows.jsonl", "GIVEN": given}
+    places |= {"OUT": tmp_path / "out"}
+    done = CliRunner().invoke(app, ["teach", *(str(places.get(each, each)) for each in arguments)])
+    assert done.exit_code == 2, done.output
+    assert complaint in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_runs(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of docs/teach.md, for less than a minute."""
+    page = Path("docs/teach.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(find_world().lesson["settings"], "pictures", 1)
+    monkeypatch.setitem(find_world().lesson["evaluate"], "count", 2)
+    (tmp_path / "checkpoints").mkdir()
+    for name, target in (("SmolLM2-135M-Instruct", "lm"), ("checkpoints/vision_tiny", "encoder")):
+        (tmp_path / name).symlink_to(given / target)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code.replace("minutes=60", "minutes=0.01"), {})
+    assert out.getvalue().splitlines()[-1] == "10"
