@@ -46,7 +46,7 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
 
 
 class Projector(nn.Module):
-    """Encoder tokens to tokens of the language model. Subclasses say how, in `project`.
+    """Encoder tokens to tokens of the language model. Subclasses say how, in `_project`.
 
     Args:
         hidden_size, text_hidden_size: D and T.
@@ -81,13 +81,13 @@ class Projector(nn.Module):
             tokens = {**tokens, "grid": unshuffle(tokens["grid"], grid_shape, self.factor)}
         if self.whitening:
             tokens = {part: self.whitening[part](value) for part, value in tokens.items()}
-        projected = self.project(tokens)
+        projected = self._project(tokens)
         if self.positions is None:
             return projected
         table: torch.Tensor = self.positions(tuple(-(-side // self.factor) for side in grid_shape))
         return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """As `forward`, of neighbourhoods that are folded already, and without positions."""
         raise NotImplementedError
 
@@ -99,8 +99,7 @@ class LinearProjector(Projector):
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.linear = nn.Linear(hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Projector`."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.linear(torch.cat(list(tokens.values()), dim=1))
 
 
@@ -113,8 +112,7 @@ class MLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Projector`."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(torch.cat(list(tokens.values()), dim=1))))
 
 
@@ -138,8 +136,7 @@ class UnshuffleMLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Projector`."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         hidden = []
         if "cls" in tokens:
             hidden.append(self.cls_fc1(tokens["cls"]))
