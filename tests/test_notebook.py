@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 import omni
 from omni.checkpoints.folder import CheckpointError
+from omni.knowing.familiarity import Familiar
 from omni.modality import ItemError
 from omni.session import Session, answer
 from omni.vision.pictures import read_picture
@@ -33,13 +35,27 @@ def test_a_reply_has_the_words_and_shows_what_they_are_about(model: omni.Loaded)
     reply = model.ask(SCENE, QUESTION)
     wanted = answer(model.model, model.processor, [SCENE], QUESTION)
     assert (str(reply), reply.answer, reply.details.tokens_read) == ("red", wanted.answer, wanted.tokens_read)
-    assert repr(reply) == f"Reply('red' to '{QUESTION}', about picture)"
+    assert repr(reply).startswith(f"Reply('red' to '{QUESTION}', about picture")
+    assert (reply.confidence, wanted.confidence) == (reply.details.confidence, reply.confidence)
     page = reply._repr_html_()
     assert page.count('<img src="data:image/png;base64,') == 1
     assert "<strong>red</strong>" in page
     assert "&lt;b&gt;" in model.ask(SCENE, "<b>?")._repr_html_(), "a question is text in a page"
     assert len(model.ask([SCENE, read_picture(SECOND)], QUESTION).items) == 2
     assert omni.ask(SCENE, QUESTION, model).answer == "red"
+
+
+def test_a_reply_says_how_sure_it_is_and_what_is_unlike_training(model: omni.Loaded) -> None:
+    reply = model.ask(SCENE, QUESTION)
+    known: dict[str, Any] = {"confidence": 0.25, "familiar": Familiar(items=[False], question=True)}
+    strange = replace(reply, details=reply.details.model_copy(update=known))
+    assert (strange.confidence, strange.note) == (0.25, known["familiar"].note(["image"]))
+    assert strange.note is not None
+    assert repr(strange).endswith(", sure to 0.25)")
+    assert f"sure to 0.25; {strange.note}" in strange._repr_html_()
+    unknown = replace(reply, details=reply.details.model_copy(update={"confidence": None, "familiar": None}))
+    assert (unknown.confidence, unknown.note) == (None, None)
+    assert "sure" not in unknown._repr_html_() + repr(unknown)
 
 
 def test_vectors_are_those_of_the_encoder_alone(model: omni.Loaded) -> None:
