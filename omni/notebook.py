@@ -63,7 +63,7 @@ class Reply:
     def note(self) -> str | None:
         """What the items or the question have that is unlike training, in a sentence; None if nothing is known of it."""
         familiar = self.details.familiar
-        return familiar and familiar.note([item.modality for item in self.items])
+        return None if familiar is None else familiar.note([item.modality for item in self.items])
 
     def __str__(self) -> str:
         return self.answer

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -125,6 +126,11 @@ def execute(cell: str, names: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names) if isinstance(last, ast.Expr) else None
 
 
+def steady(text: str) -> str:
+    """Without what another training of the shipped checkpoint changes: its size, and how sure it is."""
+    return re.sub(r"[\d,]{5,}|, sure to [\d.]+", "", text)
+
+
 def test_the_notebook_of_the_documentation_shows_what_its_cells_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(os.getcwd())
     names: dict[str, Any] = {}
@@ -132,6 +138,7 @@ def test_the_notebook_of_the_documentation_shows_what_its_cells_say(monkeypatch:
         if cell["cell_type"] == "code":
             value = execute("".join(cell["source"]), names)
             shown = ["".join(output["data"]["text/plain"]) for output in cell["outputs"]]
-            assert shown == ([] if value is None else [repr(value)]), "".join(cell["source"])
+            found = [] if value is None else [repr(value)]
+            assert [*map(steady, shown)] == [*map(steady, found)], "".join(cell["source"])
             pages = [output["data"].get("text/html") for output in cell["outputs"]]
             assert [page is not None for page in pages] == [hasattr(value, "_repr_html_")] * len(pages)
