@@ -54,19 +54,34 @@ class Reply:
     items: Sequence[Item]
     details: Answer
 
+    @property
+    def confidence(self) -> float | None:
+        """The probability that the answer is right; None where the checkpoint does not know it."""
+        return self.details.confidence
+
+    @property
+    def note(self) -> str | None:
+        """What the items or the question have that is unlike training, in a sentence; None if nothing is known of it."""
+        familiar = self.details.familiar
+        return None if familiar is None else familiar.note([item.modality for item in self.items])
+
     def __str__(self) -> str:
         return self.answer
 
     def __repr__(self) -> str:
         about = f", about {nouns(self.items)}" if self.items else ""
-        return f"Reply({self.answer!r} to {self.question!r}{about})"
+        sure = "" if self.confidence is None else f", sure to {self.confidence:.2f}"
+        return f"Reply({self.answer!r} to {self.question!r}{about}{sure})"
 
     def _repr_html_(self) -> str:
         shown = "".join(map(_drawn, self.items))
-        cut = "" if self.details.complete else " <small>(cut at its longest)</small>"
+        remarks = [] if self.details.complete else ["cut at its longest"]
+        remarks += [] if self.confidence is None else [f"sure to {self.confidence:.2f}"]
+        remarks += [self.note] if self.note else []
+        below = f" <small>{escape('; '.join(remarks))}</small>" if remarks else ""
         return (
             f"<div>{shown}<p style='margin:.3em 0'>{escape(self.question)}</p>"
-            f"<p style='margin:.3em 0'><strong>{escape(self.answer)}</strong>{cut}</p></div>"
+            f"<p style='margin:.3em 0'><strong>{escape(self.answer)}</strong>{below}</p></div>"
         )
 
 
