@@ -489,7 +489,7 @@ class Server(Door):
     def sentence(self, said: Said) -> str | None:
         """See `Door`."""
         if said.body == b"" or said.kind.startswith("text/plain"):
-            return said.body.decode() or "."  # of HEAD; or no HTTP
+            return said.body.decode() or "No body."  # of HEAD; or no HTTP
         try:
             found: str = json.loads(said.body)["error"]["message"]
         except (ValueError, KeyError, TypeError):
@@ -574,4 +574,4 @@ class Page(Door):
         if said.body and said.kind.startswith("application/x-ndjson"):
             lines = [json.loads(line) for line in said.body.splitlines()]
             return re.sub(r"<[^>]*>|\n", "", lines[-1].get("notice", "")) or None
-        return said.body.decode(errors="replace") or "."
+        return said.body.decode(errors="replace") or "No body."  # of HEAD
