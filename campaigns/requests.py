@@ -571,7 +571,7 @@ class Page(Door):
 
     def sentence(self, said: Said) -> str | None:
         """See `Door`."""
-        if said.kind.startswith("application/x-ndjson"):
+        if said.body and said.kind.startswith("application/x-ndjson"):
             lines = [json.loads(line) for line in said.body.splitlines()]
             return re.sub(r"<[^>]*>|\n", "", lines[-1].get("notice", "")) or None
         return said.body.decode(errors="replace") or "."

@@ -46,17 +46,15 @@ def num_tokens(output: str, projector: str, factor: int, grid_shape: tuple[int, 
 
 
 class Projector(nn.Module):
-    """Encoder tokens to tokens of the language model. Subclasses say how, in `project`.
+    """Encoder tokens to tokens of the language model. Subclasses say how, in `_project`.
 
     Args:
         hidden_size, text_hidden_size: D and T.
         factor: see `num_tokens`.
         grid_dims: number of axes of the grid.
         output: the encoder's outputs that are read.
-        positions: the shape of a table of learned vectors, such as (7, 7). One is added to each token of the grid. None for
-            no table.
-        whitened: whether the tokens that are read pass `Whitening` first. Most of what tokens hold lies in a few
-            directions, and a projector would learn the others last.
+        positions: the shape of a table of learned vectors, such as (7, 7), one for each token of the grid; None for none.
+        whitened: whether the tokens that are read pass `omni.whitening` first.
     """
 
     uses_factor = False
@@ -74,10 +72,8 @@ class Projector(nn.Module):
         super().__init__()
         self.factor = factor
         self.positions = GridPositions(positions, text_hidden_size) if positions else None
-        self.whitening = nn.ModuleDict()
-        if whitened:
-            widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
-            self.whitening.update({part: Whitening(widths[part]) for part in output.split("+")})
+        widths = {"cls": hidden_size, "grid": hidden_size * (factor**grid_dims if self.uses_factor else 1)}
+        self.whitening = nn.ModuleDict({part: Whitening(widths[part]) for part in output.split("+") if whitened})
 
     def forward(self, tokens: Mapping[str, torch.Tensor], grid_shape: tuple[int, ...]) -> torch.Tensor:
         """`cls` float[B, 1, D] and/or `grid` float[B, N, D] -> float[B, M, T], CLS first."""
@@ -85,13 +81,13 @@ class Projector(nn.Module):
             tokens = {**tokens, "grid": unshuffle(tokens["grid"], grid_shape, self.factor)}
         if self.whitening:
             tokens = {part: self.whitening[part](value) for part, value in tokens.items()}
-        projected = self.project(tokens)
+        projected = self._project(tokens)
         if self.positions is None:
             return projected
         table: torch.Tensor = self.positions(tuple(-(-side // self.factor) for side in grid_shape))
         return projected + F.pad(table, (0, 0, projected.shape[1] - len(table), 0))
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """As `forward`, of neighbourhoods that are folded already, and without positions."""
         raise NotImplementedError
 
@@ -103,8 +99,7 @@ class LinearProjector(Projector):
         super().__init__(hidden_size, text_hidden_size, *args, **kwargs)
         self.linear = nn.Linear(hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Projector`."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.linear(torch.cat(list(tokens.values()), dim=1))
 
 
@@ -117,8 +112,7 @@ class MLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Projector`."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return self.fc2(self.activation(self.fc1(torch.cat(list(tokens.values()), dim=1))))
 
 
@@ -142,8 +136,7 @@ class UnshuffleMLPProjector(Projector):
         self.activation = nn.GELU()
         self.fc2 = nn.Linear(text_hidden_size, text_hidden_size)
 
-    def project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Projector`."""
+    def _project(self, tokens: Mapping[str, torch.Tensor]) -> torch.Tensor:
         hidden = []
         if "cls" in tokens:
             hidden.append(self.cls_fc1(tokens["cls"]))

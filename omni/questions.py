@@ -9,7 +9,7 @@ from transformers import BatchFeature
 from omni.data.conversations import Message, ask
 from omni.fusion.chats import OldTransformers
 from omni.fusion.processing_omni import OmniProcessor
-from omni.items import read_items
+from omni.items import Item, nouns, read_items
 from omni.knowing.familiarity import Familiar
 
 
@@ -63,6 +63,25 @@ def check_question(question: str, in_words: bool = True) -> str:
     except UnicodeEncodeError as error:
         raise QuestionError(f"The question {question!r} is not valid Unicode text; type it again.") from error
     return question
+
+
+def expect_room(tokens: int, max_new_tokens: int, limit: int | None, items: Sequence[Item]) -> None:
+    """Refuse a prompt that leaves no room for an answer.
+
+    Args:
+        tokens: length of the prompt.
+        max_new_tokens: length of the answer, at most.
+        limit: what the model takes of both together; None if that is not known.
+        items: of the question, for the message.
+
+    Raises:
+        QuestionError: there is no room.
+    """
+    if limit is not None and tokens + max_new_tokens > limit:
+        raise QuestionError(
+            f"The question with {nouns(items)} is {tokens} tokens, with no room for an answer of {max_new_tokens} in the "
+            f"{limit} that the model takes; pass fewer of them or a smaller max_new_tokens."
+        )
 
 
 def make_prompts(processor: OmniProcessor, asked: Sequence[tuple[str, Sequence[Any]]]) -> BatchFeature:

@@ -7,7 +7,6 @@ Two things can be wrong with what somebody asks for, and each has its error: a c
 (`CheckpointError`), and a question that cannot be asked (`QuestionError`). Everything else that is raised is a bug.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from omni.fusion.signature import CACHE
 from omni.items import Item, expect_known, nouns, read_items
 from omni.knowing.confidence import Certainty
 from omni.modality import ItemError
-from omni.questions import Answer, QuestionError, check_question, write_prompts
+from omni.questions import Answer, QuestionError, check_question, expect_room, write_prompts
 from omni.registry import get_modality
 from omni.streaming import Clock, stream
 
@@ -65,43 +64,34 @@ class Session:
         Raises:
             QuestionError: an empty question, or more items and words than the model can read.
         """
-        start = time.perf_counter()
+        clock, certainty, known = Clock(streamer), Certainty(), self.model.familiarity
         question = check_question(question, in_words=not self.asked_by_items)
         inputs = dict(write_prompts(self.processor, [ask(question, items=self._items)]).to(self.model.device))
         ids = inputs["input_ids"][0].tolist()
         limit = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if limit is not None and len(ids) + max_new_tokens > limit:
-            raise QuestionError(
-                f"The question with {nouns(self._items)} is {len(ids)} tokens, with no room for an answer of "
-                f"{max_new_tokens} in the {limit} that the model takes; pass fewer of them or a smaller max_new_tokens."
-            )
-        prepared = time.perf_counter()
+        expect_room(len(ids), max_new_tokens, limit, self._items)
+        clock.note("preparing")
         self._encode(inputs)
-        encoded = time.perf_counter()
+        clock.note("encoding")
         if self._prefix.share(ids):
             inputs.pop("mm_encoder_outputs", None)  # all items have been read
         inputs[CACHE] = self._prefix.cache
-        clock, certainty, known = Clock(streamer), Certainty(), self.model.familiarity
         greedy = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False)
         noted = {} if known is None else {"logits_processor": LogitsProcessorList([certainty])}
         output = self.model.generate(**inputs, **noted, generation_config=greedy, streamer=clock)[0]
-        ended = time.perf_counter()
+        clock.note("writing")
         self._prefix.note(output.tolist())
-        written = output[len(ids) :]
+        written, ends = output[len(ids) :], self.model.generation_config.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends]
         return Answer(
             answer=self._decode(written),
             question=question,
             checkpoint=str(self.model.config.name_or_path),
-            complete=int(written[-1]) in self._ends,
+            complete=int(written[-1]) in ends,
             tokens_read=len(ids),
             tokens_written=len(written),
-            seconds={
-                "preparing": round(prepared - start, 4),
-                "encoding": round(encoded - prepared, 4),
-                "reading": round(clock.first - encoded, 4),
-                "writing": round(ended - clock.first, 4),
-            },
-            confidence=known and known.confidence(certainty.of(written[None], self._ends)[0]),
+            seconds=clock.seconds,
+            confidence=known and known.confidence(certainty.of(written[None], ends)[0]),
             familiar=known and known.judge(self._items, self.processor.tokenizer, question),
         )
 
@@ -123,12 +113,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"Session({nouns(self._items) or 'no items'})"
-
-    @property
-    def _ends(self) -> list[int]:
-        """The tokens that end a text."""
-        ends = self.model.generation_config.eos_token_id
-        return ends if isinstance(ends, list) else [ends]
 
     @property
     def asked_by_items(self) -> bool:

@@ -13,20 +13,28 @@ from omni.questions import Answer
 
 
 class Clock(BaseStreamer):
-    """Notes when `generate` has the first token of an answer, and hands everything on to another streamer.
+    """Notes when each part of an answer is done, and hands what `generate` writes on to another streamer.
+
+    "reading" is done when the first token is there; of the other parts `note` is told.
 
     Args:
         streamer: one of transformers' streamers, or None.
     """
 
     def __init__(self, streamer: Any = None) -> None:
-        self.streamer, self.puts, self.first = streamer, 0, 0.0
+        self.streamer, self.puts, self._last = streamer, 0, time.perf_counter()
+        self.seconds: dict[str, float] = {}
+
+    def note(self, part: str) -> None:
+        """A part is done: it took the time since the one before."""
+        now = time.perf_counter()
+        self.seconds[part], self._last = round(now - self._last, 4), now
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt, then each token."""
         self.puts += 1
         if self.puts == 2:
-            self.first = time.perf_counter()
+            self.note("reading")
         if self.streamer is not None:
             self.streamer.put(value)
 

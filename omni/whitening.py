@@ -1,4 +1,8 @@
-"""Whitening: a linear layer that is measured and does not learn."""
+"""Whitening: a linear layer that is measured and does not learn.
+
+Most of what an encoder's tokens hold lies in a few directions. A projector that reads them as they are learns the others
+last.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -49,11 +49,8 @@ class OmniModel(OmniPreTrainedModel):
             projector = PROJECTORS[section["projector"]](
                 hidden_size=encoder.hidden_size,
                 text_hidden_size=config.text_config.hidden_size,
-                factor=section["factor"],
                 grid_dims=modality.grid_dims,
-                output=section["output"],
-                positions=section.get("positions"),
-                whitened=section.get("whitened", False),
+                **{key: value for key, value in section.items() if key not in ("encoder", "token_id", "projector")},
             )
             setattr(self, f"{name}_tower", modality.build_tower(encoder))
             setattr(self, f"{name}_projector", projector)
@@ -167,9 +164,6 @@ class OmniModel(OmniPreTrainedModel):
 
 class OmniForConditionalGeneration(OmniPreTrainedModel, OmniGenerationMixin):
     """The fused model with its output head: it reads text and items, and writes text."""
-
-    familiarity: Any = None
-    """What training was like, an `omni.knowing.familiarity.Familiarity`; None where that is not known."""
 
     def __init__(self, config: OmniConfig) -> None:
         super().__init__(config)

@@ -58,6 +58,8 @@ class OmniPreTrainedModel(StrictModel):
         "AutoProcessor": "OmniProcessor",
     }
     input_modalities = ("image", "text")
+    familiarity: Any = None
+    """What training was like, an `omni.knowing.familiarity.Familiarity`; None if that is not known."""
     _skip_keys_device_placement = [CACHE]
 
     def __init__(self, config: OmniConfig) -> None:

@@ -41,7 +41,9 @@ class Certainty(LogitsProcessor):
 
 
 class Calibration(BaseModel):
-    """The probability that an answer is right: sigmoid(slope x + offset), x the log-probability of its least sure token.
+    """The probability that an answer is right: sigmoid(slope x + offset), x the log-odds of all of its tokens together.
+
+    With slope 1 and offset 0 it is the model's own probability of the answer.
 
     Attributes:
         slope, offset: fitted on held-out answers.
@@ -58,16 +60,14 @@ class Calibration(BaseModel):
 
     @classmethod
     def fit(cls, logprobs: Sequence[Sequence[float]], right: Sequence[bool]) -> Self:
-        """By Newton's method on the likelihood; the targets are Platt's, so that all right is not for certain."""
+        """By Newton's method on the likelihood, drawn to slope 1 and offset 0 by as much as one answer or two would."""
         x, hits = np.array([_evidence(each) for each in logprobs]), np.array(right)
-        good, bad = int(hits.sum()), int((~hits).sum())
-        target = np.where(hits, (good + 1) / (good + 2), 1 / (bad + 2))
-        weights: NDArray[np.float64] = np.array([1.0, math.log((good + 1) / (bad + 1))])
-        terms = np.stack([x, np.ones_like(x)], 1)
+        own: NDArray[np.float64] = np.array([1.0, 0.0])
+        weights, terms = own.copy(), np.stack([x, np.ones_like(x)], 1)
         for _ in range(100):
             chance = _sigmoid(terms @ weights)
-            gradient = terms.T @ (chance - target) + [1e-3 * (weights[0] - 1.0), 0.0]
-            curvature = (terms * (chance * (1 - chance))[:, None]).T @ terms + np.diag([1e-3, 1e-6])
+            gradient = terms.T @ (chance - hits) + (weights - own)
+            curvature = (terms * (chance * (1 - chance))[:, None]).T @ terms + np.eye(2)
             step = np.linalg.solve(curvature, gradient)
             weights -= step / max(1.0, float(np.abs(step).max()))
             if np.abs(step).max() < 1e-9:
@@ -81,7 +81,9 @@ class Calibration(BaseModel):
 
 
 def _evidence(logprobs: Sequence[float]) -> float:
-    return max(min(logprobs, default=0.0), -50.0)
+    """The log-odds of an answer, within what float32 can tell from 0 and 1."""
+    together = min(max(sum(logprobs), -16.0), -1e-7)
+    return together - math.log(-math.expm1(together))
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,8 +14,6 @@ from .packed import Packed
 ENTRY_POINT_GROUP = "omni.modalities"
 CLASSES = ("config_class", "model_class", "preprocessor_class")
 
-GridShapes = Callable[[Any, Mapping[str, Any]], list[tuple[int, ...]]]
-
 
 def is_one_item(given: Any) -> bool:
     """Whether an argument of the processor is one item. Lists and tuples hold several."""
@@ -79,7 +77,7 @@ class Modality:
     config_class: Any
     model_class: Any
     preprocessor_class: Any
-    grid_shapes: GridShapes
+    grid_shapes: Callable[[Any, Mapping[str, Any]], list[tuple[int, ...]]]
     build: Callable[[Any], Any] | None = None
     prepare: Callable[[Any, Sequence[Any], Mapping[str, Any]], Mapping[str, Any]] | None = None
     grid_dims: int = 1

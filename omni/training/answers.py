@@ -123,8 +123,8 @@ def _warn_of_short_answers(examples: Any) -> None:
     words = median(len("".join(block["text"] for block in content).split()) for content in said)
     if words <= SHORT and all(any(example.items.values()) for example in some):
         warnings.warn(
-            f"The language model learns from short answers (in words, median: {words:g}), and may then answer anything so; "
-            "mix in rows of text, or let the projector alone learn.",
+            f"The language model learns from short answers (in words, median: {words:g}), and may then answer all so; mix "
+            "in rows of text, or let the projector alone learn.",
             stacklevel=2,
         )
 
