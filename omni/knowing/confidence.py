@@ -22,7 +22,7 @@ class Certainty(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores float[B, V], which stay as they are."""
-        self._steps.append(scores.amax(-1) - scores.logsumexp(-1))
+        self._steps.append(scores.log_softmax(-1).amax(-1))
         return scores
 
     def of(self, written: torch.Tensor, ends: Any) -> list[list[float]]:

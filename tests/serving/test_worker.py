@@ -125,7 +125,7 @@ def test_what_is_written_is_what_generate_writes(pair: Any, worker: Worker) -> N
     written = model.generate(**inputs, max_new_tokens=50)[0, length:]
     said = ask(worker, about_scene(max_tokens=50, logprobs=True, top_logprobs=3))
     assert said.text == processor.decode(written, skip_special_tokens=True)
-    assert said.end == End(True, length, len(written))
+    assert (said.end.complete, said.end.tokens_read, said.end.tokens_written) == (True, length, len(written))
     assert len(said.pieces) > 5
     # and the probabilities are those of a pass over all of it
     inputs["input_ids"] = torch.cat([inputs["input_ids"], written[None]], 1)
@@ -182,7 +182,8 @@ def test_how_an_answer_ended_is_told(worker: Worker) -> None:
     assert whole.end.complete
     cut = ask(worker, about_scene(max_tokens=whole.end.tokens_written - 1))
     assert (cut.text, cut.end.complete) == (whole.text, False)  # the end itself is missing
-    assert ask(worker, about_scene(max_tokens=3)).end == End(False, whole.end.tokens_read, 3)
+    short = ask(worker, about_scene(max_tokens=3)).end
+    assert (short.complete, short.tokens_read, short.tokens_written) == (False, whole.end.tokens_read, 3)
 
 
 def test_a_temperature_draws_and_a_seed_draws_the_same(worker: Worker) -> None:
