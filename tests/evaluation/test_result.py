@@ -290,7 +290,9 @@ def test_settings_fit_the_checkpoint(fused: Path, vision: Path) -> None:
     assert choose_settings(vision).about == "encoder"
     with pytest.raises(EvaluationError, match="is evaluated as 'encoder', which does not take --data, --split;"):
         choose_settings(vision, data="x", split="test")
-    with pytest.raises(EvaluationError, match="which does not take --kind; it takes --sight, --strangers, --batch-size"):
+    with pytest.raises(
+        EvaluationError, match="which does not take --kind; it takes --sight, --strangers, --batch-size"
+    ):
         choose_settings(fused, data="x", kinds=("color",))
     with pytest.raises(EvaluationError, match="--pictures of 'encoder': Input should be greater .* 10, found 3"):
         choose_settings(vision, pictures=3)
