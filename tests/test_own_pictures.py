@@ -51,7 +51,7 @@ def test_check_train_and_ask(birds: Path, monkeypatch: pytest.MonkeyPatch) -> No
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
         outputs.append(result.stdout)
-    assert outputs[0] == "6 rows, 6 pictures, nothing found\n"
+    assert outputs[0] == "6 rows (4 of train and 2 of test), 6 pictures, nothing found\n"
     assert outputs[1].splitlines()[-1] == "runs/birds"
     assert (birds / "runs" / "birds" / "run" / "curves.png").is_file()
     assert re.search(r"answer\W+2\b", outputs[2])

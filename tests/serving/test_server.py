@@ -366,12 +366,12 @@ def test_a_foreign_name_and_a_foreign_page_are_refused(served: Served) -> None:
 
 
 def test_what_the_document_says_works(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    (script,) = re.findall(
+    scripts = re.findall(
         r"^```python\n(.*?)^```$", Path("docs/serving.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
-    assert "http://localhost:8000" in script
-    exec(script.replace("http://localhost:8000", served.address), {})
-    assert capsys.readouterr().out == "red\nred"
+    assert "http://localhost:8000" in scripts[0]
+    exec("".join(scripts).replace("http://localhost:8000", served.address), {})
+    assert capsys.readouterr().out == "red\nred128\n"
 
 
 def test_without_a_model_that_answers_it_does_not_start(tmp_path: Path) -> None:
