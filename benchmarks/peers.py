@@ -84,19 +84,24 @@ class SeedEncoder(nn.Module):
         return encoded
 
 
+BLOCKS = {
+    "layers.": "blocks.layers.",
+    "attention.qkv.": "self_attn.in_proj_",
+    "attention.o_proj.": "self_attn.out_proj.",
+    "mlp.fc1.": "linear1.",
+    "mlp.fc2.": "linear2.",
+}
+"""What omni's blocks are called in `nn.TransformerEncoder`."""
+
+
 def seed(model: OmniVisionModel) -> nn.Module:
     """The encoder of the seed document with the weights of `model`. It computes the same function."""
     names = {
         "embeddings.patch_embeddings.": "patches.",
         "embeddings.cls_token": "cls",
         "embeddings.position_embeddings": "positions",
-        "layers.": "blocks.layers.",
-        "attention.qkv.": "self_attn.in_proj_",
-        "attention.o_proj.": "self_attn.out_proj.",
-        "mlp.fc1.": "linear1.",
-        "mlp.fc2.": "linear2.",
     }
-    return carry(model, SeedEncoder(model.config), names)
+    return carry(model, SeedEncoder(model.config), names | BLOCKS)
 
 
 def vit(model: OmniVisionModel) -> nn.Module:

@@ -108,15 +108,7 @@ class TorchEncoder(nn.Module):
 
 def plain(model: OmniAudioModel) -> nn.Module:
     """`TorchEncoder` with the weights of `model`."""
-    names = {
-        "embeddings.stem.": "stem.",
-        "embeddings.cls_token": "cls",
-        "layers.": "blocks.layers.",
-        "attention.qkv.": "self_attn.in_proj_",
-        "attention.o_proj.": "self_attn.out_proj.",
-        "mlp.fc1.": "linear1.",
-        "mlp.fc2.": "linear2.",
-    }
+    names = {"embeddings.stem.": "stem.", "embeddings.cls_token": "cls", **peers.BLOCKS}
     return peers.carry(model, TorchEncoder(model.config), names)
 
 
