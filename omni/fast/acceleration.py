@@ -1,7 +1,7 @@
-"""The acceleration for `omni.fusion.acceleration`: generation on a CPU, and training in bfloat16 on a CPU."""
+"""The acceleration for `omni.fusion.acceleration`: generation and training on a CPU."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from transformers.cache_utils import Cache
 
 from omni.fusion.acceleration import Acceleration
 
-from .generation import OneDnnProducts, give_room, prefilling, quick_step, stepping
+from .generation import give_room, prefilling, quick_step, stepping
+from .products import OneDnnProducts, keep_memory
 
 WRITTEN_OUT = ("omni_vision",)
 """Model types that train faster with eager attention on CPUs in bfloat16. Its two products take a third of the time of
@@ -19,7 +20,7 @@ sdpa's kernel, including the backward pass."""
 
 
 class FastAcceleration(Acceleration):
-    """The reference's methods, by `omni.fast.generation`."""
+    """The reference's methods, by `omni.fast.generation` and `omni.fast.products`."""
 
     def encoding(self) -> AbstractContextManager[Any]:
         """oneDNN computes products of many rows."""
@@ -49,12 +50,24 @@ class FastAcceleration(Acceleration):
             return None
         return step(hidden, mask, positions, cache)
 
-    def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Use eager attention where that is faster and the user has not chosen another."""
-        if device.type != "cpu" or dtype != torch.bfloat16:
-            return
-        for module in model.modules():
-            if not isinstance(module, PreTrainedModel) or module.config.model_type not in WRITTEN_OUT:
-                continue
-            if module.config._attn_implementation == "sdpa":
-                module.set_attn_implementation("eager")
+    @contextmanager
+    def training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+        """In float32, oneDNN computes linear layers and their gradients. In bfloat16, encoders use eager attention where that
+        is faster and the user has not chosen another."""
+        with ExitStack() as stack:
+            if device.type == "cpu":
+                keep_memory()
+            if device.type == "cpu" and dtype == torch.float32:
+                stack.enter_context(OneDnnProducts(learning=True))
+            if device.type == "cpu" and dtype == torch.bfloat16:
+                for module in model.modules():
+                    if _writes_out(module):
+                        stack.callback(module.set_attn_implementation, "sdpa")
+                        module.set_attn_implementation("eager")
+            yield
+
+
+def _writes_out(module: Any) -> bool:
+    if not isinstance(module, PreTrainedModel) or module.config.model_type not in WRITTEN_OUT:
+        return False
+    return bool(module.config._attn_implementation == "sdpa")

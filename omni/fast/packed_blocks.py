@@ -146,15 +146,6 @@ def attend(qkv: torch.Tensor, heads: int) -> torch.Tensor:
     return rearrange(attended, "(b h) n d -> b n (h d)", b=batch)
 
 
-def keep_memory() -> None:
-    """Free a block of 31 MiB. glibc then keeps freed memory up to twice that size.
-
-    Otherwise every layer takes new pages from the system, which fills them with zeros, and returns them: about an eighth of
-    the time.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
-
-
 def _layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     weight, bias = norm.weight.detach().to(dtype, copy=True), norm.bias.detach().to(dtype, copy=True)
     return lambda hidden_states: F.layer_norm(hidden_states, weight.shape, weight, bias, norm.eps)

@@ -21,7 +21,8 @@ from omni.audio.sounds import Sound, read_sound, sound_at
 from omni.blocks import Block
 
 from .compiled_encoder import CompiledSounds, is_possible
-from .packed_blocks import PackedBlock, is_plain, keep_memory, weights_of
+from .packed_blocks import PackedBlock, is_plain, weights_of
+from .products import keep_memory
 
 MOST_HALVINGS = 8
 """Of a stem that is compiled. A tile of tokens has 2^8 times as many frames."""

@@ -19,7 +19,8 @@ from omni.vision.modeling_vision import OmniVisionModel
 from omni.vision.pretrained import OmniVisionOutput
 
 from .compiled_encoder import CompiledPictures, is_possible
-from .packed_blocks import PackedBlock, is_plain, keep_memory, linear, weights_of
+from .packed_blocks import PackedBlock, is_plain, linear, weights_of
+from .products import keep_memory
 from .resizing import resize
 
 CENTER = 128

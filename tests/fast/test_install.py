@@ -15,7 +15,7 @@ from torch import nn
 from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 from omni.embedding.engine import Engine
 from omni.fast.acceleration import FastAcceleration
-from omni.fast.install import pack
+from omni.fast.install import pack_pictures
 from omni.fast.packing import PackedVisionModel
 from omni.fusion import acceleration
 from omni.loading.encoder import Encoder, load_encoder
@@ -108,8 +108,8 @@ def encoder() -> OmniVisionModel:
 def test_what_is_not_known_is_not_packed(other: str) -> None:
     change, settings = OTHERS[other]
     size = {"size": {"height": 16, "width": 16}}
-    assert isinstance(pack(encoder(), OmniImageProcessor(**size), torch.float32), PackedVisionModel)
-    assert pack(change(encoder()), OmniImageProcessor(**size | settings), torch.float32) is None
+    assert isinstance(pack_pictures(encoder(), OmniImageProcessor(**size), torch.float32), PackedVisionModel)
+    assert pack_pictures(change(encoder()), OmniImageProcessor(**size | settings), torch.float32) is None
 
 
 def test_pictures_that_are_cropped_are_embedded_as_they_are() -> None:
@@ -137,11 +137,12 @@ def test_attention_is_written_out_where_that_learns_faster(
 ) -> None:
     model: OmniForConditionalGeneration = make_model("qwen3", "omni_vision")
     model.model.image_tower.config._attn_implementation = chosen
-    acceleration.current().prepare_training(model, torch.device(device), dtype)
-    assert model.model.image_tower.config._attn_implementation == expected
-    assert all(layer.attention.config._attn_implementation == expected for layer in model.model.image_tower.layers)
-    assert model.model.language_model.config._attn_implementation == "sdpa"
-    assert "eager" not in model.config.to_json_string()
+    with acceleration.current().training(model, torch.device(device), dtype):
+        assert model.model.image_tower.config._attn_implementation == expected
+        assert all(layer.attention.config._attn_implementation == expected for layer in model.model.image_tower.layers)
+        assert model.model.language_model.config._attn_implementation == "sdpa"
+        assert "eager" not in model.config.to_json_string()
+    assert model.model.image_tower.config._attn_implementation == chosen
 
 
 # --- The seam ---------------------------------------------------------------------------------------------------------
@@ -152,4 +153,4 @@ def test_the_reference_can_be_asked_for() -> None:
     with acceleration.using(acceleration.Acceleration()):
         assert type(acceleration.current()) is acceleration.Acceleration
     assert isinstance(acceleration.current(), FastAcceleration)
-    assert get_modality("image").pack is pack
+    assert get_modality("image").pack is pack_pictures
