@@ -126,7 +126,7 @@ class PackedAudioModel:
                 )
         counts = [1 + count for (count,) in self.grid_shapes(sounds)]
         start = self._positions(max(counts, default=1))
-        given = [sound.to(torch.float32).contiguous() for sound in sounds]
+        given = [sound.resolve_neg().to(torch.float32).contiguous() for sound in sounds]
         encode = self._compiled or self._encode
         encoded = encode(given, start, cls_only).to(self.dtype)
         return OmniAudioOutput(
@@ -137,12 +137,14 @@ class PackedAudioModel:
         )
 
     def _positions(self, tokens: int) -> torch.Tensor:
-        """float32[n, D] for so many tokens or more: CLS, and the positions of the others."""
+        """float32[n, D] for so many tokens or more: CLS, and the positions of the others.
+
+        There are twice as many as were asked for last, so that not every longer sound computes them again.
+        """
         start = self._start
         if len(start) < tokens:
             width = self.config.hidden_size
             if self.config.position_embedding == "sinusoidal":
-                # one more than asked for at a time would compute them all again for each longer sound
                 table = sinusoids(2 * tokens, width, self._cls.device)
             else:
                 table = torch.zeros(2 * tokens, width, dtype=torch.float32, device="cpu")
