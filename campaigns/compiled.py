@@ -155,7 +155,16 @@ def _complaint(errors: list[str]) -> str:
 
 
 def _try_cases(seed: int, start: int, stop: int) -> None:
-    kinds: list[Callable[[random.Random], str]] = [_encode, _hear, _encode, _hear, _step, _resize, _refuse, _refuse_sounds]
+    kinds: list[Callable[[random.Random], str]] = [
+        _encode,
+        _hear,
+        _encode,
+        _hear,
+        _step,
+        _resize,
+        _refuse,
+        _refuse_sounds,
+    ]
     for case in range(start, stop):
         chance = random.Random(f"{seed}/{case}")
         _say(case, None)

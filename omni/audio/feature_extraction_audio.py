@@ -24,6 +24,8 @@ MEL_SCALES = {"slaney": "slaney", "htk": None}
 """Scales of frequency and how each weights its bands: equal areas, as in librosa, or equal heights, as in torchaudio."""
 FLOOR = 1e-10
 """Less power than this counts as silence."""
+BLOCK = 2048
+"""Frames that are transformed at a time: 20 s. All windows of a long sound would take 50 times its memory."""
 
 
 class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
@@ -151,16 +153,19 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
 
         Window t is centred on sample t * hop_length; the ends are mirrored.
         """
-        window, filters = _tables(
-            self.n_fft, self.win_length, self.num_mel_bins, self.mel_scale, self.sampling_rate
-        )
+        window, filters = _tables(self.n_fft, self.win_length, self.num_mel_bins, self.mel_scale, self.sampling_rate)
         padded = torch.from_numpy(np.pad(samples, self.n_fft // 2, mode="reflect"))
-        transformed = torch.stft(
-            padded, self.n_fft, self.hop_length, self.win_length, window, center=False, return_complex=True
-        )
-        # one frame after the other in memory; a sum over pairs of neighbours would take four times as long
-        power = transformed.T.real.square().addcmul_(transformed.T.imag, transformed.T.imag)
-        mel = power @ filters
+        frames = 1 + (len(padded) - self.n_fft) // self.hop_length
+        mel = torch.empty(frames, self.num_mel_bins, dtype=torch.float32, device="cpu")
+        for start in range(0, frames, BLOCK):
+            stop = min(start + BLOCK, frames)
+            part = padded[start * self.hop_length : (stop - 1) * self.hop_length + self.n_fft]
+            transformed = torch.stft(
+                part, self.n_fft, self.hop_length, self.win_length, window, center=False, return_complex=True
+            )
+            # one frame after the other in memory; a sum over pairs of neighbours would take four times as long
+            power = transformed.T.real.square().addcmul_(transformed.T.imag, transformed.T.imag)
+            torch.mm(power, filters, out=mel[start:stop])
         if self.log_mel:
             mel.clamp_(min=FLOOR).log10_()
         if self.do_normalize:

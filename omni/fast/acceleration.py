@@ -52,8 +52,11 @@ class FastAcceleration(Acceleration):
 
     @contextmanager
     def training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-        """In float32, oneDNN computes linear layers and their gradients. In bfloat16, encoders use eager attention where that
-        is faster and the user has not chosen another."""
+        """Products and attention where they are faster on a CPU.
+
+        In float32, oneDNN computes linear layers and their gradients. In bfloat16, encoders use eager attention where that
+        is faster and the user has not chosen another.
+        """
         with ExitStack() as stack:
             if device.type == "cpu":
                 keep_memory()

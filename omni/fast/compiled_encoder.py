@@ -158,8 +158,8 @@ class CompiledSounds(_Compiled):
 
     Args:
         config, dtype, shared, layers: see `_Compiled`.
-        stem: matrix [D, 3 M] or [D, 3 D] and bias [D] of each convolution. Weights of a matrix are in the order of the frames,
-            then of their values.
+        stem: matrix [D, 3 M] or [D, 3 D] and bias [D] of each convolution. In a row of a matrix, the weights of a frame
+            follow each other.
     """
 
     def __init__(
@@ -268,7 +268,10 @@ def _panels(tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) ->
 def _library() -> ctypes.CDLL | None:
     names = [f"encode_{items}_{dtype}" for items in ("pictures", "sounds") for dtype in ("float32", "bfloat16")]
     library = compile_library(
-        Path(__file__).with_name("compiled_encoder.cpp"), "encode_pictures_float32", "encode_sounds_float32", "encoder_panel"
+        Path(__file__).with_name("compiled_encoder.cpp"),
+        "encode_pictures_float32",
+        "encode_sounds_float32",
+        "encoder_panel",
     )
     pointer, number, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
     last = {"pictures": [pointer, number, count, number, pointer, pointer, number]}

@@ -1,7 +1,7 @@
 """Faster generation on a CPU. `install.py` puts it where `generate` asks for it.
 
-Encoding and reading the prompt are products of many rows. oneDNN computes them up to twice as fast as `nn.Linear` does.
-`OneDnnProducts` passes them to oneDNN, for any tower, projector or Thinker.
+Encoding and reading the prompt are products of many rows. `OneDnnProducts` passes them to oneDNN, for any tower, projector
+or Thinker (`products.py`).
 
 Writing is one token after the other. A small language model spends most of such a step between its products, in hundreds of
 operations on a few numbers each. `QuickStep` computes the step of the common architecture (RMSNorm, rotary positions,

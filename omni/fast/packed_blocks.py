@@ -15,7 +15,6 @@ In float32 the result differs from the model's by rounding alone.
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F

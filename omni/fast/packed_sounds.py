@@ -66,9 +66,7 @@ class PackedAudioModel:
         self._cls = model.embeddings.cls_token.detach().float()[0].clone()  # [1, D]
         self._start = self._cls
         layers: list[Block] = [*model.layers]
-        convolutions = [
-            (kernel.weight.detach(), kernel.bias.detach()) for kernel in model.embeddings.stem.convolutions
-        ]
+        convolutions = [(kernel.weight.detach(), kernel.bias.detach()) for kernel in model.embeddings.stem.convolutions]
         self._compiled = None
         possible = is_possible(self.config, dtype) and self.config.num_halvings <= MOST_HALVINGS
         self.path = "compiled" if possible else "packed"

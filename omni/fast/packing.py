@@ -1,7 +1,7 @@
 """The encoder of pictures, packed for inference on CPUs: its weights are prepared once, and it reads bytes.
 
-Pictures may stay uint8[B, H, W, C]: rescaling and normalising are part of the patch embedding's weights. Pictures are resized
-by `resizing.py`. The blocks are those of `packed_blocks.py`, or compiled (`compiled_encoder.py`).
+Pictures may stay uint8[B, H, W, C]: rescaling and normalising are part of the patch embedding's weights. Pictures are
+resized by `resizing.py`. The blocks are those of `packed_blocks.py`, or compiled (`compiled_encoder.py`).
 """
 
 from collections.abc import Sequence

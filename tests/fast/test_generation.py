@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoConfig, AutoModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from omni import OmniForConditionalGeneration
-from omni.fast import generation
 from omni.fast.compiled_layers import CompiledLayers, Dimensions
 from omni.fast.generation import (
     ACTIVATIONS,

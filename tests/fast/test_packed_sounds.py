@@ -1,6 +1,6 @@
 """The packed encoder of sounds against the model itself: compiled and not, of every length, in batches of all lengths."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,13 @@ FRAMES = (1, 2, 7, 8, 9, 64, 331, 701)
 
 
 @pytest.fixture(params=["compiled", "oneDNN"])
-def way(request: pytest.FixtureRequest, compiles: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def way(request: pytest.FixtureRequest, compiles: bool, monkeypatch: pytest.MonkeyPatch) -> str:
     """How products are computed."""
     if request.param == "compiled" and not compiles:
         pytest.skip("there is no C++ compiler here, or a processor that compiled_encoder.cpp is not for")
     if request.param != "compiled":
         monkeypatch.setattr("omni.fast.packed_sounds.is_possible", lambda config, dtype: False)
-    yield request.param
+    return str(request.param)
 
 
 def make_model(**settings: Any) -> OmniAudioModel:
