@@ -14,7 +14,7 @@ from einops import rearrange
 from omni.blocks import BlockConfig
 from omni.fast.compilation import address, compile_library, threads
 
-KEPT = 16 * 2**20
+KEPT = 32 * 2**20
 """Bytes of memory that a thread keeps for the next call. More, which a long sound may need, is given back."""
 
 Matrices = Sequence[tuple[torch.Tensor, tuple[int, ...]]]
@@ -196,7 +196,7 @@ class CompiledSounds(_Compiled):
         running, count, width = threads(), len(sounds), self._shape.width
         tokens = [1 + -(-len(sound) // self._reduction) for sound in sounds]
         given = (_Sound * count)(
-            *((address(sound, torch.float32, max(1, len(sound)), self._bands), len(sound)) for sound in sounds)
+            *(_Sound(address(sound, torch.float32, max(1, len(sound)), self._bands), len(sound)) for sound in sounds)
         )
         shape = _Shape.from_buffer_copy(self._shape)
         shape.tokens = max(tokens, default=1)

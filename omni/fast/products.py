@@ -36,7 +36,7 @@ class _LearntProduct(torch.autograd.Function):
         return product(x, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows, of_bias = grad.reshape(-1, grad.shape[-1]).contiguous(), None
@@ -65,7 +65,7 @@ class OneDnnProducts(TorchFunctionMode):
             if not torch.is_grad_enabled():
                 return product(x, weight, bias)
             if self.learning:
-                return _LearntProduct.apply(x, weight, bias)
+                return _LearntProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
