@@ -2,8 +2,8 @@
 
 Sounds of a batch differ in length. Padded, they would take the time of the longest each; and every convolution and every
 attention would need a mask. Here each sound is encoded at its own length. The blocks are those of `packed_blocks.py`, or
-compiled (`compiled_encoder.py`). Compiled, a tile of tokens goes from its features through all convolutions at once, so the
-frames of a long sound are never in memory together.
+compiled (`compiled_encoder.py`). Compiled, a tile of tokens goes from its features through all convolutions at once, so
+what these make of a long sound is never in memory as a whole.
 """
 
 from collections.abc import Sequence
