@@ -63,10 +63,10 @@ class FastAcceleration(Acceleration):
             if device.type == "cpu" and dtype == torch.float32:
                 stack.enter_context(OneDnnProducts(learning=True))
             if device.type == "cpu" and dtype == torch.bfloat16:
-                for module in model.modules():
-                    if _writes_out(module):
-                        stack.callback(module.set_attn_implementation, "sdpa")
-                        module.set_attn_implementation("eager")
+                encoders: list[Any] = [module for module in model.modules() if _writes_out(module)]
+                for encoder in encoders:
+                    stack.callback(encoder.set_attn_implementation, "sdpa")
+                    encoder.set_attn_implementation("eager")
             yield
 
 
