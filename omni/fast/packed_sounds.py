@@ -66,13 +66,14 @@ class PackedAudioModel:
         self._cls = model.embeddings.cls_token.detach().float()[0].clone()  # [1, D]
         self._start = self._cls
         layers: list[Block] = [*model.layers]
-        convolutions = [(kernel.weight.detach(), kernel.bias.detach()) for kernel in model.embeddings.stem.convolutions]
+        stem: Any = model.embeddings.stem
+        convolutions = [(kernel.weight.detach(), kernel.bias.detach()) for kernel in stem.convolutions]
         self._compiled = None
         possible = is_possible(self.config, dtype) and self.config.num_halvings <= MOST_HALVINGS
         self.path = "compiled" if possible else "packed"
         if possible:
-            stem = [(weight.transpose(1, 2).flatten(1), bias) for weight, bias in convolutions]
-            self._compiled = CompiledSounds(self.config, dtype, stem, *weights_of(model.norm, layers))
+            matrices = [(weight.transpose(1, 2).flatten(1), bias) for weight, bias in convolutions]
+            self._compiled = CompiledSounds(self.config, dtype, matrices, *weights_of(model.norm, layers))
             return
         self._stem = [(weight.to(dtype, copy=True), bias.to(dtype, copy=True)) for weight, bias in convolutions]
         self._blocks = [PackedBlock(layer, dtype, ROWS) for layer in layers]
