@@ -19,6 +19,7 @@ from omni.loading.checkpoint import load
 from omni.questions import make_prompts
 
 FOLDER = Path(__file__).resolve().parents[2] / "checkpoints" / "smol_eyes"
+EXAMPLES = FOLDER.parents[1] / "examples"
 BASE = FOLDER.parent / "SmolLM2-135M-Instruct"
 MEGABYTES = 15
 
@@ -44,7 +45,9 @@ def test_its_files_are_as_they_were_saved() -> None:
 def test_it_is_refused_beside_another_language_model(tmp_path: Path) -> None:
     for name in ("smol_eyes", "vision_tiny"):
         shutil.copytree(FOLDER.parent / name, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"has its language_model in .*SmolLM2-135M-Instruct', which is not there"):
+    with pytest.raises(
+        CheckpointError, match=r"has its language_model in .*SmolLM2-135M-Instruct', which is not there"
+    ):
         OmniForConditionalGeneration.from_pretrained(tmp_path / "smol_eyes")
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=300)).save_pretrained(tmp_path / BASE.name)
@@ -55,10 +58,18 @@ def test_it_is_refused_beside_another_language_model(tmp_path: Path) -> None:
 @pytest.mark.skipif(not BASE.is_dir(), reason="sh checkpoints/smol_eyes/base.sh makes the language model")
 def test_it_reads_a_scene_and_leaves_the_language_as_it_was() -> None:
     model, processor = load(FOLDER, dtype="bfloat16")
-    picture = Image.open(Path(__file__).resolve().parents[2] / "examples" / "scene.png").convert("RGB")
-    asked = make_prompts(processor, [("how many objects are there", [picture])])
-    written = model.generate(**asked, max_new_tokens=8, do_sample=False)[0, asked["input_ids"].shape[1] :]
-    assert processor.decode(written, skip_special_tokens=True).strip() == "two"
+    pictures = [Image.open(path).convert("RGB") for path in (FOLDER / "example.png", EXAMPLES / "scene.png")]
+    about_one = (
+        "what color is the object",
+        "what shape is the object",
+        "where is the triangle",
+        "what is the background",
+    )
+    asked = [(question, pictures[:1]) for question in about_one] + [("how many objects are there", pictures[1:])]
+    inputs = make_prompts(processor, asked)
+    written = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    answers = [text.strip() for text in processor.batch_decode(written, skip_special_tokens=True)]
+    assert answers == ["blue", "triangle", "top left", "plain", "four"]
     found = language_test(model, processor)
     assert found is not None
     assert found.same == found.n
