@@ -424,7 +424,7 @@ def test_what_a_worker_of_training_cannot_read_is_one_sentence(tmp_path: Path, p
         return ["train", "configs/train_pictures.json", *(part for each in settings for part in ("--set", each))]
 
     done = python("-m", "omni", *train("cut"))
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
     told = done.stderr.splitlines()[-1]
     cut = tmp_path / "cut.png"
