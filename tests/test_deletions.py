@@ -104,10 +104,20 @@ def test_omni_says_the_same_when_what_is_fast_is_deleted(
 ) -> None:
     """By tests that compare with transformers and torch; those of `torch.compile`, which takes long, are left out."""
     shutil.copytree(ROOT / "omni", tmp_path / "omni", ignore=shutil.ignore_patterns("fast", "__pycache__"))
-    code = (
-        "import os, sys, pytest; from importlib.util import find_spec; import omni; assert find_spec('omni.fast') is None; "
-        f"assert omni.__file__.startswith({str(tmp_path)!r}); os.chdir({str(ROOT)!r}); sys.exit(pytest.main(sys.argv[1:]))"
-    )
+    code = f"""
+import os, sys, omni, pytest
+from importlib.util import find_spec
+from typer.testing import CliRunner
+from omni.cli.app import app
+
+assert find_spec("omni.fast") is None
+assert omni.__file__.startswith({str(tmp_path)!r})
+os.chdir({str(ROOT)!r})
+bench = CliRunner().invoke(app, ["bench", "--verify"], catch_exceptions=False)
+assert (bench.exit_code, bench.stderr.count(chr(10))) == (2, 1)
+assert bench.stderr.startswith("Error: The fast paths come from omni.fast, which is not installed; install it, or")
+sys.exit(pytest.main(sys.argv[1:]))
+"""
     options = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not long", "-k", "not compile"]
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     run = python("-c", code, *options, *(ROOT / "tests" / name for name in WITHOUT_SPEED), cwd=tmp_path)
