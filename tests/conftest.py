@@ -212,7 +212,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess
             patch.setattr(sys, "path", [*map(str, path), *sys.path])
             process = multiprocessing.get_context("forkserver").Process(target=exec, args=(START, given))
             process.start()
-        process.join(300)
+        process.join(900)  # a busy machine takes long
         process.kill()
         out, err = (Path(name).read_text() if Path(name).exists() else "" for name in files)
         return subprocess.CompletedProcess(words, process.exitcode, out, err)
