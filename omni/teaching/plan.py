@@ -47,7 +47,7 @@ def plan(lesson: Lesson, folder: Path, say: Callable[[str], None]) -> None:
     composition = join(lesson, folder, train)
     if lesson.text is not None:
         both = ({"data": train, "weight": 1 - TEXT_SHARE}, {"data": {"path": lesson.text}, "weight": TEXT_SHARE})
-        train = {"mix": list(both)}
+        train = {"sources": list(both)}
     for note in composition.notes:
         say(note)
     model: Any = composition.model
@@ -123,7 +123,7 @@ def _stages(
         values = copy.deepcopy(base)
         values["model"]["checkpoint"] = checkpoint
         train = values["train"]
-        part = train["mix"][0]["data"] if "mix" in train else train
+        part = train["sources"][0]["data"] if "sources" in train else train
         part |= {key: value for key, value in changes.items() if key not in part}
         if number < len(stages):
             values["output"] = checkpoint = str(Path(base["output"]) / STAGE.format(number))

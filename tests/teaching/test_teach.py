@@ -23,7 +23,8 @@ from omni.evaluation.language import PASSAGE, language_test
 from omni.loading.checkpoint import load
 from omni.questions import make_prompts, write_prompts
 from omni.teaching import Lesson, budget, teach, watch
-from omni.training.recipe import Recipe, RecipeError
+from omni.teaching.plan import plan
+from omni.training.recipe import Mixture, Recipe, RecipeError
 from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer
 from omni.worlds import find_world
@@ -184,6 +185,21 @@ def test_little_memory_means_smaller_batches_and_layers_that_are_computed_twice(
     assert arguments["activation_checkpointing"] is True
     for name, tensor in weights(tmp_path / "mine").items():  # the same batches, added up in another order
         torch.testing.assert_close(tensor, weights(taught[0])[name], rtol=0.1, atol=0.02)
+
+
+def test_rows_of_text_are_a_tenth_of_the_samples(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]})
+    )
+    monkeypatch.setattr("omni.teaching.plan.measure", lambda recipe: budget.Budget(4, 1, False, 0.5, 8))
+    plan(lesson_of(given, text=str(text)), tmp_path, lambda line: None)
+    train = Recipe.read(tmp_path / "recipe.json").train
+    assert isinstance(train, Mixture)
+    assert [(part.data.path, part.weight) for part in train.sources] == [
+        (str(given / "rows.jsonl"), 0.9),
+        (str(text), 0.1),
+    ]
 
 
 def test_minutes_become_steps(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_a_state_with_nan_is_neither_begun_with_nor_gone_on_from(tmp_path: Path,
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (checkpoint / CHECKSUMS).unlink()
     (checkpoint / CHECKSUMS).write_text(json.dumps(_checksums(checkpoint)))
-    with pytest.raises(CheckpointDamageError, match=r"checkpoint-1 cannot be gone on from: .* not finite"):
+    with pytest.raises(CheckpointDamageError, match=r"cannot continue from \S+checkpoint-1: .* not finite"):
         run(settings, resume=True)
     config = json.loads((finished / "config.json").read_text())
     (finished / "config.json").write_text(json.dumps(config | {"fingerprints": None}))

@@ -171,10 +171,10 @@ def test_a_run_killed_while_it_writes_its_recipe_can_be_resumed(out: Path) -> No
     assert (out / "run" / "recipe.json").read_bytes() == written
     run(recipe(out), resume=True)
     (out / "run" / "recipe.json").write_bytes(written[: len(written) // 2])
-    with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows what the run was of"):
+    with pytest.raises(RecipeError, match=r"The run cannot be resumed without a whole \S+run/recipe.json"):
         run(recipe(out), resume=True)
     (out / "run" / "recipe.json").unlink()
-    with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows .*No such file"):
+    with pytest.raises(RecipeError, match=r"cannot be resumed without a whole \S+run/recipe.json .*No such file"):
         run(recipe(out), resume=True)
 
 
