@@ -40,7 +40,7 @@ class BlockConfig(Protocol):
 def attention_of(config: Any, options: Mapping[str, Any]) -> Any:
     """Name of the attention to use: the configured one, or "eager" if attention maps are asked for.
 
-    Only "eager" returns maps; any other would return none and say nothing.
+    Any other attention returns no maps, without an error.
     """
     return "eager" if options.get("output_attentions", config.output_attentions) else config._attn_implementation
 
@@ -54,7 +54,10 @@ def padding_mask(
         config: the encoder's configuration.
         hidden_states: float[B, n, D].
         mask: bool[B, n], true for real tokens; None if all tokens are real.
-        options: those of the forward pass.
+        options: other arguments of `forward`.
+
+    Returns:
+        None; or, for "eager" attention, float[B, 1, 1, n] to add to the scores; or any form that the attention takes.
     """
     if mask is None:
         return None

@@ -7,7 +7,7 @@ class Packed(Protocol):
     """An encoder and its preprocessor in a faster form, with the same tokens up to rounding.
 
     Attributes:
-        path: one word that says how it computes, for reports.
+        path: one word for the way it computes, for reports.
     """
 
     path: str
@@ -17,7 +17,7 @@ class Packed(Protocol):
 
         Args:
             source: the file.
-            at_least: the item may be read smaller, if both sides keep so many pixels.
+            at_least: the picture may be decoded smaller, as long as both sides have at least this number of pixels.
 
         Returns:
             The item in a form that `prepare` takes, its full size, and a note if the decoder warned.
@@ -27,4 +27,4 @@ class Packed(Protocol):
         """One item as an array. All arrays have one shape; `__call__` takes a batch of them."""
 
     def __call__(self, prepared: Any, cls_only: bool = False) -> Any:
-        """From a tensor of B prepared items to the encoder's output; with `cls_only`, to that of CLS alone."""
+        """The encoder's output for B prepared items; with `cls_only`, for the CLS token alone."""

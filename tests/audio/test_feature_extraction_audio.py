@@ -127,7 +127,7 @@ def test_a_known_rate_becomes_the_extractors(rate: int) -> None:
 @pytest.mark.parametrize("form", range(4))
 def test_a_rate_that_contradicts_the_sounds_own_is_refused(form: int) -> None:
     for given in (forms(chirp(), 8_000)[form], [forms(chirp(), 8_000)[form]]):
-        with pytest.raises(ValueError, match="comes with 8,000 samples in a second, but `sampling_rate` says 16,000"):
+        with pytest.raises(ValueError, match="comes with 8,000 samples per second, but `sampling_rate` says 16,000"):
             OmniFeatureExtractor()(given, sampling_rate=16_000)
 
 

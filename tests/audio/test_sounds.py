@@ -378,7 +378,7 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rate", [0, -16_000, 999, 768_001, 16_000.0])
 def test_rates_that_no_sound_has(rate: Any) -> None:
-    with pytest.raises(SoundError, match="samples in a second, expected 1,000 to 768,000"):
+    with pytest.raises(SoundError, match="samples per second, expected 1,000 to 768,000"):
         Sound(np.ones(9, np.float32), rate)
 
 
@@ -458,7 +458,7 @@ def test_integers_are_scaled_by_their_range() -> None:
         (["a", "b"], 16_000, "found <U1"),
         (np.ones(9, complex), 16_000, "found complex128"),
         ({"values": SAMPLES}, 16_000, r"'array' and 'sampling_rate', found \['values'\]"),
-        ((SAMPLES, 16_000.5), None, "whole number of samples in a second, found 16000.5"),
+        ((SAMPLES, 16_000.5), None, "whole number of samples per second, found 16000.5"),
         (np.zeros(0), 16_000, "has no samples"),
     ],
     ids=str,

@@ -221,7 +221,7 @@ def test_without_data_it_learns_from_what_is_drawn(
     said: list[str] = []
     lesson = lesson_of(given, data=None, test=None, lora=True, overrides=["arguments.max_steps=3", STEPS[1]])
     outcome = teach(lesson, tmp_path / "mine", say=said.append)
-    assert said[0] == "No data are named, so it learns from pictures that are drawn"
+    assert said[0] == "No data are named, so it learns from generated pictures"
     assert {"shape", "where", "caption"} <= {score.kind for score in outcome.result.scores}
     stages = [Recipe.read(tmp_path / "mine" / f"{name}.json") for name in ("stage-1", "stage-2", "recipe")]
     assert [recipe.train.max_objects for recipe in stages] == [2, 4, 6]
