@@ -286,8 +286,8 @@ class _Check:
         tokens = 0
         if self.processor is not None and file.modality in self.processor.preprocessors:
             try:
-                prepared = self.processor._prepare(file.modality, [item], {"return_tensors": "pt"})
-                (tokens,) = self.processor._counts(file.modality, prepared)
+                prepared = self.processor.prepare(file.modality, [item], {"return_tensors": "pt"})
+                (tokens,) = self.processor.count_tokens(file.modality, prepared)
             except ValueError as error:  # the sound may be longer than the encoder takes
                 kind = type(error) if isinstance(error, ItemError) else ItemError
                 return kind(f"{file} cannot be prepared: {error}")

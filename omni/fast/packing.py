@@ -82,7 +82,7 @@ class PackedVisionModel:
         model: the encoder, on a CPU.
         processor: the image processor.
         dtype: type of weights and activations, float32 or bfloat16.
-        at_once: how many pictures go through all layers together, if there is no compiled code; more would not fit into the
+        at_once: number of pictures that go through all layers together without compiled code. More do not fit into the
             processor's cache.
 
     Attributes:
@@ -320,7 +320,7 @@ def _linear(
 ) -> Callable[..., torch.Tensor]:
     """`f(x)` = activation(x W^T + b) and `f(x, residual)` = x W^T + b + residual, on a private copy of the weights.
 
-    With oneDNN this is one kernel, in a layout for so many `rows`; otherwise it is PyTorch's.
+    With oneDNN this is one kernel, in a layout for this number of `rows`; otherwise it is PyTorch's.
     """
     weight, bias = (tensor.detach().to(dtype, copy=True).contiguous() for tensor in (weight, bias))
     if not (_has_onednn(dtype) and activation in (None, *FUSED)):

@@ -171,9 +171,9 @@ class OmniProcessor(ProcessorMixin):
         for name, things in items.items():
             options = dict(merged["images_kwargs"]) if name == "image" else own[f"{get_modality(name).argument}_kwargs"]
             options["return_tensors"] = options.get("return_tensors") or return_tensors
-            prepared = self._prepare(name, things, options)
+            prepared = self.prepare(name, things, options)
             join_inputs(inputs, prepared)
-            counts[name] = self._counts(name, prepared)
+            counts[name] = self.count_tokens(name, prepared)
         data: dict[str, Any] = {}
         if texts is not None:
             type_ids = text_kwargs.pop("return_mm_token_type_ids", False) or merged.get("return_mm_token_type_ids")
@@ -209,7 +209,7 @@ class OmniProcessor(ProcessorMixin):
             return list(make_flat_list_of_images(self.image_processor.fetch_images(opened(modality, given))))
         return list(flat(modality, given))
 
-    def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
         """The modality's inputs from raw items; encoded items are passed through."""
         if encoded := [item for item in items if isinstance(item, EncodedItem)]:
             if len(encoded) < len(items):
@@ -221,7 +221,7 @@ class OmniProcessor(ProcessorMixin):
         options = {key: value for key, value in options.items() if value is not None}
         return prepare_items(get_modality(name), self.preprocessors[name], items, options)
 
-    def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
+    def count_tokens(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
         """The number of placeholders of each item, by the token plan."""
         if encoded := prepared.get("mm_encoder_outputs", {}).get(name):
             return [self.plan.num_tokens(name, item.grid_shape) for item in encoded]
@@ -251,7 +251,7 @@ class OmniProcessor(ProcessorMixin):
     def _replacement(self, name: str, inputs: Mapping[str, Any], index: int) -> str:
         modality = get_modality(name)
         one = {key: [inputs[key][index]] for key in modality.inputs}
-        return modality.token * self._counts(name, one)[0]
+        return modality.token * self.count_tokens(name, one)[0]
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Any = None, audio_lengths: Any = None, **kwargs: Any
@@ -276,11 +276,11 @@ class OmniProcessor(ProcessorMixin):
                     f"The number of tokens of a picture is not known: {what} of the image processor is {size}."
                 )
             blank = np.empty((3, size["height"], size["width"]), np.uint8)  # only its shape is read
-            count = self._counts("image", {"pixel_values": [blank]})[0]
+            count = self.count_tokens("image", {"pixel_values": [blank]})[0]
             data = {"num_image_tokens": [count] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
         if audio_lengths is not None:
             silence = [np.zeros(length, np.float32) for length in audio_lengths]
-            data["num_audio_tokens"] = self._counts("audio", self._prepare("audio", silence, {})) if silence else []
+            data["num_audio_tokens"] = self.count_tokens("audio", self.prepare("audio", silence, {})) if silence else []
         return MultiModalData(**data)
 
     def least_tokens(self, name: str) -> int:
