@@ -1,6 +1,6 @@
 """Damaged pictures: each is read whole, or refused in a sentence; see `damage`.
 
-What counts as fallen through, too: a picture that is read two ways, or that is larger than a server measures it.
+Two more failures: `omni.fast` and Pillow read different pixels, or a picture has more pixels than a server counts.
 """
 
 import struct
@@ -156,7 +156,7 @@ def run_lengths(pixels: np.ndarray) -> bytes:
 
 
 def look() -> Look:
-    """What a process makes of the bytes of a picture."""
+    """How a process reads the bytes of a picture."""
     from omni.fast.jpeg import read_pixels
     from omni.vision.pictures import PictureError, read_picture
     from omni.vision.plugin import count_pixels
@@ -165,9 +165,9 @@ def look() -> Look:
         picture = read_picture(data)
         pixels = np.asarray(picture)
         if not np.array_equal(np.asarray(read_pixels(data).pixels)[..., :3], pixels):
-            raise RuntimeError("it is read two ways")
+            raise RuntimeError("omni.fast reads other pixels")
         if (measured := count_pixels(data)) < picture.width * picture.height:
-            raise RuntimeError(f"{picture.size} pixels are measured as {measured}")
+            raise RuntimeError(f"{picture.size} pixels are counted as {measured}")
         return "x".join(map(str, pixels.shape)), pixels.tobytes()
 
     return Look(read, PictureError)
@@ -177,5 +177,5 @@ ENDS = {"jpeg": b"\xff\xd9", "png": b"\0\0\0\0IEND\xaeB`\x82", "gif": b";"}
 
 
 def run(seed: int, count: int, seconds: float) -> Tally:
-    """Read so many damaged pictures, or as many as there is time for."""
+    """Read `count` damaged pictures, or as many as fit into the time."""
     return read_damaged("campaigns.pictures", drawings(), ENDS, seed, count, seconds)

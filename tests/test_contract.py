@@ -1,4 +1,4 @@
-"""`omni check-plugin`: what keeps the contract passes, and each way of breaking it is named in a sentence that says what to fix."""
+"""`omni check-plugin`: a plug-in that keeps the contract passes; each fault gets a sentence that says what to fix."""
 
 import copy
 import json
