@@ -148,7 +148,7 @@ class PictureFiles(Dataset[torch.Tensor]):
 
 def _loader(make: Callable[[OmniVisionModel], nn.Module], paths: Sequence[str], workers: int) -> Call:
     model = make(peers.omni())
-    # whether there are more of them than is good, the measurement will say
+    # the measurement shows which number is best
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     # they stay between rounds: starting them is not counted
     loader = DataLoader(PictureFiles(paths), batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)

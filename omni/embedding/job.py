@@ -94,14 +94,14 @@ def embed(
             must be the same, too.
         runner: where the rows are computed.
         address: address of a Ray cluster. Without one, Ray starts on this machine alone.
-        modality: of a model with several encoders, the name of the one that is meant.
+        modality: of a model with several encoders, the name of the one to use.
         normalize: divide each vector by its length.
         threads: number of threads. By default one for each core that this process may use.
         progress: called with the number of finished rows and the number of all rows.
 
     Raises:
         SourceError, ManifestError: the sources hold no file of this modality, or cannot be read.
-        CheckpointError, EngineError: there is no encoder, or it cannot compute what is asked for.
+        CheckpointError, EngineError: there is no encoder, or it cannot compute these tokens.
         RayError: the cluster cannot do the work.
         TableError: the output cannot be written or continued.
     """
@@ -109,7 +109,7 @@ def embed(
     files = find_files(sources, bundle)
     place = Output(output, resume)
     if place.single and shard_rows is not None:
-        raise TableError(f"{str(output)!r} is to be one file; for files of {shard_rows:,} rows name a folder.")
+        raise TableError(f"{str(output)!r} names one file; for files of {shard_rows:,} rows name a folder.")
     with local.one_thread(), cluster.connected(address) if runner == "ray" else nullcontext():
         encoder = load_encoder(checkpoint, bundle.name)
         engine = Engine(encoder, what, precision)

@@ -67,7 +67,7 @@ def cores() -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, torch uses one thread for each operation."""
+    """Within the context, torch uses one thread for each operation."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

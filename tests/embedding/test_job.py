@@ -448,6 +448,6 @@ def test_what_an_encoder_does_not_have_is_told_before_anything_is_written(
 ) -> None:
     with pytest.raises(EngineError, match="no 'projected'"):
         embed([make_pictures(2)], save_encoder(), tmp_path / "out.parquet", what="projected")
-    with pytest.raises(TableError, match="is to be one file; for files of 10 rows name a folder"):
+    with pytest.raises(TableError, match="names one file; for files of 10 rows name a folder"):
         embed([tmp_path / "pictures"], save_encoder(), tmp_path / "out.parquet", shard_rows=10)
     assert not list(tmp_path.glob("out*"))
