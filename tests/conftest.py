@@ -44,7 +44,7 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """xdist would begin with the files of the most tests."""
+    """Without this, xdist begins with the files that have the most tests."""
     config.option.loadscopereorder = False
 
 
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The half a million objects of torch, transformers and the tests stay; who collects garbage need not look at them."""
+    """Exempt the half a million objects of torch, transformers and the tests from garbage collection."""
     gc.collect()
     gc.freeze()
 

@@ -162,12 +162,12 @@ def test_sounds_of_several_rates_in_one_batch() -> None:
     ],
     ids=str,
 )
-def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         OmniFeatureExtractor(**options)
 
 
-def test_arguments_that_there_are_not() -> None:
+def test_unknown_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="knows no 'truncation'"):
         OmniFeatureExtractor()(chirp(), truncation=True)
     with pytest.raises(ValueError, match="at least one sound, found none"):

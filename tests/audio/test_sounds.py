@@ -127,7 +127,7 @@ def test_ten_million_samples_and_one() -> None:
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
-def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_a_sound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         MissingSoundError, match="'no.wav' does not exist in .*, expected a WAV, FLAC, Ogg or MP3 sound"
@@ -346,7 +346,7 @@ def test_what_may_stand_around_a_sound() -> None:
     np.testing.assert_array_equal(read_sound(KINDS["wav"]() + bytes(1_000)).samples, read_sound(KINDS["wav"]()).samples)
 
 
-def test_samples_that_are_none() -> None:
+def test_invalid_samples_are_refused() -> None:
     with pytest.raises(SoundError, match="has no samples, expected at least one"):
         read_sound(file_of(np.zeros(0)))
     for value in (np.nan, np.inf, -np.inf):

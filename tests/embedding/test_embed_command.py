@@ -27,7 +27,7 @@ def invoke(*arguments: object) -> Result:
 
 
 def refuse(*arguments: object) -> str:
-    """The one sentence that comes instead of a table."""
+    """The sentence of a refused command."""
     result = invoke(*arguments)
     assert result.exit_code == 2, result.stderr
     assert result.stdout == ""
@@ -124,7 +124,7 @@ def test_a_terminal_sees_how_fast_it_goes(
     assert b"files/s" in shown
 
 
-def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
+def test_an_interrupt_says_how_to_continue(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     pictures, output = make_pictures(2500), tmp_path / "out.parquet"
     command = ["embed", pictures, "--checkpoint", save_encoder(), "--batch-size", "4", "--output", output]
     process = subprocess.Popen(

@@ -122,7 +122,7 @@ def test_omni_train_makes_the_same_of_the_recipe(taught: tuple[Path, list[str]],
 
 
 @pytest.mark.parametrize("cut", ["Measuring", "Wrote", "16 of 24 samples", "sight"])
-def test_a_lesson_that_was_cut_off_goes_on(
+def test_an_interrupted_lesson_is_resumed(
     taught: tuple[Path, list[str]], given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     monkeypatch.setattr(watch, "EVERY", 0.0)

@@ -78,7 +78,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any]
 
 
 def hum(text: str, voice: str, rng: object) -> tuple[np.ndarray, int]:
-    """In the place of a synthesizer: a tone for each letter."""
+    """Stands for a synthesizer: a tone for each letter."""
     t = np.arange(2000) / 16_000
     return np.concatenate([np.sin(2 * np.pi * (200 + 90 * (ord(each) % 32)) * t) for each in text.lower()]), 16_000
 

@@ -100,7 +100,7 @@ def test_a_run_brings_the_picture_nearer_to_its_words(small: Path, rows: Path) -
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-def test_who_does_not_say_what_an_item_shows_cannot_be_learnt_from() -> None:
+def test_rows_without_the_words_of_their_items_cannot_be_learnt() -> None:
     with pytest.raises(ExampleError, match="row 7 does not say in words what its picture shows"):
         in_words(Example({"image": [object()]}, [ask("what is it", "red")], "row 7"))
 

@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment and again and again, ends where one ends that was left alone."""
+"""A run that is killed at any moment, however often, ends with the weights of an uninterrupted run."""
 
 import contextlib
 import gc
@@ -58,7 +58,7 @@ def recipe(output: Path, **changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was left alone."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(folder):
         run(recipe(Path("out")))
@@ -73,7 +73,7 @@ def out(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def in_a_process(settings: Recipe, largest_file: int = resource.RLIM_INFINITY) -> int:
-    """Start the run in a process of its own, resuming what there is; its id.
+    """Start the run in a new process, which resumes an earlier one; its id.
 
     The system kills it while it writes more than `largest_file` bytes into one file.
     """

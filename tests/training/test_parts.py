@@ -122,7 +122,7 @@ def test_what_was_learnt_before_an_interruption_counts(half: Path, pictures: Pat
 
 
 @pytest.mark.parametrize("thinker", ["qwen3", "opt"])
-def test_activations_of_a_frozen_language_model_are_computed_anew(
+def test_activations_of_a_frozen_language_model_are_recomputed(
     thinker: str, make_config: Callable[..., OmniConfig]
 ) -> None:
     """Backward goes through it to the projector. Layers of OPT have dropout of their own, which stays off."""
