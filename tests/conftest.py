@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also of what tests start
@@ -57,6 +58,36 @@ def pytest_collection_finish() -> None:
     """Exempt the half a million objects of torch, transformers and the tests from garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+def invoke(*arguments: object) -> Result:
+    """The command `omni` in this process; a bug raises through it."""
+    from omni.cli.app import app
+
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+
+
+def succeed(*arguments: object) -> str:
+    """What a command prints that succeeds."""
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refuse(*arguments: object) -> str:
+    """The sentence of a command that is refused."""
+    result = invoke(*arguments)
+    return one_sentence(result.exit_code, result.stdout, result.stderr)
+
+
+def one_sentence(status: int, stdout: str, stderr: str) -> str:
+    """The sentence of a refusal, which is the only output."""
+    assert status == 2, stderr
+    assert stdout == ""
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("Error: ")
+    assert stderr.endswith(".\n")
+    return stderr
 
 
 @pytest.fixture(scope="session")
