@@ -1,4 +1,4 @@
-"""Tiny models of every kind, built when a test asks for them."""
+"""Commands in this process, and tiny models of every kind, built when a test asks for them."""
 
 import gc
 import multiprocessing
@@ -88,6 +88,34 @@ def one_sentence(status: int, stdout: str, stderr: str) -> str:
     assert stderr.startswith("Error: ")
     assert stderr.endswith(".\n")
     return stderr
+
+
+def randomise(model: Any, seed: int = 0) -> None:
+    """Give an encoder weights among which none is zero or one, where a mistake would not show."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.3 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            elif name.endswith(("cls_token", "position_embeddings")):
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5)
+
+
+def assert_same(found: Any, expected: Any, tolerance: float, what: str = "") -> None:
+    """Two tensors are equal up to `tolerance` of the largest value."""
+    import torch
+
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(
+        found, expected, rtol=tolerance, atol=tolerance * scale, msg=lambda message: f"{what}: {message}"
+    )
 
 
 @pytest.fixture(scope="session")
