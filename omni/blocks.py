@@ -183,7 +183,7 @@ class Block(GradientCheckpointingLayer):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """As `SelfAttention.forward`, without the maps."""
+        """float[B, n, D] -> float[B, n, D], or float[B, 1, D] with `cls_only`; see `SelfAttention.forward`."""
         residual = hidden_states[:, :1] if cls_only else hidden_states
         hidden_states, _ = self.attention(self.norm1(hidden_states), attention_mask, cls_only, **kwargs)
         hidden_states = residual + self.dropout(hidden_states)

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
 def shape_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """Scale (Cohere), divide (Granite) or softly cap (Gemma 2) logits of any shape, as the configuration says."""
+    """Scale (Cohere), divide (Granite) or softly cap (Gemma 2) logits float[..., V], as the configuration says."""
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:

@@ -210,7 +210,11 @@ class OmniProcessor(ProcessorMixin):
         return list(flat(modality, given))
 
     def prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The modality's inputs from raw items; encoded items are passed through."""
+        """The modality's inputs from raw items; encoded items are passed through.
+
+        Raises:
+            ValueError: only some of the items are encoded.
+        """
         if encoded := [item for item in items if isinstance(item, EncodedItem)]:
             if len(encoded) < len(items):
                 raise ValueError(
