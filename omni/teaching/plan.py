@@ -58,39 +58,11 @@ def plan(lesson: Lesson, folder: Path, say: Callable[[str], None]) -> None:
         train = {"sources": list(both)}
     for note in composition.notes:
         say(note)
-    model: Any = composition.model
-    projectors = [f"{name}_projector" for name in model.config.modalities]
-    frozen, half = [rf"^(?!model\.({'|'.join(projectors)})\.)"], stored_in_half(model)
-    draft: dict[str, Any] = {
-        "objective": lesson.objective,
-        "model": {"checkpoint": str(folder / START)},
-        "train": train,
-        "evaluate": test,
-        "optimizer": {
-            "name": "adamw",
-            "lr": RATE,
-            "lr_scale": {name: scale for name, scale in FASTER.items() if lesson.lora or name != "lora_"},
-        },
-        "output": str(folder),
-    }
-    if lesson.lora:
-        draft["lora"] = {"target_modules": layers_for_lora(model), "modules_to_save": projectors}
-    else:
+    frozen = [rf"^(?!model\.({'|'.join(_projectors(composition.model))})\.)"]
+    draft = _draft(lesson, folder, composition.model, train, test)
+    if not lesson.lora:
         draft["freeze"] = frozen
-    if half and not bfloat16_pays():  # this processor computes faster in float32
-        draft["model"]["config"] = {"dtype": "float32"}
-    draft["arguments"] = {
-        "bf16": False if half else "auto",
-        "eval_strategy": "steps",
-        "save_total_limit": 2,
-        "dataloader_num_workers": 1,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "max_grad_norm": 1.0,
-        "report_to": "none",
-        "seed": 0,
-    }
-    del composition, model
+    del composition
     gc.collect()
     say("Measuring what a step needs on this machine")
     path = folder / RECIPE
@@ -120,6 +92,43 @@ def recipes_in(folder: Path) -> list[Path]:
     """The paths of the recipes that `plan` has written, in order of the stages."""
     stages = sorted(folder.glob(f"{STAGE.format('*')}.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
     return [*stages, folder / RECIPE]
+
+
+def _projectors(model: Any) -> list[str]:
+    return [f"{name}_projector" for name in model.config.modalities]
+
+
+def _draft(lesson: Lesson, folder: Path, model: Any, train: dict[str, Any], test: Any) -> dict[str, Any]:
+    """The recipe without the numbers that depend on this machine."""
+    half = stored_in_half(model)
+    draft: dict[str, Any] = {
+        "objective": lesson.objective,
+        "model": {"checkpoint": str(folder / START)},
+        "train": train,
+        "evaluate": test,
+        "optimizer": {
+            "name": "adamw",
+            "lr": RATE,
+            "lr_scale": {name: scale for name, scale in FASTER.items() if lesson.lora or name != "lora_"},
+        },
+        "output": str(folder),
+        "arguments": {
+            "bf16": False if half else "auto",
+            "eval_strategy": "steps",
+            "save_total_limit": 2,
+            "dataloader_num_workers": 1,
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "max_grad_norm": 1.0,
+            "report_to": "none",
+            "seed": 0,
+        },
+    }
+    if lesson.lora:
+        draft["lora"] = {"target_modules": layers_for_lora(model), "modules_to_save": _projectors(model)}
+    if half and not bfloat16_pays():  # this processor computes faster in float32
+        draft["model"]["config"] = {"dtype": "float32"}
+    return draft
 
 
 def _stages(
