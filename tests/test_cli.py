@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from omni.checkpoints.seal import reseal
-from omni.cli.app import app
+
+from .conftest import invoke, one_sentence, refuse, succeed
 
 OMNI = Path(sys.executable).with_name("omni")
 CHECKPOINT = Path("checkpoints/omni_tiny")
@@ -36,32 +36,6 @@ COMMANDS = (
     "check-data",
     "check-plugin",
 )
-
-
-def invoke(*arguments: object) -> Result:
-    """The command in this process; a bug raises through it."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def succeed(*arguments: object) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refuse(*arguments: object) -> str:
-    """The one sentence that comes instead of an answer."""
-    result = invoke(*arguments)
-    return one_sentence(result.exit_code, result.stdout, result.stderr)
-
-
-def one_sentence(status: int, stdout: str, stderr: str) -> str:
-    assert status == 2, stderr
-    assert stdout == ""
-    assert stderr.count("\n") == 1
-    assert stderr.startswith("Error: ")
-    assert stderr.endswith(".\n")
-    return stderr
 
 
 def start(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -107,7 +107,17 @@ def verify_weights(folder: Path, variant: str | None = None, untrained: Collecti
 def verify_tensors(
     tensors: Mapping[str, torch.Tensor], saved: Mapping[str, str] | None, file: str, untrained: Collection[str] = ()
 ) -> None:
-    """The same for tensors by name and the fingerprints `saved` of their parts; `file` is where messages say they are."""
+    """As `verify_weights`, for tensors in memory.
+
+    Args:
+        tensors: the tensors by name.
+        saved: the fingerprints of their parts; None to check only that all are finite.
+        file: where the tensors come from, for messages.
+        untrained: parts that are not compared.
+
+    Raises:
+        CheckpointError: see `verify_weights`.
+    """
     if saved:
         found = fingerprint_parts(tensors)
         parts = {*saved, *found} - set(untrained)

@@ -176,12 +176,12 @@ def attend(
 
 
 def _expect_familiarity(folder: Path) -> None:
-    """Refuse to be strict about a model of which nobody knows what it was trained on."""
+    """Refuse `--strict` for a checkpoint that does not say what it was trained on."""
     from omni.checkpoints.folder import FAMILIARITY
 
     if not os.path.exists(folder / FAMILIARITY):
         refuse(
-            f"{str(folder)!r} does not say what the model was trained on, so --strict cannot hold files against it; run "
+            f"{str(folder)!r} does not say what the model was trained on, so --strict has nothing to compare with; run "
             "`omni checkpoint familiarise`, or leave --strict out."
         )
 
@@ -194,7 +194,7 @@ def _names_a_file(question: str) -> bool:
 
 
 def _unasked(folder: Path, last: str) -> tuple[str, list[str]]:
-    """The question that a model is asked if nobody types one, and the modalities of the items that ask instead of words."""
+    """The default question of a model, and the modalities of the items that can ask in place of words."""
     from omni.checkpoints.folder import CheckpointError, asked_by, prompt_of
 
     with user_errors(CheckpointError):

@@ -132,9 +132,11 @@ def familiarise(
     nouns = [f"{get_modality(name).noun}s" for name in sorted(found.items)] + (["questions"] if found.question else [])
     typer.echo(f"{folder} now knows what {' and '.join(nouns) or 'nothing'} of training are like.")
     if found.calibration is None:
-        typer.echo("How sure its answers are stays unknown, as there are no held-out rows; name some with --held-out.")
+        typer.echo(
+            "It does not know how sure its answers are, because that needs held-out rows; name some with --held-out."
+        )
     else:
         typer.echo(
-            f"How sure it is was measured on {found.calibration.answers:,} held-out answers, {found.calibration.right:.1%} "
+            f"Its confidence was measured on {found.calibration.answers:,} held-out answers, {found.calibration.right:.1%} "
             "of them right."
         )

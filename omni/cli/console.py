@@ -31,7 +31,7 @@ def with_encoders(command: Callable[..., None]) -> Callable[..., None]:
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     try:
         names = [name for name in modalities() if name not in signature.parameters]
-    except ValueError:  # two packages of one name; whatever needs a modality says so
+    except ValueError:  # two packages of one name; the first use of a modality raises it again
         names = []
     options = [
         inspect.Parameter(
@@ -96,7 +96,7 @@ def steps(in_pipes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Show progress bars on stderr, if that is a terminal: one for each step, by its name.
 
     Args:
-        in_pipes: write a line now and then, if it is none.
+        in_pipes: write a line now and then if it is not.
     """
     if in_pipes and not sys.stderr.isatty():
         yield _lines()

@@ -133,7 +133,7 @@ def search(
 @app.command()
 def duplicates(
     table: Table,
-    least: Annotated[float, typer.Option(min=-1, max=1, help="Similarity from which on two are the same.")] = 0.98,
+    least: Annotated[float, typer.Option(min=-1, max=1, help="Least similarity of two that are the same.")] = 0.98,
     sheet: Sheet = None,
     as_json: AsJson = False,
 ) -> None:
@@ -156,7 +156,7 @@ def _line(hit: Any) -> str:
 
 @contextmanager
 def _searching(table: Path, sheet: Path | None) -> Iterator[Any]:
-    """Refuse what cannot be done before anything heavy is imported; then the library, whose errors are the user's."""
+    """Check the options before heavy imports; then yield `omni.embedding`, and report its errors as the user's."""
     if not table.exists():
         refuse(f"{str(table)!r} does not exist, expected a table that `omni embed` wrote; check the path.")
     if sheet is not None and sheet.suffix.lower() != ".png":

@@ -41,7 +41,7 @@ def evaluate(
     ] = None,
     sight: Annotated[bool, typer.Option("--sight", help="Ask again with the items blank, swapped, noise.")] = False,
     strangers: Annotated[
-        Path | None, typer.Option(help="Items or questions unlike training, which the model should tell.")
+        Path | None, typer.Option(help="Items or questions unlike training, which the model should recognise.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Questions at once.", show_default="64")] = None,
     max_new_tokens: Annotated[

@@ -39,7 +39,7 @@ def teach(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same command where it was cut off.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run of this command that was stopped.")] = False,
     as_json: AsJson = False,
     **encoders: Path | None,
 ) -> None:

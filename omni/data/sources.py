@@ -12,7 +12,7 @@ The contents of the path tell the layout:
 | .parquet, .tar, a folder or a pattern   | see `omni.data.shards`                                                     |
 | of them, a folder of `save_to_disk`     |                                                                            |
 
-A source keeps where its rows begin, and reads a row when it is asked for; of a .json list it keeps the rows. A row that
+A source keeps where its rows begin, and reads a row on access; of a .json list it keeps the rows. A row that
 cannot be parsed raises on access. A file that cannot be split into rows raises at once.
 """
 

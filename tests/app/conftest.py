@@ -51,19 +51,19 @@ class Served:
         return response.status, response.headers, content
 
     def enter(self) -> "Visitor":
-        """Somebody new."""
+        """Begin a visit."""
         return Visitor(self, self.send("/visits")[2])
 
 
 @dataclass
 class Visitor:
-    """Who speaks to the page without a browser."""
+    """A visitor of the page without a browser."""
 
     served: Served
     token: str
 
     def send(self, path: str, body: bytes = b"", status: int = 200) -> list[dict[str, str]]:
-        """What the page is told to show, step by step."""
+        """The steps that the page shows, one after the other."""
         found, _, text = self.served.send(path, body, Visit=self.token)
         assert found == status, text
         return [json.loads(line) for line in text.splitlines()]

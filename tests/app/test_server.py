@@ -108,7 +108,7 @@ def test_a_sound_is_shown_and_played(sounds: Any, tone: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "text/html", 'audio/wav" onerror="alert(1)', "audio/", "image/png"])
-def test_what_is_no_media_type_of_sounds_is_not_played(sounds: Any, tone: bytes, kind: str) -> None:
+def test_only_media_types_of_sounds_are_played(sounds: Any, tone: bytes, kind: str) -> None:
     status, _, shown = sounds.send("/items?name=a", tone, Visit=sounds.enter().token, **{"Content-Type": kind})
     assert status == 200
     assert "<audio" not in shown
@@ -396,7 +396,7 @@ def test_an_answer_ends_when_nobody_listens() -> None:
     asyncio.run(asyncio.wait_for(answer(), 20))
 
 
-def test_who_leaves_does_not_keep_others_waiting(served: Any, visitor: Any) -> None:
+def test_a_visitor_who_leaves_does_not_keep_others_waiting(served: Any, visitor: Any) -> None:
     visitor.upload(SCENE)
     for path, length in (("/items?name=a.png", 1000), ("/ask", len(LONG))):  # one cut off, one not listened to
         connection = http.client.HTTPConnection(served.address.removeprefix("http://"), timeout=20)
@@ -433,7 +433,7 @@ def refused(done: Any) -> str:
     return str(done.stderr)
 
 
-def test_an_address_that_is_taken_is_told(started: Any) -> None:
+def test_an_address_in_use_is_reported(started: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"No page can be served at host '127.0.0.1', port {port}" in refused(started("--port", str(port)))
@@ -455,7 +455,7 @@ def test_an_address_that_is_taken_is_told(started: Any) -> None:
         "http://localhost",
     ],
 )
-def test_a_host_that_is_none_is_told(started: Any, host: str) -> None:
+def test_an_unknown_host_is_reported(started: Any, host: str) -> None:
     assert "No page can be served at host" in refused(started("--host", host))
 
 

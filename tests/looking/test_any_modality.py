@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,14 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from transformers import WhisperConfig, WhisperFeatureExtractor
-from typer.testing import CliRunner, Result
 
 from omni import OmniConfig, OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, registry
 from omni.audio.configuration_audio import OmniAudioConfig
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.modeling_audio import OmniAudioModel
 from omni.audio.sounds import Sound
-from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.fusion.thinker import eager_attention
 from omni.items import read_items
@@ -32,6 +29,8 @@ from omni.looking.panels import draw_encoder, draw_words, overlay
 from omni.questions import QuestionError, write_prompts
 from omni.session import Session, answer
 from omni.training.tokenizer import train_tokenizer
+
+from ..conftest import invoke, refuse, succeed
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = '''
@@ -154,23 +153,6 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(saved)
     OmniFeatureExtractor(num_mel_bins=20).save_pretrained(saved)
     return saved
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def succeed(*arguments: object) -> str:
-    done = invoke(*arguments)
-    assert done.exit_code == 0, done.stderr
-    return done.stdout
-
-
-def refuse(*arguments: object) -> str:
-    done = invoke(*arguments)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert re.fullmatch(r"Error: .*\.\n", done.stderr)
-    return done.stderr
 
 
 # --- ask --------------------------------------------------------------------------------------------------------------

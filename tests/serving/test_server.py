@@ -335,7 +335,7 @@ def test_a_request_that_is_too_large_is_refused_and_not_kept(served: Served, exp
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_clients_that_leave_are_not_worked_for(served: Served, expected: Any, stream: bool) -> None:
+def test_no_work_is_done_for_clients_that_leave(served: Served, expected: Any, stream: bool) -> None:
     """Thirty answers as long as the model can write take minutes; the next client does not wait for them."""
     body = {"messages": [USER], "max_tokens": 2000, "logit_bias": {"1": -100}, "stream": stream}
     leaving = []
@@ -388,7 +388,7 @@ def test_without_a_model_that_answers_it_does_not_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_an_address_that_is_taken_is_told(host: str) -> None:
+def test_an_address_in_use_is_reported(host: str) -> None:
     with socket.create_server((host, 0)) as taken:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(app, ["serve", CHECKPOINT, "--host", host, "--port", str(port)])

@@ -353,7 +353,7 @@ def test_prompts_without_a_chat(worker: Worker) -> None:
         ask(worker, Completion(prompt=["<image> hello"]))
 
 
-def test_tokens_that_are_none_are_refused(worker: Worker) -> None:
+def test_ids_that_are_no_tokens_are_refused(worker: Worker) -> None:
     with pytest.raises(RequestError, match="In 'logit_bias': expected ids of tokens below 965, found '965'"):
         ask(worker, about_scene(logit_bias={"964": 1, "965": 1}))
 
@@ -370,7 +370,7 @@ def steps(pair: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-def test_who_leaves_is_not_written_for(worker: Worker, steps: list[int]) -> None:
+def test_nothing_is_written_for_a_client_that_leaves(worker: Worker, steps: list[int]) -> None:
     """Neither when an answer has begun nor before; the next client does not wait for them."""
     endless = chat(text("hello"), logit_bias={END: -100}, max_tokens=2000)
 

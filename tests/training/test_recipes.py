@@ -59,7 +59,7 @@ def test_a_shipped_recipe_can_be_followed(
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_that_is_interrupted_goes_on(
+def test_an_interrupted_run_of_a_shipped_recipe_is_resumed(
     path: Path, small: Path, pictures: Path, hummed: Path, tmp_path: Path
 ) -> None:
     """With the same recipe: what libraries do to what they are given must not make it another one."""
