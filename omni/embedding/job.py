@@ -25,12 +25,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.checkpoints.fingerprints import fingerprint_parts
+from omni.data.finding import find_files
 from omni.loading.encoder import Encoder, load_encoder, modality_of
 
 from . import cluster
 from .batches import Decode, Task, columns, embed_batch
 from .engine import Engine, EngineError, Precision, What
-from .sources import find_files
 from .table import Document, Output, Part, TableError, default_part_rows, encode_part
 
 if TYPE_CHECKING:
