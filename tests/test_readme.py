@@ -39,7 +39,7 @@ PACKAGE = "docs/adding-a-modality.md"
 SMALLER = {"docs/embedding.md": ("(112, 224, 336, 448)", "(112,)")}
 """Pages that measure: what they print differs from machine to machine."""
 LANGUAGES = {"python", "console", "bash", "toml", "json", "text", "text floors", "{eval-rst}"}
-PROGRAMS = {"pytest", "ruff", "mypy", "sphinx-build", "accelerate"}
+PROGRAMS = {"pytest", "ruff", "mypy", "sphinx-build", "accelerate", "sh"}
 """What bash blocks call beside omni, pip, Python and torchrun."""
 
 
