@@ -137,7 +137,7 @@ class Visit:
 
         earlier(0)
         try:
-            modality, value = read_item(file, [each.name for each in takes(processor)])
+            modality, value = read_item(file, [each.name for each in takes(processor)], name)
         except ItemError as error:  # the error speaks of bytes; the visitor knows the file's name
             sentence = re.sub(rf"The given [\w ]+ \({len(file):,} bytes\)", lambda _: repr(name), str(error))
             raise ItemError(sentence) from error

@@ -220,6 +220,7 @@ def _read(folder: Path, files: list[str], asking: list[str]) -> list[Any]:
             expect_known(items, known)
         if lacking := [get_modality(name).noun for name in asking if name not in {item.modality for item in items}]:
             refuse(
-                f"Expected a question in quotes after the files, or a {' and a '.join(lacking)} that asks; add one of them."
+                f"Expected a question in quotes after the files, or a {' and a '.join(lacking)} that asks, found the file "
+                f"{files[-1]!r}; add one of them."
             )
     return items
