@@ -26,12 +26,13 @@ class Item(NamedTuple):
     value: Any
 
 
-def read_item(source: Any, among: Iterable[str] | None = None) -> Item:
+def read_item(source: Any, among: Iterable[str] | None = None, name: str | None = None) -> Item:
     """The item in a file.
 
     Args:
         source: a path, the bytes of a file, an open item such as a picture of PIL, or an `Item`, which stays unchanged.
         among: names of the modalities to try; by default all that open files.
+        name: the name of a file whose bytes are given.
 
     Raises:
         ItemError: none of them can read it. If the suffix belongs to a modality, the message is from that modality.
@@ -39,10 +40,11 @@ def read_item(source: Any, among: Iterable[str] | None = None) -> Item:
     if isinstance(source, Item):
         return source
     path = fsdecode(source) if isinstance(source, str | PathLike) else None
+    called = path or name or ""
     openers, broken = _openers(among)
 
     def owns(modality: Modality) -> bool:
-        return path is not None and path.lower().endswith(modality.suffixes)
+        return called.lower().endswith(modality.suffixes)
 
     owned = any(map(owns, openers))
     nouns = " or ".join(f"a {each.noun}" for each in openers) or "an item"

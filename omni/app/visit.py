@@ -143,7 +143,7 @@ class Visit:
 
         earlier(0)
         try:
-            modality, value = read_item(file, [each.name for each in takes(processor)])
+            modality, value = read_item(file, [each.name for each in takes(processor)], name)
         except ItemError as error:  # the message speaks of bytes, but the visitor knows the file by its name
             sentence = re.sub(rf"The given [\w ]+ \({len(file):,} bytes\)", lambda _: repr(name), str(error))
             raise ItemError(sentence) from error

@@ -22,12 +22,14 @@ def seal(
 
     Loading compares the files with the seal. The seal keeps a note of what you changed.
     """
-    from omni.checkpoints.fingerprints import renew_fingerprints
     from omni.checkpoints.folder import CheckpointError, expect_folder
-    from omni.checkpoints.seal import reseal
 
     with user_errors(CheckpointError):
         expect_folder(folder)
+    from omni.checkpoints.fingerprints import renew_fingerprints
+    from omni.checkpoints.seal import reseal
+
+    with user_errors(CheckpointError):
         parts = renew_fingerprints(folder)
         files = reseal(folder, parts)
     happened = {**{f"weights of {part}": "changed" for part in parts}, **files}

@@ -148,6 +148,21 @@ def file_progress() -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+def expect_checkpoint(folder: Path) -> None:
+    """Refuse a folder that holds no checkpoint, before anything heavy is imported."""
+    from omni.checkpoints.folder import CheckpointError, base_of, expect_folder, model_type_of
+
+    with user_errors(CheckpointError):
+        expect_folder(folder)
+        model_type_of(base_of(folder))
+
+
+def expect_place(path: Path) -> None:
+    """Refuse the name of a file that cannot be made, because there is no such folder."""
+    if not path.absolute().parent.is_dir():
+        refuse(f"{str(path)!r} cannot be written, because its folder does not exist; make it first.")
+
+
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Write a file, and say on stderr that it was written or replaced."""
     existed = path.exists()

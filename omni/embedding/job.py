@@ -20,12 +20,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.checkpoints.fingerprints import fingerprint_parts
+from omni.data.finding import find_files
 from omni.loading.encoder import Encoder, load_encoder, modality_of
 
 from . import cluster, local
 from .batches import Decode, Task, columns
 from .engine import Engine, EngineError, Precision, What
-from .sources import find_files
 from .table import Output, TableError, default_part_rows
 
 Runner = Literal["local", "ray"]

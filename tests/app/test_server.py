@@ -72,16 +72,16 @@ def test_a_browser_may_load_nothing_from_elsewhere(served: Any) -> None:
 # --- Any modality -----------------------------------------------------------------------------------------------------
 
 
-def test_it_takes_what_the_model_takes(served: Any, sounds: Any, tone: bytes) -> None:
+def test_it_takes_what_the_model_takes(pictures: Any, sounds: Any, tone: bytes) -> None:
     accepts = {
         page.address: set(re.search(r'accept="([^"]*)"', page.send("/", method="GET")[2])[1].split(","))
-        for page in (served, sounds)
+        for page in (pictures, sounds)
     }
-    assert {"image/*", ".png", ".jpg"} <= accepts[served.address]
-    assert accepts[sounds.address] > accepts[served.address] | {"audio/*", ".wav", ".mp3"}
-    assert "microphone" not in served.send("/", method="GET")[2]
+    assert {"image/*", ".png", ".jpg"} <= accepts[pictures.address]
+    assert accepts[sounds.address] > accepts[pictures.address] | {"audio/*", ".wav", ".mp3"}
+    assert "microphone" not in pictures.send("/", method="GET")[2]
     assert "microphone" in sounds.send("/", method="GET")[2]
-    refused = served.enter().send("/items?name=a.wav", tone, 422)[-1]
+    refused = pictures.enter().send("/items?name=a.wav", tone, 422)[-1]
     assert text(refused["notice"]).startswith("'a.wav' is not a picture that can be read")
     refused = sounds.enter().send("/items?name=a.txt", b"some notes", 422)[-1]
     assert "'a.txt' is not a picture" in text(refused["notice"])

@@ -76,7 +76,7 @@ def test_mistakes_are_one_sentence(
     assert "add --engine ray" in refuse("embed", pictures, *output, *encoder, "--address", "auto")
     assert "empty' holds no picture" in refuse("embed", tmp_path / "empty", *output, *encoder)
     assert "nowhere' does not exist" in refuse("embed", tmp_path / "nowhere", *output, *encoder)
-    assert "cannot be loaded as an encoder" in refuse("embed", pictures, *output, "--checkpoint", tmp_path / "empty")
+    assert "empty' has no config.json" in refuse("embed", pictures, *output, "--checkpoint", tmp_path / "empty")
     assert "no 'projected'" in refuse("embed", pictures, *output, *encoder, "--what", "projected")
     assert "for files of 5 rows name a folder" in refuse("embed", pictures, *output, *encoder, "--shard-rows", 5)
     assert "its folder does not exist" in refuse("embed", pictures, "-o", tmp_path / "no" / "out.parquet", *encoder)

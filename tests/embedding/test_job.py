@@ -86,7 +86,8 @@ def test_the_shipped_encoders(tmp_path: Path) -> None:
         ("cls", "vision_tiny", cls, 1e-5),
         ("projected", "omni_tiny", projected, 1e-4),
     ):
-        embed(["examples/*.png"], Path("checkpoints") / checkpoint, tmp_path / f"{what}.parquet", what=what)
+        table = tmp_path / f"{what}.parquet"
+        embed(["examples/*.png"], Path("checkpoints") / checkpoint, table, what=what, modality="image")
         found = next(row for row in read(tmp_path / f"{what}.parquet") if row["path"] == "examples/scene.png")
         np.testing.assert_allclose(np.array(found["embedding"], np.float32), wanted.numpy(), rtol=1e-5, atol=off)
     fingerprints = json.loads(Path("checkpoints/vision_tiny/config.json").read_text())["fingerprints"]

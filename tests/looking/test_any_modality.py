@@ -167,7 +167,9 @@ def test_ask_takes_files_of_any_modality(pair: Any, folder: Path, files: list[st
 
 
 def test_a_file_that_the_model_has_no_encoder_for_is_refused_at_once(files: list[str]) -> None:
-    assert "This model takes pictures, found a signal; leave it out" in refuse("ask", files[1], files[2], "what")
+    assert "This model takes sounds and pictures, found a signal; leave it out" in refuse(
+        "ask", files[1], files[2], "what"
+    )
     code = (
         "import sys, omni.cli.app\n"
         "try: omni.cli.app.app(sys.argv[1:])\n"

@@ -36,6 +36,8 @@ NAME = "omni_tiny"
 LOCAL = "file:" + "///etc/passwd"
 SCENE, SECOND = "examples/scene.png", "examples/second.png"
 LIMIT = 40  # tokens
+GOING_ON: Any = {"1": -100}
+"""No end of an answer."""
 QUESTIONS = ["what color is the circle", "how many objects are there"]
 if processing_omni.UNMARKED:  # older transformers cannot read control tokens as text
     QUESTIONS.append("what is <image> the circle <|end|>")
@@ -210,7 +212,9 @@ def test_probabilities_come_with_the_tokens(served: Served) -> None:
     assert [token for each in streamed if each.logprobs for token in each.logprobs.content] == tokens
     assert served.ask("hello", max_tokens=1).choices[0].logprobs is None
 
-    plain = served.client.completions.create(model=NAME, prompt="hello", max_tokens=3, logprobs=2).choices[0]
+    plain = served.client.completions.create(
+        model=NAME, prompt="hello", max_tokens=3, logprobs=2, logit_bias=GOING_ON
+    ).choices[0]
     assert "".join(plain.logprobs.tokens) == plain.text
     assert [len(each) for each in plain.logprobs.top_logprobs] == [2, 2, 2]
     starts = [0, len(plain.logprobs.tokens[0]), len(plain.logprobs.tokens[0] + plain.logprobs.tokens[1])]
@@ -224,7 +228,7 @@ def test_probabilities_come_with_the_tokens(served: Served) -> None:
 
 
 def test_a_stream_says_what_it_used_if_asked(served: Served) -> None:
-    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3}
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3, "logit_bias": GOING_ON}
     *chunks, last = served.ask("hello", **options)
     assert (last.choices, last.usage.completion_tokens) == ([], 3)
     assert [chunk.usage for chunk in chunks] == [None] * len(chunks)

@@ -40,8 +40,6 @@ def test_a_shipped_recipe_can_be_followed(
         overrides["model.image.encoder"] = SHIPPED[settings["model"]["image"]["encoder"]]
     if settings["model"].get("checkpoint") == "runs/omni_aligned":
         overrides["model.checkpoint"] = str(small / "omni_hearing")
-    if "modalities" in settings["model"]:
-        overrides["model.modalities.audio.encoder"] = str(small / "hearing")
     for part in ("train", "evaluate"):
         if "voices" in settings[part]:
             overrides |= {f"{part}.voices": str(hummed), f"{part}.count": 40}
