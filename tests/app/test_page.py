@@ -127,7 +127,7 @@ def test_a_visitor_uploads_asks_and_looks(visit: Any, expected: Any, tmp_path: P
     assert "checkpoints/omni_tiny" in header
     assert "It answers questions about sounds and pictures." in header
     assert "trained from nothing on generated scenes.\n" in header
-    assert "6.1 M parameters" in header
+    assert "8.4 M parameters" in header
     assert all(f"{part} {mark[:8]}" in header for part, mark in config["fingerprints"].items())
     visitor.upload(SCENE)
     np.testing.assert_array_equal(visitor.pictures()[0], shown(SCENE))

@@ -52,7 +52,7 @@ def test_it_answers_as_omni_ask_does(visitor: Any, expected: Any) -> None:
 def test_what_is_wrong_is_said_in_the_words_of_the_library(visitor: Any, damaged: Any) -> None:
     for path, sentence in damaged.items():
         assert text(visitor.upload(path, 422)["notice"]) == sentence
-    assert "There is no picture yet" in text(visitor.send("/ask", QUESTION.encode())[-1]["notice"])
+    assert "There is no sound or picture yet" in text(visitor.send("/ask", QUESTION.encode())[-1]["notice"])
     visitor.upload(SCENE)
     assert "The question is empty" in text(visitor.send("/ask", b" ")[-1]["notice"])
     assert "not text in UTF-8" in text(visitor.send("/ask", b"\xed\xa0\x80", 400)[-1]["notice"])

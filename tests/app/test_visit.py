@@ -87,7 +87,7 @@ def test_other_pictures_end_an_answer_that_is_being_written(shipped: Any) -> Non
     assert view.weight == pytest.approx(found.maps[0][1].sum())
     assert not np.array_equal(view.picture, visit.items[0].seen)
     visit.remove(0)
-    with pytest.raises(QuestionError, match="no picture yet"):
+    with pytest.raises(QuestionError, match="no sound or picture yet"):
         next(visit.ask("what is below the heart", *shipped))
 
 

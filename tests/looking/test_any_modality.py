@@ -166,7 +166,7 @@ def test_ask_takes_files_of_any_modality(pair: Any, folder: Path, files: list[st
     assert json.loads(succeed("ask", files[2], "what is that", *made))["tokens_read"] < expected.tokens_read
 
 
-def test_a_file_that_the_model_has_no_encoder_for_is_refused_at_once(files: list[str]) -> None:
+def test_a_file_that_the_model_has_no_encoder_for_is_refused_at_once(files: list[str], tmp_path: Path) -> None:
     assert "This model takes sounds and pictures, found a signal; leave it out" in refuse(
         "ask", files[1], files[2], "what"
     )
@@ -175,7 +175,10 @@ def test_a_file_that_the_model_has_no_encoder_for_is_refused_at_once(files: list
         "try: omni.cli.app.app(sys.argv[1:])\n"
         "except SystemExit: print(*sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
-    run = [sys.executable, "-c", code, "ask", files[1], files[0], "what"]
+    config = json.loads(Path("checkpoints/omni_tiny/config.json").read_text())
+    del config["modalities"]["audio"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = [sys.executable, "-c", code, "ask", files[1], files[0], "what", "--checkpoint", str(tmp_path)]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
     assert done.stderr == "Error: This model takes pictures, found a sound; leave it out.\n"
@@ -199,7 +202,7 @@ def test_a_file_may_ask_where_the_model_was_trained_so(pair: Any, files: list[st
     assert said["question"] == ""
     assert said["answer"] == answer(model, spoken, [picture, sound], "", 4).answer
     assert json.loads(succeed("ask", picture, "what", *made, "--json"))["question"] == "what"
-    assert "after the files, or a sound that asks; add one of them" in refuse("ask", picture, signal, *made)
+    assert f"or a sound that asks, found the file '{signal}'; add one of them" in refuse("ask", picture, signal, *made)
     with pytest.raises(QuestionError, match="The question is empty"):
         answer(model, spoken, [picture], " ")
     maps = json.loads(succeed("attend", picture, sound, *made, "--max-new-tokens", 4, "--json"))

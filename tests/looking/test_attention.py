@@ -419,7 +419,7 @@ def test_the_command_draws_and_prints_what_the_functions_return(
         ((SCENE, "-o", "nowhere/map.png"), "its folder does not exist"),
         (("missing.png", "--json"), "'missing.png' does not exist"),
         ((SCENE, SECOND, "--json"), "found the file 'examples/second.png'"),
-        ((SCENE, "missing.jpg", "--json"), "found the file 'missing.jpg'"),
+        ((SCENE, "missing.jpg", "--json"), "'missing.jpg' does not exist"),
         ((SCENE, " ", "--json"), "The question is empty"),
         ((SCENE, "what color is it", "--layer", 2, "--json"), "leave one of them out"),
         ((SCENE, "--layer", 9, "--json"), "layers 1 to 4, found 9"),
@@ -437,7 +437,7 @@ def test_mistakes_are_told_in_a_sentence(arguments: tuple[object, ...], sentence
 
 def test_the_encoder_of_a_fused_model_is_shown_too() -> None:
     printed = json.loads(invoke("attend", SCENE, "--checkpoint", OMNI, "--json").stdout)
-    expected = encoder_attention(load_encoder(OMNI), read_picture(SCENE))
+    expected = encoder_attention(load_encoder(OMNI, "image"), read_picture(SCENE))
     np.testing.assert_allclose(printed["heads"], expected.heads, atol=1e-6)
 
 

@@ -235,7 +235,7 @@ def test_a_stream_says_what_it_used_if_asked(served: Served) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     *plain, last = served.client.completions.create(model=NAME, prompt="hello", **options)
     assert (last.choices, last.usage.completion_tokens) == ([], 3)
-    whole = served.client.completions.create(model=NAME, prompt=["hello"], max_tokens=3).choices[0]
+    whole = served.client.completions.create(model=NAME, prompt=["hello"], max_tokens=3, logit_bias=GOING_ON).choices[0]
     assert "".join(chunk.choices[0].text for chunk in plain) == whole.text
     status, text = served.post("/v1/chat/completions", json.dumps({"messages": [USER], "stream": True}).encode())
     assert (status, text.endswith("data: [DONE]\n\n")) == (200, True)

@@ -260,7 +260,8 @@ def test_elsewhere_it_comes_before_the_words_of_the_next_question(worker: Worker
     joined = ask(worker, about_scene(f"You are kind.\n\n{QUESTION}", logprobs=True))
     messages = [{"role": "system", "content": "You are kind."}, *about_scene().model_dump()["messages"]]
     said = ask(worker, Chat.model_validate({"messages": messages, "logprobs": True}))
-    assert (said.text, said.end) == (joined.text, joined.end)
+    assert said.text == joined.text
+    assert said.end.tokens_read == joined.end.tokens_read
     assert [token.logprob for token in said.tokens] == pytest.approx([token.logprob for token in joined.tokens])
     body = {"input": about_scene().model_dump()["messages"], "instructions": "You are kind."}
     assert ask(worker, Response.model_validate(body)).text == joined.text
