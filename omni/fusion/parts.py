@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from omni.checkpoints.fingerprints import fingerprint_parts, read_tensors
+from omni.checkpoints.fingerprints import fingerprint_parts, naming_weights, read_tensors
 from omni.checkpoints.folder import CONFIG, CheckpointError, named, read_object
 from omni.checkpoints.strict import StrictLoadingMixin
 from omni.modality import Modality
@@ -79,9 +79,9 @@ def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for part in only or config.parts_from:
         place = config.parts_from[part]
-        with _reading(part, place):
+        with _reading(part, place), naming_weights(place):
             if part == "language_model":
-                model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+                model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", trust_remote_code=False)
                 grow_vocabulary(model, config.text_config.vocab_size)
                 tensors |= _named(model.base_model, "model.language_model.")
                 if not config.tie_word_embeddings:
