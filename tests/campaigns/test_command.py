@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from campaigns import flips, shapes
+from campaigns import flips, rows, shapes
 from campaigns.__main__ import NAMES, app
 
 
@@ -48,6 +48,14 @@ def test_what_nothing_guards_falls_through(tmp_path: Path, monkeypatch: pytest.M
     assert code == 1
     lines = [line for line in said.splitlines() if line.startswith("flips, seed 0: byte ")]
     assert any("loaded with another" in line for line in lines), said
+
+
+@pytest.mark.slow
+def test_odd_rows_are_read_or_refused_in_a_sentence() -> None:
+    tally = rows.run(seed=0, count=200, seconds=300)
+    assert tally.fell_through == ()
+    assert tally.tried == tally.refused + tally.unchanged == 200
+    assert tally.unchanged > 10
 
 
 def test_a_value_is_replaced_or_goes() -> None:
