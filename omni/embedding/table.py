@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from omni.files import write_whole
 
@@ -145,7 +146,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         return dict(json.loads(pq.read_schema(file).metadata[KEY]))
     except PermissionError as error:
         raise TableError(f"{str(file)!r} may not be read by this user; change its permissions.") from error
-    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, OSError, pa.ArrowException) as error:
         raise TableError(
             f"{str(file)!r} is not a table that `omni embed` wrote, or it is damaged; remove it, and --resume makes it "
             "again, or name another output."
@@ -182,6 +183,29 @@ def read_rows(file: Path, columns: list[str]) -> Iterator["pa.Table"]:
                 yield opened.read_row_group(group, columns)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise _damaged(file, error) from error
+
+
+def read_vectors(file: Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """The paths, and the vectors float32[n, D], of the rows of a file that have one, some at a time.
+
+    Raises:
+        TableError: it is damaged, or holds something else.
+    """
+    import pyarrow as pa
+
+    for rows in read_rows(file, ["path", "embedding"]):
+        if rows.column_names != ["path", "embedding"]:
+            raise _damaged(file, ValueError("it has other columns"))
+        paths, embeddings = rows.drop_null().columns
+        kind = embeddings.type
+        if paths.type != pa.string() or not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32()):
+            raise _damaged(file, ValueError(f"its columns are of {paths.type} and {kind}"))
+        flat = embeddings.combine_chunks().flatten()
+        vectors = flat.to_numpy(zero_copy_only=False).reshape(len(embeddings), kind.list_size)
+        if not np.isfinite(vectors).all():
+            raise _damaged(file, ValueError("some numbers are none"))
+        if len(vectors):
+            yield paths.to_pylist(), vectors
 
 
 def _damaged(file: Path, error: Exception) -> TableError:
