@@ -34,7 +34,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from omni.files import write_whole
+from omni.files import expect_ordinary, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,11 +161,20 @@ def table_files(path: str | Path) -> list[Path]:
     """
     file = Path(path)
     if not file.is_dir():
-        return [file]
-    parts = sorted(file.glob("part-*.parquet"))
+        return [_ordinary(file)]
+    parts = [_ordinary(part) for part in sorted(file.glob("part-*.parquet"))]
     if not parts:
         raise TableError(f"{str(path)!r} is not a table that `omni embed` wrote; name another one.")
     return parts
+
+
+def _ordinary(file: Path) -> Path:
+    try:
+        return expect_ordinary(file)
+    except OSError as error:  # a name that none can have, too
+        raise TableError(
+            f"{str(file)!r} is not a table that `omni embed` wrote ({error.strerror or error}); name another one."
+        ) from error
 
 
 def read_rows(file: Path, columns: list[str]) -> Iterator["pa.Table"]:

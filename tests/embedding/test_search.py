@@ -1,6 +1,7 @@
 """Search in tables that `embed` wrote of real files, beside an independent computation on the encoder itself."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,10 @@ def test_tables_of_many_tokens_are_not_searched(table: Any) -> None:
         search(path, like=files[0])
     with pytest.raises(TableError):
         search(files[0], like=files[0])
+    os.mkfifo(path.with_name("pipe"))
+    for odd in ("pipe", "x" * 5000):
+        with pytest.raises(TableError, match="is not a table that `omni embed` wrote"):
+            search(path.with_name(odd), like=files[0])
 
 
 def test_tables_that_hold_something_else_are_refused_in_a_sentence(table: Any) -> None:

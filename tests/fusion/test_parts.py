@@ -107,6 +107,14 @@ def test_it_is_refused_beside_other_weights(saved: Path, tmp_path: Path, part: s
     file = tmp_path / part / "model.safetensors"
     with pytest.raises(CheckpointError, match=rf"in '{file}' are not those that were saved with this configuration"):
         OmniForConditionalGeneration.from_pretrained(tmp_path / "mine")
+    if part == "lm":
+        config, whole = tmp_path / part / "config.json", (tmp_path / part / "config.json").read_text()
+        config.write_text(
+            whole.replace('"hidden_size"', '"hidden_sizes"').replace('attention_heads": 2', 'attention_heads": 3')
+        )
+        with pytest.raises(CheckpointError, match=rf"The configuration in '{config}' cannot be used: [^\n]*$"):
+            load(tmp_path / "mine")
+        config.write_text(whole)
     header = bytearray(file.read_bytes())
     header[20] = 0xFF
     file.write_bytes(header)
