@@ -182,6 +182,7 @@ def run(race: Race, rounds: int, clock: Clock = time.perf_counter, order: random
     order = order or random.Random(0)
     entries = [_Entry(contestant, race.sample, clock) for contestant in race.contestants]
     running = [entry for entry in entries if entry.call]
+    frozen = gc.get_freeze_count()
     gc.collect()
     gc.freeze()  # existing objects are not scanned again
     gc.disable()  # as timeit does, or garbage collection would hit contestants at random
@@ -192,7 +193,8 @@ def run(race: Race, rounds: int, clock: Clock = time.perf_counter, order: random
                 entry.measure(clock)
     finally:
         gc.enable()
-        gc.unfreeze()
+        if not frozen:  # or what the caller froze would be scanned from here on
+            gc.unfreeze()
     return Outcome(race, [entry.result() for entry in entries])
 
 

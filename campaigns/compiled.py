@@ -156,7 +156,16 @@ def _complaint(errors: list[str]) -> str:
 
 
 def _try_cases(seed: int, start: int, stop: int) -> None:
-    kinds: list[Callable[[random.Random], str]] = [_encode, _encode, _step, _resize, _refuse]
+    kinds: list[Callable[[random.Random], str]] = [
+        _encode,
+        _hear,
+        _encode,
+        _hear,
+        _step,
+        _resize,
+        _refuse,
+        _refuse_sounds,
+    ]
     for case in range(start, stop):
         chance = random.Random(f"{seed}/{case}")
         _say(case, None)
@@ -308,6 +317,68 @@ def _encode(chance: random.Random) -> str:
                 f"{count} pictures of {side}, patches of {config.patch_size}, in {dtype}, CLS alone {cls_only}: "
                 f"{tuple(each.shape)} off by {float((each - rows).norm())} of {float(rows.norm())}, {allowed} is allowed"
             )
+    return UNCHANGED
+
+
+def _hearing(chance: random.Random) -> tuple[Any, Any]:
+    """A model of sounds of a shape that can be compiled, with weights that all matter, and its feature extractor."""
+    import torch
+
+    from omni import OmniAudioConfig, OmniAudioModel, OmniFeatureExtractor
+
+    panel = 32 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 16
+    heads, depth = chance.randint(1, 3), panel * chance.randint(1, 2)
+    config = OmniAudioConfig(
+        num_mel_bins=chance.randint(2, 90),
+        time_reduction=2 ** chance.randint(1, 6),
+        position_embedding=chance.choice(["sinusoidal", "none"]),
+        hidden_size=heads * depth,
+        num_attention_heads=heads,
+        num_hidden_layers=chance.randint(1, 3),
+        intermediate_size=panel * chance.randint(1, 9),
+    )
+    torch.manual_seed(chance.randrange(1000))
+    model = OmniAudioModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.randn_like(parameter) * (0.08 if parameter.ndim > 1 else 0.3) + ("norm" in name))
+    return model, OmniFeatureExtractor(num_mel_bins=config.num_mel_bins)
+
+
+def _hear(chance: random.Random) -> str:
+    import torch
+
+    from omni.fast.packed_sounds import PackedAudioModel
+
+    model, extractor = _hearing(chance)
+    config, dtype = model.config, chance.choice([torch.float32, torch.float32, torch.bfloat16])
+    most = chance.choice([3, 40, 400, 1500])
+    features = [torch.randn(chance.randint(1, most), config.num_mel_bins) for _ in range(chance.randint(0, 6))]
+    kind, cls_only = chance.choice([torch.float32, torch.float32, torch.float64]), chance.random() < 0.5
+    given = [_laid_out(chance, each.to(kind)) for each in features]
+    rows = slice(0, 1 if cls_only else None)
+    with torch.no_grad():
+        expected = [model(each[None]).last_hidden_state[0, rows] for each in features]
+        halved = copy.deepcopy(model).bfloat16()
+        half = [halved(each[None].bfloat16()).last_hidden_state[0, rows].float() for each in features]
+    with _surroundings(chance):
+        packed = PackedAudioModel(model, extractor, dtype)
+        found = _called(chance, lambda: packed(given, cls_only=cls_only).last_hidden_state)
+    if dtype == torch.float32 and packed.path != "compiled":
+        raise Wrong("it is not compiled")
+    for each in found:
+        if len(each) != len(features):
+            raise Wrong(f"{len(features)} sounds, {len(each)} results")
+        for number, (one, usual) in enumerate(zip(expected, half, strict=True)):
+            length, own = float(one.norm()) + 1e-9, each[number, : len(one)].float()
+            allowed = 1e-4 if dtype == torch.float32 else 0.03 + 2 * float((usual - one).norm()) / length
+            off, behind = float((own - one).norm()), bool(each[number, len(one) :].any())
+            if not off <= allowed * length or behind:
+                raise Wrong(
+                    f"{[len(other) for other in features]} frames of {config.num_mel_bins} bands, {config.time_reduction} "
+                    f"for a token, in {dtype}, CLS alone {cls_only}: sound {number} off by {off} of {length}, {allowed} is "
+                    f"allowed; something behind it {behind}"
+                )
     return UNCHANGED
 
 
@@ -474,6 +545,39 @@ def _refuse(chance: random.Random) -> str:
         if pack(model, processor, torch.float32) is not None:
             raise Wrong("a model whose weights are cut is packed")
         return PackedVisionModel(model, processor)
+
+    try:
+        with torch.no_grad():
+            chance.choice([*inputs, cut])()
+    except (ValueError, BufferError, TypeError, NotImplementedError):
+        return REFUSED
+    raise Wrong("it was not refused")
+
+
+def _refuse_sounds(chance: random.Random) -> str:
+    """Features and weights that are none of ours."""
+    import torch
+
+    from omni.fast.packed_sounds import PackedAudioModel, pack
+
+    model, extractor = _hearing(chance)
+    bands = model.config.num_mel_bins
+    packed, features = PackedAudioModel(model, extractor), torch.zeros(20, bands)
+    inputs: list[Callable[[], Any]] = [
+        lambda: packed([features, features.to("meta")]),
+        lambda: packed([features[:, 1:]]),
+        lambda: packed([torch.zeros(20, bands + 1)]),
+        lambda: packed([features[:0], features]),
+        lambda: packed([features.to(chance.choice([torch.int8, torch.int64, torch.bool, torch.complex64]))]),
+        lambda: packed([features[None]]),
+        lambda: packed([features.to_sparse()]),
+    ]
+
+    def cut() -> Any:
+        model.layers[-1].mlp.fc1 = torch.nn.Linear(model.config.hidden_size, 8)
+        if pack(model, extractor, torch.float32) is not None:
+            raise Wrong("a model whose weights are cut is packed")
+        return PackedAudioModel(model, extractor)
 
     try:
         with torch.no_grad():

@@ -21,24 +21,35 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also
 
 
 LONGEST = (
+    "tests/teaching/test_teach.py",
+    "tests/app/test_page.py",
+    "tests/embedding/test_cluster.py",
+    "tests/test_plugin_package.py",
     "tests/test_deletions.py",
     "tests/training/test_recipes.py",
-    "tests/embedding/test_cluster.py",
-    "tests/exchange/test_onnx.py",
-    "tests/test_plugin_package.py",
-    "tests/app/test_page.py",
-    "tests/training/test_processes.py",
-    "tests/evaluation/test_other_drawings.py",
-    "tests/evaluation/test_asking.py",
     "tests/test_readme.py",
-    "tests/test_registry.py",
-    "tests/test_site.py",
+    "tests/evaluation/test_other_drawings.py",
+    "tests/exchange/test_onnx.py",
+    "tests/training/test_processes.py",
+    "tests/scenes/test_scenes.py",
+    "tests/fusion/test_modeling_omni.py",
+    "tests/test_cli.py",
+    "tests/vision/test_modeling_vision.py",
+    "tests/embedding/test_job.py",
+    "tests/test_contract.py",
+    "tests/test_sharing.py",
     "tests/serving/test_server.py",
+    "tests/training/test_interruption.py",
+    "tests/exchange/test_compose.py",
+    "tests/evaluation/test_result.py",
+    "tests/benchmarks/test_command.py",
     "tests/training/test_stages.py",
     "tests/embedding/test_embed_command.py",
-    "tests/fast/test_compilation.py",
+    "tests/training/test_cache.py",
     "tests/test_examples.py",
-    "tests/test_sharing.py",
+    "tests/test_site.py",
+    "tests/test_auto.py",
+    "tests/audio/test_encoders.py",
 )
 """Files that take longest. They begin, so that no process works on one of them at the end, alone."""
 
@@ -161,7 +172,8 @@ HEAVY = ["torch", "transformers.generation", "transformers.modeling_utils", "tra
 HEAVY += [f"transformers.models.auto.{kind}_auto" for kind in ("modeling", "processing", "image_processing")]
 multiprocessing.get_context("forkserver").set_forkserver_preload(HEAVY)
 START = """
-import os, runpy, sys
+import multiprocessing, os, runpy, sys
+multiprocessing.set_start_method(None, force=True)  # as in a new process
 for number, name in enumerate([os.devnull, *files]):
     os.dup2(os.open(name, os.O_RDWR | os.O_CREAT), number)
 os.environ.clear()
@@ -200,7 +212,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess
             patch.setattr(sys, "path", [*map(str, path), *sys.path])
             process = multiprocessing.get_context("forkserver").Process(target=exec, args=(START, given))
             process.start()
-        process.join(300)
+        process.join(900)  # a busy machine takes long
         process.kill()
         out, err = (Path(name).read_text() if Path(name).exists() else "" for name in files)
         return subprocess.CompletedProcess(words, process.exitcode, out, err)

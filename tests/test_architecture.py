@@ -154,7 +154,7 @@ def test_pictures_need_no_model(name: str) -> None:
 
 ASIDE = {
     "vision": ("omni", "omni.auto", "omni.fast"),
-    "audio": ("omni", "omni.auto"),
+    "audio": ("omni", "omni.auto", "omni.fast"),
     "fast": ("omni", "omni.auto", "omni.cli.benching"),
     "scenes": ("omni",),
 }

@@ -398,7 +398,7 @@ def test_what_a_recipe_names_must_be_there(recipe: str, key: str, value: Any, re
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_worker_of_training_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+def test_what_a_worker_of_training_cannot_read_is_one_sentence(tmp_path: Path, python: Callable[..., Any]) -> None:
     whole = SCENE.read_bytes()
     (tmp_path / "whole.png").write_bytes(whole)
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -423,8 +423,8 @@ def test_what_a_worker_of_training_cannot_read_is_one_sentence(tmp_path: Path) -
         settings = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         return ["train", "configs/train_pictures.json", *(part for each in settings for part in ("--set", each))]
 
-    done = start(*train("cut"))
-    assert (done.returncode, done.stdout) == (2, "")
+    done = python("-m", "omni", *train("cut"))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert "Traceback" not in done.stderr
     told = done.stderr.splitlines()[-1]
     cut = tmp_path / "cut.png"

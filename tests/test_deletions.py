@@ -1,10 +1,7 @@
 """What a reader may skip can be deleted: omni without one of its rooms, really deleted, does all of the rest."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,16 +99,26 @@ WITHOUT_SPEED = [
 """Tests of all that asks for speed."""
 
 
-def test_omni_says_the_same_when_what_is_fast_is_deleted(tmp_path: Path) -> None:
+def test_omni_says_the_same_when_what_is_fast_is_deleted(
+    tmp_path: Path, python: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By tests that compare with transformers and torch; those of `torch.compile`, which takes long, are left out."""
     shutil.copytree(ROOT / "omni", tmp_path / "omni", ignore=shutil.ignore_patterns("fast", "__pycache__"))
-    code = (
-        "import sys, pytest; from importlib.util import find_spec; import omni; assert find_spec('omni.fast') is None; "
-        f"assert omni.__file__.startswith({str(tmp_path)!r}); sys.exit(pytest.main(sys.argv[1:]))"
-    )
+    code = f"""
+import os, sys, omni, pytest
+from importlib.util import find_spec
+from typer.testing import CliRunner
+from omni.cli.app import app
+
+assert find_spec("omni.fast") is None
+assert omni.__file__.startswith({str(tmp_path)!r})
+os.chdir({str(ROOT)!r})
+bench = CliRunner().invoke(app, ["bench", "--verify"], catch_exceptions=False)
+assert (bench.exit_code, bench.stderr.count(chr(10))) == (2, 1)
+assert bench.stderr.startswith("Error: The fast paths come from omni.fast, which is not installed; install it, or")
+sys.exit(pytest.main(sys.argv[1:]))
+"""
     options = ["-q", "-p", "no:cacheprovider", "-m", "not slow and not long", "-k", "not compile"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_ADDOPTS", None)
-    command = [sys.executable, "-c", code, *options, *(str(ROOT / "tests" / name) for name in WITHOUT_SPEED)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    run = python("-c", code, *options, *(ROOT / "tests" / name for name in WITHOUT_SPEED), cwd=tmp_path)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]

@@ -4,8 +4,7 @@ import ast
 import json
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,10 +101,11 @@ def test_objects_say_what_they_are(model: omni.Loaded) -> None:
     assert repr(session) == "Session(2 pictures)"
 
 
-def test_what_is_public_is_listed_and_help_is_one_screen() -> None:
-    """In a new process: `help` loads every public name."""
+def test_what_is_public_is_listed_and_help_is_one_screen(python: Callable[..., Any]) -> None:
+    """In a process of its own: `help` loads every public name."""
     code = "import pydoc, omni; print(len(pydoc.render_doc(omni).splitlines())); print(*dir(omni))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = python("-c", code)
+    assert run.returncode == 0, run.stderr
     lines, names = run.stdout.splitlines()
     assert int(lines) < 75
     assert {"load", "ask", "embed", "Modality", "OmniModel"} <= {*names.split()}

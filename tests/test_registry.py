@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -240,42 +240,7 @@ def test_a_package_cannot_take_the_place_of_pictures(tmp_path: Path, monkeypatch
         modalities()
 
 
-# --- Auto classes, in every order of imports --------------------------------------------------------------------------
-
-KNOWN = """
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForMultimodalLM
-from transformers import AutoImageProcessor, AutoProcessor
-from transformers.models.auto import image_processing_auto, modeling_auto, processing_auto
-fused, encoder = type(AutoConfig.for_model("omni")), type(AutoConfig.for_model("omni_vision"))
-print(fused.__name__, encoder.__name__, AutoModel._model_mapping[fused].__name__)
-print(AutoModel._model_mapping[encoder].__name__, AutoModelForImageTextToText._model_mapping[fused].__name__)
-print(AutoModelForMultimodalLM._model_mapping[fused].__name__, processing_auto.PROCESSOR_MAPPING[fused].__name__)
-print(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["omni"])
-assert encoder in image_processing_auto.IMAGE_PROCESSOR_MAPPING
-"""
-
-
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import omni",
-        "from transformers import AutoModel, AutoProcessor, AutoImageProcessor\nimport omni",
-        "from omni.fusion.modeling_omni import OmniModel",
-        "from transformers import AutoConfig\nAutoConfig.for_model('vit')\nfrom omni import OmniProcessor",
-    ],
-)
-def test_importing_omni_is_enough_for_the_auto_classes(first: str, python: Callable[..., Any]) -> None:
-    if first.startswith("from transformers"):
-        run = python("-c", first + KNOWN)
-    else:
-        run = subprocess.run([sys.executable, "-c", first + KNOWN], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == [
-        *("OmniConfig", "OmniVisionConfig", "OmniModel"),
-        *("OmniVisionModel", "OmniForConditionalGeneration"),
-        *("OmniForConditionalGeneration", "OmniProcessor"),
-        "OmniForConditionalGeneration",
-    ]
+# --- Public names -----------------------------------------------------------------------------------------------------
 
 
 def test_public_names_are_those_that_exist() -> None:

@@ -5,10 +5,12 @@ are those of transformers, which are torchaudio's and librosa's.
 """
 
 import os
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import BatchFeature
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
@@ -22,6 +24,8 @@ MEL_SCALES = {"slaney": "slaney", "htk": None}
 """Scales of frequency and how each weights its bands: equal areas, as in librosa, or equal heights, as in torchaudio."""
 FLOOR = 1e-10
 """Less power than this counts as silence."""
+BLOCK = 2048
+"""Frames that are transformed at a time: 20 s. All windows of a long sound would take 50 times its memory."""
 
 
 class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
@@ -122,8 +126,7 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         if not given:
             raise ValueError("Give at least one sound, found none.")
         sounds = [sound_at(self.sampling_rate, each, sampling_rate) for each in given]
-        filters = self._filters()
-        features = [self._features(sound.samples, filters) for sound in sounds]
+        features = [self.features(sound.samples) for sound in sounds]
         made: BatchFeature = self.pad(
             BatchFeature({"input_features": features}),
             padding=padding,
@@ -145,33 +148,29 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         given = fetched(given, sampling_rate or self.sampling_rate)
         return read_sound(given) if isinstance(given, str | os.PathLike) else given
 
-    def _filters(self) -> torch.Tensor:
-        """float32[M, n_fft // 2 + 1]."""
-        filters = mel_filter_bank(
-            num_frequency_bins=self.n_fft // 2 + 1,
-            num_mel_filters=self.num_mel_bins,
-            min_frequency=0.0,
-            max_frequency=self.sampling_rate / 2,
-            sampling_rate=self.sampling_rate,
-            norm=MEL_SCALES[self.mel_scale],
-            mel_scale=self.mel_scale,
-        )
-        return torch.from_numpy(filters.T.astype(np.float32))
+    def features(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32[S] at the extractor's rate -> float32[F, M].
 
-    def _features(self, samples: np.ndarray, filters: torch.Tensor) -> np.ndarray:
-        """float32[S] -> float32[F, M]. Window t is centred on sample t * hop_length; the ends are mirrored."""
-        half = self.n_fft // 2
-        padded = torch.from_numpy(np.pad(samples, half, mode="reflect"))
-        window = torch.hann_window(self.win_length)
-        transformed = torch.stft(
-            padded, self.n_fft, self.hop_length, self.win_length, window, center=False, return_complex=True
-        )
-        mel = filters @ torch.view_as_real(transformed).square().sum(-1)
+        Window t is centred on sample t * hop_length; the ends are mirrored.
+        """
+        window, filters = _tables(self.n_fft, self.win_length, self.num_mel_bins, self.mel_scale, self.sampling_rate)
+        padded = torch.from_numpy(np.pad(samples, self.n_fft // 2, mode="reflect"))
+        frames = 1 + (len(padded) - self.n_fft) // self.hop_length
+        mel = torch.empty(frames, self.num_mel_bins, dtype=torch.float32, device="cpu")
+        for start in range(0, frames, BLOCK):
+            stop = min(start + BLOCK, frames)
+            part = padded[start * self.hop_length : (stop - 1) * self.hop_length + self.n_fft]
+            transformed = torch.stft(
+                part, self.n_fft, self.hop_length, self.win_length, window, center=False, return_complex=True
+            )
+            # one frame after the other in memory; a sum over pairs of neighbours would take four times as long
+            power = transformed.T.real.square().addcmul_(transformed.T.imag, transformed.T.imag)
+            torch.mm(power, filters, out=mel[start:stop])
         if self.log_mel:
-            mel = mel.clamp(min=FLOOR).log10()
+            mel.clamp_(min=FLOOR).log10_()
         if self.do_normalize:
-            mel = (mel - self.mean) / self.std
-        features: np.ndarray = mel.T.numpy()
+            mel.sub_(self.mean).div_(self.std)
+        features: NDArray[np.float32] = mel.numpy()
         return features
 
     @classmethod
@@ -181,6 +180,24 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         if strange and not kwargs.get("return_unused_kwargs"):
             raise _unknown(cls.__name__, sorted(strange), set(feature_extractor_dict) - SAVED_BESIDE)
         return super().from_dict(feature_extractor_dict, **kwargs)
+
+
+@lru_cache(maxsize=8)
+def _tables(
+    n_fft: int, win_length: int, num_mel_bins: int, mel_scale: str, sampling_rate: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The window float32[win_length], and the mel bands float32[n_fft // 2 + 1, M]."""
+    filters = mel_filter_bank(
+        num_frequency_bins=n_fft // 2 + 1,
+        num_mel_filters=num_mel_bins,
+        min_frequency=0.0,
+        max_frequency=sampling_rate / 2,
+        sampling_rate=sampling_rate,
+        norm=MEL_SCALES[mel_scale],
+        mel_scale=mel_scale,
+    )
+    window = torch.hann_window(win_length, dtype=torch.float32, device="cpu")
+    return window, torch.from_numpy(filters.astype(np.float32))
 
 
 def _unknown(name: str, unknown: list[str], known: set[str]) -> TypeError:

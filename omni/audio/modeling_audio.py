@@ -125,7 +125,8 @@ class OmniAudioEmbeddings(nn.Module):
 def sinusoids(length: int, width: int, device: torch.device) -> torch.Tensor:
     """Positions float32[length, width]: sines, then cosines, of waves that get longer by a constant factor, as Whisper's."""
     half = width // 2
-    speeds = torch.exp(torch.arange(half, device=device) * (-math.log(LONGEST_WAVE) / (half - 1)))
+    steps = torch.arange(half, dtype=torch.float32, device=device)
+    speeds = torch.exp(steps * (-math.log(LONGEST_WAVE) / (half - 1)))
     angles = torch.arange(length, device=device)[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -379,12 +379,13 @@ def _packed(block: NDArray[np.int32], bits: int) -> bytes:
 
 def _sound(samples: NDArray[np.float32], rate: int, name: str, notes: tuple[str, ...] = ()) -> Sound:
     """Check samples, and make a `Sound` of them with notes about anything odd. Messages say where they come from."""
-    _check(samples, rate, name)
-    top = np.abs(samples) >= 1 - _STEP
-    if _loudest(samples) < _STEP:
+    loudest = _check(samples, rate, name)
+    if loudest < _STEP:
         notes += ("silent",)
-    elif (top[2:] & top[1:-1] & top[:-2]).any():  # a single sample may just reach the top
-        notes += ("clipped",)
+    elif loudest >= 1 - _STEP:
+        top = np.abs(samples) >= 1 - _STEP
+        if (top[2:] & top[1:-1] & top[:-2]).any():  # a single sample may just reach the top
+            notes += ("clipped",)
     return Sound(samples, rate, notes)
 
 
@@ -392,7 +393,8 @@ def _loudest(samples: NDArray[np.float32]) -> float:
     return max(float(samples.max()), -float(samples.min()))
 
 
-def _check(samples: NDArray[np.float32], rate: int, name: str) -> None:
+def _check(samples: NDArray[np.float32], rate: int, name: str) -> float:
+    """The loudest sample of those that a sound may have."""
     _check_rate(rate, name)
     if not len(samples):
         raise SoundError(f"{name} has no samples, expected at least one; check the program that made it.")
@@ -407,6 +409,7 @@ def _check(samples: NDArray[np.float32], rate: int, name: str) -> None:
             f"{name} reaches {loudest:,.0f} times full scale, expected samples from -1 to 1; divide them by the largest "
             "value of the integers that they were, such as 32,768."
         )
+    return loudest
 
 
 def _check_rate(rate: int, name: str) -> None:

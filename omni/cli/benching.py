@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,8 @@ def bench(
         raise typer.Exit(done.returncode)
     if jobs:
         refuse(f"--verify takes no jobs, found {', '.join(jobs)}; leave them out, or leave --verify out.")
+    if find_spec("omni.fast") is None:
+        refuse("The fast paths come from omni.fast, which is not installed; install it, or there is nothing to verify.")
     folder = checkpoint or shipped_checkpoint()
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError

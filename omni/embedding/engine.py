@@ -90,8 +90,7 @@ class Engine:
                 f"The encoder's tokens of ordinary {encoder.bundle.noun}s are not finite, expected numbers; its weights are "
                 "damaged, get the checkpoint again."
             )
-        self._grids = [grid for inputs in alone for grid in encoder.grid_shapes(inputs)]
-        counts = encoder.counts(what, self._grids)
+        counts = encoder.counts(what, [grid for inputs in alone for grid in encoder.grid_shapes(inputs)])
         self.longest = max(counts)
         self.shape: tuple[int | None, int] = (counts[0] if len({*counts}) == 1 else None, reference.shape[-1])
         if dtype is None:
@@ -184,8 +183,9 @@ class Engine:
     def __call__(self, prepared: Sequence[Any]) -> list[NDArray[np.float32]]:
         """Items as `prepare` makes them -> float32[n, D] of each."""
         if self._packed is not None:
-            items, grids = torch.from_numpy(np.stack(prepared)), self._grids[:1] * len(prepared)
-            tokens = self.encoder.name(self._packed(items, cls_only=self.what == "cls"), grids)[self.what]
+            batch = self._packed.batch(prepared)
+            grids = self._packed.grid_shapes(batch)
+            tokens = self.encoder.name(self._packed(batch, cls_only=self.what == "cls"), grids)[self.what]
         else:
             if self._shapes is None:
                 inputs = self.encoder.prepare(prepared)

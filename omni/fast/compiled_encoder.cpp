@@ -1,16 +1,17 @@
-// The encoder of modeling_vision.py on the vector units of a CPU; compiled_encoder.py compiles and calls it.
+// The encoders of modeling_vision.py and modeling_audio.py on the vector units of a CPU; compiled_encoder.py compiles and calls
+// them. They differ in their stems: patches of a picture, or convolutions over the frames of a sound.
 //
-// A picture's tokens are cut into tiles of at most T::TILE tokens. Everything in a block except attention works on one token
+// An item's tokens are cut into tiles of at most T::TILE tokens. Everything in a block except attention works on one token
 // at a time. So a tile goes from one attention to the next without leaving the processor's nearest caches:
 //
-//     patches + positions                                  embed
+//     stem + positions                                     embed
 //     -> norm -> queries, keys, values                     project
-//     == wait for all tiles of the picture ==
+//     == wait for all tiles of the item ==
 //     -> attention -> output + x -> norm -> MLP + x        block
 //     -> project for the next block, or the final norm
 //
-// Each thread encodes one picture, whose values stay in the thread's own caches. If there are fewer pictures than threads, all
-// threads work on the same picture: each takes the next free tile, and they wait for each other once in each block.
+// Each thread encodes one item, whose values stay in the thread's own caches. If there are fewer items than threads, all
+// threads work on the same item: each takes the next free tile, and they wait for each other once in each block.
 //
 // Shapes: n tokens, D width, F width of the MLP, h heads of d = D/h. The stream x of residual sums is always float32. Products
 // read T: float, or bfloat16 with sums in float32. A matrix (O, K) is stored in panels [O/PANEL][K][PANEL], in bfloat16 as
@@ -305,7 +306,6 @@ struct MatrixUnits<BFloat16> {
 // The order of the values from compiled_encoder.py.
 struct Shape {
     long tokens, width, inner, heads, layers;
-    long side, patch, channels, height;  // of the grid, of a patch, and pixels of a picture
     float layer_epsilon, rms_epsilon;
 };
 
@@ -323,10 +323,6 @@ struct Layer {
 };
 
 struct Weights {
-    const void* pixels;
-    const float* pixels_start;  // float[n, D]; products of pixels are added to it
-    const void* bytes;
-    const float* bytes_start;
     const float* norm;
     const void* to_scores;  // for CLS alone, see `cls`
     const float* to_scores_bias;
@@ -335,31 +331,229 @@ struct Weights {
     Layer layers[];
 };
 
-// The data of one picture between two phases.
 template <class T>
+inline const T* panel_of(const void* matrix, long width, long number) {
+    return static_cast<const T*>(matrix) + number * width * PANEL;
+}
+
+// x[rows, D] += T[rows, K] x (K, D)
+template <class T>
+void add_product(long rows, const T* a, long depth, const void* matrix, float* x, long width) {
+    for (long o = 0; o < width; o += PANEL) {
+        product<true>(int(rows), a, depth, panel_of<T>(matrix, depth, o / PANEL), depth, x + o, width);
+    }
+}
+
+template <class T>
+inline void put_values(T* row, const float* line, long count) {
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) put(row + i, load(line + i));
+    for (; i < count; i++) put(row + i, line[i]);
+}
+template <class T>
+inline void put_values(T* row, const uint8_t* line, long count) {  // as -128..127
+    long i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        put(row + i, __builtin_convertvector(widen(line + i) - 128, Vector));
+    }
+    for (; i < count; i++) put(row + i, float(line[i]) - 128.0f);
+}
+
+// --- Stems ------------------------------------------------------------------------------------------------------------
+//
+// A stem writes x[from, to) of an item, the sum of what its values give and of positions. Token 0 is CLS. `room` is what it
+// needs of a thread's memory.
+
+// uint8[H, W, C] or float[C, H, W]
 struct Picture {
+    const void* values;
+    bool raw;
+};
+
+struct Patches {
+    using Item = Picture;
+    long side, patch, channels, height;  // of the grid, of a patch, and pixels of a picture
+    const void* pixels;
+    const float* pixels_start;  // float[n, D]; products of pixels are added to it
+    const void* bytes;
+    const float* bytes_start;
+
+    long values() const { return up(patch * patch * channels, PANEL); }
+
+    template <class T>
+    size_t room(long) const {
+        return sizeof(T) * T::TILE * values();
+    }
+
+    // The pixels of a tile's patches, row by row, times the kernel. CLS has no pixels.
+    template <class T>
+    void embed(const Picture& picture, long from, long to, float* x, long width, T* patches, float*) const {
+        const long rows = to - from, row = patch * channels, deep = values();
+        std::memcpy(x, (picture.raw ? bytes_start : pixels_start) + from * width, sizeof(float) * rows * width);
+        T* next = patches;
+        if (from == 0) {
+            for (long i = 0; i < deep; i++) put(next + i, 0.0f);
+            next += deep, from = 1;
+        }
+        while (from < to) {  // all patches of one row of the grid
+            const long down = (from - 1) / side, end = 1 + (down + 1) * side;
+            const long count = (end < to ? end : to) - from, pixel = down * patch * height + (from - 1) % side * patch;
+            if (picture.raw) {
+                const uint8_t* line = static_cast<const uint8_t*>(picture.values) + pixel * channels;
+                for (long y = 0; y < patch; y++, line += height * channels) {
+                    for (long t = 0; t < count; t++) put_values(next + t * deep + y * row, line + t * row, row);
+                }
+            } else {
+                const float* line = static_cast<const float*>(picture.values) + pixel;
+                for (long c = 0; c < channels; c++, line += height * (height - patch)) {
+                    for (long y = 0; y < patch; y++, line += height) {
+                        T* to_line = next + (c * patch + y) * patch;
+                        for (long t = 0; t < count; t++) put_values(to_line + t * deep, line + t * patch, patch);
+                    }
+                }
+            }
+            for (long t = 0; t < count; t++) {
+                for (long i = patch * row; i < deep; i++) put(next + t * deep + i, 0.0f);
+            }
+            from += count, next += count * deep;
+        }
+        add_product(rows, patches, deep, picture.raw ? bytes : pixels, x, width);
+    }
+};
+
+// float[F, M]
+struct Sound {
+    const float* features;
+    long frames;
+};
+
+// Convolutions of three frames, the first of stride 1, the others of stride 2, each followed by GELU. In memory, the three
+// frames under a kernel follow each other. So a convolution is a product whose rows overlap: they are a stride apart.
+struct Convolutions {
+    using Item = Sound;
+    struct Kernel {
+        const void* matrix;  // (D, 3 M) or (D, 3 D)
+        const float* bias;
+    };
+    long bands, halvings;
+    const float* start;  // float[n, D]: CLS, then positions
+    const Kernel* kernels;
+
+    // Rows of a tile's frames after convolution number `step`; before the first one for -1.
+    template <class T>
+    static long rows_of(long step, long last) {
+        return step < 0 ? rows_of<T>(0, last) + 2 : (T::TILE + 1) << (last - step);
+    }
+    long channels(long step, long width) const { return step < 0 ? bands : width; }
+    static long length(long frames, long step) {
+        for (; step > 0; step--) frames = (frames + 1) / 2;
+        return frames;
+    }
+    // Products read whole units of rows and whole steps of values.
+    template <class T>
+    long values(long step, long width) const {
+        return up((rows_of<T>(step, halvings) + 2 * T::UNIT) * channels(step, width) + 2 * PANEL, PANEL);
+    }
+
+    template <class T>
+    size_t room(long width) const {  // two steps at a time
+        const long frames = values<T>(-1, width), second = values<T>(1, width);
+        return sizeof(T) * ((frames > second ? frames : second) + values<T>(0, width));
+    }
+
+    template <class T>
+    void embed(const Sound& sound, long from, long to, float* x, long width, T* room, float* sums) const {
+        if (from == 0) {
+            std::memcpy(x, start, sizeof(float) * width);
+            if (++from == to) return;
+            x += width;
+        }
+        long first[40], last[40];  // the rows of each step that are needed, from those of the last
+        first[halvings] = from - 1, last[halvings] = to - 1;
+        for (long step = halvings; step > 0; step--) {
+            first[step - 1] = 2 * first[step] - 1, last[step - 1] = 2 * last[step];
+            if (first[step - 1] < 0) first[step - 1] = 0;
+            if (const long end = length(sound.frames, step - 1); last[step - 1] > end) last[step - 1] = end;
+        }
+        T* const other = room + values<T>(0, width);
+        T *before = other, *after = room;
+        // One row of padding is before the first frame; before others it is a real one. So is it at the end.
+        const long begin = first[0] > 0 ? first[0] - 1 : 0, end = last[0] < sound.frames ? last[0] + 1 : sound.frames;
+        T* next = before;
+        if (begin == first[0]) next = zeros(next, bands);
+        put_values(next, sound.features + begin * bands, (end - begin) * bands);
+        next += (end - begin) * bands;
+        if (end == last[0]) next = zeros(next, bands);
+        zeros(next, 2 * PANEL);
+        for (long step = 0; step <= halvings; step++) {
+            const long deep = 3 * channels(step - 1, width), stored = up(deep, PANEL), read = up(deep, T::STEP);
+            const long apart = (step ? 2 : 1) * channels(step - 1, width), count = last[step] - first[step];
+            const bool ends = step == halvings;
+            // the next step starts at 2 t - 1: a row of zeros where t is 0
+            T* rows = ends || 2 * first[step + 1] - 1 >= first[step] ? after : zeros(after, width);
+            for (long row = 0; row < count; row += T::TILE) {
+                const long some = count - row < T::TILE ? count - row : T::TILE;
+                for (long o = 0; o < width; o += PANEL) {
+                    const T* panel = panel_of<T>(kernels[step].matrix, stored, o / PANEL);
+                    product<false>(int(some), before + row * apart, apart, panel, read, sums, PANEL);
+                    const Vector left = load(kernels[step].bias + o), right = load(kernels[step].bias + o + LANES);
+                    for (long r = 0; r < some; r++) {
+                        const Vector one = T::gelu(load(sums + r * PANEL) + left);
+                        const Vector two = T::gelu(load(sums + r * PANEL + LANES) + right);
+                        if (ends) {
+                            const float* place = start + (from + row + r) * width + o;
+                            float* to_place = x + (row + r) * width + o;
+                            store(to_place, one + load(place)), store(to_place + LANES, two + load(place + LANES));
+                        } else {
+                            put(rows + (row + r) * width + o, one, two);
+                        }
+                    }
+                }
+            }
+            if (ends) break;
+            T* const behind = rows + count * width;
+            zeros(behind, width + 2 * PANEL);
+            std::swap(before, after);
+        }
+    }
+
+    template <class T>
+    static T* zeros(T* to, long count) {
+        std::memset(static_cast<void*>(to), 0, count * sizeof *to);
+        return to + count;
+    }
+};
+
+// --- Blocks -----------------------------------------------------------------------------------------------------------
+
+// The data of one item between two phases.
+template <class T>
+struct Tokens {
     float* x;    // [n, D]
     T* queries;  // [n, D]
     T *keys[2], *values[2];  // panels (n, d) and (d, n) for each head; one set in use, one for the next block
 };
 
-template <class T>
+template <class T, class Stem>
 class Encoder {
    public:
-    Encoder(const Shape& shape, const Weights& weights) : s(shape), w(weights), depth(shape.width / shape.heads) {}
+    using Item = typename Stem::Item;
 
-    size_t bytes_of_picture() const {
+    Encoder(const Shape& shape, const Weights& weights, const Stem& stem)
+        : s(shape), w(weights), stem(stem), depth(shape.width / shape.heads) {}
+
+    size_t bytes_of_item() const {
         return residual_bytes() + query_bytes() + 2 * (key_bytes() + value_bytes());
     }
 
-    // `work` is zero except where an earlier run has written, and has room for one picture for each thread.
-    void run(const void* pictures, bool raw, long batch, bool cls_only, char* work, float* out, int threads) const {
+    // `item(number)` is one of the batch. `work` has room for one item for each thread.
+    template <class Items>
+    void run(const Items& item, long batch, bool cls_only, char* work, float* out, int threads) const {
         const long rest = batch % threads, alone = batch - rest;
         const long tiles = (s.tokens + T::TILE - 1) / T::TILE;
         long parts = rest * tiles < 4 * threads && rest > 0 ? (4 * threads + rest - 1) / rest : tiles;
         if (parts > units()) parts = units();
         const long whole = cls_only ? s.layers - 1 : s.layers;  // blocks that are computed for all tokens
-        const size_t picture_bytes = s.channels * s.height * s.height * (raw ? 1 : sizeof(float));
         const long result_size = (cls_only ? 1 : s.tokens) * s.width;
         int taken = 0;
 #pragma omp parallel num_threads(threads)
@@ -370,19 +564,20 @@ class Encoder {
 #pragma omp atomic capture
             mine = taken++;
             const auto task = [&](long number, long slot, long layer, long tile, long of) {
-                const Picture<T> picture = place(work, slot);
+                const Tokens<T> tokens = place(work, slot);
                 const long from = first_token(tile, of), to = first_token(tile + 1, of);
-                const char* shown = static_cast<const char*>(pictures) + number * picture_bytes;
                 if (layer < 0) {
-                    embed(shown, raw, from, to, picture, scratch);
+                    if (tile == of - 1) clear(tokens);  // the others write other values
+                    stem.template embed<T>(item(number), from, to, tokens.x + from * s.width, s.width, scratch.rows,
+                                           scratch.sums);
                 } else {
-                    block(layer, from, to, picture, scratch);
+                    block(layer, from, to, tokens, scratch);
                 }
                 if (layer + 1 < whole) {
-                    project(layer + 1, from, to, picture, scratch);
+                    project(layer + 1, from, to, tokens, scratch);
                 } else if (!cls_only) {
                     for (long t = from; t < to; t++) {
-                        rms_norm(picture.x + t * s.width, out + number * result_size + t * s.width);
+                        rms_norm(tokens.x + t * s.width, out + number * result_size + t * s.width);
                     }
                 }
             };
@@ -405,6 +600,7 @@ class Encoder {
    private:
     const Shape& s;
     const Weights& w;
+    const Stem& stem;
     const long depth;
 
     static size_t bytes(size_t wanted) { return up(wanted, 64); }
@@ -415,26 +611,37 @@ class Encoder {
     }
     long padded() const { return up(s.tokens, PANEL); }
     long stepped() const { return up(s.tokens, T::STEP); }
-    long pixels() const { return up(s.patch * s.patch * s.channels, PANEL); }
     size_t residual_bytes() const { return bytes(sizeof(float) * units() * T::UNIT * s.width); }
     size_t query_bytes() const { return bytes(sizeof(T) * units() * T::UNIT * s.width); }
     size_t key_bytes() const { return bytes(sizeof(T) * s.width * padded()); }
     size_t value_bytes() const { return bytes(sizeof(T) * s.width * stepped()); }
-    static const T* panel(const void* matrix, long width, long number) {
-        return static_cast<const T*>(matrix) + number * width * PANEL;
+    static const T* panel(const void* matrix, long width, long number) { return panel_of<T>(matrix, width, number); }
+
+    Tokens<T> place(char* work, long number) const {
+        work += number * bytes_of_item();
+        Tokens<T> tokens;
+        const auto take = [&work](size_t size) { return std::exchange(work, work + size); };
+        tokens.x = reinterpret_cast<float*>(take(residual_bytes()));
+        tokens.queries = reinterpret_cast<T*>(take(query_bytes()));
+        for (int turn = 0; turn < 2; turn++) {
+            tokens.keys[turn] = reinterpret_cast<T*>(take(key_bytes()));
+            tokens.values[turn] = reinterpret_cast<T*>(take(value_bytes()));
+        }
+        return tokens;
     }
 
-    Picture<T> place(char* work, long p) const {
-        work += p * bytes_of_picture();
-        Picture<T> picture;
-        const auto take = [&work](size_t size) { return std::exchange(work, work + size); };
-        picture.x = reinterpret_cast<float*>(take(residual_bytes()));
-        picture.queries = reinterpret_cast<T*>(take(query_bytes()));
-        for (int turn = 0; turn < 2; turn++) {
-            picture.keys[turn] = reinterpret_cast<T*>(take(key_bytes()));
-            picture.values[turn] = reinterpret_cast<T*>(take(value_bytes()));
+    // Values that no token writes are multiplied by weights of zero, so they must be numbers. An item of another length may
+    // have left anything there.
+    void clear(const Tokens<T>& p) const {
+        const size_t size = sizeof(T) * PANEL * T::PAIR;
+        for (T* values : p.values) {
+            for (long i = 0; i < s.width; i += PANEL) {
+                T* const head = values + i * stepped();
+                for (long t = s.tokens / T::PAIR; t < stepped() / T::PAIR; t++) {
+                    std::memset(static_cast<void*>(head + t * T::PAIR * PANEL), 0, size);
+                }
+            }
         }
-        return picture;
     }
 
     // The memory of a thread for a tile.
@@ -442,7 +649,7 @@ class Encoder {
         float* sums;    // [TILE, PANEL]
         float* scores;  // [TILE, padded n]
         float* normed;  // [n, D], for CLS alone
-        T* rows;        // [TILE, D or values of a patch]
+        T* rows;        // [TILE, D], or what the stem needs
         T* inner;       // [TILE, F, or padded n]
         float* query;   // [h, D], for CLS alone as well
         T* all_heads;   // [UNIT, h, D]; one row counts
@@ -451,10 +658,10 @@ class Encoder {
 
         explicit Scratch(const Encoder& e) {
             constexpr long TILE = T::TILE, UNIT = T::UNIT;
-            const long values = e.pixels(), n = e.padded();
-            const long wide = e.s.width > values ? e.s.width : values, deep = e.s.inner > n ? e.s.inner : n;
+            const long n = e.padded(), deep = e.s.inner > n ? e.s.inner : n;
+            const long rows_bytes = sizeof(T) * TILE * e.s.width, room = e.stem.template room<T>(e.s.width);
             const long sizes[] = {4 * TILE * PANEL, 4 * TILE * n, 4 * e.s.tokens * e.s.width,
-                                  long(sizeof(T)) * TILE * wide, long(sizeof(T)) * TILE * deep,
+                                  rows_bytes > room ? rows_bytes : room, long(sizeof(T)) * TILE * deep,
                                   4 * e.s.heads * e.s.width, long(sizeof(T)) * UNIT * e.s.heads * e.s.width,
                                   4 * e.s.tokens, 4 * e.s.tokens};
             size_t total = 0;
@@ -475,61 +682,6 @@ class Encoder {
         Scratch(const Scratch&) = delete;
         ~Scratch() { std::free(memory); }
     };
-
-    // The pixels of a tile's patches, row by row, times the kernel. CLS has no pixels.
-    void embed(const char* picture, bool raw, long from, long to, const Picture<T>& p, Scratch& scratch) const {
-        const long values = pixels(), rows = to - from, channels = s.channels, row = s.patch * channels;
-        float* x = p.x + from * s.width;
-        std::memcpy(x, (raw ? w.bytes_start : w.pixels_start) + from * s.width, sizeof(float) * rows * s.width);
-        T* patches = scratch.rows;
-        if (from == 0) {
-            for (long i = 0; i < values; i++) put(patches + i, 0.0f);
-            patches += values, from = 1;
-        }
-        while (from < to) {  // all patches of one row of the grid
-            const long down = (from - 1) / s.side, end = 1 + (down + 1) * s.side;
-            const long count = (end < to ? end : to) - from, pixel = down * s.patch * s.height + (from - 1) % s.side * s.patch;
-            if (raw) {  // uint8[H, W, C]
-                const uint8_t* line = reinterpret_cast<const uint8_t*>(picture) + pixel * channels;
-                for (long y = 0; y < s.patch; y++, line += s.height * channels) {
-                    for (long t = 0; t < count; t++) put_pixels(patches + t * values + y * row, line + t * row, row);
-                }
-            } else {  // float[C, H, W]
-                const float* line = reinterpret_cast<const float*>(picture) + pixel;
-                for (long c = 0; c < channels; c++, line += s.height * (s.height - s.patch)) {
-                    for (long y = 0; y < s.patch; y++, line += s.height) {
-                        T* to_line = patches + (c * s.patch + y) * s.patch;
-                        for (long t = 0; t < count; t++) put_pixels(to_line + t * values, line + t * s.patch, s.patch);
-                    }
-                }
-            }
-            for (long t = 0; t < count; t++) {
-                for (long i = s.patch * row; i < values; i++) put(patches + t * values + i, 0.0f);
-            }
-            from += count, patches += count * values;
-        }
-        add_product(rows, scratch.rows, values, raw ? w.bytes : w.pixels, x);
-    }
-
-    static void put_pixels(T* row, const float* line, long count) {
-        long i = 0;
-        for (; i + LANES <= count; i += LANES) put(row + i, load(line + i));
-        for (; i < count; i++) put(row + i, line[i]);
-    }
-    static void put_pixels(T* row, const uint8_t* line, long count) {  // as -128..127
-        long i = 0;
-        for (; i + LANES <= count; i += LANES) {
-            put(row + i, __builtin_convertvector(widen(line + i) - 128, Vector));
-        }
-        for (; i < count; i++) put(row + i, float(line[i]) - 128.0f);
-    }
-
-    // x[rows, D] += T[rows, K] x (K, D)
-    void add_product(long rows, const T* a, long width, const void* matrix, float* x) const {
-        for (long o = 0; o < s.width; o += PANEL) {
-            product<true>(int(rows), a, width, panel(matrix, width, o / PANEL), width, x + o, s.width);
-        }
-    }
 
     // norm(x[rows, D]). The next product is added to x, so x gets its bias here. Means and scales of all rows are computed first:
     // while it waited for those of one row, a processor could not begin with another.
@@ -565,7 +717,7 @@ class Encoder {
     }
 
     // Queries, keys and values of a tile, stored where the block reads them.
-    void project(long number, long from, long to, const Picture<T>& p, Scratch& scratch) const {
+    void project(long number, long from, long to, const Tokens<T>& p, Scratch& scratch) const {
         const Layer& layer = w.layers[number];
         const long rows = to - from, width = s.width;
         T *keys = p.keys[number % 2], *values = p.values[number % 2];
@@ -603,7 +755,7 @@ class Encoder {
     }
 
     // x + attention(norm(x)), with queries that are computed already; then x + mlp(norm(x)).
-    void block(long number, long from, long to, const Picture<T>& p, Scratch& scratch) const {
+    void block(long number, long from, long to, const Tokens<T>& p, Scratch& scratch) const {
         const Layer& layer = w.layers[number];
         const long rows = to - from, width = s.width;
         float* x = p.x + from * width;
@@ -626,7 +778,7 @@ class Encoder {
                 }
             }
         }
-        add_product(rows, scratch.rows, width, layer.output, x);
+        add_product(rows, scratch.rows, width, layer.output, x, width);
         mlp(layer, rows, x, scratch);
     }
 
@@ -642,7 +794,7 @@ class Encoder {
                 put(scratch.inner + r * inner + o, T::gelu(load(sums) + left), T::gelu(load(sums + LANES) + right));
             }
         }
-        add_product(rows, scratch.inner, inner, layer.fc2, x);
+        add_product(rows, scratch.inner, inner, layer.fc2, x, width);
     }
 
     // Turns scores of one query into weights, by powers of two, and returns the sum of the weights. Weights of keys that do not
@@ -679,7 +831,7 @@ class Encoder {
 
     // The last block for CLS alone. Its query is multiplied with the keys' weights, since q (W_k h) = (q W_k) h, and the weighted
     // sum is taken before the values' weights. So neither keys nor values are computed.
-    void cls(const Picture<T>& p, float* out, Scratch& scratch) const {
+    void cls(const Tokens<T>& p, float* out, Scratch& scratch) const {
         const Layer& layer = w.layers[s.layers - 1];
         const long width = s.width;
         layer_norm(s.tokens, p.x, layer.norm1, layer.norm1_bias, w.from_values_bias, scratch.normed, scratch);
@@ -706,33 +858,79 @@ class Encoder {
                 put(attended + i, added * scale);
             }
         }
-        add_product(1, scratch.all_heads, s.heads * width, w.from_values, p.x);
+        add_product(1, scratch.all_heads, s.heads * width, w.from_values, p.x, width);
         mlp(layer, 1, p.x, scratch);
         rms_norm(p.x, out);
     }
 };
 
+// Sounds of different lengths. Each thread encodes some, and all threads share those that are left. `work` has room for the
+// longest for each thread; `apart` is how far the results of two sounds are from each other.
+template <class T>
+void run_sounds(const Shape& shape, const Weights& weights, const Convolutions& stem, const Sound* sounds, long batch,
+                bool cls_only, char* work, size_t room, float* out, long apart, int threads) {
+    const long rest = batch % threads, alone = batch - rest;
+    const auto encode = [&](long number, char* mine, int running) {
+        Shape own = shape;
+        own.tokens = 1 + Convolutions::length(sounds[number].frames, stem.halvings);
+        const Encoder<T, Convolutions> encoder(own, weights, stem);
+        encoder.run([&](long) { return sounds[number]; }, 1, cls_only, mine, out + number * apart, running);
+    };
+    int taken = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        int mine;
+#pragma omp atomic capture
+        mine = taken++;
+#pragma omp for schedule(dynamic)
+        for (long number = 0; number < alone; number++) encode(number, work + mine * room, 1);
+    }
+    for (long number = alone; number < batch; number++) encode(number, work, threads);
+}
+
+template <class T>
+size_t encode_pictures(const Shape* shape, const Weights* weights, const Patches* stem, const void* pictures, int raw, long batch,
+                       int cls_only, char* work, float* out, int threads) {
+    const Encoder<T, Patches> encoder(*shape, *weights, *stem);
+    const size_t size = stem->channels * stem->height * stem->height * (raw ? 1 : sizeof(float));
+    const auto picture = [&](long number) { return Picture{static_cast<const char*>(pictures) + number * size, raw != 0}; };
+    if (batch > 0) encoder.run(picture, batch, cls_only, work, out, threads);
+    return encoder.bytes_of_item();
+}
+
+template <class T>
+size_t encode_sounds(const Shape* shape, const Weights* weights, const Convolutions* stem, const Sound* sounds, long batch,
+                     int cls_only, char* work, float* out, long apart, int threads) {
+    const size_t room = Encoder<T, Convolutions>(*shape, *weights, *stem).bytes_of_item();
+    if (batch > 0) run_sounds<T>(*shape, *weights, *stem, sounds, batch, cls_only, work, room, out, apart, threads);
+    return room;
+}
+
 }  // namespace
 
-// Takes weights and pictures as `Shape`, `Weights` and `Encoder::run` describe them. Returns how many bytes of `work` a picture
-// takes. Without pictures, it does nothing else.
+// Take shape, weights and items as described above; a shape has the tokens of the longest item. They return how many bytes of
+// `work` an item takes. Without items, they do nothing else.
 extern "C" {
 
 int encoder_panel() { return PANEL; }
 
-size_t encode_float32(const Shape* shape, const Weights* weights, const void* pictures, int raw, long batch, int cls_only,
-                      char* work, float* out, int threads) {
-    const Encoder<Float> encoder(*shape, *weights);
-    if (batch > 0) encoder.run(pictures, raw, batch, cls_only, work, out, threads);
-    return encoder.bytes_of_picture();
+size_t encode_pictures_float32(const Shape* shape, const Weights* weights, const Patches* stem, const void* pictures, int raw,
+                               long batch, int cls_only, char* work, float* out, int threads) {
+    return encode_pictures<Float>(shape, weights, stem, pictures, raw, batch, cls_only, work, out, threads);
+}
+size_t encode_sounds_float32(const Shape* shape, const Weights* weights, const Convolutions* stem, const Sound* sounds,
+                             long batch, int cls_only, char* work, float* out, long apart, int threads) {
+    return encode_sounds<Float>(shape, weights, stem, sounds, batch, cls_only, work, out, apart, threads);
 }
 
 #if defined(__AVX512BF16__)
-size_t encode_bfloat16(const Shape* shape, const Weights* weights, const void* pictures, int raw, long batch, int cls_only,
-                       char* work, float* out, int threads) {
-    const Encoder<BFloat16> encoder(*shape, *weights);
-    if (batch > 0) encoder.run(pictures, raw, batch, cls_only, work, out, threads);
-    return encoder.bytes_of_picture();
+size_t encode_pictures_bfloat16(const Shape* shape, const Weights* weights, const Patches* stem, const void* pictures, int raw,
+                                long batch, int cls_only, char* work, float* out, int threads) {
+    return encode_pictures<BFloat16>(shape, weights, stem, pictures, raw, batch, cls_only, work, out, threads);
+}
+size_t encode_sounds_bfloat16(const Shape* shape, const Weights* weights, const Convolutions* stem, const Sound* sounds,
+                              long batch, int cls_only, char* work, float* out, long apart, int threads) {
+    return encode_sounds<BFloat16>(shape, weights, stem, sounds, batch, cls_only, work, out, apart, threads);
 }
 #endif
 }

@@ -1,7 +1,7 @@
 """Faster generation on a CPU. `install.py` puts it where `generate` asks for it.
 
-Encoding and reading the prompt are products of many rows. oneDNN computes them up to twice as fast as `nn.Linear` does.
-`OneDnnProducts` passes them to oneDNN, for any tower, projector or Thinker.
+Encoding and reading the prompt are products of many rows. `OneDnnProducts` passes them to oneDNN, for any tower, projector
+or Thinker (`products.py`).
 
 Writing is one token after the other. A small language model spends most of such a step between its products, in hundreds of
 operations on a few numbers each. `QuickStep` computes the step of the common architecture (RMSNorm, rotary positions,
@@ -21,11 +21,11 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from transformers.activations import SiLUActivation
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from .compiled_layers import TOKENS, CompiledLayers, Dimensions, is_possible
+from .products import HAS_ONEDNN, ROWS, OneDnnProducts, product
 
 TOLERANCE = 1e-4
 """Largest difference between the quick step and the model's own step, relative to the largest number."""
@@ -190,47 +190,6 @@ def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     # for 4 rows, W x^T is faster than x W^T by a third, if x is stored row by row
     few = torch.mm(linear.weight, x.reshape(rows, -1).contiguous().t()).t()
     return (few if linear.bias is None else few + linear.bias).view(*x.shape[:2], -1)
-
-
-# --- Products of many rows --------------------------------------------------------------------------------------------
-
-HAS_ONEDNN = (
-    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-ROWS = 16
-"""With at least so many rows oneDNN is faster, although it rearranges the weights for each product."""
-
-
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear` of float32 by oneDNN: float[..., I], float[O, I], float[O] -> float[..., O]."""
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return result
-
-
-class OneDnnProducts(TorchFunctionMode):
-    """Inside of the block, oneDNN computes linear layers in float32 on the CPU if that is faster and needs no gradient."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Pass `F.linear` to oneDNN, and nothing else."""
-        if func is F.linear and not kwargs and _suits_onednn(*args):
-            return product(args[0], args[1], args[2] if len(args) > 2 else None)
-        return func(*args, **(kwargs or {}))
-
-
-def _suits_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> bool:
-    return (
-        HAS_ONEDNN
-        and type(x) is torch.Tensor
-        and type(weight) in (torch.Tensor, nn.Parameter)
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and weight.layout == torch.strided
-        and x.numel() >= ROWS * x.shape[-1]
-        and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
 
 
 # --- Where it is used -------------------------------------------------------------------------------------------------

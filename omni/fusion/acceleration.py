@@ -57,8 +57,9 @@ class Acceleration:
         """
         return None
 
-    def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-        """Called once, before a model is trained on this device in this precision."""
+    def training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """A context in which a model is trained on this device in this precision."""
+        return nullcontext()
 
 
 _installed = Acceleration()

@@ -1,5 +1,6 @@
 """An encoder in a faster form: what `Modality.pack` returns."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -12,7 +13,7 @@ class Packed(Protocol):
 
     path: str
 
-    def read(self, source: Any, at_least: int | None = None) -> tuple[Any, tuple[int, int], str | None]:
+    def read(self, source: Any, at_least: int | None = None) -> tuple[Any, tuple[int, int] | None, str | None]:
         """Read an item from its file.
 
         Args:
@@ -20,11 +21,17 @@ class Packed(Protocol):
             at_least: the item may be read smaller, if both sides keep so many pixels.
 
         Returns:
-            The item in a form that `prepare` takes, its full size, and a note if the decoder warned.
+            The item in a form that `prepare` takes, its full size if items have one, and a note if its file is odd.
         """
 
     def prepare(self, item: Any) -> Any:
-        """One item as an array. All arrays have one shape; `__call__` takes a batch of them."""
+        """One item as an array."""
 
-    def __call__(self, prepared: Any, cls_only: bool = False) -> Any:
-        """From a tensor of B prepared items to the encoder's output; with `cls_only`, to that of CLS alone."""
+    def batch(self, prepared: Sequence[Any]) -> Any:
+        """Some prepared items in the form that `__call__` takes."""
+
+    def grid_shapes(self, batch: Any) -> list[tuple[int, ...]]:
+        """The grid of tokens of each item of a batch, as `Modality.grid_shapes`."""
+
+    def __call__(self, batch: Any, cls_only: bool = False) -> Any:
+        """The encoder's output for a batch; with `cls_only`, that of CLS alone."""

@@ -54,7 +54,6 @@ def measure(recipe: Recipe) -> Budget:
     device = (torch.accelerator.is_available() and torch.accelerator.current_accelerator()) or torch.device("cpu")
     model.to(device).train()
     FrozenParts(model)
-    acceleration.current().prepare_training(model, device, torch.float32)
     examples = [objective.train[index] for index in range(min(ROWS, len(objective.train)))]
     largest = max(examples, key=lambda example: sum(map(len, map(str, example.conversations))))
     batch = send_to_device(objective.collate([largest]), device)
@@ -69,11 +68,12 @@ def measure(recipe: Recipe) -> Budget:
     rows = given or _power_of_two(max(1, min(ROWS, int(free // kept))))
     accumulate = recipe.arguments.get("gradient_accumulation_steps") or max(1, ROWS // rows)
     times = []
-    for _ in range(STEPS + 1):
-        batch = send_to_device(objective.collate(examples[:rows]), device)
-        start = time.perf_counter()
-        model(**batch).loss.backward()
-        times.append(time.perf_counter() - start)
+    with acceleration.current().training(model, device, torch.float32):
+        for _ in range(STEPS + 1):
+            batch = send_to_device(objective.collate(examples[:rows]), device)
+            start = time.perf_counter()
+            model(**batch).loss.backward()
+            times.append(time.perf_counter() - start)
     seconds = median(times[1:]) * max(1, rows / ROWS) * accumulate * (1.3 if checkpointing else 1.0)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Budget(rows, accumulate, checkpointing, seconds, learning)

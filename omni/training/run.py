@@ -86,7 +86,6 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
     learning = Learning(**earlier.stateful_callbacks.get("Learning", {}).get("args", {}))
     keep = recipe.arguments.get("save_total_limit")
     precision = torch.bfloat16 if arguments.bf16 else torch.float32
-    acceleration.current().prepare_training(model, arguments.device, precision)
     with _transformers_takes_the_arguments():
         folder.mkdir(parents=True, exist_ok=True)
         trainer = OmniTrainer(
@@ -115,7 +114,8 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         trainer.state = earlier
         learning.apply(model)
     else:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
+        with acceleration.current().training(model, arguments.device, precision):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_fsdp_enabled:
         gather(trainer.accelerator.unwrap_model(trainer.model), keep=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():

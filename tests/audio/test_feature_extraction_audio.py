@@ -63,6 +63,13 @@ def test_the_spectrogram_is_that_of_transformers(options: dict[str, Any], sample
     np.testing.assert_allclose(found[0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", [1, 7, 19])
+def test_a_long_sound_in_blocks_is_the_same(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = features(chirp()[:3_040])  # 20 frames
+    monkeypatch.setattr("omni.audio.feature_extraction_audio.BLOCK", block)
+    np.testing.assert_allclose(features(chirp()[:3_040]), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_silence_is_finite_and_loudness_is_kept() -> None:
     assert (features(np.zeros(1_600)) == -3).all()  # log10 of the floor, -10
     louder, softer = features(chirp()), features(chirp() / 10)

@@ -1,10 +1,10 @@
 """`python -m benchmarks` as a reader runs it, and what its jobs are made of."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +17,8 @@ from benchmarks.__main__ import JOBS, app
 from benchmarks.measure import Contestant, Race
 
 
-def test_the_last_line_is_one_json_document() -> None:
-    command = [sys.executable, "-m", "benchmarks", "imports", "--rounds", "1"]
-    done = subprocess.run(command, cwd=machine.ROOT, capture_output=True, text=True, check=False)
+def test_the_last_line_is_one_json_document(python: Callable[..., Any]) -> None:
+    done = python("-m", "benchmarks", "imports", "--rounds", "1", cwd=machine.ROOT)
     assert done.returncode == 0, done.stderr
     *table, last = done.stdout.splitlines()
     assert any("omni --help" in line for line in table)

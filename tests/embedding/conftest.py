@@ -67,11 +67,19 @@ class Doubled:
     def prepare(self, picture: Any) -> np.ndarray:
         return self.processor(picture, return_tensors="np")["pixel_values"][0].astype(np.float64)
 
-    def __call__(self, prepared: Any, cls_only: bool = False) -> Any:
+    def batch(self, prepared: Any) -> Any:
+        import torch
+
+        return torch.from_numpy(np.stack(prepared))
+
+    def grid_shapes(self, batch: Any) -> list[tuple[int, ...]]:
+        return [(self.model.config.grid_size,) * 2] * len(batch)
+
+    def __call__(self, batch: Any, cls_only: bool = False) -> Any:
         import torch
 
         with torch.inference_mode():
-            return self.model(pixel_values=prepared, cls_only=cls_only)
+            return self.model(pixel_values=batch, cls_only=cls_only)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The shipped checkpoint on pictures that omni's own code did not draw."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,11 @@ EXPECTED = {
 
 @pytest.mark.slow
 def test_pictures_by_another_hand_are_understood(fused: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "tests/evaluation/other_drawings.py", str(tmp_path), "120"]
+    command = [sys.executable, "tests/evaluation/other_drawings.py", str(tmp_path), "80"]
     subprocess.run(command, check=True, timeout=120)
-    outcome = evaluate(fused, choose_settings(fused, data=str(tmp_path / "questions.jsonl")))
+    manifest = tmp_path / "questions.jsonl"
+    asked = [line for line in manifest.read_text().splitlines() if json.loads(line)["kind"] in EXPECTED]  # no captions
+    manifest.write_text("\n".join(asked))
+    outcome = evaluate(fused, choose_settings(fused, data=str(manifest)))
     found = {score.kind: score.accuracy for score in outcome.result.scores}
     assert {kind: found[kind] for kind, least in EXPECTED.items() if found[kind] < least} == {}

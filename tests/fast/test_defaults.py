@@ -15,8 +15,12 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel
 from transformers.cache_utils import DynamicCache
-from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
+from omni import (
+    OmniAudioConfig, OmniAudioModel, OmniFeatureExtractor, OmniImageProcessor, OmniVisionConfig, OmniVisionModel
+)
+from omni.audio.sounds import Sound
 from omni.fast.generation import _KNOWN, give_room, quick_step, stepping
+from omni.fast.packed_sounds import PackedAudioModel
 from omni.fast.packing import PackedVisionModel
 from omni.fast.resizing import resize
 
@@ -25,6 +29,8 @@ shape = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_atte
 thinker = AutoModel.from_config(AutoConfig.for_model("llama", **shape)).eval()
 encoder, processor = OmniVisionModel(OmniVisionConfig(image_size=64)).eval(), OmniImageProcessor()
 hidden, bytes_ = torch.randn(2, 60, 64), torch.randint(0, 256, (5, 64, 64, 3), dtype=torch.uint8)
+hearing, features = OmniAudioModel(OmniAudioConfig(num_hidden_layers=2)).eval(), [torch.randn(n, 80) for n in (1, 70, 333)]
+sound = Sound(np.random.default_rng(0).uniform(-0.5, 0.5, 5000).astype(np.float32), 16_000)
 pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 4), dtype=np.uint8)
 
 @torch.no_grad()
@@ -39,6 +45,10 @@ def results():
         packed = PackedVisionModel(encoder, processor, dtype)
         for cls_only in (False, True):
             yield packed(bytes_, cls_only=cls_only).last_hidden_state.float()
+        packed = PackedAudioModel(hearing, OmniFeatureExtractor(), dtype)
+        for cls_only in (False, True):
+            yield packed(features, cls_only=cls_only).last_hidden_state.float()
+        yield packed.prepare(sound)
     yield resize(pixels, 33, 44, 2)
 
 expected = [result.tolist() for result in results()]

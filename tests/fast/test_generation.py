@@ -9,18 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from omni import OmniForConditionalGeneration
-from omni.fast import generation
 from omni.fast.compiled_layers import CompiledLayers, Dimensions
 from omni.fast.generation import (
     ACTIVATIONS,
-    OneDnnProducts,
     QuickStep,
     RoomyLayer,
     _Layer,
@@ -454,35 +451,3 @@ def test_gradients_through_a_layer_with_room() -> None:
     second, _ = layer.update(keys * 2, keys)
     (first.square().sum() + second.square().sum()).backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(keys.grad, 12 * keys.detach())
-
-
-# --- oneDNN -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not generation.HAS_ONEDNN, reason="this build of torch has no oneDNN")
-def test_products_of_many_rows_are_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
-    handed_over = []
-    product = generation.product
-
-    def handed(x: torch.Tensor, *args: Any) -> torch.Tensor:
-        handed_over.append(x.shape)
-        return product(x, *args)
-
-    monkeypatch.setattr(generation, "product", handed)
-    linear, bare = nn.Linear(40, 24), nn.Linear(40, 24, bias=False)
-    many, few = torch.randn(5, 7, 40), torch.randn(3, 40)
-    with OneDnnProducts():
-        with torch.no_grad():
-            for layer in (linear, bare):
-                bias = 0 if layer.bias is None else layer.bias.double()
-                expected = (many.double() @ layer.weight.double().T + bias).float()
-                torch.testing.assert_close(layer(many), expected, atol=1e-5, rtol=1e-5)
-            assert handed_over == [many.shape] * 2
-            linear(few), F.linear(many.bfloat16(), linear.weight.bfloat16()), many @ linear.weight.T
-            with torch.autocast("cpu"):
-                linear(many)
-        linear(many).sum().backward()
-    with torch.no_grad():
-        linear(many)
-    assert len(handed_over) == 2
-    assert linear.weight.grad is not None

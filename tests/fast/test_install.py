@@ -11,13 +11,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import LlamaConfig, LlamaModel
 
 from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 from omni.embedding.engine import Engine
+from omni.fast import attention
 from omni.fast.acceleration import FastAcceleration
-from omni.fast.install import pack
+from omni.fast.install import pack_pictures
 from omni.fast.packing import PackedVisionModel
 from omni.fusion import acceleration
+from omni.fusion.thinker import readable_mask
 from omni.loading.encoder import Encoder, load_encoder
 from omni.registry import get_modality
 
@@ -108,8 +111,8 @@ def encoder() -> OmniVisionModel:
 def test_what_is_not_known_is_not_packed(other: str) -> None:
     change, settings = OTHERS[other]
     size = {"size": {"height": 16, "width": 16}}
-    assert isinstance(pack(encoder(), OmniImageProcessor(**size), torch.float32), PackedVisionModel)
-    assert pack(change(encoder()), OmniImageProcessor(**size | settings), torch.float32) is None
+    assert isinstance(pack_pictures(encoder(), OmniImageProcessor(**size), torch.float32), PackedVisionModel)
+    assert pack_pictures(change(encoder()), OmniImageProcessor(**size | settings), torch.float32) is None
 
 
 def test_pictures_that_are_cropped_are_embedded_as_they_are() -> None:
@@ -137,11 +140,72 @@ def test_attention_is_written_out_where_that_learns_faster(
 ) -> None:
     model: OmniForConditionalGeneration = make_model("qwen3", "omni_vision")
     model.model.image_tower.config._attn_implementation = chosen
-    acceleration.current().prepare_training(model, torch.device(device), dtype)
-    assert model.model.image_tower.config._attn_implementation == expected
-    assert all(layer.attention.config._attn_implementation == expected for layer in model.model.image_tower.layers)
-    assert model.model.language_model.config._attn_implementation == "sdpa"
-    assert "eager" not in model.config.to_json_string()
+    with acceleration.current().training(model, torch.device(device), dtype):
+        assert model.model.image_tower.config._attn_implementation == expected
+        assert all(layer.attention.config._attn_implementation == expected for layer in model.model.image_tower.layers)
+        assert model.model.language_model.config._attn_implementation == "sdpa"
+        assert "eager" not in model.config.to_json_string()
+    assert model.model.image_tower.config._attn_implementation == chosen
+
+
+def small_llama(dtype: torch.dtype = torch.bfloat16) -> LlamaModel:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 96, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 50}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2}
+    return LlamaModel(LlamaConfig(**sizes, **heads)).to(dtype).requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chosen", "expected"),
+    [
+        (torch.bfloat16, "sdpa", attention.NAME),
+        (torch.float32, "sdpa", "sdpa"),
+        (torch.bfloat16, "eager", "eager"),
+    ],
+)
+def test_a_language_model_that_is_frozen_in_bfloat16_attends_by_products(
+    dtype: torch.dtype, chosen: str, expected: str
+) -> None:
+    model = small_llama(dtype)
+    model.set_attn_implementation(chosen)
+    step = model, torch.device("cpu"), torch.float32
+    with acceleration.using(acceleration.Acceleration()), acceleration.current().training(*step):
+        assert model.config._attn_implementation == chosen
+    with acceleration.current().training(*step):
+        assert model.config._attn_implementation == expected
+    assert model.config._attn_implementation == chosen
+
+
+@pytest.mark.parametrize("shape", ["branches", "padding on the left"])
+def test_attention_by_products_has_the_gradient_of_the_reference(shape: str) -> None:
+    """In float32, for a sequence with two branches and one that is shorter."""
+    model, length = small_llama(torch.float32), 12
+    mask = torch.ones(2, 1, length, length, dtype=torch.bool).tril()
+    if shape == "branches":
+        mask[0, :, 9:, 6:9] = False
+        mask[1, :, :, 8:] = False
+        mask[1, :, range(8, 12), range(8, 12)] = True
+    else:
+        mask[1, :, 3:, :3] = False
+    embedded, wanted = torch.randn(2, length, 96), torch.randn(2, length, 96)
+    found = {}
+    for name in ("sdpa", attention.NAME):
+        model.set_attn_implementation(name)
+        hidden = embedded.clone().requires_grad_()
+        read = readable_mask(mask, model.config, torch.float32)
+        output = model(inputs_embeds=hidden, attention_mask=read).last_hidden_state
+        (output * wanted).sum().backward()
+        found[name] = output.detach(), hidden.grad
+    for ours, theirs in zip(*found.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    model.set_attn_implementation("sdpa")
+    text = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 1]])
+    padded = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    first = model(text, attention_mask=padded).last_hidden_state
+    model.set_attn_implementation(attention.NAME)
+    torch.testing.assert_close(
+        model(text, attention_mask=padded).last_hidden_state[padded.bool()], first[padded.bool()]
+    )
 
 
 # --- The seam ---------------------------------------------------------------------------------------------------------
@@ -152,4 +216,4 @@ def test_the_reference_can_be_asked_for() -> None:
     with acceleration.using(acceleration.Acceleration()):
         assert type(acceleration.current()) is acceleration.Acceleration
     assert isinstance(acceleration.current(), FastAcceleration)
-    assert get_modality("image").pack is pack
+    assert get_modality("image").pack is pack_pictures

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from omni.fast.packing import PackedVisionModel, _attend
+from omni.fast.packed_blocks import attend
+from omni.fast.packing import PackedVisionModel
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
@@ -182,7 +183,7 @@ def test_attention_by_powers_of_two_is_softmax_for_scores_of_any_size(
     asked: list[int] = []
     softmax = torch.Tensor.softmax
     monkeypatch.setattr(torch.Tensor, "softmax", lambda scores, axis: asked.append(axis) or softmax(scores, axis))
-    found = _attend(qkv, heads)
+    found = attend(qkv, heads)
     assert bool(asked) is usual
     exact = [part.double().view(2, n, heads, depth).transpose(1, 2) for part in qkv.chunk(3, dim=-1)]
     powers = (exact[0] @ exact[1].mT).bfloat16().double() * math.log(
@@ -195,7 +196,7 @@ def test_attention_by_powers_of_two_is_softmax_for_scores_of_any_size(
 def test_attention_of_nan_is_nan() -> None:
     qkv = torch.randn(1, 5, 24).bfloat16()
     qkv[0, 2, 0] = float("nan")
-    assert _attend(qkv, 2).isnan().any()
+    assert attend(qkv, 2).isnan().any()
 
 
 def test_bytes_give_what_the_image_processor_gives() -> None:

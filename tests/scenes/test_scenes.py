@@ -600,7 +600,7 @@ def test_object_map_names_what_covers_a_patch() -> None:
 
 def test_every_object_can_be_seen() -> None:
     """Where an object is, the picture differs from what it would be without the object."""
-    for seed in range(300):
+    for seed in range(150):
         scene = sample_scene(seed)
         picture = np.asarray(render(scene)).astype(int)
         for index, item in enumerate(scene.objects):
@@ -627,7 +627,7 @@ def test_colours_cannot_be_mistaken() -> None:
 def test_backgrounds_are_what_they_are_called() -> None:
     seen: Counter[str] = Counter()
     at_the_corner = 0
-    for seed in range(400):
+    for seed in range(250):
         scene = dataclasses.replace(sample_scene(seed), objects=())
         pixels = np.asarray(render(scene)).astype(float)
         colors = pixels.reshape(14, 16, 14, 16, 3).mean(axis=(1, 3))

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +195,16 @@ def test_bfloat16_is_taken_where_it_is_faster_and_kept_by_a_resumed_run(tmp_path
 
 
 @pytest.mark.parametrize("bf16", [True, False])
-def test_speed_is_asked_about_a_model_before_it_learns(bf16: bool, tmp_path: Path) -> None:
+def test_a_model_learns_where_speed_was_asked_about_it(bf16: bool, tmp_path: Path) -> None:
     class Noting(Acceleration):
         asked: list[tuple[str, torch.dtype, bool]] = []
 
-        def prepare_training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-            learning = any(parameter.requires_grad for parameter in model.parameters())
-            self.asked.append((device.type, dtype, learning))
+        @contextmanager
+        def training(self, model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+            before = [parameter.detach().clone() for parameter in model.parameters()]
+            yield
+            learnt = any(not torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+            self.asked.append((device.type, dtype, learnt))
 
     with using(noting := Noting()):
         few = ARGUMENTS | {"max_steps": 1, "bf16": bf16, "save_strategy": "no"}
