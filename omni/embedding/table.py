@@ -22,6 +22,7 @@ in the place of another, by name. For a table that is one file, the parts are in
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -160,7 +161,7 @@ def table_files(path: str | Path) -> list[Path]:
         TableError: there is nothing, or a folder with no part of a table.
     """
     file = Path(path)
-    if not file.is_dir():
+    if not os.path.isdir(file):  # false also of names that none can have
         return [_ordinary(file)]
     parts = [_ordinary(part) for part in sorted(file.glob("part-*.parquet"))]
     if not parts:
