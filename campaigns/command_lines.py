@@ -224,12 +224,26 @@ COMMANDS: dict[str, list[Part]] = {
     "checkpoint": [
         one(["merge", "merge", "seal", "x"]), few(MODELS[2:], 1), few(OUTPUTS, 1), option("--dtype", ["x", "float32"]), JSON,
     ],
+    "checkpoint familiarise": [
+        few(MODELS[2:], 1), option("--recipe", RECIPES, 0.5), option("--data", FILES, 0.5), option("--held-out", FILES),
+        option("--set", SETTINGS), option("--rows", NUMBERS), JSON,
+    ],
     "export": [few(MODELS[1:], 1), few(OUTPUTS, 1), JSON],
     "serve": [few(FILES, 1), option("--host", HOSTS, 1), option("--port", ["0", "-1", "70000", "x"], 0.9)],
     "app": [few(FILES, 1), option("--host", HOSTS, 1), option("--port", ["0", "-1", "70000", "x"], 0.9)],
     "check-data": [
         few(FILES, 1), option("--test", FILES), option("--checkpoint", MODELS), option("--max-length", NUMBERS),
         option("--root", FILES), option("--prompt", WORDS), JSON,
+    ],
+    "search": [
+        few([*OUTPUTS, *FILES], 1), option("--like", FILES, 0.6), option("--text", WORDS), option("--most", NUMBERS),
+        option("--checkpoint", MODELS), option("--sheet", OUTPUTS), JSON,
+    ],
+    "duplicates": [few([*OUTPUTS, *FILES], 1), option("--least", NUMBERS), option("--sheet", OUTPUTS), JSON],
+    "teach": [
+        few(MODELS, 1), option("--image", MODELS, 0.8), option("--audio", MODELS), option("--output", OUTPUTS, 0.9),
+        option("--data", FILES, 0.8), option("--test", FILES), option("--prompt", WORDS), option("--text", FILES),
+        option("--minutes", [*NUMBERS, "0.01"]), option("--set", SETTINGS), option("--resume"), JSON,
     ],
     "bench": [
         one(["--verify"]), few(WORDS[1:], 1), option("--pictures", ["1", "0", "-1", "x"], 1),
@@ -243,7 +257,7 @@ def command_line(draw: Draw) -> tuple[list[str], bool]:
     """The arguments of a command, and whether it prints to a full disk."""
     command = draw.choice(list(COMMANDS))
     words = [word for part in COMMANDS[command] for word in part(draw)]
-    return [command, *(word.replace("\0", "") for word in words)], draw.random() < 0.1
+    return [*command.split(), *(word.replace("\0", "") for word in words)], draw.random() < 0.1
 
 
 def _try(arguments: list[str], full: bool, here: Path) -> str:

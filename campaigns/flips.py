@@ -1,8 +1,11 @@
-"""Single changed bytes in the shipped checkpoints: loading refuses each with the name of its file, or changes nothing.
+"""Single changed bytes in checkpoints: loading refuses each with the name of its file, or changes nothing.
 
-All files of a folder are equally likely, whatever their size. The header of the weights counts as a file of its own.
+The checkpoints are the shipped ones, an encoder of sounds, and one that holds a projector alone. The last one finds its other
+parts in folders of their own, whose files are changed, too. All files of a folder are equally likely, whatever their size. The
+header of the weights counts as a file of its own.
 """
 
+import json
 import random
 import re
 import shutil
@@ -15,8 +18,9 @@ from typing import Any
 
 from campaigns.tally import Tally
 
-CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
-FOLDERS = ("omni_tiny", "vision_tiny")
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = ROOT / "checkpoints"
+FOLDERS = ("omni_tiny", "vision_tiny", "audio_tiny", "learnt")
 
 
 def run(seed: int, count: int, seconds: float, folders: tuple[str, ...] = FOLDERS) -> Tally:
@@ -25,11 +29,11 @@ def run(seed: int, count: int, seconds: float, folders: tuple[str, ...] = FOLDER
     tried = refused = unchanged = 0
     failures = []
     with TemporaryDirectory() as place, quiet():
-        copies = [Path(shutil.copytree(CHECKPOINTS / folder, Path(place) / folder)) for folder in folders]
+        copies = {copy: make(copy) for copy in (Path(place) / folder for folder in folders)}
         wholes = {copy: everything(copy) for copy in copies}
         while tried < count and time.monotonic() < end:
-            copy = chance.choice(copies)
-            file, offset = chance.choice([*_places(copy, chance)])
+            copy = chance.choice([*copies])
+            file, offset = chance.choice([*_places(chance.choice(copies[copy]), chance)])
             change = chance.randrange(1, 256)
             tried += 1
             with _changed(file, offset, change):
@@ -42,13 +46,59 @@ def run(seed: int, count: int, seconds: float, folders: tuple[str, ...] = FOLDER
     return Tally(tried, refused, unchanged, tuple(failures))
 
 
+def make(folder: Path) -> list[Path]:
+    """Make the checkpoint that the folder's name says. Returns all folders that it is read from."""
+    if folder.name == "learnt":
+        return _make_learnt(folder)
+    if (shipped := CHECKPOINTS / folder.name).is_dir():
+        shutil.copytree(shipped, folder)
+    else:
+        _make_encoder(ROOT / "configs" / f"{folder.name}.json", folder)
+    return [folder]
+
+
+def _make_encoder(settings: Path, folder: Path) -> None:
+    """An encoder of this shape with random weights, and its preprocessor."""
+    import torch
+
+    from omni.registry import load_modalities
+
+    values = json.loads(settings.read_text(encoding="utf-8"))
+    (bundle,) = (each for each in load_modalities()[0] if each.config_class.model_type == values["model_type"])
+    torch.manual_seed(0)
+    model = bundle.model_class(bundle.config_class(**values))
+    model.save_pretrained(folder)
+    bundle.preprocessor_class().save_pretrained(folder)
+
+
+def _make_learnt(folder: Path) -> list[Path]:
+    """A projector between an encoder and a small language model, which stay in folders of their own."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from omni.exchange.compose import compose
+
+    encoder, thinker = folder.with_name("encoder"), folder.with_name("language_model")
+    shutil.copytree(CHECKPOINTS / "vision_tiny", encoder)
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINTS / "omni_tiny")
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 3}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("llama", **shape, vocab_size=len(tokenizer), eos_token_id=1)
+    ).save_pretrained(thinker)
+    tokenizer.save_pretrained(thinker)
+    composition = compose(encoder, thinker)
+    composition.model.config.untrained = None  # it is to be loaded
+    composition.save(folder, apart=True)
+    return [folder, encoder, thinker]
+
+
 def everything(folder: Path) -> dict[str, Any]:
     """All that the answers of a checkpoint depend on, after loading."""
     from omni.checkpoints.fingerprints import fingerprint_parts
     from omni.checkpoints.folder import model_type_of
     from omni.loading.checkpoint import load
-    from omni.vision.image_processing_vision import OmniImageProcessor
-    from omni.vision.modeling_vision import OmniVisionModel
+    from omni.loading.encoder import load_encoder
 
     found: dict[str, Any] = {}
     if model_type_of(folder) == "omni":
@@ -58,7 +108,8 @@ def everything(folder: Path) -> dict[str, Any]:
         found["tokenizer"] = tokenizer.backend_tokenizer.to_str(), tokenizer.init_kwargs, processor.chat_template
         found["special tokens"] = tokenizer.special_tokens_map
     else:
-        model, processor = OmniVisionModel.from_pretrained(folder), OmniImageProcessor.from_pretrained(folder)
+        encoder = load_encoder(folder)
+        model, processor = encoder.model, encoder.preprocessor
     return found | {
         "weights": fingerprint_parts(model.state_dict()),
         "configuration": model.config.to_dict(),
@@ -98,8 +149,8 @@ def _try(folder: Path, file: Path, whole: dict[str, Any]) -> str:
     try:
         found = everything(folder)
     except (ValueError, OSError) as error:
-        named = re.search(rf"(?<![\w.]){re.escape(file.name)}(?!\w)", str(error))
-        return "refused" if named else f"refused without the file's name: {error}"
+        named = (re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", str(error)) for name in (file.parent.name, file.name))
+        return "refused" if all(named) else f"refused without the name of the file: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     changed = [what for what in whole if found.get(what) != whole[what]]

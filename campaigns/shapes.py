@@ -1,4 +1,4 @@
-"""Wrong values in the JSON files of the shipped checkpoints: each loads, or is refused in a sentence, within seconds.
+"""Wrong values in the JSON files of checkpoints: each loads, or is refused in a sentence, within seconds.
 
 A value anywhere in a file is replaced by one of another kind or size, or removed. The folder is then sealed, as if the
 change were intended. Folders that load count as unchanged.
@@ -7,14 +7,13 @@ change were intended. Folders that load count as unchanged.
 import copy
 import json
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from campaigns.flips import CHECKPOINTS, quiet
+from campaigns.flips import make, quiet
 from campaigns.tally import Tally
 
 VALUES: list[Any] = [
@@ -50,6 +49,7 @@ VALUES += [
 ]
 GONE = object()
 FILES = ("config.json", "processor_config.json", "generation_config.json", "tokenizer_config.json")
+FOLDERS = ("omni_tiny", "learnt")
 LONG = 20.0
 """Seconds after which a user would think that it hangs; loading takes a tenth of a second."""
 
@@ -60,11 +60,13 @@ def run(seed: int, count: int, seconds: float) -> Tally:
     tried = refused = loaded = 0
     failures = []
     with TemporaryDirectory() as place, quiet():
-        folder = Path(shutil.copytree(CHECKPOINTS / "omni_tiny", Path(place) / "folder"))
-        wholes = {name: (folder / name).read_text(encoding="utf-8") for name in FILES}
+        folders = [Path(place) / name for name in FOLDERS]
+        for folder in folders:
+            make(folder)
         while tried < count and time.monotonic() < end:
-            name = chance.choice(FILES)
-            values = json.loads(wholes[name])
+            folder, name = chance.choice(folders), chance.choice(FILES)
+            whole = (folder / name).read_text(encoding="utf-8")
+            values = json.loads(whole)
             path = chance.choice([*paths(values)])
             value = chance.choice([*VALUES, GONE])
             (folder / name).write_text(json.dumps(changed(values, path, value)), encoding="utf-8")
@@ -73,9 +75,10 @@ def run(seed: int, count: int, seconds: float) -> Tally:
             refused += outcome == "refused"
             loaded += outcome == "loaded"
             if outcome not in ("refused", "loaded"):
-                shown = "gone" if value is GONE else repr(value)[:60]
-                failures.append(f"shapes, seed {seed}: {name} {'.'.join(map(str, path))} {shown}: {outcome}")
-            (folder / name).write_text(wholes[name], encoding="utf-8")
+                said = "gone" if value is GONE else repr(value)[:60]
+                where = f"{folder.name}/{name} {'.'.join(map(str, path))}"
+                failures.append(f"shapes, seed {seed}: {where} {said}: {outcome}")
+            (folder / name).write_text(whole, encoding="utf-8")
     return Tally(tried, refused, loaded, tuple(failures))
 
 

@@ -6,7 +6,8 @@ part by part, and compares. Weights with NaN or infinity are refused, even if th
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,21 @@ def read_tensors(folder: str | Path, variant: str | None = None) -> dict[str, to
                 f"The weights in {named(file)} are cut off or damaged ({error}); get the file again."
             ) from error
     return tensors
+
+
+@contextmanager
+def naming_weights(folder: str | Path) -> Iterator[None]:
+    """Inside, others read the weights in a folder; of damaged ones the error names the file.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    try:
+        yield
+    except SafetensorError:
+        with suppress(OSError):
+            read_tensors(folder)
+        raise
 
 
 def weights_file(folder: Path, variant: str | None) -> Path:
@@ -105,7 +121,11 @@ def verify_weights(folder: Path, variant: str | None = None, untrained: Collecti
 
 
 def verify_tensors(
-    tensors: Mapping[str, torch.Tensor], saved: Mapping[str, str] | None, file: str, untrained: Collection[str] = ()
+    tensors: Mapping[str, torch.Tensor],
+    saved: Mapping[str, str] | None,
+    file: str,
+    untrained: Collection[str] = (),
+    elsewhere: Mapping[str, str] | None = None,
 ) -> None:
     """As `verify_weights`, for tensors in memory.
 
@@ -114,6 +134,7 @@ def verify_tensors(
         saved: the fingerprints of their parts; None to check only that all are finite.
         file: where the tensors come from, for messages.
         untrained: parts that are not compared.
+        elsewhere: the folders of parts that are in folders of their own, for messages.
 
     Raises:
         CheckpointError: see `verify_weights`.
@@ -121,9 +142,14 @@ def verify_tensors(
     if saved:
         found = fingerprint_parts(tensors)
         parts = {*saved, *found} - set(untrained)
-        if changed := sorted(part for part in parts if saved.get(part) != found.get(part)):
+        changed: dict[str, list[str]] = {}
+        for part in sorted(part for part in parts if saved.get(part) != found.get(part)):
+            place = (elsewhere or {}).get("language_model" if part == "lm_head" else part)
+            changed.setdefault(named(weights_file(Path(place), None)) if place else file, []).append(part)
+        if changed:
+            which = " and ".join(f"{', '.join(parts)} in {where}" for where, parts in changed.items())
             raise CheckpointError(
-                f"The weights of {', '.join(changed)} in {file} are not those that were saved with this configuration: the "
+                f"The weights of {which} are not those that were saved with this configuration: the "
                 "file was damaged, or a part was exchanged for another. A projector and a language model "
                 "work with the encoder that they were trained with; restore the file, or train the projector again and save "
                 "the model with save_pretrained."
@@ -166,6 +192,8 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 def renew_fingerprints(folder: Path) -> dict[str, str]:
     """Write the fingerprints of a folder's present weights into its config.json, if that describes a model of omni.
 
+    Parts in folders of their own keep the fingerprints that they had when the checkpoint was saved.
+
     Returns:
         The earlier fingerprints of the parts that have changed.
 
@@ -183,6 +211,9 @@ def renew_fingerprints(folder: Path) -> dict[str, str]:
         raise CheckpointError(f"The weights in {named(folder)} cannot be read ({error}).") from error
     expect_finite(tensors, named(weights_file(folder, None)))
     saved, found = values.get("fingerprints") or {}, fingerprint_parts(tensors)
+    apart = set(values.get("parts_from") or ())
+    apart |= {"lm_head"} if "language_model" in apart else set()
+    found = {part: mark for part, mark in saved.items() if part in apart} | found
     if saved != found:
         text = json.dumps({**values, "fingerprints": found}, indent=2, sort_keys=True) + "\n"
         write_text_whole(folder / CONFIG, text)

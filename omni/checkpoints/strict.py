@@ -112,7 +112,7 @@ class StrictLoadingMixin:
         where = repr(str(name)) if folder is None else named(weights_file(folder, variant))
         gathered = None if folder is None or foreign else cls.gather(folder, kwargs)
         try:
-            with _LOADING, _room_for(None if allow_missing or gathered else folder, variant):
+            with _LOADING, _room_for(None if allow_missing else folder, variant, gathered):
                 model, report = super().from_pretrained(  # type: ignore[misc]
                     name if gathered is None else None,
                     *model_args,
@@ -140,7 +140,7 @@ class StrictLoadingMixin:
             model.config.untrained = sorted({*(getattr(model.config, "untrained", None) or []), *untrained})
         if gathered is not None:
             assert folder is not None
-            verify_tensors(gathered, model.config.fingerprints, where, untrained)
+            verify_tensors(gathered, model.config.fingerprints, where, untrained, model.config.parts_from)
             model.name_or_path = model.config.name_or_path = str(name)
             if (folder / GENERATION).is_file():
                 model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -233,11 +233,15 @@ def _folder_of(name: Any, place: Mapping[str, Any]) -> Path | None:
 
 
 @contextmanager
-def _room_for(folder: Path | None, variant: str | None) -> Iterator[None]:
-    """Inside of the block, a model may not be much larger than the files in this folder."""
-    files = [] if folder is None else [file for file in safetensors_files(folder, variant) if file.exists()]
-    if folder is not None and files:  # without files, transformers says what is missing
-        _room.limit = ROOM[0] * sum(file.stat().st_size for file in files) + ROOM[1], folder
+def _room_for(folder: Path | None, variant: str | None, gathered: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
+    """Inside of the block, a model may not be much larger than the files in this folder, or than what was gathered."""
+    if folder is not None and gathered is not None:
+        held = sum(tensor.nbytes for tensor in gathered.values())
+    else:
+        files = [] if folder is None else [file for file in safetensors_files(folder, variant) if file.exists()]
+        held = sum(file.stat().st_size for file in files)
+    if folder is not None and held:  # without files, transformers says what is missing
+        _room.limit = ROOM[0] * held + ROOM[1], folder
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple
@@ -129,7 +130,8 @@ class _ItemBlock(BaseModel):
             return block
         kind, names = block.get("type"), _names(info)
         known = {*names.columns.values()}
-        if kind in known:
+        modality: str | None
+        if isinstance(kind, str) and kind in known:
             given = [
                 key for key in ("path", kind, "url") if block.get(key) is not None
             ]  # Arrow gives every block every field
@@ -162,7 +164,8 @@ def _file(value: Any) -> str | Held:
         return Held(value, "")
     if isinstance(value, dict):  # such as those of `datasets`, and OpenAI's parts
         if isinstance(value.get("bytes"), bytes):
-            return Held(value["bytes"], value.get("path") or "")
+            name = value.get("path")
+            return Held(value["bytes"], name if isinstance(name, str) else "")
         if isinstance(value.get("data"), str):
             return Held(_decoded(value["data"]), f"data.{value.get('format') or 'bin'}")
         value = next((value[key] for key in ("path", "url", "file_data") if value.get(key)), None)
@@ -404,8 +407,11 @@ def _listed(given: dict[str, Any], names: Names, modality_of: Callable[[str | He
 def names_of_files(fields: Mapping[str, Any]) -> list[str | Held]:
     """The values in the columns of a row for files of any modality."""
     values = [value for key, value in fields.items() if _FILES.fullmatch(key)]
-    names = [name for value in values for name in (value if isinstance(value, list) else [value])]
-    return [name for name in names if isinstance(name, str | Held) and name]
+    found = list[str | Held]()
+    for each in (each for value in values for each in (value if isinstance(value, list) else [value])):
+        with suppress(ValueError):  # raised when the row is asked for
+            found.append(_file(each))
+    return found
 
 
 def _turns(messages: Any, field: str, names: Names) -> list[_Turn]:

@@ -26,7 +26,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omni.data.sources import METADATA, Held, ManifestError, Source, short
+from omni.data.sources import METADATA, Held, ManifestError, Source, parse_object
 from omni.items import suffixes
 from omni.registry import modalities
 
@@ -38,6 +38,9 @@ WINDOW = 4
 
 MOST_BYTES = 2**30
 """Largest block of rows."""
+
+AT_ONCE = 2**26
+"""So many bytes of a block are unpacked between two looks at how large it has become."""
 
 SAYINGS = ("messages", "conversations", "question", "caption", "text", "answer")
 
@@ -170,6 +173,7 @@ class _Parquet(_Shards):
         self._ends = array("q", accumulate(blocks))
         self._tidy = _Features(schema).tidy
         self._read: OrderedDict[int, pa.Table] = OrderedDict()
+        self._refused: dict[int, str] = {}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -181,7 +185,7 @@ class _Parquet(_Shards):
     def fields(self, index: int) -> dict[str, Any]:
         block = bisect_right(self._ends, index)
         table = self._table(block)
-        return self._tidy(table.slice(index - (self._ends[block] - self.blocks[block]), 1).to_pylist()[0])  # type: ignore[index]
+        return self._tidy(_values(table.slice(index - (self._ends[block] - self.blocks[block]), 1)))  # type: ignore[index]
 
     def _table(self, block: int) -> "pa.Table":
         import pyarrow as pa
@@ -190,13 +194,22 @@ class _Parquet(_Shards):
         if block in self._read:
             self._read.move_to_end(block)
             return self._read[block]
+        if block in self._refused:
+            raise ManifestError(self._refused[block])
         number, group = self._groups[block]
         try:
-            with pq.ParquetFile(self.files[number], memory_map=True) as file:
-                table = file.read_row_group(group)
-        except (pa.ArrowException, OSError) as error:
+            with pq.ParquetFile(self.files[number], memory_map=True, page_checksum_verification=True) as file:
+                table = _unpacked(file, group)
+        except (pa.ArrowException, OSError, MemoryError) as error:
             reason = str(error).partition("\n")[0].rstrip(".")
-            raise ManifestError(f"its row group {group} cannot be read ({reason}); get the file again.") from error
+            self._refused[block] = f"its row group {group} cannot be read ({reason}); get the file again."
+            raise ManifestError(self._refused[block]) from error
+        if table is None:
+            self._refused[block] = (
+                f"its row group {group} has more than {MOST_BYTES:,} bytes once it is unpacked; write the file again with "
+                "row_group_size=100."
+            )
+            raise ManifestError(self._refused[block])
         self._read[block] = table
         while len(self._read) > WINDOW:
             self._read.popitem(last=False)
@@ -204,6 +217,18 @@ class _Parquet(_Shards):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_read": OrderedDict()}
+
+
+def _unpacked(file: Any, group: int) -> "pa.Table | None":
+    """The rows of a row group; None if they are too large. A value that occurs often is stored once, and read often."""
+    import pyarrow as pa
+
+    stored, batches, held = file.metadata.row_group(group).total_byte_size, list[Any](), 0
+    for batch in file.iter_batches(max(1, min(AT_ONCE // max(1, stored), 10_000)), row_groups=[group]):
+        batches.append(batch)
+        if (held := held + batch.nbytes) > MOST_BYTES:
+            return None
+    return pa.Table.from_batches(batches, file.schema_arrow)
 
 
 def _footer(file: Path) -> bytes:
@@ -245,7 +270,16 @@ class _Saved(_Shards):
         return f"{self.path}, row {index + 1}"
 
     def fields(self, index: int) -> dict[str, Any]:
-        return self._tidy(self._rows[index : index + 1].to_pylist()[0])
+        return self._tidy(_values(self._rows[index : index + 1]))
+
+
+def _values(row: "pa.Table") -> dict[str, Any]:
+    """The names and values of a row."""
+    try:
+        values: dict[str, Any] = row.to_pylist()[0]
+    except (ValueError, OverflowError, LookupError) as error:  # text that is not UTF-8, times beyond all years
+        raise ManifestError(f"it holds a value that is none ({error}); write the file again.") from error
+    return values
 
 
 class _Features:
@@ -255,14 +289,15 @@ class _Features:
         noted = ((schema.metadata if schema is not None else None) or {}).get(b"huggingface")
         try:
             features = json.loads(noted)["info"]["features"] if noted else {}
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             features = {}
         self.classes: dict[str, list[str]] = {}
         self.items: dict[str, str] = {}
-        for name, feature in (features or {}).items():
+        for name, feature in features.items() if isinstance(features, dict) else ():
             kind = feature.get("_type") if isinstance(feature, dict) else None
-            if kind == "ClassLabel" and feature.get("names"):
-                self.classes[name] = feature["names"]
+            names = feature.get("names") if kind == "ClassLabel" else None
+            if isinstance(names, list) and names and all(isinstance(each, str) for each in names):
+                self.classes[name] = names
             elif isinstance(kind, str):
                 self.items[name] = kind.lower()
 
@@ -330,12 +365,9 @@ def _sample(held: dict[str, Held]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if (about := held.pop("json", None)) is not None:
         try:
-            found = json.loads(about.data)
-        except ValueError as error:
-            raise ManifestError(f"{about.name!r} is not JSON ({error}); correct it.") from error
-        if not isinstance(found, dict):
-            raise ManifestError(f"{about.name!r} should be a JSON object, found {short(found)}; give its values names.")
-        fields |= found
+            fields |= parse_object(about.data)
+        except ManifestError as error:
+            raise ManifestError(f"{about.name!r}: {error}") from error
     said = held.pop("txt", None) or held.pop("cls", None)
     if said is not None:
         try:
@@ -422,10 +454,17 @@ def _members(file: Any, start: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
 def _tar(file: Any, start: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """The members from a place on, each with the place of the next."""
     file.seek(start)
-    with tarfile.TarFile(fileobj=file, mode="r") as tar:
-        while (info := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
-            yield info, tar.offset
+    try:
+        with tarfile.TarFile(fileobj=file, mode="r") as tar:  # reads the first header
+            while (info := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                if info.sparse is not None:  # its bytes do not stand one after the other
+                    raise tarfile.ReadError(f"{info.name!r} is stored with holes; write the tar file without --sparse")
+                yield info, tar.offset
+    except (tarfile.TarError, OSError):
+        raise
+    except Exception as error:  # numbers and names of a header that are none raise anything
+        raise tarfile.ReadError(f"a header that is none, {error}") from error
 
 
 _KINDS: dict[str, Callable[[Path, Sequence[Path]], Source]] = {".parquet": _Parquet, ".tar": _Tars}

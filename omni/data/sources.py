@@ -196,18 +196,28 @@ class _JsonLines(_File):
         self.starts.append(place)
 
     def fields(self, index: int) -> dict[str, Any]:
-        line = self._bytes(index)
-        try:
-            text = line.decode().rstrip()  # and no blank lines after it
-            return _object(json.loads(text, object_pairs_hook=_pairs))
-        except UnicodeDecodeError as error:
-            raise ManifestError(_not_utf8(line[error.start :])) from error
-        except json.JSONDecodeError as error:
-            raise ManifestError(
-                f"expected a JSON object, found {short(text)} ({error.msg} in column {error.colno}); correct it."
-            ) from error
-        except (ValueError, RecursionError) as error:  # a number that is too long, a list that is too deep
-            raise ManifestError(f"expected a JSON object, found {short(text)} ({error}); correct it.") from error
+        return parse_object(self._bytes(index))
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that a line or a file holds.
+
+    Raises:
+        ManifestError: it holds something else. The message does not name its place.
+    """
+    try:
+        text = data.decode().rstrip()  # and no blank lines after it
+        return _object(json.loads(text, object_pairs_hook=_pairs))
+    except UnicodeDecodeError as error:
+        raise ManifestError(_not_utf8(data[error.start :])) from error
+    except json.JSONDecodeError as error:
+        raise ManifestError(
+            f"expected a JSON object, found {short(text)} ({error.msg} in column {error.colno}); correct it."
+        ) from error
+    except ManifestError:
+        raise
+    except (ValueError, RecursionError) as error:  # a number that is too long, a list that is too deep
+        raise ManifestError(f"expected a JSON object, found {short(text)} ({error}); correct it.") from error
 
 
 class _JsonList(_File):

@@ -27,7 +27,7 @@ from omni.loading.text import load_text
 
 from .engine import Engine
 from .job import hashes
-from .table import TableError, describe, original, read_rows, table_files
+from .table import TableError, describe, original, read_vectors, table_files
 
 if TYPE_CHECKING:
     from usearch.index import Index
@@ -40,6 +40,9 @@ NEIGHBOURS = 64
 
 BLOCK = 4096
 """The number of rows that are compared with others at once."""
+
+_NEEDED = {"what": str, "rows": int, "precision": str, "dtype": str, "checkpoint": str}
+"""What a search reads in the document of a table."""
 
 Vectors = NDArray[np.float32]
 
@@ -88,6 +91,11 @@ class SearchTable:
             SearchError: it holds several vectors for each file.
         """
         document = describe(path)
+        if lacking := [name for name, kind in _NEEDED.items() if type(document.get(name)) is not kind]:
+            raise TableError(
+                f"{str(path)!r} does not say its {lacking[0]}, so it is no table that `omni embed` wrote; embed the files "
+                "again."
+            )
         if document["what"] != "cls":
             raise SearchError(
                 f"{str(path)!r} holds {document['what']!r}, expected one vector for each file; embed them with --what cls."
@@ -109,11 +117,7 @@ class SearchTable:
 
     def _rows(self) -> Iterator[tuple[list[str], Vectors]]:
         for file in table_files(self.path):
-            for rows in read_rows(file, ["path", "embedding"]):
-                rows = rows.drop_null()
-                if len(rows):
-                    flat = rows["embedding"].combine_chunks().flatten().to_numpy()
-                    yield rows["path"].to_pylist(), flat.reshape(len(rows), -1)
+            yield from read_vectors(file)
 
     def encoder(self, checkpoint: str | Path | None = None) -> Encoder:
         """The encoder that made the table.

@@ -22,6 +22,7 @@ in a wrong place. For a table that is one file, the parts are in a folder beside
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +33,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
-from omni.files import write_whole
+from omni.files import expect_ordinary, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -145,7 +147,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         return dict(json.loads(pq.read_schema(file).metadata[KEY]))
     except PermissionError as error:
         raise TableError(f"{str(file)!r} may not be read by this user; change its permissions.") from error
-    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, OSError, pa.ArrowException) as error:
         raise TableError(
             f"{str(file)!r} is not a table that `omni embed` wrote, or it is damaged; remove it, and --resume makes it "
             "again, or name another output."
@@ -159,12 +161,21 @@ def table_files(path: str | Path) -> list[Path]:
         TableError: there is nothing, or a folder with no part of a table.
     """
     file = Path(path)
-    if not file.is_dir():
-        return [file]
-    parts = sorted(file.glob("part-*.parquet"))
+    if not os.path.isdir(file):  # false also of names that none can have
+        return [_ordinary(file)]
+    parts = [_ordinary(part) for part in sorted(file.glob("part-*.parquet"))]
     if not parts:
         raise TableError(f"{str(path)!r} is not a table that `omni embed` wrote; name another one.")
     return parts
+
+
+def _ordinary(file: Path) -> Path:
+    try:
+        return expect_ordinary(file)
+    except OSError as error:  # a name that none can have, too
+        raise TableError(
+            f"{str(file)!r} is not a table that `omni embed` wrote ({error.strerror or error}); name another one."
+        ) from error
 
 
 def read_rows(file: Path, columns: list[str]) -> Iterator["pa.Table"]:
@@ -182,6 +193,29 @@ def read_rows(file: Path, columns: list[str]) -> Iterator["pa.Table"]:
                 yield opened.read_row_group(group, columns)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise _damaged(file, error) from error
+
+
+def read_vectors(file: Path) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """The paths, and the vectors float32[n, D], of the rows of a file that have one, some at a time.
+
+    Raises:
+        TableError: it is damaged, or holds something else.
+    """
+    import pyarrow as pa
+
+    for rows in read_rows(file, ["path", "embedding"]):
+        if rows.column_names != ["path", "embedding"]:
+            raise _damaged(file, ValueError("it has other columns"))
+        paths, embeddings = rows.drop_null().columns
+        kind = embeddings.type
+        if paths.type != pa.string() or not (pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32()):
+            raise _damaged(file, ValueError(f"its columns are of {paths.type} and {kind}"))
+        flat = embeddings.combine_chunks().flatten()
+        vectors = flat.to_numpy(zero_copy_only=False).reshape(len(embeddings), kind.list_size)
+        if not np.isfinite(vectors).all():
+            raise _damaged(file, ValueError("some numbers are none"))
+        if len(vectors):
+            yield paths.to_pylist(), vectors
 
 
 def _damaged(file: Path, error: Exception) -> TableError:

@@ -77,7 +77,8 @@ def language_test(model: Any, processor: Any) -> LanguageTest | None:
     if place is None:
         return None
     dtype = next(model.model.language_model.parameters()).dtype
-    alone = AutoModelForCausalLM.from_pretrained(place, dtype=dtype).eval().to(model.device)
+    alone = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, trust_remote_code=False)
+    alone = alone.eval().to(model.device)
     grow_vocabulary(alone, model.config.text_config.vocab_size)
     inputs = write_prompts(processor, [ask(question, items=()) for question in QUESTIONS]).to(model.device)
     said = []

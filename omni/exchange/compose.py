@@ -29,7 +29,7 @@ from torch import nn
 from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from omni.checkpoints.fingerprints import verify_weights
+from omni.checkpoints.fingerprints import naming_weights, verify_weights
 from omni.checkpoints.folder import CheckpointError, model_type_of
 from omni.data.conversations import ask
 from omni.fusion.configuration_omni import OmniConfig
@@ -228,7 +228,8 @@ def _projector(
 def _reading(folder: str | Path, what: str) -> Iterator[None]:
     """Turn any error that a model of another package raises inside into a `CheckpointError` that names its folder."""
     try:
-        yield
+        with naming_weights(folder):
+            yield
     except CheckpointError:
         raise
     except (ValueError, OSError, RuntimeError, TypeError, LookupError, AttributeError, ImportError) as error:
@@ -241,7 +242,7 @@ def _read_encoder(folder: Path, name: str | None, notes: list[str]) -> Encoder:
     """The encoder of a modality in a folder, with its preprocessor."""
     model_type_of(folder)
     with _reading(folder, "The encoder"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         bundle, part = find_encoder(config, name)
         model, info = read_tower(bundle, folder, part, use_safetensors=True)
         cls, others = type(model), sorted(info["unexpected_keys"])
@@ -263,13 +264,17 @@ def _read_thinker(folder: Path, notes: list[str]) -> tuple[Any, Any]:
             "one, such as Llama, Qwen3 or GPT-2."
         )
     with _reading(folder, "The language model"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.get_text_config() is not config:
             raise CheckpointError(
                 f"{str(folder)!r} holds a {model_type!r}, a model of several parts; expected a language model alone."
             )
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
         _expect_whole(folder, type(model), info, sorted(info["unexpected_keys"]))
         if not _reads_forward_only(model):
@@ -278,7 +283,7 @@ def _read_thinker(folder: Path, notes: list[str]) -> tuple[Any, Any]:
                 "which looks only at earlier ones."
             )
     with _reading(folder, "The tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     rows, last = len(model.get_input_embeddings().weight), max(tokenizer.get_vocab().values())
     if last >= rows:
         raise CheckpointError(

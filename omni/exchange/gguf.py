@@ -26,7 +26,7 @@ def unpack(file: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> Pat
         FileExistsError: `folder` exists and is not an empty folder.
     """
     expect_new(folder)
-    place: dict[str, Any] = {"gguf_file": file.name}
+    place: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         expect_ordinary(file)
         read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **place)

@@ -96,7 +96,8 @@ class CompiledLayers:
                 continue
             if weight is None or not fits(weight, torch.float32, *shape):
                 return None
-            tensor = last.kept[number] if last and last.pointers[number] == weight.data_ptr() else weight.detach()
+            # not by `detach`: as an operation it gives up Python's lock, and another thread could free the memory first
+            tensor = last.kept[number] if last and last.pointers[number] == weight.data_ptr() else weight.data
             if tensor is None or not fits(tensor, torch.float32, *shape) or not (pointer := tensor.data_ptr()):
                 return None  # it was exchanged just now, or its memory was given back
             pointers.append(pointer)

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from omni.checkpoints.fingerprints import fingerprint_parts, read_tensors
-from omni.checkpoints.folder import CONFIG, CheckpointError, named, read_object
+from omni.checkpoints.fingerprints import fingerprint_parts, naming_weights, read_tensors
+from omni.checkpoints.folder import CONFIG, CheckpointError, named, read_object, reason_of
 from omni.checkpoints.strict import StrictLoadingMixin
 from omni.modality import Modality
 from omni.registry import get_modality
@@ -78,9 +78,11 @@ def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for part in only or config.parts_from:
         place = config.parts_from[part]
-        with _reading(part, place):
+        with _reading(part, place), naming_weights(place):
             if part == "language_model":
-                model = AutoModelForCausalLM.from_pretrained(place, dtype="auto")
+                with _reading("configuration", os.path.join(place, CONFIG)):
+                    AutoConfig.from_pretrained(place, trust_remote_code=False)
+                model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", trust_remote_code=False)
                 grow_vocabulary(model, config.text_config.vocab_size)
                 tensors |= _named(model.base_model, "model.language_model.")
                 if not config.tie_word_embeddings:
@@ -184,4 +186,4 @@ def _reading(part: str, place: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:  # other libraries read the folder, and may raise anything
-        raise CheckpointError(f"The {part} in {place!r} cannot be used: {error}") from error
+        raise CheckpointError(f"The {part} in {place!r} cannot be used: {reason_of(error)}") from error

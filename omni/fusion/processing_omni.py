@@ -378,7 +378,7 @@ class OmniProcessor(ProcessorMixin):
             if name not in {SHOWN_AS.get(key) for key in overrides}
         }
         tokenizer = overrides.pop("tokenizer", None) or AutoTokenizer.from_pretrained(
-            pretrained_model_name_or_path, **kwargs
+            pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
         )
         overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
         if left_out & {*(overrides["asked_by"] or [])}:  # the modality that asks is left out

@@ -12,6 +12,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, PreTrainedModel
 
+from omni.checkpoints.fingerprints import naming_weights
 from omni.checkpoints.folder import CheckpointError, expect_folder, reason_of
 from omni.checkpoints.seal import MODEL, verify_files
 from omni.checkpoints.strict import StrictLoadingMixin
@@ -172,15 +173,16 @@ def modality_of(checkpoint: str | Path, modality: str | None = None) -> Modality
 def _reading(folder: Path) -> Iterator[None]:
     expect_folder(folder)  # otherwise transformers would search the internet, and its message would be about that
     try:
-        yield
+        with naming_weights(folder):
+            yield
     except Exception as error:  # other libraries read the folder, and may raise anything
         said = f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {reason_of(error)}"
         raise CheckpointError(said) from error
 
 
 def _find(folder: Path, modality: str | None) -> tuple[Modality, Any]:
-    """The modality of the encoder in a folder, and its configuration or that of its fused model."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    """The modality of the encoder in a folder and its configuration, or that of the fused model that it is part of."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not isinstance(config, OmniConfig):
         return find_encoder(config, modality)
     names = sorted(config.modalities)

@@ -29,7 +29,7 @@ def load_preprocessor(modality: Modality, folder: Path) -> Any:
         )
     for auto, kind in ((AutoImageProcessor, ImageProcessingMixin), (AutoFeatureExtractor, FeatureExtractionMixin)):
         if issubclass(registered, kind):
-            return auto.from_pretrained(folder)
+            return auto.from_pretrained(folder, trust_remote_code=False)
     values = read_object(folder / FILE)
     if (name := values.pop(CLASS, registered.__name__)) != registered.__name__:
         raise CheckpointError(

@@ -79,8 +79,9 @@ def load_text(folder: Path, encoder: Encoder) -> TextReader:
         with safe_open(inside / PROJECTIONS, framework="pt") as file:
             trained_with = json.loads((file.metadata() or {}).get("encoder", "{}"))
             projection, own = file.get_tensor("projection"), file.get_tensor("own")
-        model = AutoModel.from_pretrained(inside, local_files_only=True, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(inside, local_files_only=True)
+        place: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        model = AutoModel.from_pretrained(inside, **place, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(inside, **place)
     except (OSError, ValueError, SafetensorError, KeyError) as error:
         raise CheckpointError(f"The text encoder in {str(inside)!r} cannot be loaded: {reason_of(error)}") from error
     if trained_with != _fingerprint(encoder.model):

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from omni.data import shards
 from omni.data.checking import check
 from omni.data.finding import SourceError, find_files
 from omni.data.manifests import Manifest, ManifestConversations
@@ -148,10 +149,8 @@ def test_a_bad_row_is_named_and_never_dropped(layout: str, tmp_path: Path, monke
 
 def test_a_row_group_is_read_once_while_its_rows_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Manifest.read(in_parquet(tmp_path, "image"))
-    read, whole = [], pq.ParquetFile.read_row_group
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, group, **k: read.append(group) or whole(self, group, **k)
-    )
+    read, whole = [], shards._unpacked
+    monkeypatch.setattr(shards, "_unpacked", lambda file, group: read.append(group) or whole(file, group))
     manifest = pickle.loads(pickle.dumps(manifest))
     for index in [0, 9, 4, 6, 1, 8, 3, 5, 2, 7]:
         manifest[index]
@@ -358,6 +357,97 @@ REFUSED = {
     compressed: "is compressed",
     saved_parts: "holds the parts 'train'; name one of these folders",
 }
+
+
+def test_a_value_that_is_stored_once_and_read_often_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(shards, "AT_ONCE", 2**16)
+    once = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), pa.array([picture(1) + bytes(9_000)]))
+    table = pa.table({"image": once, "caption": ["a wren"] * 400})
+    pq.write_table(table, tmp_path / "many.parquet", store_schema=False)
+    assert (tmp_path / "many.parquet").stat().st_size < 2**15
+    read, whole = [], shards._unpacked
+    monkeypatch.setattr(shards, "_unpacked", lambda file, group: read.append(group) or whole(file, group))
+    with pytest.raises(
+        ManifestError, match=r"row 1: its row group 0 has more than 1,048,576 bytes once it is unpacked"
+    ):
+        Manifest.read(tmp_path / "many.parquet")
+    assert read == [0]  # for all of its rows
+    monkeypatch.setattr(shards, "MOST_BYTES", 2**23)
+    assert len(Manifest.read(tmp_path / "many.parquet")[399].files[0].data or b"") == len(picture(1)) + 9_000
+
+
+def tar_of(header: bytes, data: bytes) -> bytes:
+    """A tar file with this header, whose checksum is made right."""
+    header = header[:148] + b" " * 8 + header[156:]
+    header = header[:148] + f"{sum(header):06o}\0 ".encode() + header[156:]
+    return header + data.ljust(-len(data) % 512 + len(data), b"\0") + bytes(1024)
+
+
+def odd_tars() -> dict[str, bytes]:
+    plain = tarfile.TarInfo("1.png").tobuf(tarfile.USTAR_FORMAT)
+    sparse = tarfile.TarInfo("1.png")
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "1.png"}
+    held = b"1\n0\n512\n".ljust(512, b"\0") + picture(1).ljust(512, b"\0")
+    sparse.size = len(held)
+    with_holes = sparse.tobuf(tarfile.PAX_FORMAT)
+    long = bytearray(tarfile.TarInfo("1.png").tobuf(tarfile.USTAR_FORMAT))
+    long[156:157] = b"x"
+    return {
+        "no number": tar_of(plain[:124] + b"abc".ljust(12, b"\0") + plain[136:], b""),
+        "endless": tar_of(bytes(long[:124]) + b"\x80" + b"\xff" * 11 + bytes(long[136:]), b"x" * 600),
+        "holes": with_holes + held + bytes(1024),
+        "bad holes": with_holes + picture(1).ljust(1024, b"\0") + bytes(1024),
+    }
+
+
+@pytest.mark.parametrize("name", odd_tars())
+def test_headers_of_a_tar_file_that_are_none_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.tar").write_bytes(odd_tars()[name])
+    with pytest.raises(ManifestError, match="is damaged or cut off at byte|cannot be read there"):
+        Manifest.read(tmp_path / "odd.tar")
+
+
+@pytest.mark.parametrize("about", [b"[" * 100_000, b"\xff", b"[1]", b'{"text": 1, "text": 2}', b"NaN", b"9" * 5000])
+def test_json_in_a_tar_file_is_read_as_everywhere(about: bytes, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "1.png", picture(1))
+        add(tar, "1.json", about)
+    with pytest.raises(ManifestError, match="sample 1: '1.json': (expected|'text' occurs more than once)"):
+        Manifest.read(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [1, "x", [1], {"image": 3}, {"caption": {"_type": "ClassLabel", "names": 3}}, {"label": {"_type": "ClassLabel"}}],
+    ids=str,
+)
+def test_notes_of_datasets_that_are_none_change_nothing(noted: Any, tmp_path: Path) -> None:
+    table = pa.table({"image": [picture(1)], "caption": ["a wren"]})
+    about = {"huggingface": json.dumps({"info": {"features": noted}})}
+    pq.write_table(table.replace_schema_metadata(about), tmp_path / "a.parquet")
+    assert Manifest.read(tmp_path / "a.parquet")[0].conversation[-1]["content"][0]["text"] == "a wren"
+
+
+def test_values_that_are_none_are_refused(tmp_path: Path) -> None:
+    text = pa.array([b"a wren", b"\xff\xfe"]).view(pa.string())
+    pq.write_table(pa.table({"image": [picture(1)] * 2, "caption": text}), tmp_path / "a.parquet")
+    manifest = Manifest.read(tmp_path / "a.parquet")
+    with pytest.raises(ManifestError, match=r"row 2: it holds a value that is none \(.*\); write the file again"):
+        manifest[1]
+    lines = [
+        {"messages": [{"role": "user", "content": [{"type": {"x": 1}}]}, {"role": "assistant", "content": "a"}]},
+        {"file_name": [], "image": {"bytes": None, "path": 3}, "caption": "a"},
+    ]
+    for row in lines:
+        (tmp_path / "a.jsonl").write_text(json.dumps(row))
+        with pytest.raises(ManifestError):
+            Manifest.read(tmp_path / "a.jsonl")
+    held = pa.array([{"bytes": picture(1), "path": 7}])
+    pq.write_table(pa.table({"file_name": held, "caption": ["a"]}), tmp_path / "a.parquet")
+    assert Manifest.read(tmp_path / "a.parquet")[0].open()["image"]
 
 
 @pytest.mark.parametrize("make", REFUSED, ids=lambda make: make.__name__)

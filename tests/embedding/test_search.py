@@ -1,12 +1,14 @@
 """Search in tables that `embed` wrote of real files, beside an independent computation on the encoder itself."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -166,6 +168,34 @@ def test_tables_of_many_tokens_are_not_searched(table: Any) -> None:
         search(path, like=files[0])
     with pytest.raises(TableError):
         search(files[0], like=files[0])
+    os.mkfifo(path.with_name("pipe"))
+    for odd in ("pipe", "x" * 5000):
+        with pytest.raises(TableError, match="is not a table that `omni embed` wrote"):
+            search(path.with_name(odd), like=files[0])
+
+
+def test_tables_that_hold_something_else_are_refused_in_a_sentence(table: Any) -> None:
+    path, files, _ = table(3)
+    whole = pq.read_table(path)
+    document, places = json.loads(whole.schema.metadata[b"omni"]), whole.schema
+    width = places.field("embedding").type.list_size
+    columns: list[tuple[str, Any]] = [
+        ("embedding", [[1.0], [1.0, 2.0], [1.0]]),
+        ("embedding", ["x"] * 3),
+        ("embedding", pa.array([[float("nan")] * width] * 3, places.field("embedding").type)),
+        ("embedding", pa.array([[None] * width] * 3, places.field("embedding").type)),
+        ("path", [1, 2, 3]),
+        ("path", [b"\xff"] * 3),
+    ]
+    odd = [whole.set_column(places.get_field_index(name), name, pa.array(values)) for name, values in columns]
+    odd.append(whole.drop_columns("embedding"))
+    for key, value in (("what", 1), ("rows", "x"), ("dtype", None), ("checkpoint", [])):
+        odd.append(whole.replace_schema_metadata({b"omni": json.dumps({**document, key: value})}))
+    odd.append(whole.replace_schema_metadata({b"omni": "[" * 100_000}))
+    for each in odd:
+        pq.write_table(each, path)
+        with pytest.raises((TableError, SearchError), match=r"; (remove it|embed|name).*\.$"):
+            duplicates(path)
 
 
 @pytest.mark.parametrize("name", ["plain.png", "back\\slash", "\udcff\udc80", "\\udcff", "a\\\\b\udcc3"])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -164,6 +165,22 @@ def test_weights_stay_in_memory_while_they_are_read(compiles: bool) -> None:
         weight.untyped_storage().resize_(0)
         assert step.compiled.weights() is None
     assert step.compiled._last is None
+
+
+@torch.no_grad()
+def test_no_other_thread_runs_between_a_weight_and_its_hold(compiles: bool) -> None:
+    """An operation of torch gives up Python's lock, so another thread could free the memory that is about to be held."""
+    if not compiles:
+        pytest.skip("there is no C++ compiler here")
+    model = thinker("llama")
+    with stepping(model):
+        step = quick_step(model, give_room(DynamicCache(config=model.config)), torch.randn(1, 1, 32), None, {})
+        assert step is not None
+        assert step.compiled is not None
+        step.compiled.release()
+        with profile(activities=[ProfilerActivity.CPU]) as operations:
+            assert step.compiled.weights() is not None
+    assert [event.name for event in operations.events() if event.name.startswith("aten::")] == []
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """A checkpoint that holds a projector alone, and finds the rest in folders of its own."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -14,10 +15,12 @@ from typer.testing import CliRunner
 
 from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniModel, OmniVisionConfig, OmniVisionModel
 from omni.checkpoints.folder import CheckpointError
+from omni.checkpoints.seal import reseal
 from omni.cli.app import app
 from omni.exchange.compose import compose
 from omni.fusion.parts import grow_vocabulary
 from omni.loading.checkpoint import load
+from omni.loading.encoder import load_encoder
 from omni.questions import make_prompts
 from omni.training.recipe import Recipe
 from omni.training.run import run
@@ -101,7 +104,84 @@ def test_it_is_refused_beside_other_weights(saved: Path, tmp_path: Path, part: s
     name = sorted(tensors)[0]
     tensors[name].view(-1)[0] += 1
     save_file(tensors, tmp_path / part / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="not those that were saved with this configuration"):
+    file = tmp_path / part / "model.safetensors"
+    with pytest.raises(CheckpointError, match=rf"in '{file}' are not those that were saved with this configuration"):
+        OmniForConditionalGeneration.from_pretrained(tmp_path / "mine")
+    if part == "lm":
+        config, whole = tmp_path / part / "config.json", (tmp_path / part / "config.json").read_text()
+        config.write_text(
+            whole.replace('"hidden_size"', '"hidden_sizes"').replace('attention_heads": 2', 'attention_heads": 3')
+        )
+        with pytest.raises(CheckpointError, match=rf"The configuration in '{config}' cannot be used: [^\n]*$"):
+            load(tmp_path / "mine")
+        config.write_text(whole)
+    header = bytearray(file.read_bytes())
+    header[20] = 0xFF
+    file.write_bytes(header)
+    for call in (load, lambda folder: compose(tmp_path / "encoder", tmp_path / "lm")):
+        with pytest.raises(CheckpointError, match=f"The weights in '{file}' are cut off or damaged"):
+            call(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "key", "foreign"),
+    [
+        ("lm", "config.json", "model_type", {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}),
+        ("lm", "tokenizer_config.json", "tokenizer_class", {"AutoTokenizer": ["own.Tokenizer", None]}),
+        ("encoder", "config.json", "model_type", {"AutoConfig": "own.Config", "AutoModel": "own.Model"}),
+        ("encoder", "preprocessor_config.json", "image_processor_type", {"AutoImageProcessor": "own.Processor"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_code_of_a_folder_is_not_run_and_nobody_is_asked_about_it(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, file: str, key: str, foreign: Any
+) -> None:
+    """transformers asks on the terminal, and waits; whoever types a y has run it."""
+
+    def asked(question: str = "") -> str:
+        questions.append(question)
+        return "y"
+
+    questions: list[str] = []
+    monkeypatch.setattr("builtins.input", asked)
+    for name in ("lm", "encoder", "mine"):
+        shutil.copytree(saved / name, tmp_path / name)
+    path = tmp_path / part / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: "own", "auto_map": foreign}))
+    (tmp_path / part / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    reseal(tmp_path / part)
+    for call, folder in ((load, "mine"), (load_encoder, "encoder")):
+        with contextlib.suppress(CheckpointError):  # who does not read this file does not mind
+            call(tmp_path / folder)
+    with pytest.raises(CheckpointError):
+        compose(tmp_path / "encoder", tmp_path / "lm")
+    assert not questions
+    assert not (tmp_path / "ran").exists()
+
+
+def test_sealing_again_keeps_what_is_known_of_the_parts_elsewhere(saved: Path, tmp_path: Path) -> None:
+    for name in ("lm", "encoder", "mine"):
+        shutil.copytree(saved / name, tmp_path / name)
+    before = json.loads((tmp_path / "mine" / "config.json").read_text())["fingerprints"]
+    tensors = load_file(tmp_path / "mine" / "model.safetensors")
+    tensors["model.image_projector.fc1.bias"] += 1
+    save_file(tensors, tmp_path / "mine" / "model.safetensors", metadata={"format": "pt"})
+    done = CliRunner().invoke(app, ["checkpoint", "seal", str(tmp_path / "mine")])
+    assert "changed: weights of image_projector" in done.stdout
+    after = json.loads((tmp_path / "mine" / "config.json").read_text())["fingerprints"]
+    assert {part for part in {*before, *after} if before.get(part) != after.get(part)} == {"image_projector"}
+    load(tmp_path / "mine")
+
+
+def test_a_configuration_that_is_far_too_large_for_all_parts_is_refused(saved: Path, tmp_path: Path) -> None:
+    for name in ("lm", "encoder", "mine"):
+        shutil.copytree(saved / name, tmp_path / name)
+    path = tmp_path / "mine" / "config.json"
+    values = json.loads(path.read_text())
+    values["text_config"]["intermediate_size"] = 10**8
+    path.write_text(json.dumps(values))
+    reseal(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match="far more than the weights"):
         OmniForConditionalGeneration.from_pretrained(tmp_path / "mine")
 
 

@@ -469,7 +469,7 @@ def _below(prefix: str, tensors: Tensors) -> Tensors:
 def _normalization(folder: Path, image_size: int, notes: list[str]) -> dict[str, Any] | None:
     """Mean and std of the encoder's image processor, if it normalises. micro-Omni does not, so there is a note."""
     try:
-        processor = AutoImageProcessor.from_pretrained(folder)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except OSError:
         return None
     fixed = {"size": {"height": image_size, "width": image_size}, "resample": 2, "rescale_factor": 1 / 255}
@@ -491,7 +491,7 @@ def _normalization(folder: Path, image_size: int, notes: list[str]) -> dict[str,
 def _expect_their_features(folder: Path, theirs: dict[str, Any]) -> None:
     """Refuse an encoder that was trained on other features than those that micro-Omni makes."""
     try:
-        extractor = AutoFeatureExtractor.from_pretrained(folder)
+        extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
     except OSError:
         return
     if apart := [name for name, value in theirs.items() if getattr(extractor, name, None) != value]:
