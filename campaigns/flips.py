@@ -1,8 +1,8 @@
 """Single changed bytes in checkpoints: loading refuses each with the name of its file, or changes nothing.
 
-The checkpoints are the shipped ones, an encoder of sounds, and one that holds a projector alone. The last one finds its other
-parts in folders of their own, whose files are changed, too. All files of a folder are equally likely, whatever their size. The
-header of the weights counts as a file of its own.
+The checkpoints are the shipped ones, an encoder of sounds, and one that holds a projector alone. The last one finds its
+other parts in folders of their own, whose files are changed, too. All files of a folder are equally likely, whatever their
+size. The header of the weights counts as a file of its own.
 """
 
 import json

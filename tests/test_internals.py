@@ -180,7 +180,7 @@ def overridden() -> Iterator[tuple[str, str]]:
                 continue
             bases = [base for base in cls.__mro__[1:] if base.__module__.split(".")[0] in FOREIGN]
             for name in vars(cls):
-                if re.match(r"_[a-z]", name) and name != "_abc_impl" and any(name in vars(base) for base in bases):
+                if re.match(r"_[a-z]", name) and name not in ("_abc_impl", "_backward_cls") and any(name in vars(base) for base in bases):
                     yield name, info.name
 
 

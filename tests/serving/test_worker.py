@@ -323,8 +323,8 @@ def test_of_large_pictures_one_is_in_memory(worker: Worker) -> None:
         ask(worker, chat(*[large] * count, max_tokens=1))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    one = peak(1)
-    assert peak(3) < one + 25_000  # KiB
+    few = peak(2)  # memory that is free again is kept for the next
+    assert peak(8) < few + 25_000  # KiB
 
 
 @pytest.mark.parametrize("kind", ["chat", "system", "completion", "instructions"])
