@@ -1,1 +1,1 @@
-"""Long searches for inputs that omni gets wrong: chance makes them, and a seed repeats them."""
+"""Long searches for inputs that omni gets wrong. The inputs are random; the same seed draws them again."""

@@ -1,6 +1,6 @@
-"""The command `python -m campaigns NAME`: runs campaigns and prints what came of them.
+"""The command `python -m campaigns NAME`: runs campaigns and prints a table of their results.
 
-Exit status 1: something fell through.
+The exit status is 1 if there are failures.
 """
 
 import time
@@ -29,20 +29,20 @@ def main(
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Inputs of each campaign.")] = 1000,
     seed: Annotated[int, typer.Option(help="The same seed makes the same inputs.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0, help="When a campaign ends, however many it has tried.")] = 600,
+    seconds: Annotated[float, typer.Option(min=0, help="The longest that a campaign runs.")] = 600,
 ) -> None:
     """Search for inputs that omni gets wrong."""
     if unknown := sorted({*(names or ())} - {*NAMES}):
         typer.echo(f"Error: no campaign {', '.join(map(repr, unknown))}; there are {', '.join(NAMES)}.", err=True)
         raise typer.Exit(2)
-    table = Table("campaign", *("tried", "refused", "unchanged", "fell through", "seconds"))
+    table = Table("campaign", *("tried", "refused", "unchanged", "failures", "seconds"))
     wrong: list[str] = []
     for name in names or NAMES:
         start = time.monotonic()
         tally = import_module(f"campaigns.{name}").run(seed, count, seconds)
-        figures = tally.tried, tally.refused, tally.unchanged, len(tally.fell_through)
+        figures = tally.tried, tally.refused, tally.unchanged, len(tally.failures)
         table.add_row(name, *(f"{figure:,}" for figure in figures), f"{time.monotonic() - start:.0f}")
-        wrong += tally.fell_through
+        wrong += tally.failures
     Console().print(table)
     for line in wrong:
         Console(soft_wrap=True).print(escape(line))

@@ -1,8 +1,8 @@
-"""Odd command lines: names that are no files, files that are no models, disks that are full, text that is no text.
+"""Odd command lines: paths without a file, folders without a model, full disks, bytes that are not text.
 
-A process that has imported omni is forked for each command line, so that a thousand take minutes. A command is right to
-end with status 0 or 1, or with status 2 and one sentence that begins with `Error: ` or the usage of its options. A
-traceback, a signal or a minute of silence falls through.
+A process that has imported omni forks for each command line, so a thousand take minutes. A command may end with status 0
+or 1, or with status 2 and either a sentence that begins with `Error: ` or the usage of its options. A traceback, a signal
+and a minute without progress are failures.
 """
 
 import json
@@ -23,24 +23,24 @@ from pathlib import Path
 from campaigns.tally import Tally
 
 SECONDS = 60
-"""A command that has not ended by then, and has done nothing for so long, hangs."""
+"""A command that does nothing for so long hangs."""
 MEMORY = 6 << 30
-"""Bytes of address space beyond which a command takes too much."""
+"""The most address space that a command may take, in bytes."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(seed: int, count: int, seconds: float) -> Tally:
-    """Try so many command lines, or as many as there is time for."""
+    """Try `count` command lines, or as many as fit into the time."""
     import torch
 
-    import omni.cli.app  # noqa: F401 - what every command needs is imported once
+    import omni.cli.app  # noqa: F401 - imported once, before the forks
     from omni import evaluation  # noqa: F401
     from omni.fusion.modeling_omni import OmniForConditionalGeneration  # noqa: F401
 
-    torch.set_num_threads(1)  # threads do not come along when a process is forked
+    torch.set_num_threads(1)  # a forked process has no other threads
     end, draw = time.monotonic() + seconds, random.Random(seed)
     counts = {"refused": 0, "unchanged": 0}
-    fell_through: list[str] = []
+    failures: list[str] = []
     tried = 0
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
@@ -53,12 +53,12 @@ def run(seed: int, count: int, seconds: float) -> Tally:
                 counts[outcome] += 1
             else:
                 shown = shlex.join(each if len(each) < 80 else f"{each[:60]}... ({len(each)})" for each in arguments)
-                fell_through.append(f"seed {seed}, omni {shown}{' > /dev/full' if full else ''}: {outcome}")
-    return Tally(tried, counts["refused"], counts["unchanged"], tuple(fell_through))
+                failures.append(f"seed {seed}, omni {shown}{' > /dev/full' if full else ''}: {outcome}")
+    return Tally(tried, counts["refused"], counts["unchanged"], tuple(failures))
 
 
 def make_odd_files(here: Path) -> None:
-    """What the command lines name, beside links to what is shipped."""
+    """Write the files that the command lines name, and link to the shipped ones."""
     for name in ("checkpoints", "configs", "examples"):
         (here / name).symlink_to(ROOT / name)
     (here / "empty").mkdir()
@@ -119,7 +119,7 @@ ROWS = [
     {"file_name": "fifo.png", "text": "x"}, {"image": "http://x/a.png", "caption": "x"},
     {"image": "zero.png", "caption": 1e400},
 ]  # fmt: skip
-"""Of a data set; what is wrong with a row is told by its line."""
+"""Rows of a data set; an error names the line of a wrong row."""
 FILES = [
     "examples/scene.png", "examples/scene.jpg", "examples", "empty", "empty.json", "deep.json", "number.json",
     "good.jsonl",
@@ -172,17 +172,17 @@ Part = Callable[[Draw], list[str]]
 
 
 def one(of: list[str]) -> Part:
-    """One of these words."""
+    """A part that is one of these words."""
     return lambda draw: [draw.choice(of)]
 
 
 def few(of: list[str], most: int = 3) -> Part:
-    """None, one or a few of these words."""
+    """A part that is up to `most` of these words."""
     return lambda draw: [draw.choice(of) for _ in range(draw.randrange(most + 1))]
 
 
 def option(name: str, of: list[str] | None = None, chance: float = 0.3) -> Part:
-    """Now and then an option, with one of these values."""
+    """A part that is, with this chance, an option with one of these values."""
 
     def part(draw: Draw) -> list[str]:
         if draw.random() > chance:
@@ -254,24 +254,24 @@ COMMANDS: dict[str, list[Part]] = {
 
 
 def command_line(draw: Draw) -> tuple[list[str], bool]:
-    """The arguments of one command, and whether what it prints meets a full disk."""
+    """The arguments of a command, and whether it prints to a full disk."""
     command = draw.choice(list(COMMANDS))
     words = [word for part in COMMANDS[command] for word in part(draw)]
     return [*command.split(), *(word.replace("\0", "") for word in words)], draw.random() < 0.1
 
 
 def _try(arguments: list[str], full: bool, here: Path) -> str:
-    """What became of a command line: "unchanged", "refused", or what is wrong."""
-    with tempfile.TemporaryFile() as said:
+    """The outcome of a command line: "unchanged", "refused", or what is wrong."""
+    with tempfile.TemporaryFile() as output:
         sys.stdout.flush()
         sys.stderr.flush()
         child = os.fork()
         if child == 0:
-            _become(arguments, full, here, said.fileno())
+            _become(arguments, full, here, output.fileno())
         status = _wait(child)
-        said.seek(0)
-        text = said.read().decode(errors="replace")
-    for name in OUTPUTS[:5]:  # the next command shall find none of it
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    for name in OUTPUTS[:5]:  # so that the next command finds none of it
         path = here / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if status is None:
@@ -320,7 +320,7 @@ def _become(arguments: list[str], full: bool, here: Path, said: int) -> None:
 
 
 def _wait(child: int) -> int | None:
-    """The status of a process; None where it had to be ended."""
+    """The status of a process; None if it hung and was killed."""
     end, worked = time.monotonic() + SECONDS, 0
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -328,7 +328,7 @@ def _wait(child: int) -> int | None:
             return status
         with suppress(OSError):
             used = sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]))
-            if used > worked and used < 100 * os.sysconf("SC_CLK_TCK"):  # on a machine that others use, too
+            if used > worked and used < 100 * os.sysconf("SC_CLK_TCK"):  # slow on a busy machine, but it works
                 end, worked = time.monotonic() + SECONDS, used
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)

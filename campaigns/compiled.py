@@ -1,9 +1,9 @@
-"""The C++ of `omni/fast` under the address and undefined-behaviour sanitizers, beside the reference.
+"""The C++ of `omni/fast` under the address and undefined-behaviour sanitizers, compared with the reference.
 
-Each case draws one of the three libraries, a shape, an input of some layout and type, and surroundings that a user may have:
+Each case draws one of the three libraries, a shape, an input of some layout and type, and settings that a user may have:
 torch's default type and device, gradients, the number of threads, a thread or a forked process to run in, weights that
-another thread exchanges, memory that torch fills with NaN. The result is that of the reference, or the input is refused. A
-sanitizer that objects ends the process that tries; so does a case that hangs. `Tally.fell_through` names such cases, and
+another thread exchanges, memory that torch fills with NaN. The result equals the reference, or the input is refused. An
+error of a sanitizer ends the process; so does a case that hangs. `Tally.failures` names such cases, and
 `python -m campaigns.compiled SEED FROM TO` repeats them, without sanitizers.
 """
 
@@ -31,22 +31,22 @@ from campaigns.tally import Tally
 
 SANITIZED = "-g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 HANGS = 180.0
-"""Seconds without an answer."""
+"""A case without an outcome after so many seconds hangs."""
 
 UNCHANGED, REFUSED = "unchanged", "refused"
 
 
 class Wrong(Exception):
-    """A result that is not the reference's."""
+    """A result differs from the reference."""
 
 
 def run(seed: int, count: int, seconds: float) -> Tally:
-    """Try so many cases, or as many as there is time for.
+    """Try `count` cases, or as many as fit into the time.
 
     Raises:
-        RuntimeError: there is no compiler with sanitizers here, or a processor that the code is not for.
+        RuntimeError: this machine has no compiler with sanitizers, or a processor that the code does not support.
     """
-    end, outcomes, fell_through, start = time.monotonic() + seconds, {UNCHANGED: 0, REFUSED: 0}, [], 0
+    end, outcomes, failures, start = time.monotonic() + seconds, {UNCHANGED: 0, REFUSED: 0}, [], 0
     environment = _sanitized()
     _compile(environment)
     while start < count and time.monotonic() < end:
@@ -55,12 +55,12 @@ def run(seed: int, count: int, seconds: float) -> Tally:
             if outcome in outcomes:
                 outcomes[outcome] += 1
             else:
-                fell_through.append(f"compiled, seed {seed}, case {case}: {outcome}")
+                failures.append(f"compiled, seed {seed}, case {case}: {outcome}")
         if case < start and time.monotonic() < end:
             raise RuntimeError("The process that tries the cases does not start; see its output above.")
         start = case + 1
-    tried = sum(outcomes.values()) + len(fell_through)
-    return Tally(tried, outcomes[REFUSED], outcomes[UNCHANGED], tuple(fell_through))
+    tried = sum(outcomes.values()) + len(failures)
+    return Tally(tried, outcomes[REFUSED], outcomes[UNCHANGED], tuple(failures))
 
 
 def _sanitized() -> dict[str, str]:
@@ -81,14 +81,14 @@ def _sanitized() -> dict[str, str]:
         **os.environ,
         "CXX": f"{compiler} {SANITIZED}",
         "LD_PRELOAD": " ".join(libraries),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch keep much until the end
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch hold memory until the process ends
         "OMP_NUM_THREADS": "2",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
 
 
 def _compile(environment: dict[str, str]) -> None:
-    """Compile the libraries, which takes longer than any case."""
+    """Compile the libraries before the first case, whose time would not suffice."""
     modules = "compiled_encoder, compiled_layers, resizing"
     program = f"from omni.fast import {modules}; print(all(each._library() for each in ({modules})))"
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
@@ -98,7 +98,7 @@ def _compile(environment: dict[str, str]) -> None:
 
 
 def _answers(seed: int, start: int, count: int, end: float, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
-    """Cases and what came of them, from a process of its own, until it ends; of the last one perhaps how it ended."""
+    """Yield cases and their outcomes from a new process until it ends; the last outcome may be how it ended."""
     command = [sys.executable, "-m", "campaigns.compiled", str(seed), str(start), str(count)]
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -136,20 +136,20 @@ def _answers(seed: int, start: int, count: int, end: float, environment: dict[st
                     sys.stderr.writelines(errors[-20:])
                 return
             if line.startswith("{"):
-                said = json.loads(line)
-                case, answered = said["case"], said["outcome"] is not None
+                found = json.loads(line)
+                case, answered = found["case"], found["outcome"] is not None
                 if answered:
-                    yield case, said["outcome"]
+                    yield case, found["outcome"]
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has forked
+            os.killpg(process.pid, signal.SIGKILL)  # the process and its forks
         process.wait()
 
 
 def _complaint(errors: list[str]) -> str:
-    """What a sanitizer says, in a line."""
-    told = [line.strip() for line in errors if re.search(r"runtime error:|ERROR: \w+Sanitizer|SUMMARY:|Fatal", line)]
-    return "; ".join(told[:3]) or "".join(errors[-3:]).strip() or "the process ended"
+    """The error of a sanitizer in one line."""
+    found = [line.strip() for line in errors if re.search(r"runtime error:|ERROR: \w+Sanitizer|SUMMARY:|Fatal", line)]
+    return "; ".join(found[:3]) or "".join(errors[-3:]).strip() or "the process ended"
 
 
 # --- In the other process ---------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _say(case: int, outcome: str | None) -> None:
 
 @contextmanager
 def _surroundings(chance: random.Random) -> Iterator[None]:
-    """Settings of torch that are the user's to choose; afterwards they are as before."""
+    """Draw settings of torch that a user may choose, and restore them after the context."""
     import torch
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
@@ -194,7 +194,7 @@ def _surroundings(chance: random.Random) -> Iterator[None]:
         torch.set_default_dtype(chance.choice([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
         if chance.random() < 0.3:
             stack.callback(torch.use_deterministic_algorithms, False)
-            torch.use_deterministic_algorithms(True, warn_only=True)  # what is not written yet is NaN
+            torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
         if chance.random() < 0.3:
             stack.enter_context(torch.device("meta"))
         stack.enter_context(chance.choice([torch.inference_mode, torch.no_grad, torch.enable_grad])())
@@ -202,7 +202,7 @@ def _surroundings(chance: random.Random) -> Iterator[None]:
 
 
 def _called(chance: random.Random, call: Callable[[], Any]) -> list[Any]:
-    """What the call gives here, in another thread, in several at once, or in a forked process."""
+    """The results of the call, made here, in another thread, in several at once, or in a forked process."""
     import torch
 
     way = chance.choice(["here", "here", "thread", "threads", "fork"])
@@ -214,27 +214,27 @@ def _called(chance: random.Random, call: Callable[[], Any]) -> list[Any]:
     if way == "threads":
         with ThreadPoolExecutor(3) as pool:
             return [each.result() for each in [pool.submit(call) for _ in range(6)]]
-    before = call()  # threads that a forked process does not have are waiting here
+    before = call()  # starts threads, which a forked process does not have
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            torch.set_num_threads(1)  # as in workers of a DataLoader: torch's own products would wait for ever
+            torch.set_num_threads(1)  # as a DataLoader's worker does: with more, torch's own products wait forever
             os.write(writing, b"1" if _are_close(call(), before) else b"0")
             status = 0
         finally:
             os._exit(status)
     os.close(writing)
-    told = os.read(reading, 1)
+    verdict = os.read(reading, 1)
     os.close(reading)
-    if os.waitpid(child, 0)[1] != 0 or told != b"1":
-        raise Wrong(f"a forked process says something else ({told!r})")
+    if os.waitpid(child, 0)[1] != 0 or verdict != b"1":
+        raise Wrong(f"a forked process gets another result ({verdict!r})")
     return [before]
 
 
 def _are_close(found: Any, expected: Any) -> bool:
-    """Up to rounding, which is another one on another number of threads where torch multiplies."""
+    """Whether two results agree up to rounding, which depends on torch's number of threads."""
     import numpy as np
 
     one, other = np.array(found.tolist()), np.array(expected.tolist())
@@ -242,7 +242,7 @@ def _are_close(found: Any, expected: Any) -> bool:
 
 
 def _laid_out(chance: random.Random, tensor: Any) -> Any:
-    """The same numbers in some other order in memory, or in the middle of more."""
+    """The same tensor in another memory layout, or as a view of a larger one."""
     import torch
 
     way = chance.choice(["plain", "turned", "cut", "every second"])
@@ -261,7 +261,7 @@ def _laid_out(chance: random.Random, tensor: Any) -> Any:
 
 
 def _encoder(chance: random.Random) -> tuple[Any, Any]:
-    """A model of a shape that can be compiled, with weights that all matter, and its image processor."""
+    """A model of a shape that the compiled code supports, with weights that all matter, and its image processor."""
     import torch
 
     from omni import OmniImageProcessor, OmniVisionConfig, OmniVisionModel
@@ -308,13 +308,13 @@ def _encode(chance: random.Random) -> str:
         packed = PackedVisionModel(model, processor, dtype)
         found = _called(chance, lambda: packed(given, cls_only=cls_only).last_hidden_state)
     if dtype == torch.float32 and packed.path != "compiled":
-        raise Wrong("it is not compiled")
+        raise Wrong("it does not run compiled")
     rows = expected[:, :1] if cls_only else expected
     allowed = 1e-4 if dtype == torch.float32 else 0.02 + 2 * float((half - expected).norm() / (expected.norm() + 1e-9))
     for each in found:
         if each.shape != rows.shape or not float((each.float() - rows).norm()) <= allowed * (float(rows.norm()) + 1e-9):
             raise Wrong(
-                f"{count} pictures of {side}, patches of {config.patch_size}, in {dtype}, CLS alone {cls_only}: "
+                f"{count} pictures of {side}, patches of {config.patch_size}, in {dtype}, cls_only {cls_only}: "
                 f"{tuple(each.shape)} off by {float((each - rows).norm())} of {float(rows.norm())}, {allowed} is allowed"
             )
     return UNCHANGED
@@ -513,11 +513,11 @@ def _resize(chance: random.Random) -> str:
     return UNCHANGED
 
 
-# --- What is to be refused --------------------------------------------------------------------------------------------
+# --- Wrong inputs -----------------------------------------------------------------------------------------------------
 
 
 def _refuse(chance: random.Random) -> str:
-    """Pictures, weights and sizes that are none of ours: an error, and no step into other memory."""
+    """Pictures, weights and sizes that do not fit: each raises an error and touches no other memory."""
     import numpy as np
     import torch
 
@@ -543,7 +543,7 @@ def _refuse(chance: random.Random) -> str:
         layer = model.layers[-1]
         layer.mlp.fc1 = torch.nn.Linear(model.config.hidden_size, 8)
         if pack(model, processor, torch.float32) is not None:
-            raise Wrong("a model whose weights are cut is packed")
+            raise Wrong("a model with cut weights is packed")
         return PackedVisionModel(model, processor)
 
     try:

@@ -1,9 +1,8 @@
 """Files that are cut, holed, spliced and given wrong headers, and processes that read them.
 
-Two processes read each file, in memory that is filled with other bytes in either, so that a pixel or a sample which nobody
-wrote shows. What counts as fallen through: a process that dies or takes more than ten seconds, any exception but the one
-that says in a sentence what is wrong, a word on the terminal, something else in either process, and a file that was cut
-and is read all the same, as something else than the whole one.
+Two processes read each file. Each fills its memory with a byte of its own, so a pixel or a sample that nobody wrote differs
+between them. Failures are: a process that dies or takes more than ten seconds, an exception that is not a refusal in one
+sentence, output on the terminal, two different results, and a cut file that is read as something else than the whole one.
 """
 
 import hashlib
@@ -27,17 +26,17 @@ from typing import Any, NamedTuple
 from campaigns.tally import Tally
 
 PATIENCE = 10.0
-"""Seconds for one file."""
+"""Seconds that a file may take."""
 MEMORY = 6 << 30
-"""Bytes of address space for a process that reads."""
+"""The most address space of a process that reads, in bytes."""
 
 
 class Look(NamedTuple):
     """How a process reads the bytes of a file.
 
     Attributes:
-        read: what is in it: a few words, such as its size, and all of it as bytes.
-        refusal: what is raised at a file that cannot be read.
+        read: returns a summary, such as the size, and the whole content as bytes.
+        refusal: the error of a file that cannot be read.
     """
 
     read: Callable[[bytes], tuple[str, bytes]]
@@ -48,24 +47,24 @@ class Look(NamedTuple):
 
 
 def cut(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """The beginning."""
+    """The beginning of the file."""
     return data[: rng.randrange(len(data))]
 
 
 def middle_gone(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """Beginning and end."""
+    """The beginning and the end of the file."""
     start, stop = sorted(rng.randrange(len(data)) for _ in range(2))
     return data[:start] + data[stop:]
 
 
 def hole(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """Zeros somewhere."""
+    """Zeros at a random place."""
     start = rng.randrange(len(data))
     return data[:start] + bytes(min(rng.choice((16, 64, 512, 4096)), len(data) - start)) + data[start + 4096 :]
 
 
 def flips(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """A few other bytes."""
+    """A few bytes changed."""
     damaged = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 10))):
         damaged[rng.randrange(min(len(data), rng.choice((60, 400, 1 << 30))))] = rng.choice(
@@ -80,7 +79,7 @@ def splice(data: bytes, rng: random.Random, other: bytes) -> bytes:
 
 
 def numbers(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """A number of the header, or of the table of tags, that is none."""
+    """A wrong number in the header or in the table of tags."""
     width = rng.choice((1, 2, 4))
     end = len(data) if data[:2] in (b"II", b"MM") else min(len(data), 600)
     at = rng.randrange(max(1, end - width))
@@ -89,7 +88,7 @@ def numbers(data: bytes, rng: random.Random, other: bytes) -> bytes:
 
 
 def more_behind(data: bytes, rng: random.Random, other: bytes) -> bytes:
-    """A whole file, and something behind it."""
+    """The whole file with bytes behind it."""
     return data + rng.choice((b"\0" * 100, other, rng.randbytes(50)))
 
 
@@ -102,7 +101,14 @@ DAMAGES: tuple[Damage, ...] = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """A damaged file; `loses`: something was taken, and nothing put in its place."""
+    """A damaged file.
+
+    Attributes:
+        name: its number, its kind and its damage.
+        data: its bytes.
+        whole: the bytes before the damage.
+        loses: bytes are missing and nothing replaces them.
+    """
 
     name: str
     data: bytes
@@ -111,12 +117,12 @@ class Mutant:
 
 
 def mutants(files: Mapping[str, bytes], ends: Mapping[str, bytes], seed: int) -> Iterator[Mutant]:
-    """Without end.
+    """Yield damaged files without end.
 
     Args:
-        files: a whole one of each kind; the first word is the format.
-        ends: what stands at the end of a format. Half of the files that are cut get it.
-        seed: the same makes the same.
+        files: a whole file by kind; the first word of a kind is the format.
+        ends: the end marker of a format. Half of the cut files get it.
+        seed: the same seed gives the same files.
     """
     rng = random.Random(seed)
     for number in range(1 << 62):
@@ -133,15 +139,20 @@ def mutants(files: Mapping[str, bytes], ends: Mapping[str, bytes], seed: int) ->
 
 
 class Reader:
-    """A process that reads files, in memory that is filled with a byte of its own; `module` has a function `look`."""
+    """A process that reads files.
+
+    Args:
+        module: a module with a function `look`.
+        fill: the byte that fills its memory.
+    """
 
     def __init__(self, module: str, fill: int) -> None:
         self.module, self.fill = module, fill
-        self.said = tempfile.TemporaryFile("a+b")  # noqa: SIM115
+        self.errors = tempfile.TemporaryFile("a+b")  # noqa: SIM115
         self.start()
 
     def start(self) -> None:
-        """A new process in the place of one that is gone."""
+        """Start a process, in the place of one that has ended."""
         filled = {
             "MALLOC_PERTURB_": str(self.fill),
             "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
@@ -149,21 +160,21 @@ class Reader:
         }
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "campaigns.damage", self.module],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.said, env={**os.environ, **filled},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env={**os.environ, **filled},
         )  # fmt: skip
         self.answer(120)
 
     def send(self, data: bytes) -> None:
-        """One file."""
+        """Send a file to the process."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(struct.pack(">Q", len(data)) + data)
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # `answer` says so
+            pass  # `answer` reports it
 
     def answer(self, patience: float) -> dict[str, Any]:
-        """What became of it: `read`, a hash, or `refused`, a sentence; or `fell`, what went wrong."""
+        """The outcome of a file: `read` with a hash, `refused` with a sentence, or `failed` with what is wrong."""
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], patience)
         line = self.process.stdout.readline() if ready else b""
@@ -171,12 +182,12 @@ class Reader:
             self.stop()
             problem = f"dies with status {self.process.returncode}" if ready else f"takes more than {patience:g} s"
             self.start()
-            return {"fell": problem}
+            return {"failed": problem}
         found: dict[str, Any] = json.loads(line)
-        self.said.seek(0)
-        if words := self.said.read().strip(b"\0"):  # which stand where it was cut
-            self.said.truncate(0)
-            found = {"fell": f"the terminal says {words[:200]!r}"}
+        self.errors.seek(0)
+        if words := self.errors.read().strip(b"\0"):  # zeros stand where an earlier call truncated the file
+            self.errors.truncate(0)
+            found = {"failed": f"the terminal says {words[:200]!r}"}
         return found
 
     def stop(self) -> None:
@@ -186,7 +197,7 @@ class Reader:
 
 
 def read_all(module: str) -> None:
-    """In a process of its own: files from the standard input, an answer for each on the output."""
+    """Read files from standard input and write an outcome for each to standard output, in a process of its own."""
     look: Look = importlib.import_module(module).look()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     pipe, answers = sys.stdin.buffer, sys.stdout
@@ -203,18 +214,18 @@ def read_all(module: str) -> None:
             answer(read=f"{words} {hashlib.sha256(content).hexdigest()}")
         except look.refusal as error:
             one = str(error).endswith(".") and "\n" not in str(error)
-            answer(**{"refused" if one else "fell": str(error)})
+            answer(**{"refused" if one else "failed": str(error)})
         except BaseException:
-            answer(fell=traceback.format_exc(limit=-3))
+            answer(failed=traceback.format_exc(limit=-3))
 
 
 def read_damaged(
     module: str, files: Mapping[str, bytes], ends: Mapping[str, bytes], seed: int, count: int, seconds: float
 ) -> Tally:
-    """Read so many damaged files, or as many as there is time for; see `mutants`."""
+    """Read `count` damaged files, or as many as fit into the time; see `mutants`."""
     end = time.monotonic() + seconds
     tried = refused = unchanged = 0
-    fallen: list[str] = []
+    failures: list[str] = []
     whole: dict[bytes, dict[str, Any]] = {}
     with ExitStack() as stack:
         readers = [Reader(module, fill) for fill in (0x55, 0xAA)]
@@ -232,18 +243,18 @@ def read_damaged(
             if mutant.whole not in whole:
                 whole[mutant.whole] = read(mutant.whole)[0]
                 if "read" not in whole[mutant.whole]:
-                    fallen.append(f"seed {seed}, {mutant.name}: the whole one is not read: {whole[mutant.whole]}")
+                    failures.append(f"seed {seed}, {mutant.name}: the whole file is not read: {whole[mutant.whole]}")
             one, other = read(mutant.data)
             tried += 1
             refused += "refused" in one
             unchanged += one == whole[mutant.whole]
-            if problem := one.get("fell") or other.get("fell"):
-                fallen.append(f"seed {seed}, {mutant.name}: {problem}")
+            if problem := one.get("failed") or other.get("failed"):
+                failures.append(f"seed {seed}, {mutant.name}: {problem}")
             elif one != other:
-                fallen.append(f"seed {seed}, {mutant.name}: differs by what lay in memory: {one} {other}")
+                failures.append(f"seed {seed}, {mutant.name}: depends on what lay in memory: {one} {other}")
             elif mutant.loses and "read" in one and one != whole[mutant.whole]:
-                fallen.append(f"seed {seed}, {mutant.name}: is cut, and is read")
-    return Tally(tried, refused, unchanged, tuple(fallen))
+                failures.append(f"seed {seed}, {mutant.name}: is cut, and is read all the same")
+    return Tally(tried, refused, unchanged, tuple(failures))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Single bytes of checkpoints, changed: each is refused with the name of its file, or changes nothing.
+"""Single changed bytes in checkpoints: loading refuses each with the name of its file, or changes nothing.
 
-The checkpoints are the shipped ones, an encoder of sounds, and one that holds a projector alone. That finds the rest in
-folders of its own, whose files are changed, too. All files of a folder are as likely, whatever their size, and the header of
-the weights counts as a file of its own.
+The checkpoints are the shipped ones, an encoder of sounds, and one that holds a projector alone. The last one finds its other
+parts in folders of their own, whose files are changed, too. All files of a folder are equally likely, whatever their size. The
+header of the weights counts as a file of its own.
 """
 
 import json
@@ -24,10 +24,10 @@ FOLDERS = ("omni_tiny", "vision_tiny", "audio_tiny", "learnt")
 
 
 def run(seed: int, count: int, seconds: float, folders: tuple[str, ...] = FOLDERS) -> Tally:
-    """Change so many bytes, one at a time, or as many as there is time for, in copies of these checkpoints."""
+    """Change `count` bytes, or as many as fit into the time, one at a time, in copies of these checkpoints."""
     end, chance = time.monotonic() + seconds, random.Random(seed)
     tried = refused = unchanged = 0
-    fell_through = []
+    failures = []
     with TemporaryDirectory() as place, quiet():
         copies = {copy: make(copy) for copy in (Path(place) / folder for folder in folders)}
         wholes = {copy: everything(copy) for copy in copies}
@@ -42,8 +42,8 @@ def run(seed: int, count: int, seconds: float, folders: tuple[str, ...] = FOLDER
             unchanged += outcome == "unchanged"
             if outcome not in ("refused", "unchanged"):
                 name = file.relative_to(place)
-                fell_through.append(f"flips, seed {seed}: byte {offset} of {name} xor {change}: {outcome}")
-    return Tally(tried, refused, unchanged, tuple(fell_through))
+                failures.append(f"flips, seed {seed}: byte {offset} of {name} xor {change}: {outcome}")
+    return Tally(tried, refused, unchanged, tuple(failures))
 
 
 def make(folder: Path) -> list[Path]:
@@ -94,7 +94,7 @@ def _make_learnt(folder: Path) -> list[Path]:
 
 
 def everything(folder: Path) -> dict[str, Any]:
-    """All that an answer of a checkpoint depends on, as it is after loading."""
+    """All that the answers of a checkpoint depend on, after loading."""
     from omni.checkpoints.fingerprints import fingerprint_parts
     from omni.checkpoints.folder import model_type_of
     from omni.loading.checkpoint import load
@@ -118,7 +118,7 @@ def everything(folder: Path) -> dict[str, Any]:
 
 
 def _places(folder: Path, chance: random.Random) -> Iterator[tuple[Path, int]]:
-    """A byte of each file, and of weights one of the header and one of the numbers."""
+    """A byte of each file; of weights, one of the header and one of the numbers."""
     for file in sorted(folder.iterdir()):
         size, start = file.stat().st_size, 0
         if file.suffix == ".safetensors":
@@ -130,7 +130,7 @@ def _places(folder: Path, chance: random.Random) -> Iterator[tuple[Path, int]]:
 
 @contextmanager
 def _changed(file: Path, offset: int, change: int) -> Iterator[None]:
-    """Inside, one byte of a file is another one."""
+    """Change one byte of a file within the context."""
     with file.open("r+b") as opened:
         opened.seek(offset)
         whole = opened.read(1)
@@ -145,7 +145,7 @@ def _changed(file: Path, offset: int, change: int) -> Iterator[None]:
 
 
 def _try(folder: Path, file: Path, whole: dict[str, Any]) -> str:
-    """What became of a changed file: "refused", "unchanged", or what went wrong."""
+    """The outcome of a changed file: "refused", "unchanged", or what is wrong."""
     try:
         found = everything(folder)
     except (ValueError, OSError) as error:
@@ -154,12 +154,12 @@ def _try(folder: Path, file: Path, whole: dict[str, Any]) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     changed = [what for what in whole if found.get(what) != whole[what]]
-    return f"loaded with another {', '.join(changed)}" if changed else "unchanged"
+    return f"loaded with different {', '.join(changed)}" if changed else "unchanged"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers says nothing."""
+    """Silence the messages of transformers within the context."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

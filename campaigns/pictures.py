@@ -1,6 +1,6 @@
 """Damaged pictures: each is read whole, or refused in a sentence; see `damage`.
 
-What counts as fallen through, too: a picture that is read two ways, or that is larger than a server measures it.
+Two more failures: `omni.fast` and Pillow read different pixels, or a picture has more pixels than a server counts.
 """
 
 import struct
@@ -170,7 +170,7 @@ def look() -> Look:
         if fast and not np.array_equal(np.asarray(fast.read_pixels(data).pixels)[..., :3], pixels):
             raise RuntimeError("it is read two ways")
         if (measured := count_pixels(data)) < picture.width * picture.height:
-            raise RuntimeError(f"{picture.size} pixels are measured as {measured}")
+            raise RuntimeError(f"{picture.size} pixels are counted as {measured}")
         return "x".join(map(str, pixels.shape)), pixels.tobytes()
 
     return Look(read, PictureError)
@@ -180,5 +180,5 @@ ENDS = {"jpeg": b"\xff\xd9", "png": b"\0\0\0\0IEND\xaeB`\x82", "gif": b";"}
 
 
 def run(seed: int, count: int, seconds: float) -> Tally:
-    """Read so many damaged pictures, or as many as there is time for."""
+    """Read `count` damaged pictures, or as many as fit into the time."""
     return read_damaged("campaigns.pictures", drawings(), ENDS, seed, count, seconds)

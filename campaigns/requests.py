@@ -1,9 +1,9 @@
-"""Odd requests to `omni serve` and to the page of `omni app`, each a process of its own with a model that sees and hears.
+"""Odd requests to `omni serve` and to the page of `omni app`: two processes with a model of pictures and sounds.
 
-Bodies have values that are none, damaged pictures and sounds, files and addresses that nobody may name; clients leave, keep
-silent, and send what is no HTTP. A request is right to be answered, or refused in a sentence. What falls through: an answer
-of status 500, a word of the disk or of another visitor, a traceback in the log, a minute without an answer, a process that
-ends or keeps memory, and another answer to the plain question that is asked in between.
+Bodies hold wrong values, damaged pictures and sounds, and paths and addresses that a client must not name. Clients leave
+early, keep silent, and send bytes that are not HTTP. A request may be answered, or refused in a sentence. Failures are: a
+status of 500, text from the disk or of another visitor, a traceback in the log, a minute without an answer, a process that
+ends or keeps memory, and a different answer to the plain question that is asked in between.
 """
 
 import base64
@@ -29,16 +29,16 @@ from campaigns.flips import quiet
 from campaigns.tally import Tally
 
 SECONDS = 60
-"""Without an answer, a request hangs."""
+"""A request without an answer for so long hangs."""
 KEPT = 2**29
-"""Bytes that a process may hold more than it did after its first answers."""
+"""The most bytes by which the memory of a process may grow after its first answers."""
 BETWEEN = 25
-"""Odd requests, after which the plain one is asked."""
+"""The plain question is asked after so many odd requests."""
 SECRET = "xyzzy-of-the-disk"
 
 
 class Said(NamedTuple):
-    """What came back; status 0: the connection was closed without an answer."""
+    """An answer. Status 0: the connection was closed without one."""
 
     status: int
     kind: str
@@ -47,11 +47,11 @@ class Said(NamedTuple):
 
 @dataclass
 class Odd:
-    """A request that is tried.
+    """An odd request.
 
     Attributes:
-        leaves: seconds after which the client is gone.
-        plain: it is HTTP, so that a refusal is a sentence.
+        leaves: seconds after which the client leaves.
+        plain: the request is HTTP, so a refusal is a sentence.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Odd:
 
 
 def run(seed: int, count: int, seconds: float) -> Tally:
-    """Try so many requests, or as many as there is time for."""
+    """Try `count` requests, or as many as fit into the time."""
     end, draw = time.monotonic() + seconds, random.Random(seed)
     tried = refused = answered = 0
-    fallen: list[str] = []
+    failures: list[str] = []
     with TemporaryDirectory() as place, quiet(), ExitStack() as stack:
         here = Path(place)
         (here / "secret.txt").write_text(SECRET)
@@ -85,14 +85,14 @@ def run(seed: int, count: int, seconds: float) -> Tally:
                 for each in doors:
                     outcome = each.problem() or outcome
             if outcome not in ("refused", "answered"):
-                fallen.append(f"requests, seed {seed}, {tried}: {door.name} {odd.name}: {outcome}")
+                failures.append(f"requests, seed {seed}, {tried}: {door.name} {odd.name}: {outcome}")
                 if not door.lives():
                     break
-    return Tally(tried, refused, answered, tuple(fallen))
+    return Tally(tried, refused, answered, tuple(failures))
 
 
 def make_model(folder: Path) -> None:
-    """A model of random weights that takes pictures and sounds."""
+    """Write a model with random weights that takes pictures and sounds."""
     import torch
 
     from omni import OmniConfig, OmniFeatureExtractor, OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor
@@ -143,19 +143,19 @@ def _files(seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 class Door:
-    """A process that answers requests, and what is asked of it."""
+    """A process that answers requests, and the requests that are sent to it."""
 
     name = ""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, here: Path) -> None:
         self.process, self.port, self.here = process, port, here
         self.log = here / f"{self.name}.log"
-        for _ in range(3):  # the first fill pools and caches
+        for _ in range(3):  # the first answers fill pools and caches
             self.expected = self.plain()
         self.held = self._resident()
 
     def odd(self, draw: random.Random, files: Iterator[tuple[str, bytes]]) -> Odd:
-        """A request that nobody should send."""
+        """Draw an odd request."""
         raise NotImplementedError
 
     def plain(self) -> bytes:
@@ -163,16 +163,16 @@ class Door:
         raise NotImplementedError
 
     def lives(self) -> bool:
-        """Whether the process is there."""
+        """Whether the process still runs."""
         return self.process.poll() is None
 
     def problem(self) -> str:
-        """What is wrong with the process by now."""
+        """What is wrong with the process; empty if nothing is."""
         if not self.lives():
             return f"it has ended with status {self.process.returncode}"
         try:
             if (said := self.plain()) != self.expected:
-                return f"the plain question gets another answer, {said[:200]!r} and not {self.expected[:200]!r}"
+                return f"the plain question gets a different answer, {said[:200]!r} and not {self.expected[:200]!r}"
         except OSError as error:
             return f"the plain question gets no answer: {error!r}"
         if (held := self._resident()) > self.held + KEPT:
@@ -188,7 +188,7 @@ class Door:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def ask(self, odd: Odd) -> Said | Exception:
-        """What comes of a request."""
+        """The answer to a request, or the error of the connection."""
         try:
             return self._send(odd) if odd.plain else self._send_raw(odd)
         except (OSError, http.client.HTTPException) as error:
@@ -219,14 +219,14 @@ class Door:
         return Said(int(found[1]) if found else 0, "", said)
 
     def outcome(self, odd: Odd, said: Said | Exception) -> str:
-        """What became of a request: "answered", "refused", or what is wrong."""
+        """The outcome of a request: "answered", "refused", or what is wrong."""
         if isinstance(said, Exception):
             gone = (
                 odd.leaves is not None or not odd.plain or isinstance(said, ConnectionError | http.client.HTTPException)
             )
             return "refused" if gone else f"no answer: {said!r}"
         if SECRET.encode() in said.body or base64.b64encode(SECRET.encode())[:12] in said.body:
-            return "a file of the disk is told"
+            return "the answer shows a file of the disk"
         if said.status >= 500 and said.status != 503:
             return f"status {said.status}: {said.body[:200]!r}"
         if said.status < 400:
@@ -237,13 +237,13 @@ class Door:
         return "refused"
 
     def sentence(self, said: Said) -> str | None:
-        """What a refusal says."""
+        """The sentence of a refusal; None if the answer has none."""
         raise NotImplementedError
 
 
 @contextmanager
 def started(door: type[Door], here: Path) -> Iterator[Door]:
-    """A process that serves the model in a folder."""
+    """Start a process that serves the model `here / "model"`, and end it after the context."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -334,7 +334,7 @@ RAW = [
 
 
 def _bodies(draw: Draw, values: Any) -> bytes:
-    """JSON, most of it with values that are none; some of it cut, or no JSON."""
+    """JSON, mostly with wrong values; some of it is cut, or is not JSON."""
     for _ in range(draw.choice((0, 1, 1, 1, 2, 3))):
         places = [*shapes.paths(values)]
         if places:
@@ -359,11 +359,11 @@ def _bodies(draw: Draw, values: Any) -> bytes:
 
 
 def _oddly(draw: Draw, odd: Odd) -> Odd:
-    """Now and then other headers, or a client that leaves."""
+    """Give some requests other headers, another method or path, or a client that leaves."""
     if draw.random() < 0.12:
         odd.headers |= draw.choice(HEADERS)
         if "Content-Length" in odd.headers or "Transfer-Encoding" in odd.headers:
-            odd.leaves = 1.0  # what it waits for does not come
+            odd.leaves = 1.0  # the server waits for a body that does not come
     if draw.random() < 0.08:
         odd.leaves = draw.choice((0.001, 0.05, 0.5))
     if draw.random() < 0.04:

@@ -1,7 +1,7 @@
-"""JSON files of checkpoints with values that are none: each loads, or is refused in a sentence, soon.
+"""Wrong values in the JSON files of checkpoints: each loads, or is refused in a sentence, within seconds.
 
-A value anywhere in a file becomes one of another kind or size, or goes; the folder is sealed again, as if that were meant.
-Those that load count as unchanged.
+A value anywhere in a file is replaced by one of another kind or size, or removed. The folder is then sealed, as if the
+change were intended. Folders that load count as unchanged.
 """
 
 import copy
@@ -51,14 +51,14 @@ GONE = object()
 FILES = ("config.json", "processor_config.json", "generation_config.json", "tokenizer_config.json")
 FOLDERS = ("omni_tiny", "learnt")
 LONG = 20.0
-"""Seconds after which somebody would think that it hangs; loading takes a tenth of one."""
+"""Seconds after which a user would think that it hangs; loading takes a tenth of a second."""
 
 
 def run(seed: int, count: int, seconds: float) -> Tally:
-    """Change so many values, one at a time, or as many as there is time for."""
+    """Change `count` values, or as many as fit into the time, one at a time."""
     end, chance = time.monotonic() + seconds, random.Random(seed)
     tried = refused = loaded = 0
-    fell_through = []
+    failures = []
     with TemporaryDirectory() as place, quiet():
         folders = [Path(place) / name for name in FOLDERS]
         for folder in folders:
@@ -77,13 +77,13 @@ def run(seed: int, count: int, seconds: float) -> Tally:
             if outcome not in ("refused", "loaded"):
                 said = "gone" if value is GONE else repr(value)[:60]
                 where = f"{folder.name}/{name} {'.'.join(map(str, path))}"
-                fell_through.append(f"shapes, seed {seed}: {where} {said}: {outcome}")
+                failures.append(f"shapes, seed {seed}: {where} {said}: {outcome}")
             (folder / name).write_text(whole, encoding="utf-8")
-    return Tally(tried, refused, loaded, tuple(fell_through))
+    return Tally(tried, refused, loaded, tuple(failures))
 
 
 def paths(values: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where there is a value in a JSON document."""
+    """The path of every value in a JSON document."""
     inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     for key, value in inner:
         yield (*before, key)
@@ -91,7 +91,7 @@ def paths(values: Any, before: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 
 def changed(values: Any, path: tuple[Any, ...], value: Any) -> Any:
-    """A copy of a document with one value replaced, or gone."""
+    """A copy of a document with one value replaced, or removed for `GONE`."""
     values = inner = copy.deepcopy(values)
     for key in path[:-1]:
         inner = inner[key]
@@ -103,7 +103,7 @@ def changed(values: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def attempt(folder: Path) -> str:
-    """What becomes of a folder: "loaded", "refused", or what went wrong."""
+    """The outcome of loading a folder: "loaded", "refused", or what is wrong."""
     from omni.checkpoints.folder import CheckpointError
     from omni.checkpoints.seal import reseal
     from omni.loading.checkpoint import load

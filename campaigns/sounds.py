@@ -1,7 +1,7 @@
 """Damaged sounds: each is read whole, or refused in a sentence; see `damage`.
 
-What counts as fallen through, too: samples that are not finite or out of bounds, and a sound that is longer than a server
-measures it. Samples of WAV and MP3 have no checksum, so there a changed byte may be another sound.
+Two more failures: a sample is not finite or out of bounds, or a sound has more samples than a server counts. The samples of
+WAV and MP3 have no checksum, so a changed byte may give another sound.
 """
 
 import struct
@@ -59,14 +59,14 @@ def recordings() -> dict[str, bytes]:
 
 
 def _with_chunks(wav: bytes) -> bytes:
-    """A WAV file with chunks before and behind its samples, one of them of an odd length."""
+    """A WAV file with chunks before and behind its samples; one has an odd length."""
     head, rest = wav[12:36], wav[36:]
     chunks = head + b"LIST" + struct.pack("<I", 7) + b"INFOabc\0" + rest + b"id3 " + struct.pack("<I", 4) + b"text"
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
 
 
 def look() -> Look:
-    """What a process makes of the bytes of a sound."""
+    """How a process reads the bytes of a sound."""
     from omni.audio.sounds import LOUDEST, SoundError, count_samples, read_sound
 
     def read(data: bytes) -> tuple[str, bytes]:
@@ -74,12 +74,12 @@ def look() -> Look:
         if not (np.abs(sound.samples) <= LOUDEST).all():
             raise RuntimeError("samples that are not finite, or far too loud")
         if (measured := count_samples(data)) < len(sound.samples):
-            raise RuntimeError(f"{len(sound.samples)} samples are measured as {measured}")
+            raise RuntimeError(f"{len(sound.samples)} samples are counted as {measured}")
         return repr(sound), sound.samples.tobytes()
 
     return Look(read, SoundError)
 
 
 def run(seed: int, count: int, seconds: float) -> Tally:
-    """Read so many damaged sounds, or as many as there is time for."""
+    """Read `count` damaged sounds, or as many as fit into the time."""
     return read_damaged("campaigns.sounds", recordings(), {}, seed, count, seconds)

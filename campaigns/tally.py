@@ -1,20 +1,20 @@
-"""What came of a campaign."""
+"""The result of a campaign."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How many inputs were tried, and what became of them.
+    """The number of inputs by outcome.
 
     Attributes:
-        tried: inputs.
-        refused: those that were refused with an error of one sentence.
-        unchanged: those that gave what the reference gives.
-        fell_through: what went wrong without a word, or in too many: a line for each, with what repeats it.
+        tried: all inputs.
+        refused: inputs that were refused with an error of one sentence.
+        unchanged: inputs with the result of the reference.
+        failures: a line for each input that is neither: what is wrong, and how to repeat it.
     """
 
     tried: int
     refused: int
     unchanged: int
-    fell_through: tuple[str, ...]
+    failures: tuple[str, ...]

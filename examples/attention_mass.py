@@ -27,7 +27,7 @@ def show(name, maps):
 
 
 for name in ("vision_tiny", "omni_tiny"):
-    encoder = load_encoder(CHECKPOINTS / name)
+    encoder = load_encoder(CHECKPOINTS / name, "image")
     for layer in range(1, encoder.model.config.num_hidden_layers + 1):
         found = [encoder_attention(encoder, render(scene), layer) for scene in scenes]
         show(f"{name}, layer {layer}, mean", [each.mean for each in found])

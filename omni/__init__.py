@@ -1,15 +1,15 @@
 """omni: encoders of any modality plugged into any causal language model of transformers.
 
     model = omni.load("checkpoints/omni_tiny")
-    model.ask("examples/scene.png", "what color is the circle")   # words, and in a notebook the picture
+    model.ask("examples/scene.png", "what color is the circle")   # an answer, and in a notebook the picture
     model.embed("examples/scene.png")                             # a vector
 
-load, ask, embed                         a checkpoint's folder in Python and in notebooks; `Loaded`, `Reply`
+load, ask, embed                         use a checkpoint in Python and in notebooks; `Loaded`, `Reply`
 Omni...Config, Omni...Model, Omni...     models and processors of transformers
 Modality, register_modality, modalities  an encoder of your own
 
-Importing it is cheap, and enough: `AutoModel.from_pretrained` and its relatives know omni's classes from then on.
-`dir(omni)` lists what is public. Each name is loaded when it is first used; look at it by itself: `help(omni.load)`.
+After `import omni`, which is cheap, transformers' Auto classes know omni's classes. `dir(omni)` lists the public names. Each
+is loaded when it is first used: `help(omni.load)`.
 """
 
 from importlib import import_module
@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """What is public. (With an `__all__`, `help` would print all that these classes inherit.)"""
+    """The public names. (With an `__all__`, `help` would print everything that the classes inherit.)"""
     return sorted([*_LAZY, "Modality", "modalities", "register_modality"])
 
 
@@ -77,5 +77,5 @@ if find_spec("omni.audio") is not None:
     declare_builtin("audio", "omni.audio.plugin:audio")
 declare_world("scenes", "omni.scenes.world:scenes")
 register_when_imported()
-if find_spec("omni.fast") is not None:  # speed alone: without it the rest works, only slower
+if find_spec("omni.fast") is not None:  # omni works without it, only slower
     import_module("omni.fast.install").install_when_imported()

@@ -1,4 +1,4 @@
-"""`python -m omni` is the command `omni`; so is `torchrun -m omni train ...`, which needs a module to start."""
+"""`python -m omni` runs the command `omni`, and so does `torchrun -m omni train ...`."""
 
 from omni.cli.app import main
 

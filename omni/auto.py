@@ -14,9 +14,13 @@ from wrapt import register_post_import_hook, wrap_function_wrapper
 
 
 def when_imported(auto: str, own: tuple[str, ...], register: Callable[[ModuleType], None]) -> None:
-    """Call `register` as soon as the module `auto` is imported. `register` imports omni's modules `own`.
+    """Call `register` as soon as the module `auto` is imported.
 
-    One of those may be in the middle of its own import, because it imports transformers. The call then waits for its end.
+    Args:
+        auto: the module of transformers.
+        own: omni's modules that `register` imports. One of them may be in the middle of its own import, because it imports
+            transformers. `register` is then called at the end of that import.
+        register: called with the module `auto`.
     """
 
     def attempt(loaded: ModuleType) -> None:
@@ -40,7 +44,7 @@ def _vision_model(auto: ModuleType) -> None:
     from omni.vision.modeling_vision import OmniVisionModel
 
     auto.AutoModel.register(OmniVisionConfig, OmniVisionModel, exist_ok=True)
-    # pipelines and `transformers serve` look up names of classes in tables that `register` does not fill
+    # `register` does not fill the tables in which pipelines and `transformers serve` look up names of classes
     auto.MODEL_MAPPING_NAMES.setdefault("omni_vision", "OmniVisionModel")
 
 
@@ -52,7 +56,7 @@ def _vision_image_processor(auto: ModuleType) -> None:
 
 
 def _no_video_processor(auto: ModuleType) -> None:
-    """Tell transformers that there is no video processor. It would ask whether to run code of the checkpoint for one."""
+    """Tell transformers that there is no video processor. Otherwise it asks to run the checkpoint's code for one."""
     from omni.vision.configuration_vision import OmniVisionConfig
 
     auto.AutoVideoProcessor.register(OmniVisionConfig, video_processor_classes={}, exist_ok=True)
@@ -105,7 +109,7 @@ def _fusion_processor(auto: ModuleType) -> None:
 
 
 def _plugin_configurations(auto: ModuleType) -> None:
-    """Let transformers look for unknown model types among the plug-ins. They are loaded then, and not before."""
+    """Have transformers look for unknown model types among the plug-ins, which are loaded only then."""
     from omni.registry import load_modalities, registered
 
     def look_further(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: Any) -> Any:
@@ -114,7 +118,7 @@ def _plugin_configurations(auto: ModuleType) -> None:
         except ValueError:
             before = registered()
             load_modalities()
-            if registered() == before:  # nothing that was not known before
+            if registered() == before:  # no new modality
                 raise
         return wrapped(*args, **kwargs)
 

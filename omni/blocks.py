@@ -40,7 +40,7 @@ class BlockConfig(Protocol):
 def attention_of(config: Any, options: Mapping[str, Any]) -> Any:
     """Name of the attention to use: the configured one, or "eager" if attention maps are asked for.
 
-    Only "eager" returns maps; any other would return none and say nothing.
+    Any other attention returns no maps, without an error.
     """
     return "eager" if options.get("output_attentions", config.output_attentions) else config._attn_implementation
 
@@ -54,7 +54,10 @@ def padding_mask(
         config: the encoder's configuration.
         hidden_states: float[B, n, D].
         mask: bool[B, n], true for real tokens; None if all tokens are real.
-        options: those of the forward pass.
+        options: other arguments of `forward`.
+
+    Returns:
+        None; or, for "eager" attention, float[B, 1, 1, n] to add to the scores; or any form that the attention takes.
     """
     if mask is None:
         return None
@@ -180,7 +183,7 @@ class Block(GradientCheckpointingLayer):
         cls_only: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """As `SelfAttention.forward`, without the maps."""
+        """float[B, n, D] -> float[B, n, D], or float[B, 1, D] with `cls_only`; see `SelfAttention.forward`."""
         residual = hidden_states[:, :1] if cls_only else hidden_states
         hidden_states, _ = self.attention(self.norm1(hidden_states), attention_mask, cls_only, **kwargs)
         hidden_states = residual + self.dropout(hidden_states)

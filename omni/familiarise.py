@@ -1,7 +1,7 @@
-"""Measure what training was like, and write it into the checkpoint: `familiarity.json`, which `omni.knowing` reads.
+"""Measures statistics of the training data, and writes them into the checkpoint (`familiarity.json`, see `omni.knowing`).
 
-rows of training ──▶ what the encoders say of their items, the words of their questions ──▶ spread, wording
-held-out rows    ──▶ the same ──▶ thresholds; the model's answers, right or wrong ──▶ calibration
+rows of training ──▶ encoded items, words of questions ──▶ distributions of both
+held-out rows    ──▶ encoded items, words of questions ──▶ thresholds; the model's answers, right or wrong ──▶ calibration
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +22,12 @@ from omni.loading.checkpoint import load
 from omni.questions import write_prompts
 
 ROWS = 1000
-"""Rows of training that are looked at, and as many held-out ones, spread over all that there are."""
+"""The largest number of training rows that are measured, and of held-out rows. They are evenly spaced in the data."""
 ANSWERS = 1000
-"""Held-out questions that are answered, at most."""
+"""The largest number of held-out questions that are answered."""
 BATCH = 16
 LONGEST = 192
-"""Tokens of an answer, as `omni ask` writes them."""
+"""The largest number of tokens of an answer, as in `omni ask`."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,23 +40,23 @@ def familiarise(
     device: Any = None,
     progress: Progress = lambda label, done, total: None,
 ) -> Familiarity | None:
-    """Measure what training was like, and write it into the folder of a fused model.
+    """Measure statistics of the training data, and write them into the folder of a fused model.
 
     Args:
         checkpoint: the folder.
         train: rows that the model was trained on, a sequence of `Example`s.
-        held_out: rows like these that it was not trained on. Without them a fifth of `train` gives the thresholds, and how
-            sure an answer is stays unknown.
-        rows: how many to look at, of each.
-        device: where the model computes; by default on the CPU.
+        held_out: similar rows that it was not trained on. Without them, a fifth of `train` gives the thresholds, and there
+            is no calibration of answers.
+        rows: the largest number of rows to measure, of `train` and of `held_out`.
+        device: the model's device; by default the CPU.
         progress: called with the name of a step, the number done, and the total number.
 
     Returns:
-        What was written; None if there are fewer rows than `FEWEST`, and so nothing is known and written.
+        The document that was written; None if there are fewer rows than `FEWEST`, and nothing is written.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
-        ManifestError, ItemError: a row or a file that cannot be read.
+        ManifestError, ItemError: a row or a file cannot be read.
     """
     folder = Path(checkpoint)
     seen = _spaced(train, rows)
@@ -68,7 +68,7 @@ def familiarise(
         answers = ANSWERS
     if min(len(seen), 5 * len(others)) < FEWEST:
         return None
-    Familiarity.remove(folder)  # it may be of other weights
+    Familiarity.remove(folder)  # it may belong to other weights
     model, processor = load(folder)
     model.to(device or "cpu")
     fitted = _look(model, processor, train, seen, 0, lambda done: progress("rows of training", done, len(seen)))
@@ -89,8 +89,14 @@ def familiarise(
 
 @dataclass
 class _Found:
-    """What was found in some rows: items as vectors by modality, questions as tokens, and of each answer how likely its
-    tokens are and whether it is right."""
+    """Measurements of some rows.
+
+    Attributes:
+        vectors: the items of each modality, as vectors.
+        questions: the questions, as tokens.
+        logprobs: the log-probabilities of the tokens of each answer.
+        right: whether each answer is right.
+    """
 
     vectors: dict[str, list[Any]] = field(default_factory=dict)
     questions: list[list[int]] = field(default_factory=list)
@@ -99,7 +105,7 @@ class _Found:
 
 
 def _spaced(examples: Any, count: int) -> list[int]:
-    """So many places at most, the same distance apart."""
+    """At most `count` indices of the examples, evenly spaced."""
     total = len(examples)
     return [number * total // count for number in range(count)] if total > count else list(range(total))
 
@@ -112,9 +118,9 @@ def _look(
     answers: int,
     progress: Callable[[int], None],
 ) -> _Found:
-    """What is in the rows at these places; `answers`: how many questions are answered, at most."""
+    """Measure the rows at these places. At most `answers` of their questions are answered."""
     found = _Found()
-    each = -(-answers // len(places))  # of one row, so that all rows are asked about
+    each = -(-answers // len(places))  # questions per row, so that every row is asked about
     waiting: list[tuple[list[Message], str]] = []
     for start in range(0, len(places), BATCH):
         batch = [examples[place] for place in places[start : start + BATCH]]
@@ -135,7 +141,7 @@ def _look(
 
 @torch.inference_mode()
 def _encode(model: Any, processor: Any, batch: Sequence[Example]) -> list[dict[str, list[EncodedItem]]]:
-    """The items of each row, encoded."""
+    """The encoded items of each row, by modality."""
     result: list[dict[str, list[EncodedItem]]] = [{} for _ in batch]
     for bundle in processor.bundles:
         items = [item for example in batch for item in example.items.get(bundle.name, [])]
@@ -152,7 +158,7 @@ def _encode(model: Any, processor: Any, batch: Sequence[Example]) -> list[dict[s
 
 
 def _questions(example: Example) -> Iterator[tuple[list[Message], str]]:
-    """Each question of a row with what comes before it, and its answer."""
+    """For each answer of a row, the conversation before it and its text."""
     for conversation in example.conversations:
         for turn, message in enumerate(conversation):
             if message["role"] == "assistant":
@@ -161,7 +167,7 @@ def _questions(example: Example) -> Iterator[tuple[list[Message], str]]:
 
 @torch.inference_mode()
 def _answer(model: Any, processor: Any, asked: Sequence[tuple[list[Message], str]], found: _Found) -> None:
-    """Have the model answer, and note how likely the tokens are and whether the answer is right."""
+    """Have the model answer, and note the probabilities of the tokens and whether each answer is right."""
     inputs = write_prompts(processor, [chat for chat, _ in asked]).to(model.device)
     certainty = Certainty()
     output = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False, logits_processor=[certainty])

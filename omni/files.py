@@ -1,4 +1,4 @@
-"""Read an ordinary file, or say why not; write a file whole or not at all."""
+"""Reads ordinary files, or raises one sentence that says why not. Writes files whole or not at all."""
 
 import errno
 import json
@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 
 class ReadError(Exception):
-    """A file that cannot be read. The message is one sentence: which, what was expected and found, what to do.
+    """A file cannot be read. The message is one sentence: which one, what was expected and found, what to do.
 
     Attributes:
         kind: "missing", "too large", or "unreadable".
@@ -25,16 +25,16 @@ class ReadError(Exception):
 def read_whole(path: str, noun: str, expected: str, most_bytes: int) -> bytes:
     """The content of an ordinary file.
 
-    Anything else is told apart before it is opened, as opening a pipe would wait for ever.
+    The kind of file is checked before it is opened, because opening a pipe may wait for ever.
 
     Args:
         path: path of the file.
-        noun: what it holds, such as "picture".
-        expected: what it should be, such as "a PNG picture".
+        noun: the word for its content in messages, such as "picture".
+        expected: the expected content, such as "a PNG picture".
         most_bytes: the largest size.
 
     Raises:
-        ReadError: no such file, no ordinary file, one that may not be read, or a larger one.
+        ReadError: the file is missing, no ordinary file, not readable, or too large.
     """
     name = repr(path)
     try:
@@ -45,7 +45,7 @@ def read_whole(path: str, noun: str, expected: str, most_bytes: int) -> bytes:
                 if size > most_bytes:
                     found = f"expected at most {most_bytes:,} bytes, found {size:,}"
                     raise ReadError(f"{name} is too large, {found}; make a smaller {noun} of it first.", "too large")
-                return file.read(size)  # and no further: what the system makes up in /proc has size 0 and may never end
+                return file.read(size)  # not more: a file in /proc has size 0 and may never end
     except (FileNotFoundError, NotADirectoryError) as error:
         if re.match(r"[a-z]+://", path):
             raise ReadError(f"{name} is an address, expected a file; download the {noun} first.") from error
@@ -54,7 +54,7 @@ def read_whole(path: str, noun: str, expected: str, most_bytes: int) -> bytes:
     except PermissionError as error:
         problem = "may not be read by this user, expected a readable file; change its permissions"
         raise ReadError(f"{name} {problem}.") from error
-    except (OSError, ValueError) as error:  # too long, a null byte in it, a circle of links; or the disk
+    except (OSError, ValueError) as error:  # a path that is too long, has a null byte or a circle of links; or the disk
         raise ReadError(f"{name} cannot be opened ({error}), expected {expected}; check the path.") from error
     if stat.S_ISDIR(kind):
         raise ReadError(f"{name} is a folder, expected {expected}; pass one of the files in it.")
@@ -62,14 +62,14 @@ def read_whole(path: str, noun: str, expected: str, most_bytes: int) -> bytes:
 
 
 MAX_JSON = 2**28
-"""Bytes of a JSON document; the largest are tokenizers, of some 30 million."""
+"""Largest size of a JSON document in bytes. The largest in use are tokenizers, of about 30 million."""
 
 
 def expect_ordinary(path: Path) -> Path:
-    """The path, unless there is a pipe or a device: to open one would wait for ever, to read one may never end.
+    """Refuse a pipe or a device, because opening or reading it may wait for ever. Returns the path.
 
     Raises:
-        OSError: there is one. A path at which there is nothing is for whoever opens it.
+        OSError: the path is a pipe or a device. A missing file is no error here.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise OSError(errno.EINVAL, "it is a pipe or a device, expected an ordinary file", str(path))
@@ -77,11 +77,11 @@ def expect_ordinary(path: Path) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file in UTF-8 holds.
+    """The value in a JSON file (UTF-8).
 
     Raises:
-        OSError: no such file, no ordinary file, or one that may not be read.
-        ValueError: no JSON, or more of it, or nested deeper than any that is meant to be read.
+        OSError: the file is missing, no ordinary file, or not readable.
+        ValueError: the file is no JSON, is larger than `MAX_JSON`, or is nested too deep.
     """
     if expect_ordinary(path).is_file() and (size := path.stat().st_size) > MAX_JSON:
         raise ValueError(f"it has {size:,} bytes, expected at most {MAX_JSON:,}")
@@ -92,14 +92,14 @@ def read_json(path: Path) -> Any:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under a hidden name in the same folder, and rename it once all of it is on the disk.
+    """Write a file under a hidden name in the same folder, and rename it when it is complete on the disk.
 
-    Until then an earlier file at `path` stays. A full disk or a kill leaves it unchanged. A path that is no regular
-    file, such as /dev/stdout, is written to directly.
+    An earlier file at `path` stays until then, and survives a full disk or a kill. A path that is no regular file, such as
+    /dev/stdout, is written to directly.
 
     Args:
         path: path of the file.
-        write: gets the open file, and writes the content.
+        write: called with the open file, writes the content.
 
     Raises:
         OSError: the file cannot be written.

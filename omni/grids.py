@@ -1,4 +1,4 @@
-"""Grids of tokens: neighbours folded into one token, and learned positions for a grid of any shape."""
+"""Grids of tokens: folding neighbours into one token, and learned positions for a grid of any shape."""
 
 import math
 from collections.abc import Sequence
@@ -9,10 +9,15 @@ from torch import nn
 
 
 def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> torch.Tensor:
-    """Fold neighbourhoods of k along each of the n grid axes into the width.
+    """Fold neighbourhoods of k tokens along each of the n grid axes into the width.
 
-    float[B, N, D] -> float[B, N / k**n, k**n * D]. Neighbourhoods and the patches inside them are in reading order. Zeros
-    complete the last neighbourhood of a grid of one axis.
+    float[B, N, D] -> float[B, N / k**n, k**n * D]. Neighbourhoods, and the tokens inside them, are in reading order. In a
+    grid of one axis, zeros complete the last neighbourhood.
+
+    Args:
+        grid: the tokens.
+        grid_shape: the shape of the grid, with N places.
+        factor: k; must divide every side of a grid with several axes.
     """
     batch, dims = grid.shape[0], len(grid_shape)
     if dims == 1 and (missing := -grid_shape[0] % factor):
@@ -24,16 +29,16 @@ def unshuffle(grid: torch.Tensor, grid_shape: tuple[int, ...], factor: int) -> t
 
 
 INTERPOLATIONS = {2: "bilinear", 3: "trilinear"}
-"""By the number of axes. A grid of one axis has no table: its length differs from item to item, and the Thinker knows the
-order of its tokens."""
+"""Interpolations by the number of axes. A grid of one axis has no table of positions: its length differs from item to item,
+and the Thinker knows the order of its tokens."""
 
 
 class GridPositions(nn.Embedding):
     """A table of learned vectors, one for each place of a grid.
 
     Args:
-        shape: of the grid, such as (7, 7).
-        width: of a vector.
+        shape: the shape of the grid, such as (7, 7).
+        width: the width of a vector.
     """
 
     def __init__(self, shape: Sequence[int], width: int) -> None:
@@ -48,6 +53,6 @@ class GridPositions(nn.Embedding):
 
 
 def interpolate(table: torch.Tensor, old: Sequence[int], new: Sequence[int], mode: str) -> torch.Tensor:
-    """Vectors float[places, D] of a grid of one shape, for a grid of another shape."""
+    """Interpolate vectors float[places, D] of a grid of shape `old` for a grid of shape `new`: float[new places, D]."""
     spread = table.T.reshape(1, -1, *old)
     return F.interpolate(spread, tuple(new), mode=mode, align_corners=False).flatten(2)[0].T

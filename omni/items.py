@@ -3,7 +3,7 @@
     read_item("scene.png")        # Item("image", <PIL.Image>)
     read_item("question.wav")     # Item("audio", Sound(2.10 s at 16,000 Hz))
 
-The suffix says which modality is asked first; what the file holds decides. So a WAV file that is named .png is a sound.
+The suffix says which modality tries first, and the content decides. So a WAV file that is named .png is a sound.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -26,23 +26,25 @@ class Item(NamedTuple):
     value: Any
 
 
-def read_item(source: Any, among: Iterable[str] | None = None) -> Item:
+def read_item(source: Any, among: Iterable[str] | None = None, name: str | None = None) -> Item:
     """The item in a file.
 
     Args:
-        source: a path, the bytes of a file, an open item such as a picture of PIL, or an `Item`, which stays as it is.
-        among: names of the modalities that may take it; by default all that open files.
+        source: a path, the bytes of a file, an open item such as a picture of PIL, or an `Item`, which stays unchanged.
+        among: names of the modalities to try; by default all that open files.
+        name: the name of a file whose bytes are given.
 
     Raises:
-        ItemError: none of them can read it. The message is that of the modality that the suffix belongs to.
+        ItemError: none of them can read it. If the suffix belongs to a modality, the message is from that modality.
     """
     if isinstance(source, Item):
         return source
     path = fsdecode(source) if isinstance(source, str | PathLike) else None
+    called = path or name or ""
     openers, broken = _openers(among)
 
     def owns(modality: Modality) -> bool:
-        return path is not None and path.lower().endswith(modality.suffixes)
+        return called.lower().endswith(modality.suffixes)
 
     owned = any(map(owns, openers))
     nouns = " or ".join(f"a {each.noun}" for each in openers) or "an item"
@@ -57,7 +59,7 @@ def read_item(source: Any, among: Iterable[str] | None = None) -> Item:
             if path is not None or isinstance(source, bytes | bytearray | memoryview):
                 raise
         except ItemError as error:
-            if error.kind != "unreadable":  # it knows the file, or there is none
+            if error.kind != "unreadable":  # the modality knows the file, or the file is missing
                 raise
             errors.append(error)
     if owned:
@@ -68,22 +70,22 @@ def read_item(source: Any, among: Iterable[str] | None = None) -> Item:
 
 
 def read_items(sources: Iterable[Any], among: Iterable[str] | None = None) -> list[Item]:
-    """The items in some files; see `read_item`."""
+    """The items in several files; see `read_item`."""
     names = None if among is None else list(among)
     return [read_item(source, names) for source in sources]
 
 
 def suffixes(among: Iterable[str] | None = None) -> tuple[str, ...]:
-    """The suffixes of all files that become items."""
+    """The suffixes of the files that become items."""
     return tuple(suffix for modality in _openers(among)[0] for suffix in modality.suffixes)
 
 
 def modality_of(media_type: str, among: Iterable[str] | None = None) -> Modality | None:
-    """The modality to which files of a media type belong: "audio/wav" -> audio; None if there is none.
+    """The modality of a media type: "audio/wav" -> audio; None if there is none.
 
     Args:
-        media_type: as uploads have it; "audio/*" is any of a kind.
-        among: names of the modalities that may take it; by default all that open files.
+        media_type: the media type of an upload, such as "audio/wav" or "audio/*".
+        among: names of the modalities to choose from; by default all that open files.
     """
     kind = media_type.lower()
     found = [(len(p), m) for m in _openers(among)[0] for p in m.media_types if fnmatchcase(kind, p)]
@@ -91,23 +93,23 @@ def modality_of(media_type: str, among: Iterable[str] | None = None) -> Modality
 
 
 def nouns(items: Sequence[Item]) -> str:
-    """What messages call these items: "picture", "2 sounds", "picture and 2 sounds"."""
+    """A phrase for these items in messages: "picture", "2 sounds", "picture and 2 sounds"."""
     names = list(dict.fromkeys(item.modality for item in items))
     counts = [(sum(item.modality == name for item in items), get_modality(name).noun) for name in names]
     return " and ".join(noun if count == 1 else f"{count} {noun}s" for count, noun in counts)
 
 
 def can_be_shown(item: Item) -> bool:
-    """Whether it becomes a picture over which the places of its grid can be drawn: patches, or stretches of time."""
+    """Whether an item can be shown as a picture with its grid drawn over it: patches, or stretches of time."""
     modality = get_modality(item.modality)
     return modality.show is not None and modality.grid_dims <= 2
 
 
 def expect_known(items: Iterable[Item], names: Collection[str]) -> None:
-    """Refuse items of other modalities than those that a model takes.
+    """Refuse items of modalities that a model does not take.
 
     Raises:
-        ItemError: there is one.
+        ItemError: there is such an item.
     """
     if strangers := [item.modality for item in items if item.modality not in names]:
         takes = " and ".join(f"{get_modality(name).noun}s" for name in names) or "text alone"
@@ -121,7 +123,7 @@ def _openers(among: Iterable[str] | None) -> tuple[list[Modality], list[str]]:
 
 
 def _expect_file(path: str, nouns: str) -> None:
-    """Raise the errors that any file may have, before a modality opens it."""
+    """Raise `ItemError` if the file cannot be read, whatever its modality."""
     try:
         read_whole(path, "file", nouns, MAX_BYTES)
     except ReadError as error:

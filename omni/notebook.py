@@ -1,4 +1,4 @@
-"""omni in Python and in notebooks: load a folder, ask about files, turn files into vectors.
+"""omni in Python and in notebooks: load a checkpoint, ask about files, turn files into vectors.
 
     model = omni.load("checkpoints/omni_tiny")
     model.ask("examples/scene.png", "what color is the circle")  # a `Reply`; a notebook shows the picture beside it
@@ -40,13 +40,13 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model says about items. `print` writes the words; a notebook shows the items beside them.
+    """A model's answer about items. `print` writes the answer; a notebook also shows the items.
 
     Attributes:
-        answer: the words.
-        question: what was asked.
-        items: what it was asked about.
-        details: lengths, times and whether the model ended by itself.
+        answer: the text.
+        question: the question.
+        items: the items that it is about.
+        details: lengths, times, and whether the model ended by itself.
     """
 
     answer: str
@@ -56,12 +56,12 @@ class Reply:
 
     @property
     def confidence(self) -> float | None:
-        """The probability that the answer is right; None where the checkpoint does not know it."""
+        """The probability that the answer is right; None if the checkpoint does not know it."""
         return self.details.confidence
 
     @property
     def note(self) -> str | None:
-        """What the items or the question have that is unlike training, in a sentence; None if nothing is known of it."""
+        """A sentence about items or a question that are unlike training; None if there are none, or if it is not known."""
         familiar = self.details.familiar
         return None if familiar is None else familiar.note([item.modality for item in self.items])
 
@@ -86,12 +86,12 @@ class Reply:
 
 
 class Loaded:
-    """A checkpoint: a fused model, which answers and embeds, or an encoder, which embeds.
+    """A loaded checkpoint: a fused model, which answers and embeds, or an encoder, which embeds.
 
     Attributes:
-        folder: where it is.
-        modalities: the names of what it takes beside text.
-        model, processor: of a fused model those of transformers; of an encoder the encoder and its preprocessor.
+        folder: its folder.
+        modalities: the names of the modalities that it takes beside text.
+        model, processor: the fused model and its processor, or the encoder and its preprocessor.
     """
 
     model: Any
@@ -115,14 +115,14 @@ class Loaded:
         """Ask about items: `ask("photo.jpg", "what is it?")`.
 
         Args:
-            items: an item or a file, or a list of them in the order in which the question speaks of them.
-            question: by default that of training.
-            max_new_tokens: where to stop a model that does not end by itself.
+            items: an item or a file, or a list of them, in the order in which the question refers to them.
+            question: by default the most common question of training.
+            max_new_tokens: the largest length of the answer.
 
         Raises:
-            CheckpointError: this is an encoder, which answers nothing.
-            QuestionError: a question that cannot be asked.
-            ItemError: a file that cannot be read.
+            CheckpointError: this is an encoder, which does not answer.
+            QuestionError: the question cannot be asked.
+            ItemError: a file cannot be read.
         """
         if not self.fused:
             raise CheckpointError(f"{str(self.folder)!r} holds an encoder, expected a model that answers; use `embed`.")
@@ -132,11 +132,12 @@ class Loaded:
         return Reply(details.answer, details.question, opened, details)
 
     def attend(self, items: Any, question: str | None = None) -> Image.Image:
-        """Where it looks, drawn over the items: for each word of the answer to a question; or an encoder, for an item.
+        """Attention drawn over the items: of a fused model for each word of its answer, or of an encoder for one item.
 
         Raises:
-            QuestionError, AttentionError: a question that cannot be asked, or a model that does not tell.
-            ItemError: a file that cannot be read.
+            QuestionError: the question cannot be asked.
+            AttentionError: the model returns no attention maps.
+            ItemError: a file cannot be read.
         """
         opened = read_items(_listed(items))
         if self._encoder is not None:
@@ -146,18 +147,18 @@ class Loaded:
         return draw_words(word_attention(self.model, self.processor, opened, asked), self.processor, opened)
 
     def session(self, items: Any) -> Session:
-        """Several questions about the same items, which are encoded once."""
+        """A session for several questions about the same items, which are encoded once."""
         return Session(self.model, self.processor, _listed(items))
 
     def embed(self, files: Any, normalize: bool = False) -> NDArray[np.float32]:
-        """Vectors float32[N, D] of N items or files of one modality, as `omni embed` writes them; of a single one [D].
+        """Vectors float32[N, D] of N items or files of one modality, as in `omni embed`; float32[D] of a single one.
 
         Args:
             files: an item or a file, or a list of them.
-            normalize: divide each by its length.
+            normalize: divide each vector by its norm.
 
         Raises:
-            ItemError: a file that cannot be read, or items of another modality.
+            ItemError: a file cannot be read, or there are items of several modalities or of another one.
             EngineError: the encoder has no vector for a whole item.
         """
         items = read_items(_listed(files))
@@ -165,7 +166,7 @@ class Loaded:
         names = {item.modality for item in items}
         if len(names) != 1:
             found = nouns(items) or "nothing"
-            raise ItemError(f"Expected items of one modality, found {found}; embed those of each by themselves.")
+            raise ItemError(f"Expected items of one modality, found {found}; embed those of each modality separately.")
         engine = self._engine(names.pop())
         values = [engine.prepare(item.value) for item in items]
         parts = [values[start : start + _BATCH] for start in range(0, len(values), _BATCH)]
@@ -192,16 +193,16 @@ class Loaded:
 
 
 def load(folder: str | Path) -> Loaded:
-    """Load a checkpoint, a fused model or an encoder; nothing is fetched from anywhere.
+    """Load a checkpoint, a fused model or an encoder. Nothing is downloaded.
 
     Raises:
-        CheckpointError: there is no such folder, or it holds nothing that can be loaded.
+        CheckpointError: the folder does not exist, or holds nothing that can be loaded.
     """
     return Loaded(folder)
 
 
 def ask(items: Any, question: str | None, model: str | Path | Loaded, max_new_tokens: int = 192) -> Reply:
-    """Ask a model, or that in a folder, about items: `omni.ask("photo.jpg", "what is it?", "checkpoints/omni_tiny")`.
+    """Ask a model or the model in a folder: `omni.ask("photo.jpg", "what is it?", "checkpoints/omni_tiny")`.
 
     See `Loaded.ask`.
     """
@@ -211,7 +212,7 @@ def ask(items: Any, question: str | None, model: str | Path | Loaded, max_new_to
 def embed(files: Any, model: str | Path | Loaded, normalize: bool = False) -> NDArray[np.float32]:
     """Vectors float32[N, D] of N items or files of one modality: `omni.embed(["a.png"], "checkpoints/vision_tiny")`.
 
-    See `Loaded.embed`; for many files and a table of them `omni.embedding.embed`.
+    See `Loaded.embed`. For a table of many files, use `omni.embedding.embed`.
     """
     return _loaded(model).embed(files, normalize)
 
@@ -221,12 +222,12 @@ def _loaded(model: str | Path | Loaded) -> Loaded:
 
 
 def _listed(items: Any) -> list[Any]:
-    """One item, or several; an `Item` is a tuple, too."""
+    """A list of items, from one item or several. An `Item` is one, although it is a tuple."""
     return list(items) if isinstance(items, list | tuple) and not isinstance(items, Item) else [items]
 
 
 def _drawn(item: Item) -> str:
-    """An item within a page, as its modality shows it."""
+    """An item as HTML, as its modality shows it."""
     modality = get_modality(item.modality)
     if modality.show is None:
         return f"<p>({escape(modality.noun)})</p>"

@@ -1,4 +1,4 @@
-"""A question about items becomes a prompt, and what a model says to it an answer."""
+"""A question about items becomes a prompt, and the model's output becomes an answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,22 +14,23 @@ from omni.knowing.familiarity import Familiar
 
 
 class QuestionError(ValueError):
-    """A question that cannot be asked; the message is one sentence."""
+    """A question cannot be asked. The message is one sentence."""
 
 
 class Answer(BaseModel):
-    """What a model said.
+    """A model's answer.
 
     Attributes:
-        answer: its words.
-        question: what it was asked, without spaces around.
-        checkpoint: the folder that the model came from.
+        answer: its text.
+        question: the question, without spaces around it.
+        checkpoint: the folder that the model was loaded from.
         complete: whether the model ended by itself; False if it was stopped at `max_new_tokens`.
-        tokens_read, tokens_written: length of the prompt, items included, and of the answer.
-        seconds: wall-clock time by what it was spent on: preparing the prompt, encoding the items, reading the prompt
-            (to the first token) and writing the rest.
-        confidence: the probability that the answer is right; None where the checkpoint does not know it.
-        familiar: whether items and question are like those of training; None where the checkpoint does not know it.
+        tokens_read: length of the prompt, with the tokens of items.
+        tokens_written: length of the answer.
+        seconds: wall-clock time of each step: "preparing" the prompt, "encoding" the items, "reading" the prompt until
+            the first token, and "writing" the rest.
+        confidence: the probability that the answer is right; None if the checkpoint does not know it.
+        familiar: whether items and question are like those of training; None if the checkpoint does not know it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,14 +47,14 @@ class Answer(BaseModel):
 
 
 def check_question(question: str, in_words: bool = True) -> str:
-    """The question without spaces around.
+    """The question without spaces around it.
 
     Args:
         question: any text.
-        in_words: whether something must be left; not where an item is the question.
+        in_words: whether the question needs words; not if an item asks.
 
     Raises:
-        QuestionError: nothing is left, or it is no text that can be written down (broken bytes of a terminal).
+        QuestionError: the question has no words, or is not valid Unicode.
     """
     question = question.strip()
     if not question and in_words:
@@ -70,9 +71,9 @@ def expect_room(tokens: int, max_new_tokens: int, limit: int | None, items: Sequ
 
     Args:
         tokens: length of the prompt.
-        max_new_tokens: length of the answer, at most.
-        limit: what the model takes of both together; None if that is not known.
-        items: of the question, for the message.
+        max_new_tokens: the largest length of the answer.
+        limit: the largest length of both together; None if the model has no known limit.
+        items: the items of the question, for the message.
 
     Raises:
         QuestionError: there is no room.
@@ -85,12 +86,21 @@ def expect_room(tokens: int, max_new_tokens: int, limit: int | None, items: Sequ
 
 
 def make_prompts(processor: OmniProcessor, asked: Sequence[tuple[str, Sequence[Any]]]) -> BatchFeature:
-    """A batch of questions about items, ready for `generate`; an item may be a file, see `read_item`."""
+    """A batch of questions about items or files, ready for `generate`.
+
+    Args:
+        processor: the model's processor.
+        asked: pairs of a question and its items, in any form of `read_item`.
+
+    Raises:
+        QuestionError: see `write_prompts`.
+        ItemError: a file cannot be read.
+    """
     return write_prompts(processor, [ask(question, items=read_items(items)) for question, items in asked])
 
 
 def write_prompts(processor: OmniProcessor, conversations: Sequence[list[Message]]) -> BatchFeature:
-    """A batch of chats that end with a question, ready for `generate`; placeholders in their text are plain text.
+    """A batch of chats that end with a question, ready for `generate`. Placeholders in their text are read as plain text.
 
     Raises:
         QuestionError: the installed transformers is too old for these chats.
@@ -103,7 +113,7 @@ def write_prompts(processor: OmniProcessor, conversations: Sequence[list[Message
             return_dict=True,
             return_tensors="pt",
             sanitize_control_tokens=True,
-            processor_kwargs={"padding": True, "padding_side": "left"},  # answers go on from the last token
+            processor_kwargs={"padding": True, "padding_side": "left"},  # the answer follows the last token
         )
     except OldTransformers as error:
         raise QuestionError(str(error)) from error

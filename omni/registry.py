@@ -126,10 +126,10 @@ def open_item(name: str) -> Callable[..., Any]:
 def prepare_items(
     modality: Modality, preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The batch of a modality's inputs from raw items. Other names of the preprocessor are mapped in order.
+    """The batch of a modality's inputs from raw items. If the preprocessor uses other names, they are mapped in order.
 
     Args:
-        modality: whose items they are.
+        modality: the bundle of the items' modality.
         preprocessor: of the registered class, or one of transformers.
         items: in the order of the batch.
         options: of the preprocessor's call, such as `return_tensors`.
@@ -153,10 +153,10 @@ def prepare_items(
 
 
 def make_probes(modality: Modality, config: Any, preprocessor: Any) -> list[Any]:
-    """A few made-up items of an encoder, see `Modality.probes`.
+    """A few made-up items for an encoder, see `Modality.probes`.
 
     Raises:
-        ValueError: the modality does not say how they are made.
+        ValueError: the modality has no `probes`.
     """
     if modality.probes is None:
         raise ValueError(
@@ -166,7 +166,7 @@ def make_probes(modality: Modality, config: Any, preprocessor: Any) -> list[Any]
 
 
 def load_modalities() -> tuple[list[Modality], list[str]]:
-    """All modalities, and the names of those whose plug-ins cannot be loaded: they are no reason to refuse another."""
+    """All modalities, and the names of those whose plug-ins cannot be loaded."""
     found, broken = list[Modality](), list[str]()
     for name in modalities():
         try:

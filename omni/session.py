@@ -1,10 +1,10 @@
-"""Ask about pictures and sounds: a checkpoint folder, items and a question in, words out. What `omni ask` calls.
+"""Ask about items: a model, items and a question in, an answer out. `omni ask` uses this.
 
     model, processor = load("checkpoints/omni_tiny")
     print(answer(model, processor, ["photo.jpg"], "what color is the circle?").answer)
 
-Two things can be wrong with what somebody asks for, and each has its error: a checkpoint that cannot answer
-(`CheckpointError`), and a question that cannot be asked (`QuestionError`). Everything else that is raised is a bug.
+Users' mistakes raise `CheckpointError` (a checkpoint that cannot answer), `QuestionError` (a question that cannot be asked)
+or `ItemError` (a file that cannot be read). Any other error is a bug.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,22 +29,22 @@ from omni.streaming import Clock, stream
 
 
 class Session:
-    """Questions about the same items. They are encoded once, and what the model has read of them it does not read again.
+    """Questions about the same items. Items are encoded once, and the model reads the shared start of the prompts once.
 
-    Every question is answered as if it were the first; the answers are greedy, so the same every time.
+    Every question is answered as if it were the first. Answers are greedy, so they are the same every time.
 
     Args:
         model, processor: as `load` returns them.
-        items: pictures, sounds or their files, in the order in which questions speak of them; see `omni.items.read_item`.
+        items: items or files, in the order in which questions refer to them; see `omni.items.read_item`.
 
     Raises:
-        QuestionError: an item that the model has no encoder for.
-        ItemError: a file that cannot be read.
+        QuestionError: the model has no encoder for an item.
+        ItemError: a file cannot be read.
     """
 
     def __init__(self, model: OmniForConditionalGeneration, processor: OmniProcessor, items: Sequence[Any]) -> None:
         self.model, self.processor = model, processor
-        self._items = read_items(items)  # from the first question on their values are `EncodedItem`s
+        self._items = read_items(items)  # after the first question, their values are `EncodedItem`s
         try:
             expect_known(self._items, model.config.modalities)
         except ItemError as error:
@@ -56,13 +56,13 @@ class Session:
         """Ask one question.
 
         Args:
-            question: any text. Words in it that look like control tokens, such as "<image>", are read as plain text. It may
-                be empty where an item asks: see `asked_by` of `OmniProcessor`.
-            max_new_tokens: where to stop a model that does not end by itself.
-            streamer: one of transformers' streamers, which gets the answer while it is written; see `stream`, too.
+            question: any text. Control tokens in it, such as "<image>", are read as plain text. It may be empty if an item
+                asks: see `asked_by` of `OmniProcessor`.
+            max_new_tokens: the largest length of the answer.
+            streamer: one of transformers' streamers, which gets the answer while it is written; see also `stream`.
 
         Raises:
-            QuestionError: an empty question, or more items and words than the model can read.
+            QuestionError: the question is empty, or question and items are longer than the model takes.
         """
         clock, certainty, known = Clock(streamer), Certainty(), self.model.familiarity
         question = check_question(question, in_words=not self.asked_by_items)
@@ -96,11 +96,11 @@ class Session:
         )
 
     def stream(self, question: str, max_new_tokens: int = 192) -> Iterator[Answer]:
-        """Ask one question, and get its answer while it is written; who stops listening stops the writing.
+        """Ask one question, and yield its answer while it is written. If the iterator is closed, writing stops.
 
         Yields:
-            What there is of the answer whenever it has grown, with `complete` False and no `seconds`; at last what `ask`
-            returns.
+            The beginning of the answer each time it has grown, with `complete` False and no `seconds`; finally the answer
+            that `ask` returns.
 
         Raises:
             QuestionError: see `ask`.
@@ -116,16 +116,16 @@ class Session:
 
     @property
     def asked_by_items(self) -> bool:
-        """Whether items ask, so that nothing has to be typed."""
+        """Whether items ask, so that the question may be empty."""
         return bool(self.processor.asked_by) and {*self.processor.asked_by} <= {item.modality for item in self._items}
 
     @property
     def items(self) -> Sequence[Item]:
-        """The items; from the first question on each is an `EncodedItem`."""
+        """The items. After the first question, their values are `EncodedItem`s."""
         return self._items
 
     def _encode(self, inputs: dict[str, Any]) -> None:
-        """Have what the encoders say stand in the place of their inputs."""
+        """Encode the items, and replace the encoders' inputs by the result."""
         encoded: dict[str, list[EncodedItem]] = {}
         for name in self.model.config.modalities:
             if given := {key: inputs.pop(key) for key in get_modality(name).inputs if key in inputs}:
@@ -144,5 +144,5 @@ def answer(
     question: str,
     max_new_tokens: int = 192,
 ) -> Answer:
-    """Ask one question about items or their files; for more than one about the same, see `Session`."""
+    """Ask one question about items or files. For several questions about the same items, use `Session`."""
     return Session(model, processor, items).ask(question, max_new_tokens)

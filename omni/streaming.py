@@ -1,4 +1,4 @@
-"""An answer while it is written: when its first token comes, and what there is of it after each."""
+"""An answer while it is written: the time of its first token, and its text after each token."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +13,15 @@ from omni.questions import Answer
 
 
 class Clock(BaseStreamer):
-    """Notes when each part of an answer is done, and hands what `generate` writes on to another streamer.
+    """Measures the time of each step of an answer, and passes what `generate` writes to another streamer.
 
-    "reading" is done when the first token is there; of the other parts `note` is told.
+    "reading" ends with the first token. `note` marks the ends of the other steps.
 
     Args:
         streamer: one of transformers' streamers, or None.
+
+    Attributes:
+        seconds: the time of each step by name.
     """
 
     def __init__(self, streamer: Any = None) -> None:
@@ -26,12 +29,12 @@ class Clock(BaseStreamer):
         self.seconds: dict[str, float] = {}
 
     def note(self, part: str) -> None:
-        """A part is done: it took the time since the one before."""
+        """Mark the end of a step. Its time is that since the last mark."""
         now = time.perf_counter()
         self.seconds[part], self._last = round(now - self._last, 4), now
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, then each token."""
+        """Take the prompt, then each token, int64[1]."""
         self.puts += 1
         if self.puts == 2:
             self.note("reading")
@@ -39,13 +42,13 @@ class Clock(BaseStreamer):
             self.streamer.put(value)
 
     def end(self) -> None:
-        """Note that the answer is whole."""
+        """Tell the streamer that the answer is complete."""
         if self.streamer is not None:
             self.streamer.end()
 
 
 class _Tokens(BaseStreamer):
-    """Brings tokens from the thread that writes to the one that waits: the prompt's, then one by one, then None."""
+    """Passes tokens to another thread through a queue: the prompt, then each token, then None."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[list[int] | None] = SimpleQueue()
@@ -63,16 +66,16 @@ class _Tokens(BaseStreamer):
 def stream(
     ask: Callable[[BaseStreamer], Answer], decode: Callable[[list[int]], str], question: str, checkpoint: str
 ) -> Iterator[Answer]:
-    """Ask, and get the answer while it is written. Whoever stops listening stops the writing.
+    """Ask, and yield the answer while it is written. If the iterator is closed, writing stops.
 
     Args:
-        ask: asks the question, and gives the streamer to `generate`.
-        decode: tokens to text.
-        question, checkpoint: of the answer.
+        ask: asks the question, and passes the streamer to `generate`.
+        decode: turns tokens into text.
+        question, checkpoint: copied into each answer.
 
     Yields:
-        What there is of the answer whenever it has grown, with `complete` False and no `seconds`; at last what `ask`
-        returns.
+        The beginning of the answer each time it has grown, with `complete` False and no `seconds`; finally the answer that
+        `ask` returns.
     """
     tokens, written, said = _Tokens(), list[int](), ""
     with ThreadPoolExecutor(1) as writer:
@@ -83,7 +86,7 @@ def stream(
             tokens_read = len(next(given, ()))
             for token in given:
                 written += token
-                text = decode(written).rstrip("\ufffd")  # a token may be a part of a letter
+                text = decode(written).rstrip("\ufffd")  # a token may be only a part of a character
                 if text != said:
                     said = text
                     yield Answer(

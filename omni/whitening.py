@@ -1,7 +1,7 @@
-"""Whitening: a linear layer that is measured and does not learn.
+"""Whitening: a linear layer whose weights are measured, not trained.
 
-Most of what an encoder's tokens hold lies in a few directions. A projector that reads them as they are learns the others
-last.
+Most of the variance of an encoder's tokens lies in a few directions. A projector of unwhitened tokens learns the other
+directions last.
 """
 
 import torch
@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 NOISE = 0.1
-"""Of the mean variance, added to that of each direction, so that whitening does not bring up noise."""
+"""Share of the mean variance that is added to each direction's variance, so that whitening does not amplify noise."""
 
 
 class Whitening(nn.Module):
-    """float[..., D] -> float[..., D] with mean 0 and about one size in all directions, once it has been measured."""
+    """float[..., D] -> float[..., D], with mean 0 and about equal variance in all directions.
+
+    Until `measure` is called, it is the identity.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -21,13 +24,13 @@ class Whitening(nn.Module):
         self.register_buffer("bias", torch.zeros(width))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Whiten in the precision of the layer; the result has that of the tokens."""
+        """Whiten tokens float[..., D] in the precision of the layer. The result has the precision of the tokens."""
         weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
         return F.linear(tokens.to(weight.dtype), weight, bias).to(tokens.dtype)
 
     @torch.no_grad()
     def measure(self, tokens: torch.Tensor) -> None:
-        """Whiten by many tokens float[n, D]: with the inverse square root of their covariance (ZCA)."""
+        """Set the weights by tokens float[n, D]: the inverse square root of their covariance (ZCA)."""
         mean = tokens.mean(0)
         values, vectors = torch.linalg.eigh((tokens - mean).T @ (tokens - mean) / len(tokens))
         matrix = vectors * (values.clamp_min(0) + NOISE * values.mean()).rsqrt() @ vectors.T

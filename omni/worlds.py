@@ -29,13 +29,13 @@ class World:
 
     Attributes:
         data: the section of a recipe that trains on it, a subclass of `omni.training.recipe.Drawn`.
-        objectives: objectives that only its pictures have, by name. Each is called with the recipe.
+        objectives: the objectives that need this world, by name. Each is called with the recipe.
         settings: the settings of an evaluation on it, a subclass of `omni.evaluation.result.Asking`.
         tasks: names of the tasks for an encoder.
         picture_sets: takes `EncoderSettings`, returns the sets of pictures with the labels of these tasks.
         lesson: for `omni teach`, the sections `train` and `evaluate` of a recipe, the `settings` of the evaluation, and the
-            `stages`: for each its share of the steps, and what is different in its section `train`.
-        drawn_twice: takes a number of pictures and the number of the first, returns an
+            `stages`: pairs of a share of the steps and changes to the section `train`.
+        drawn_twice: takes a number of pictures and the index of the first, returns an
             `omni.evaluation.picture_sets.DrawnTwice`.
     """
 

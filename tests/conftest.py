@@ -1,4 +1,4 @@
-"""Tiny models of every kind, built when a test asks for them."""
+"""Commands in this process, and tiny models of every kind, built when a test asks for them."""
 
 import gc
 import multiprocessing
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may need the network
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of one thread, also of what tests start
@@ -55,7 +56,7 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """xdist would begin with the files of the most tests."""
+    """Without this, xdist begins with the files that have the most tests."""
     config.option.loadscopereorder = False
 
 
@@ -65,9 +66,67 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The half a million objects of torch, transformers and the tests stay; who collects garbage need not look at them."""
+    """Exempt the half a million objects of torch, transformers and the tests from garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+def invoke(*arguments: object) -> Result:
+    """The command `omni` in this process; a bug raises through it."""
+    from omni.cli.app import app
+
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+
+
+def succeed(*arguments: object) -> str:
+    """What a command prints that succeeds."""
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refuse(*arguments: object) -> str:
+    """The sentence of a command that is refused."""
+    result = invoke(*arguments)
+    return one_sentence(result.exit_code, result.stdout, result.stderr)
+
+
+def one_sentence(status: int, stdout: str, stderr: str) -> str:
+    """The sentence of a refusal, which is the only output."""
+    assert status == 2, stderr
+    assert stdout == ""
+    assert stderr.count("\n") == 1
+    assert stderr.startswith("Error: ")
+    assert stderr.endswith(".\n")
+    return stderr
+
+
+def randomise(model: Any, seed: int = 0) -> None:
+    """Give an encoder weights among which none is zero or one, where a mistake would not show."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.3 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            elif name.endswith(("cls_token", "position_embeddings")):
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5)
+
+
+def assert_same(found: Any, expected: Any, tolerance: float, what: str = "") -> None:
+    """Two tensors are equal up to `tolerance` of the largest value."""
+    import torch
+
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(
+        found, expected, rtol=tolerance, atol=tolerance * scale, msg=lambda message: f"{what}: {message}"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from omni.checkpoints.seal import reseal
-from omni.cli.app import app
+
+from .conftest import invoke, one_sentence, refuse, succeed
 
 OMNI = Path(sys.executable).with_name("omni")
 CHECKPOINT = Path("checkpoints/omni_tiny")
@@ -36,32 +36,6 @@ COMMANDS = (
     "check-data",
     "check-plugin",
 )
-
-
-def invoke(*arguments: object) -> Result:
-    """The command in this process; a bug raises through it."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def succeed(*arguments: object) -> str:
-    result = invoke(*arguments)
-    assert result.exit_code == 0, result.stderr
-    return result.stdout
-
-
-def refuse(*arguments: object) -> str:
-    """The one sentence that comes instead of an answer."""
-    result = invoke(*arguments)
-    return one_sentence(result.exit_code, result.stdout, result.stderr)
-
-
-def one_sentence(status: int, stdout: str, stderr: str) -> str:
-    assert status == 2, stderr
-    assert stdout == ""
-    assert stderr.count("\n") == 1
-    assert stderr.startswith("Error: ")
-    assert stderr.endswith(".\n")
-    return stderr
 
 
 def start(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -216,7 +190,7 @@ def test_a_question_in_broken_bytes() -> None:
 
 
 def test_a_question_or_a_picture_left_out() -> None:
-    assert "found the file 'examples/scene.png'; add the question" in refuse("ask", SCENE)
+    assert "or a sound that asks, found the file 'examples/scene.png'; add one of them" in refuse("ask", SCENE)
     assert "found only ''" in refuse("ask")
     assert f"found only '{QUESTION}'; name a file" in refuse("ask", QUESTION)
 
@@ -274,7 +248,7 @@ def test_inspect() -> None:
 
 
 def test_inspect_refuses() -> None:
-    assert "cannot be read" in refuse("inspect", "nowhere")
+    assert "does not exist; expected a checkpoint folder or a JSON configuration" in refuse("inspect", "nowhere")
     assert "is not JSON" in refuse("inspect", "pyproject.toml")
     assert "Expected an image size such as 224 or 320x160" in refuse(
         "inspect", "checkpoints/vision_tiny", "--image-size", "large"
@@ -328,7 +302,7 @@ def test_train_refuses(tmp_path: Path) -> None:
 def test_a_file_in_the_place_of_a_question_is_refused(tmp_path: Path) -> None:
     for file in ("examples/second.png", "README.md", "nowhere.jpg"):
         told = refuse("ask", SCENE, file)
-        assert f"Expected a question in quotes after the files, found the file '{file}'" in told
+        assert f"'{file}'" in told
 
 
 def test_a_cut_answer_says_so() -> None:
@@ -464,6 +438,46 @@ def test_what_needs_no_model_imports_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert done.stderr == "\n"
+
+
+def test_wrong_folders_and_files_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    out, gone, here = str(tmp_path / "out"), str(tmp_path / "gone"), "checkpoints/vision_tiny"
+    commands = [
+        ["ask", str(SCENE), "what", "--checkpoint", gone],
+        ["ask", f"{gone}.png", "what"],
+        ["attend", str(SCENE), "--checkpoint", gone, "--output", f"{out}.png"],
+        ["embed", gone, "--output", f"{out}.parquet"],
+        ["embed", here, "--output", f"{gone}/table.parquet"],
+        ["embed", here, "--output", f"{out}.parquet", "--checkpoint", str(tmp_path)],
+        ["search", gone, "--text", "red"],
+        ["duplicates", gone],
+        ["inspect", gone],
+        ["train", gone],
+        ["check-data", gone],
+        ["evaluate", gone],
+        ["evaluate", here, "--data", gone],
+        ["compose", "--image", here, "--thinker", gone, out],
+        ["teach", gone, "--image", here, "--output", out],
+        ["teach", here, "--image", here, "--output", out, "--data", gone],
+        ["convert", gone, out],
+        ["export", gone, out],
+        ["serve", gone],
+        ["app", gone],
+        ["checkpoint", "seal", gone],
+        ["checkpoint", "merge", gone, out],
+        ["checkpoint", "familiarise", gone, "--data", gone],
+    ]
+    code = (
+        "import json, sys, omni.cli.app\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    try: omni.cli.app.app(command)\n"
+        "    except SystemExit as end: print(end.code, *sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["2"] * len(commands)
+    assert done.stderr.count("Error: ") == len(commands)
 
 
 def test_colours_on_a_terminal_only() -> None:

@@ -1,4 +1,4 @@
-"""`omni check-plugin`: what keeps the contract passes, and each way of breaking it is told in a sentence that mends it."""
+"""`omni check-plugin`: a plug-in that keeps the contract passes; each fault gets a sentence that says what to fix."""
 
 import copy
 import json
@@ -336,7 +336,7 @@ BROKEN: dict[Callable[[Modality], Modality], tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-def test_it_says_what_to_mend(broken: Callable[[Modality], Modality]) -> None:
+def test_it_says_what_to_fix(broken: Callable[[Modality], Modality]) -> None:
     """The first check that fails names the fault, as one sentence."""
     signal = small_signal()
     checks = (*bundle.CHECKS, *encoder.CHECKS)
@@ -356,7 +356,7 @@ def test_an_error_of_the_plugin_is_told_with_its_line() -> None:
     found = examine(Subject(replace(signal, grid_shapes=shapes)), (*bundle.CHECKS, *encoder.CHECKS))
     failed = next(finding for finding in found if finding.result == "failed")
     line = shapes.__code__.co_firstlineno + 1
-    assert f"found KeyError: 'grid' in test_contract.py, line {line}; mend that." in failed.sentence
+    assert f"found KeyError: 'grid' in test_contract.py, line {line}; fix that." in failed.sentence
 
 
 def test_what_depends_on_a_broken_promise_is_not_run() -> None:

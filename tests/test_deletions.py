@@ -1,4 +1,4 @@
-"""What a reader may skip can be deleted: omni without one of its rooms, really deleted, does all of the rest."""
+"""A room that a reader may skip can be deleted: without its files, omni does everything else."""
 
 import json
 import shutil

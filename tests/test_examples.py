@@ -1,7 +1,9 @@
 """Every example runs as a user runs it, says what it shows, and stays short."""
 
 import ast
+import importlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from PIL import Image
 
 EXAMPLES = sorted(Path("examples").glob("*.py"))
 EXPECTED = {
@@ -50,6 +54,23 @@ def test_the_shipped_model_learns_to_read_digits(tmp_path: Path) -> None:
 def test_it_takes_a_picture_and_a_question(python: Callable[..., Any]) -> None:
     done = python("examples/ask.py", "examples/scene.jpg", "what shape is the red object")
     assert done.stdout == "square\n", done.stderr
+
+
+def test_the_task_of_lmms_eval_scores_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loader(yaml.SafeLoader):
+        """Reads `!function module.name` as lmms-eval does."""
+
+    Loader.add_constructor("!function", lambda _, node: getattr(importlib.import_module("rows"), node.value[5:]))
+    monkeypatch.syspath_prepend("examples/lmms_eval")
+    task = yaml.load(Path("examples/lmms_eval/rows.yaml").read_text("utf-8"), Loader)
+    shutil.copytree("examples", tmp_path / "drawings", ignore=shutil.ignore_patterns("*.py"))
+    monkeypatch.chdir(tmp_path)
+    row = {"image": "scene.png", "question": "what color is the circle", "answer": "red"}
+    (picture,) = task["doc_to_visual"](row)
+    assert (picture.mode, picture.size) == ("RGB", Image.open("drawings/scene.png").size)
+    assert row[task["doc_to_text"]] == "what color is the circle"
+    metric = task["metric_list"][0]["metric"]
+    assert [task["process_results"](row, [said])[metric] for said in ("red ", "blue")] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

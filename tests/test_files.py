@@ -38,7 +38,7 @@ def test_devices_stay_devices(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_what_would_never_end_is_not_opened(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zeros").symlink_to("/dev/zero")
     for path in (tmp_path / "pipe", tmp_path / "zeros", Path("/dev/null")):
@@ -55,7 +55,7 @@ def test_what_would_never_end_is_not_opened(tmp_path: Path) -> None:
     ("content", "sentence"),
     [("[" * 100_000 + "]" * 100_000, "it is nested too deep"), ("{", "Expecting property name"), ("\ud83d", "utf-8")],
 )
-def test_json_that_is_none(tmp_path: Path, content: str, sentence: str) -> None:
+def test_invalid_json_is_refused(tmp_path: Path, content: str, sentence: str) -> None:
     (tmp_path / "a.json").write_text(content, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ValueError, match=sentence):
         read_json(tmp_path / "a.json")

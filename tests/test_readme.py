@@ -180,7 +180,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "command"), list(commands()))
-def test_commands_are_such_that_there_are(page: str, command: str) -> None:
+def test_commands_exist(page: str, command: str) -> None:
     """omni's are parsed as the command line parses them; of others it is looked whether what they name is there."""
     program, *words = (word for word in shlex.split(command) if not re.match(r"[A-Z_]+=", word))  # settings come first
     if program == "torchrun":
@@ -201,7 +201,7 @@ def test_commands_are_such_that_there_are(page: str, command: str) -> None:
         assert program in PROGRAMS or program == "."
 
 
-def test_every_block_is_of_a_kind_that_is_looked_at() -> None:
+def test_every_block_is_of_a_kind_that_is_checked() -> None:
     for name, text in DOCUMENTS.items():
         assert set(re.findall(r"^```(.+)$", text, re.MULTILINE)) <= LANGUAGES, name
         for block in blocks(text, "toml"):

@@ -54,7 +54,7 @@ def test_a_bundle_is_frozen() -> None:
         ({"outputs": ("grid", "pooled")}, r"some of cls, grid, cls\+grid; found \('grid', 'pooled'\)"),
     ],
 )
-def test_a_bundle_that_cannot_work(changes: dict[str, Any], message: str) -> None:
+def test_an_invalid_bundle_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         depth(**changes)
 
@@ -98,7 +98,7 @@ def test_nothing_is_shared(changes: dict[str, Any], message: str) -> None:
     assert "depth" not in modalities()
 
 
-def test_twice_is_once_too_often() -> None:
+def test_a_name_is_registered_once() -> None:
     register_modality(depth())
     with pytest.raises(ValueError, match=r"'depth' exists already \(registered by omni.vision.modeling_vision\)"):
         register_modality(depth(token="<depth2>", inputs=("other",), argument="others"))

@@ -338,7 +338,7 @@ def test_the_tokens_of_sizes_are_told_of_processors_that_crop_too(
         expected = [len(each(text="<image>", images=[photo(0)])["input_ids"][0])] * len(sizes)
         assert each._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"] == expected
     crops.do_center_crop = False
-    with pytest.raises(ValueError, match="tokens of a picture cannot be told: size of the image processor is"):
+    with pytest.raises(ValueError, match="number of tokens of a picture is not known: size of the image processor is"):
         cropping._get_num_multimodal_tokens(image_sizes=sizes)
 
 

@@ -140,7 +140,7 @@ def test_the_shipped_checkpoint_streams_word_by_word() -> None:
     assert growing[-1].answer == last.answer == session.ask("describe the picture").answer
 
 
-def test_who_stops_listening_stops_the_writing(make_pair: Callable[..., Any]) -> None:
+def test_a_listener_that_stops_ends_the_answer(make_pair: Callable[..., Any]) -> None:
     model, processor = make_pair("qwen3")
     model.generation_config.eos_token_id = None  # it would write for ever
     session, steps = Session(model, processor, pictures(1)), 0
@@ -159,7 +159,7 @@ def test_who_stops_listening_stops_the_writing(make_pair: Callable[..., Any]) ->
     assert session.ask("how many", 4).answer == answer(model, processor, pictures(1), "how many", 4).answer
 
 
-def test_what_cannot_be_asked_is_said_to_who_listens(
+def test_a_question_that_cannot_be_asked_raises_for_the_listener(
     make_pair: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(*make_pair("qwen3"), pictures(1))

@@ -1,4 +1,4 @@
-"""A checkpoint folder at somebody else's: code that it names, and the card that goes to the hub with it."""
+"""A checkpoint folder on another machine: the code that it names, and the card that goes to the hub with it."""
 
 import json
 import os

@@ -61,7 +61,7 @@ def test_zsh_completes(tmp_path: Path) -> None:
     assert "ask" in done.stdout, done.stderr
 
 
-def test_a_terminal_sees_that_something_goes_on(tmp_path: Path) -> None:
+def test_a_terminal_shows_progress(tmp_path: Path) -> None:
     """A pipe gets the answer alone: `tests/test_cli.py`."""
     shown = on_a_terminal(ASK, environment(tmp_path))
     assert "loading" in shown

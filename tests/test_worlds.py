@@ -1,4 +1,4 @@
-"""A world is found by its name, and missed in one sentence wherever it is asked for."""
+"""A world is found by its name, and a missing one is reported in one sentence everywhere."""
 
 import json
 from pathlib import Path

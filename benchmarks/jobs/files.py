@@ -15,8 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import nn
@@ -24,16 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import pipeline
 
 from benchmarks import peers, pictures
+from benchmarks.embedding import by_engine, by_omni_embed
 from benchmarks.measure import Call, Contestant, Race
-from omni.embedding import job
-from omni.embedding.batches import Decode, Task
-from omni.embedding.engine import Engine, Precision
-from omni.embedding.table import Part
-from omni.loading.encoder import load_encoder
 from omni.vision.image_processing_vision import OmniImageProcessor
 from omni.vision.modeling_vision import OmniVisionModel
 from omni.vision.pictures import read_picture
 
+VISION = peers.CHECKPOINTS / "vision_tiny"
 BATCH = 32
 WORKERS = (0, 1, 2, 4)
 TOLERANCE = {"float32": 0.05, "bfloat16": 0.3, "scaled": 3.0}
@@ -76,12 +71,12 @@ def _ours(paths: Sequence[str], check: Callable[[str, torch.Tensor], float]) -> 
     """Every way of ours, by its name and the precision of its arithmetic."""
     builds: dict[tuple[str, str], Callable[[], Call]] = {
         ("omni, image processor and model", "float32"): partial(_by_hand, paths),
-        ("omni engine, one thread", "float32"): partial(_engine, "float32", paths),
-        ("omni engine, one thread", "bfloat16"): partial(_engine, "bfloat16", paths),
-        ("omni embed", "float32"): partial(_embed, "float32", "exact", paths),
-        ("omni embed", "bfloat16"): partial(_embed, "bfloat16", "exact", paths),
-        ("omni embed --decode scaled", "float32"): partial(_embed, "float32", "scaled", paths),
-        ("omni embed --decode scaled", "bfloat16"): partial(_embed, "bfloat16", "scaled", paths),
+        ("omni engine, one thread", "float32"): partial(by_engine, VISION, paths, BATCH, "float32"),
+        ("omni engine, one thread", "bfloat16"): partial(by_engine, VISION, paths, BATCH, "bfloat16"),
+        ("omni embed", "float32"): partial(by_omni_embed, VISION, paths, BATCH, "float32", "exact"),
+        ("omni embed", "bfloat16"): partial(by_omni_embed, VISION, paths, BATCH, "bfloat16", "exact"),
+        ("omni embed --decode scaled", "float32"): partial(by_omni_embed, VISION, paths, BATCH, "float32", "scaled"),
+        ("omni embed --decode scaled", "bfloat16"): partial(by_omni_embed, VISION, paths, BATCH, "bfloat16", "scaled"),
     }
     return [
         Contestant(
@@ -89,33 +84,6 @@ def _ours(paths: Sequence[str], check: Callable[[str, torch.Tensor], float]) -> 
         )
         for (name, precision), build in builds.items()
     ]
-
-
-def _embed(precision: Precision, decode: Decode, paths: Sequence[str]) -> Call:
-    """What `omni embed` does with files, to the bytes of its table; it has loaded its encoder, as the peers have theirs."""
-    engine = Engine(load_encoder(peers.CHECKPOINTS / "vision_tiny"), what="cls", precision=precision)
-    task, whole = Task("cls", precision, decode, BATCH), [Part(0, 0, len(paths))]
-
-    def embed() -> torch.Tensor:
-        with job._one_thread():
-            ((_, rows),) = job._run(engine, task, paths, whole, {}, lambda rows: None, job._cores())
-        column = pq.read_table(pa.BufferReader(rows))["embedding"].combine_chunks()
-        return torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).reshape(len(paths), -1).copy())
-
-    return embed
-
-
-def _engine(precision: Precision, paths: Sequence[str]) -> Call:
-    """Reading and encoding in turns, so that each has the processor to itself."""
-    engine = Engine(load_encoder(peers.CHECKPOINTS / "vision_tiny"), what="cls", precision=precision)
-
-    def embed() -> torch.Tensor:
-        found = []
-        for start in range(0, len(paths), BATCH):
-            found += engine([engine.prepare(engine.read(path)[0]) for path in paths[start : start + BATCH]])
-        return torch.from_numpy(np.concatenate(found))
-
-    return embed
 
 
 def _by_hand(paths: Sequence[str]) -> Call:
@@ -180,7 +148,7 @@ class PictureFiles(Dataset[torch.Tensor]):
 
 def _loader(make: Callable[[OmniVisionModel], nn.Module], paths: Sequence[str], workers: int) -> Call:
     model = make(peers.omni())
-    # whether there are more of them than is good, the measurement will say
+    # the measurement shows which number is best
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     # they stay between rounds: starting them is not counted
     loader = DataLoader(PictureFiles(paths), batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)

@@ -18,8 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,18 +26,14 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from benchmarks import ceiling, peers
+from benchmarks.embedding import by_engine, by_omni_embed
 from benchmarks.machine import CPU
 from benchmarks.measure import Call, Contestant, Race
 from omni.audio.configuration_audio import OmniAudioConfig
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.modeling_audio import Conv1dStem, OmniAudioModel, sinusoids
-from omni.embedding import job
-from omni.embedding.batches import Task
-from omni.embedding.engine import Engine
-from omni.embedding.table import Part
 from omni.fast.packed_sounds import PackedAudioModel
 from omni.fusion import acceleration
-from omni.loading.encoder import load_encoder
 
 soundfile: Any = import_module("soundfile")  # it has no types
 
@@ -153,8 +147,8 @@ def _files(folder: Path, count: int) -> Race:
     }
     ours: dict[str, Callable[[], Call]] = {
         "omni, feature extractor and model": lambda: by_hand,
-        "omni engine, a batch at a time": partial(_engine, checkpoint, paths),
-        "omni embed": partial(_embed, checkpoint, paths),
+        "omni engine, a batch at a time": partial(by_engine, checkpoint, paths, BATCH),
+        "omni embed": partial(by_omni_embed, checkpoint, paths, BATCH),
     }
     contestants = [Contestant(name, build) for name, build in theirs.items()]
     contestants.append(Contestant("nn.TransformerEncoder, one by one", partial(_plain_files, paths), check=check))
@@ -203,32 +197,6 @@ def _by_hand(paths: Sequence[str]) -> Call:
         return torch.cat(found)
 
     return torch.inference_mode()(embed)
-
-
-def _engine(checkpoint: Path, paths: Sequence[str]) -> Call:
-    engine = Engine(load_encoder(checkpoint), what="cls")
-
-    def embed() -> torch.Tensor:
-        found = []
-        for start in range(0, len(paths), BATCH):
-            found += engine([engine.prepare(engine.read(path)[0]) for path in paths[start : start + BATCH]])
-        return torch.from_numpy(np.concatenate(found))
-
-    return embed
-
-
-def _embed(checkpoint: Path, paths: Sequence[str]) -> Call:
-    """What `omni embed` does with files, to the bytes of its table."""
-    engine = Engine(load_encoder(checkpoint), what="cls")
-    task, whole = Task("cls", "float32", "exact", BATCH), [Part(0, 0, len(paths))]
-
-    def embed() -> torch.Tensor:
-        with job._one_thread():
-            ((_, rows),) = job._run(engine, task, paths, whole, {}, lambda rows: None, job._cores())
-        column = pq.read_table(pa.BufferReader(rows))["embedding"].combine_chunks()
-        return torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).reshape(len(paths), -1).copy())
-
-    return embed
 
 
 # --- Features ---------------------------------------------------------------------------------------------------------

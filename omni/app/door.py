@@ -1,5 +1,5 @@
-"""Who may talk to the page. A browser holds pages of anybody, so what it asks for is checked: by which name it reached this
-machine, and from which page it asks.
+"""Which requests the page allows. A visitor's browser may also show pages of other sites, which may send requests here. So
+each request is checked: the name by which it reached this machine, and the site of the page that sent it.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ POLICY = {
 
 HEADERS = {
     "content-security-policy": "; ".join(f"{rule} {sources}" for rule, sources in POLICY.items()),
-    "cache-control": "no-store",  # on no disk
+    "cache-control": "no-store",  # so that nothing is written to a disk
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), display-capture=(), geolocation=(), microphone=(self)",
     "referrer-policy": "no-referrer",
@@ -35,15 +35,16 @@ HEADERS = {
 
 @dataclass(frozen=True)
 class Reach:
-    """The names by which the page can be reached, and the browsers that may reach it.
+    """The address and the names by which the page can be reached.
 
-    A name in a request proves nothing by itself: who owns a name can let it lead to any machine, also to this one, and so
-    put a page of theirs and this page behind one name (DNS rebinding). An address cannot be given away like that.
+    The owner of a name can make it resolve to any machine, even to this one, and so put their page and this page behind one
+    name (DNS rebinding). So only known names are allowed. An IP address cannot be misused like that.
 
     Attributes:
-        host, port: where it listens, as it was said.
-        listens: the address that this is.
-        names: by which it may be called, in lower case, beside addresses.
+        host: the host as the user gave it.
+        port: the port.
+        listens: the IP address that the server listens at.
+        names: allowed names, in lower case, beside IP addresses.
     """
 
     host: str
@@ -53,7 +54,7 @@ class Reach:
 
     @classmethod
     def of(cls, host: str, listening: socket.socket) -> "Reach":
-        """The reach of a socket that listens at a host."""
+        """The reach of a listening socket."""
         address, port, *_ = listening.getsockname()
         listens, names = ipaddress.ip_address(address), {"localhost", host.lower()}
         if not listens.is_loopback:
@@ -89,7 +90,7 @@ class Reach:
 
 
 class Door:
-    """An ASGI application that lets in requests for one of the page's own names, and from no other site's page."""
+    """An ASGI application that refuses requests for other names than the page's, and from pages of other sites."""
 
     def __init__(self, app: ASGIApp, reach: Reach) -> None:
         self.app, self.reach = app, reach
@@ -125,5 +126,5 @@ class Door:
 
 
 def _origins(host: str) -> tuple[str, str]:
-    """The origin of a page from this host; with https if a proxy in front of it uses that."""
+    """The possible origins of a page from this host; a proxy in front of it may use https."""
     return f"http://{host}", f"https://{host}"

@@ -1,4 +1,4 @@
-"""What a model knows, in a few plain sentences: from its modalities, and from the model card in its folder."""
+"""A few sentences about a model, from its modalities and from the model card in its folder."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,16 @@ from yaml import YAMLError
 from omni.modality import Modality
 
 UNKNOWN = "What it was trained on is not written in its folder."
-UNMEASURED = "Whether it uses what it is given has not been measured (sight test)."
+UNMEASURED = "Whether it uses its items has not been measured (sight test)."
 
 
 def knowledge(folder: str | Path, bundles: Sequence[Modality]) -> list[str]:
-    """Sentences about what goes in, what it was trained on, in which languages, and what its sight test says."""
+    """Sentences about the model's modalities, its training, its languages, and its sight test.
+
+    Args:
+        folder: the folder of the checkpoint.
+        bundles: the model's modalities.
+    """
     nouns = " and ".join(f"{bundle.noun}s" for bundle in bundles)
     takes = f"It answers questions about {nouns}." if nouns else "It answers questions in text alone."
     path = Path(folder) / "README.md"
@@ -42,6 +47,6 @@ def _trained(text: str) -> str:
 
 
 def _plain(markdown: str) -> str:
-    """Markdown as plain text. A backslash says that the next character is no markup."""
+    """Markdown as plain text. A character after a backslash is no markup."""
     text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", " ".join(markdown.split()))
     return re.sub(r"\\(.)|[*`]", lambda mark: mark[1] or "", text)

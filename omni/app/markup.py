@@ -1,7 +1,7 @@
-"""How the page looks: a visit as HTML. All text that somebody typed, and all names of files, are escaped.
+"""A visit as HTML. All typed text and all names of files are escaped.
 
-`page` is the whole; what changes in it stands inside the elements "items", "notice", "answer" and "turns", and of each item
-in "view-0", "view-1" and so on.
+`page` is the whole page. Its changing parts are the elements "items", "notice", "answer" and "turns", and for each item
+"view-0", "view-1" and so on.
 """
 
 import base64
@@ -36,11 +36,17 @@ STEPS = {
     "reading": "read prompt (prefill)",
     "writing": "write answer (decode)",
 }
-"""What time was spent on, in order."""
+"""The steps of an answer in order, with their labels."""
 
 
 def page(header: str, chooser: str, prompt: str | None) -> str:
-    """The whole page before anything is chosen. It has no chooser if the model takes no files."""
+    """The whole page before anything is chosen.
+
+    Args:
+        header: see `header`.
+        chooser: see `chooser`; empty if the model takes no files.
+        prompt: the question that is asked if none is typed; None if there is none.
+    """
     hint = f'<p class="hint" id="prompt">Left empty, it is: <q>{escape(prompt)}</q></p>' if prompt else ""
     described = ' aria-describedby="prompt"' if prompt else ""
     return f"""<!doctype html>
@@ -67,7 +73,7 @@ def page(header: str, chooser: str, prompt: str | None) -> str:
 
 
 def header(checkpoint: str, knowledge: Sequence[str], parameters: int, fingerprints: dict[str, str] | None) -> str:
-    """Which model answers, and what it knows."""
+    """The header: which model answers, and sentences about it (`knows.knowledge`)."""
     known = "".join(f"<li>{escape(sentence)}</li>" for sentence in knowledge)
     facts = [f"{parameters / 1e6:,.1f} M parameters"]
     facts += [f"{part} {mark[:8]}" for part, mark in (fingerprints or {}).items()]
@@ -79,11 +85,11 @@ def header(checkpoint: str, knowledge: Sequence[str], parameters: int, fingerpri
 
 
 def chooser(bundles: Sequence[Modality], shown: Sequence[tuple[Image.Image | None, str]]) -> str:
-    """The place where items are chosen: uploaded, recorded, picked or drawn; and where they are shown.
+    """The section where items are uploaded, recorded, picked or drawn, and shown.
 
     Args:
         bundles: the modalities that take files.
-        shown: of each example how it looks, and the question about it.
+        shown: for each example its picture, if it has one, and the question about it.
     """
     media_types = [each for bundle in bundles for each in bundle.media_types]
     accept = ",".join(dict.fromkeys([*media_types, *(suffix for bundle in bundles for suffix in bundle.suffixes)]))
@@ -115,7 +121,7 @@ def _takes(media_types: Sequence[str], kind: str) -> bool:
 
 
 def items(visit: Visit) -> str:
-    """The chosen items. Each can be removed, and played if a browser plays such files."""
+    """The chosen items. Each has a button to remove it, and a player if browsers play such files."""
     shown = views(visit).items()
     figures = "".join(
         f'<div><figure id="{place}">{view}</figure>{_player(item)}<button data-remove="{number}" '
@@ -126,7 +132,7 @@ def items(visit: Visit) -> str:
 
 
 def views(visit: Visit) -> dict[str, str]:
-    """The HTML of each item by the id of its element: as it is, or with the attention of a word over it."""
+    """The HTML of each item by the id of its element, perhaps with the attention of a word over it."""
     word = visit.answer.answer.split()[visit.word] if visit.answer and visit.word is not None else ""
     shown = visit.views()
     return {f"view-{number}": _view(number, view, word, len(shown)) for number, view in enumerate(shown)}
@@ -142,13 +148,13 @@ def _view(number: int, view: View, word: str, count: int) -> str:
 
 
 def _player(item: Chosen) -> str:
-    """A player for an item. The script fetches the file back."""
+    """A player for an item. The script gets the file from the server."""
     tag = item.media_type.partition("/")[0]
     return tag and f'<{tag} controls aria-label="play {escape(item.name)}" data-play="{item.key}"></{tag}>'
 
 
 def notice(sentences: Sequence[str]) -> str:
-    """Sentences about what went wrong."""
+    """Error messages."""
     return "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
 
 
@@ -162,13 +168,13 @@ def examples(shown: Sequence[tuple[Image.Image | None, str]]) -> str:
 
 
 def welcome(chooses: bool = True) -> str:
-    """The place of the answer before the first question."""
+    """The element "answer" before the first question."""
     said = "Choose something, and ask about it. Of each word of the answer you can see where the attention of the model lay."
     return f'<p class="hint">{said if chooses else "Ask something."}</p>'
 
 
 def waiting() -> str:
-    """The place of the answer before its first word."""
+    """The element "answer" before the first word of an answer."""
     return '<div class="answer" aria-busy="true"><p><i class="caret"></i></p></div>'
 
 
@@ -202,7 +208,7 @@ def answered(visit: Visit) -> str:
 
 
 def _certainty(visit: Visit, answer: Answer) -> str:
-    """How sure the model is, and what is unlike its training; nothing where it does not know."""
+    """The confidence of the answer, and a note about inputs that are unlike training, if they are known."""
     sure = "" if answer.confidence is None else f'<p class="sure">{answer.confidence:.0%} sure</p>'
     strange = answer.familiar and answer.familiar.note([item.modality for item in visit.items])
     return f'{sure}<p class="strange" role="note">{escape(strange)}</p>' if strange else sure
@@ -223,7 +229,7 @@ def _times(visit: Visit, answer: Answer) -> str:
 
 
 def turns(visit: Visit) -> str:
-    """Earlier questions, the newest first, without the answer that stands above."""
+    """Earlier questions, the newest first, without the present one."""
     earlier = visit.turns[: len(visit.turns) - (visit.answer is not None)]
     if not earlier:
         return ""
@@ -236,7 +242,7 @@ def _turn(turn: Turn) -> str:
 
 
 def _image(picture: Image.Image | None, alt: str) -> str:
-    """The picture as part of the page. Nobody else can ask for it, and it is not on a disk."""
+    """A picture inside of the page. So nobody else can request it, and it is not written to a disk."""
     if picture is None:
         return ""
     buffer = BytesIO()

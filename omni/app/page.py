@@ -1,8 +1,8 @@
-"""The page over HTTP: what its visitors may send, and what they get back.
+"""The routes of the page: what visitors may send, and the responses.
 
-A visitor sends text, a number, or the bytes of a file, each up to a bound, and nothing that names a file or an address.
-What is sent lies in memory alone, under a token that only the page that sent it has. Answers are parts of the page:
-lines of JSON, each {id of an element: its HTML}.
+A visitor sends text, a number, or the bytes of a file, each up to a limit. No request can name a file or an address. Data
+stay in memory, under a token that only the page that sent them has. Responses are lines of JSON, each {id of an element:
+its HTML}.
 """
 
 import asyncio
@@ -40,13 +40,13 @@ from .visit import IDLE, LONGEST, MOST_BYTES, VISITORS, Visit, Visits, takes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTIONS = {"scene.png": "what is below the heart", "second.png": "describe the picture"}
-"""Questions about files of the repository, if omni runs from one."""
+"""Questions about example files, which exist if omni runs from its repository."""
 
 ARRIVING = 4
-"""Files that are received and opened at the same time; others wait."""
+"""The number of files that are received and opened at the same time. Others wait."""
 
 PATIENCE = 60
-"""Seconds in which a file must arrive."""
+"""Seconds that an upload may take."""
 
 LINES = "application/x-ndjson"
 
@@ -78,7 +78,7 @@ class _Page:
     """The handlers of the routes.
 
     Args:
-        model, processor: who answers, one visitor after the other.
+        model, processor: they answer one visitor after the other.
     """
 
     def __init__(self, model: OmniForConditionalGeneration, processor: OmniProcessor) -> None:
@@ -89,9 +89,9 @@ class _Page:
         self.turn, self.arriving = asyncio.Lock(), asyncio.Semaphore(ARRIVING)
 
     def routes(self) -> list[Route]:
-        """The routes. There are no others."""
+        """All routes."""
         name = str(self.model.config.name_or_path)
-        merged = (Path(name) / ADAPTERS).is_file()  # the fingerprints are those of the weights before
+        merged = (Path(name) / ADAPTERS).is_file()  # then the fingerprints are those before adapters were merged
         fingerprints = None if merged else self.model.config.fingerprints
         known = knowledge(name, self.processor.bundles)
         page = HTMLResponse(
@@ -120,7 +120,7 @@ class _Page:
         ]
 
     async def sweep(self) -> None:
-        """Forget idle visitors, again and again."""
+        """Forget idle visitors, once a minute."""
         while True:
             await asyncio.sleep(60)
             self.visits.sweep()
@@ -202,7 +202,7 @@ class _Page:
                     yield _line({"answer": markup.answered(visit.as_it_is()) if each.seconds else markup.writing(each)})
             except (QuestionError, ItemError) as error:
                 yield _line({"notice": markup.notice([str(error)]), "answer": ""})
-            finally:  # also if they have left: the next one's turn comes when nothing is written any more
+            finally:  # also if the visitor has left, so that the next visitor's turn begins after writing has stopped
                 with CancelScope(shield=True):
                     await run_in_threadpool(answers.close)
 
@@ -225,27 +225,36 @@ class _Page:
         if visit is None:
             raise HTTPException(
                 410,
-                f"What was chosen here is forgotten, as nothing was done for {IDLE / 60:.0f} minutes or {VISITORS} others "
+                f"This visit is forgotten, because nothing was done for {IDLE / 60:.0f} minutes or {VISITORS} others "
                 "came; load the page again.",
             )
         return visit
 
 
 class Lines(StreamingResponse):
-    """A response in lines. It stops, and stops what makes them, as soon as nobody listens."""
+    """A response of lines. When the client is gone, it closes the generator of the lines."""
 
     def __init__(self, lines: AsyncGenerator[bytes, None]) -> None:
         super().__init__(lines, media_type=LINES)
         self.lines = lines
 
     async def stream_response(self, send: Send) -> None:
-        """As the base class does; then stop what makes the lines."""
+        """As in the base class; then close the generator."""
         async with aclosing(self.lines):
             await super().stream_response(send)
 
 
 async def receive_body(request: Request, most: int, what: str) -> bytes:
-    """The body of a request, received to its end even if it is too large: a browser that still sends reads no answer."""
+    """The body of a request. It is received to its end even if it is too large: a browser that still sends reads no answer.
+
+    Args:
+        request: the request.
+        most: the largest size in bytes.
+        what: the subject of error messages.
+
+    Raises:
+        HTTPException: the body is too large, too slow, or cut off.
+    """
     kept, size = bytearray(), 0
     try:
         async with asyncio.timeout(PATIENCE):
@@ -275,19 +284,19 @@ def _together(request: Request) -> bool:
 
 
 def _all_of(visit: Visit) -> Parts:
-    """What the page shows of a visit."""
+    """All parts of the page for a visit."""
     visit = visit.as_it_is()
     return {"items": markup.items(visit), "turns": markup.turns(visit), "answer": markup.answered(visit), "notice": ""}
 
 
 def _looks_of(visit: Visit) -> Parts:
-    """The parts of the page that looking at a word changes. Sounds among the items go on playing."""
+    """The parts of the page that change when a visitor looks at a word. Players are not among them, so they keep playing."""
     visit = visit.as_it_is()
     return {**markup.views(visit), "answer": markup.answered(visit), "notice": ""}
 
 
 def _own(name: str, request: Request) -> Response:
-    """A file of the page."""
+    """A static file of the page."""
     return FileResponse(Path(__file__).with_name(name))
 
 
@@ -296,7 +305,7 @@ def _line(parts: Parts) -> bytes:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    """A request that this page does not send, or that is too large."""
+    """The response to a request that is refused."""
     assert isinstance(error, HTTPException)
     sentence = error.detail
     if sentence == HTTPStatus(error.status_code).phrase:

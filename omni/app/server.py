@@ -1,7 +1,6 @@
-"""Serving the page until the process is interrupted.
+"""Serves the page until the process is interrupted.
 
-Nothing leaves the machine: no fonts or scripts from elsewhere, and a policy in the headers by which a browser would refuse
-them.
+Nothing leaves the machine. The page uses no fonts or scripts of other sites, and its headers tell browsers to refuse them.
 """
 
 import signal
@@ -14,11 +13,11 @@ from pathlib import Path
 from omni.loading.checkpoint import load
 
 CONNECTIONS = 256
-"""Connections at the same time. Further visitors are told to come back later."""
+"""The largest number of connections at the same time. Further visitors get an error."""
 
 
 class AppError(ValueError):
-    """A page that cannot be served; the message is one sentence."""
+    """The page cannot be served. The message is one sentence."""
 
 
 def serve(
@@ -39,8 +38,8 @@ def serve(
         dtype: precision of the weights, see `omni.loading.checkpoint.load`.
 
     Raises:
-        AppError: packages that are missing, or an address at which nobody can listen.
-        CheckpointError: a checkpoint that cannot answer.
+        AppError: packages are missing, or the address cannot be used.
+        CheckpointError: the checkpoint cannot answer.
     """
     with _listen(host, port) as opened, suppress(KeyboardInterrupt):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # an interrupt is no error
@@ -63,7 +62,7 @@ def serve(
             log_level="warning",
             ws="none",
             limit_concurrency=CONNECTIONS,
-            timeout_graceful_shutdown=1,  # open pages would keep the server from ending
+            timeout_graceful_shutdown=1,  # otherwise open pages keep the server running
         )
         uvicorn.Server(config).run(sockets=[opened])
 

@@ -1,6 +1,6 @@
-"""One visitor of the page: the items that they chose, what they asked about them, and where the Thinker looked.
+"""One visitor of the page: the chosen items, the questions and answers about them, and the Thinker's attention.
 
-All of it lies in memory, up to bounds, until the visitor leaves.
+All of it is kept in memory, up to limits, until the visitor leaves.
 """
 
 import copy
@@ -29,22 +29,22 @@ WIDTH, SMALL = 512, 64
 """Width of an item on the page and in the history, in pixels."""
 
 MOST = 8
-"""How many items a visitor may have. All are encoded for a question, while others wait."""
+"""The largest number of a visitor's items. A question encodes all of them, while other visitors wait."""
 
 MOST_BYTES = 64 * 2**20
-"""Bytes of a visitor's files together."""
+"""The largest size of a visitor's files together, in bytes."""
 
 MOST_OPEN = 300_000_000
-"""Bytes of all open items of a visitor together: 100 million pixels. A question opens all of them."""
+"""The largest size of a visitor's open items together, in bytes: 100 million pixels. A question opens all of them."""
 
 LONGEST = 4000
-"""Characters of a question."""
+"""The largest number of characters of a question."""
 
 KEPT = 20
-"""Questions of a visitor that are kept with their answers."""
+"""The number of a visitor's questions that are kept with their answers."""
 
 VISITORS = 32
-"""How many visitors are remembered. When one more comes, the one who was idle longest is forgotten."""
+"""The largest number of visits. A further visitor replaces the one who was idle longest."""
 
 IDLE = 3600.0
 """Seconds after which a visitor who does nothing is forgotten."""
@@ -52,15 +52,15 @@ IDLE = 3600.0
 
 @dataclass(frozen=True)
 class Chosen:
-    """A chosen item: its file, which is smaller than the open item, and how it looks on the page.
+    """A chosen item. It is kept as a file, which is smaller than the open item.
 
     Attributes:
-        modality: its name.
-        name, file: as they were sent.
-        media_type: as what a browser can play it, such as "audio/wav"; else empty.
-        size: bytes that it takes when it is open.
-        seen: None where its modality does not show items.
-        key: under which its visitor gets the file back.
+        modality: the name of its modality.
+        name, file: name and content of the file, as they were sent.
+        media_type: the media type under which a browser can play it, such as "audio/wav"; else empty.
+        size: size of the open item in bytes.
+        seen: its picture for the page; None if its modality has no `show`.
+        key: a token with which its visitor gets the file back.
     """
 
     modality: str
@@ -74,7 +74,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class View:
-    """An item on the page, perhaps with a word's attention drawn over it, and the share of the attention that it gets."""
+    """An item on the page, perhaps with a word's attention drawn over it.
+
+    Attributes:
+        name: the name of its file.
+        picture: its picture; None if its modality has no `show`.
+        weight: the share of the word's attention that it gets; None if no word is looked at.
+    """
 
     name: str
     picture: Image.Image | None
@@ -92,13 +98,13 @@ class Turn:
 
 @dataclass
 class Visit:
-    """The items and answers of one visitor, in memory alone. Several of their requests may be worked on at once.
+    """The items and answers of one visitor. Several of the visitor's requests may run at the same time.
 
     Attributes:
-        items: in the order in which they were chosen.
-        answer: the last one about them, as soon as it is whole.
-        word: which of its words is looked at, from 0 on.
-        turns: all that was asked and answered, the oldest first.
+        items: the items in the order in which they were chosen.
+        answer: the last complete answer about them.
+        word: the number of the answer's word that is looked at, from 0 on.
+        turns: questions and answers, the oldest first.
     """
 
     items: list[Chosen] = field(default_factory=list)
@@ -108,10 +114,10 @@ class Visit:
     _session: Session | None = None
     _attention: WordAttention | None = None
     _changing: Any = field(default_factory=threading.Lock)
-    """Held while fields change that belong together, and for nothing that takes long."""
+    """Held while related fields change, and never for long."""
 
     def as_it_is(self) -> "Visit":
-        """A copy, which does not change any more."""
+        """A copy, which does not change."""
         with self._changing:
             return copy.copy(self)
 
@@ -119,12 +125,12 @@ class Visit:
         """Add an item to the chosen ones, or replace them with it.
 
         Args:
-            name, file, media_type: what was sent; what is not said to be sound or video cannot be played.
-            processor: that of the model, whose modalities may take it.
-            together: keep the earlier ones.
+            name, file, media_type: as the browser sent them. Only audio and video can be played.
+            processor: the model's processor.
+            together: keep the earlier items.
 
         Raises:
-            ItemError: it cannot be taken.
+            ItemError: the file is no item of the model's modalities, or there are too many or too large ones.
         """
 
         def earlier(size: int) -> list[Chosen]:
@@ -137,8 +143,8 @@ class Visit:
 
         earlier(0)
         try:
-            modality, value = read_item(file, [each.name for each in takes(processor)])
-        except ItemError as error:  # the error speaks of bytes; the visitor knows the file's name
+            modality, value = read_item(file, [each.name for each in takes(processor)], name)
+        except ItemError as error:  # the message speaks of bytes, but the visitor knows the file by its name
             sentence = re.sub(rf"The given [\w ]+ \({len(file):,} bytes\)", lambda _: repr(name), str(error))
             raise ItemError(sentence) from error
         size = _open_size(value)
@@ -152,7 +158,7 @@ class Visit:
             self._show([*earlier(size), chosen])
 
     def wait(self) -> None:
-        """Take the answer away: there will be another."""
+        """Remove the answer, because there will be another."""
         with self._changing:
             self.answer = self.word = None
 
@@ -177,15 +183,16 @@ class Visit:
         """Ask about the items.
 
         Args:
-            question: where it is empty, the one that the model was trained with.
-            model, processor: who answers.
+            question: the question; by default the most common one of training.
+            model, processor: they answer.
 
         Yields:
-            What there is of the answer; the last is whole. It ends early when other items are chosen meanwhile.
+            The beginning of the answer each time it has grown, finally the complete answer. The iterator ends early if the
+            items change.
 
         Raises:
-            QuestionError: nothing to ask, nothing to ask about, or too much.
-            ItemError: an item that this encoder does not take.
+            QuestionError: there is no question or no item, or they are too long.
+            ItemError: the encoder does not take an item.
         """
         question = question.strip() or processor.prompt or ""
         if len(question) > LONGEST:
@@ -210,7 +217,7 @@ class Visit:
         for answer in session.stream(question):
             if self._session is not session:
                 return
-            if answer.seconds:  # it is whole
+            if answer.seconds:  # it is complete
                 answer = answer.model_copy(update={"seconds": {"decoding": round(decoding, 4), **answer.seconds}})
                 about = tuple(View(item.name, _small(item.seen)) for item in items)
                 with self._changing:
@@ -221,10 +228,10 @@ class Visit:
             yield answer
 
     def look(self, word: int) -> None:
-        """Look at a word of the answer; looking at the same word again ends it.
+        """Look at a word of the answer, or stop looking at it if it is looked at already.
 
         Raises:
-            AttentionError: a model that does not tell.
+            AttentionError: the model returns no attention maps.
         """
         now = self.as_it_is()
         if now.answer is None or now._session is None or not 0 <= word < len(now.answer.answer.split()):
@@ -235,7 +242,7 @@ class Visit:
                 self._attention, self.word = attention, None if word == self.word else word
 
     def views(self) -> list[View]:
-        """The items, as they are or with where the Thinker looked for the word; of a copy that does not change."""
+        """The items, with the Thinker's attention over them if a word is looked at. Call it on a copy (`as_it_is`)."""
         attention, word = self._attention, self.word
         if attention is None or word is None:
             return [View(item.name, item.seen) for item in self.items]
@@ -251,7 +258,7 @@ def takes(processor: OmniProcessor) -> list[Modality]:
 
 
 def _laid_over(picture: Image.Image | None, weights: Floats) -> Image.Image | None:
-    """The picture with weights drawn over it; as it is if they are of CLS alone, or have more than two axes."""
+    """The picture with weights drawn over it; without them if they are of CLS alone, or have more than two axes."""
     return picture if picture is None or not weights.size or weights.ndim > 2 else overlay(picture, weights)
 
 
@@ -268,7 +275,7 @@ def _bound(name: str, unit: str, most: int, *sizes: int) -> None:
 
 
 def _open_size(value: Any) -> int:
-    """How many bytes an open item takes: about as many as it is pickled into."""
+    """The approximate size of an open item in bytes, which is that of its pickle."""
     counter = _Counter()
     pickle.Pickler(counter, pickle.HIGHEST_PROTOCOL).dump(value)
     return counter.bytes
@@ -290,7 +297,7 @@ class Visits:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kept: dict[str, tuple[Visit, float]] = {}
-        """Each visit with the time when it was last used, in the order of these times."""
+        """Each visit with the time of its last use, in the order of these times."""
 
     def open(self) -> str:
         """The token of a new visit."""
@@ -301,7 +308,7 @@ class Visits:
         return token
 
     def find(self, token: str) -> Visit | None:
-        """The visit with this token; None if there is none, or it was forgotten."""
+        """The visit with this token; None if it does not exist or is forgotten."""
         self.sweep()
         if token not in self._kept:
             return None

@@ -1,1 +1,1 @@
-"""The second plug-in: sounds. Its encoder, its feature extractor, and the reader of its files."""
+"""The plug-in for sounds: the audio encoder, its feature extractor, and how files become sounds."""

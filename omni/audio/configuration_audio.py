@@ -1,7 +1,7 @@
 """Configuration of the audio encoder.
 
-The defaults hear 16 kHz: 80 mel bands, one token for 8 frames (80 ms), width 192, 4 blocks of 3 heads.
-With a stem "conv2d", RMSNorm in the blocks, no positions and no CLS token it is the audio encoder of micro-Omni, exactly.
+The defaults are for 16 kHz: 80 mel bands, one token for 8 frames (80 ms), width 192, 4 blocks, 3 heads.
+With the stem "conv2d", RMSNorm in the blocks, no positions and no CLS token it is exactly micro-Omni's audio encoder.
 """
 
 from typing import ClassVar
@@ -19,16 +19,16 @@ CHOICES = {
 
 @strict
 class OmniAudioConfig(StrictConfig):
-    """Configuration of `OmniAudioModel`; takes Hugging Face's names and micro-Omni's (in brackets).
+    """Configuration of `OmniAudioModel`. It takes Hugging Face's names and micro-Omni's (in brackets).
 
     Args:
         num_mel_bins [`mel_bins`]: mel bands M of a frame.
-        time_reduction [`downsample_time`]: frames that become one token; a power of 2.
-        stem: "conv1d", convolutions over time, or "conv2d", convolutions over time and frequency, as micro-Omni has them.
+        time_reduction [`downsample_time`]: frames that become one token; a power of 2, at least 2.
+        stem: "conv1d" for convolutions over time, or "conv2d" for convolutions over time and frequency, as in micro-Omni.
         stem_channels: channels of the stem "conv2d".
         position_embedding: "sinusoidal" or "none".
-        block_norm: "layer_norm" or "rms_norm", inside of the blocks.
-        cls_token: whether a learned token, CLS, stands before the others; without it, `cls` is their mean.
+        block_norm: "layer_norm" or "rms_norm", in the blocks.
+        cls_token: whether a learned CLS token comes before the others; without it, `cls` is the mean of `grid`.
         hidden_size [`d_model`]: width D of every token.
         num_hidden_layers [`n_layers`]: number of blocks.
         num_attention_heads [`n_heads`]: heads of the self-attention; divides `hidden_size`.
@@ -38,14 +38,13 @@ class OmniAudioConfig(StrictConfig):
             residual branches.
         layer_norm_eps: epsilon of the norms in the blocks.
         rms_norm_eps: epsilon of the final RMSNorm.
-        initializer_range: standard deviation of the initial weights of linear layers; those of convolutions keep the size
-            of what passes through them.
-        fingerprints: hash of the weights as they were saved.
+        initializer_range: standard deviation of the initial weights of linear layers; convolutions use He initialization.
+        fingerprints: hash of the saved weights.
 
     Raises:
-        ValueError: a size that does not divide, a key that does not exist, or the same number given under both of its
-            names with different values.
-        huggingface_hub.errors.StrictDataclassError: a value of the wrong type.
+        ValueError: a size does not divide another, a key or a choice is unknown, or the two names of a number have different
+            values.
+        huggingface_hub.errors.StrictDataclassError: a value has the wrong type.
     """
 
     model_type = "omni_audio"

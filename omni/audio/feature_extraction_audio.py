@@ -1,7 +1,7 @@
-"""Sounds to tensors: mono at the encoder's rate, a mel spectrogram of short windows, its logarithm, scaled.
+"""Sounds to tensors: resampled to the encoder's rate, then a mel spectrogram, its logarithm, and normalisation.
 
-The windows are PyTorch's: `torch.stft` takes a quarter of the time of `transformers.audio_utils.spectrogram`. The mel bands
-are those of transformers, which are torchaudio's and librosa's.
+The spectrogram comes from `torch.stft`, which takes a quarter of the time of `transformers.audio_utils.spectrogram`. The mel
+bands come from transformers, and equal those of torchaudio and librosa.
 """
 
 import os
@@ -19,9 +19,9 @@ from omni.audio.sounds import fetched, is_sound, read_sound, sound_at
 from omni.checkpoints.preprocessor import NO_SETTINGS, SealedPreprocessorMixin
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
-"""Keys that transformers writes into the file of a feature extractor beside its settings."""
+"""Keys that transformers writes into the file of a feature extractor beside the settings."""
 MEL_SCALES = {"slaney": "slaney", "htk": None}
-"""Scales of frequency and how each weights its bands: equal areas, as in librosa, or equal heights, as in torchaudio."""
+"""For each mel scale, the norm of its filters: equal areas, as in librosa, or equal heights, as in torchaudio."""
 FLOOR = 1e-10
 """Less power than this counts as silence."""
 BLOCK = 2048
@@ -31,11 +31,11 @@ BLOCK = 2048
 class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
     """Makes `input_features` float[I, F, M] and `attention_mask` int[I, F] from sounds of any length.
 
-    F is 1 + S // hop_length for S samples. micro-Omni's encoder hears `OmniFeatureExtractor(n_fft=1024, num_mel_bins=128,
-    mel_scale="htk", log_mel=False, do_normalize=False)`.
+    F is 1 + S // hop_length for S samples. micro-Omni's encoder takes the features of `OmniFeatureExtractor(n_fft=1024,
+    num_mel_bins=128, mel_scale="htk", log_mel=False, do_normalize=False)`.
 
     Args:
-        sampling_rate: samples in a second that the encoder was trained on.
+        sampling_rate: samples per second that the encoder was trained on.
         n_fft: samples of a Fourier transform.
         win_length: samples of a window, at most `n_fft`.
         hop_length: samples from one window to the next.
@@ -43,12 +43,12 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         mel_scale: "slaney" or "htk".
         log_mel: take the logarithm (base 10) of the power in each band.
         do_normalize: subtract `mean` and divide by `std`.
-        mean, std: of the features; by default about those of speech.
-        padding_value: fills up the shorter sounds of a batch; the mask hides it.
+        mean, std: statistics of the features; by default about those of speech.
+        padding_value: value of the features of padding, which the mask hides.
 
     Raises:
-        TypeError: a setting that there is not.
-        ValueError: a setting that cannot be.
+        TypeError: a setting is unknown.
+        ValueError: a setting has a value that cannot be used.
     """
 
     model_input_names = ["input_features", "attention_mask"]
@@ -107,17 +107,19 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         """Make `input_features` float[I, F, M] and `attention_mask` int[I, F].
 
         Args:
-            raw_speech: a sound or several, as `omni.audio.sounds.as_sound` takes them; an array of two axes is several.
-            sampling_rate: of samples that come without one; by default the extractor's own. A sound of another rate than
+            raw_speech: one sound or several, in the forms of `omni.audio.sounds.as_sound`; an array of two axes is several.
+            sampling_rate: rate of samples that come without one; by default the extractor's. A sound with another rate than
                 the extractor's is resampled.
-            padding: True for the longest sound; False for none, then the outputs are lists; "max_length".
-            max_length: frames to pad to, where that is asked for.
-            pad_to_multiple_of: frames of which the padded length is a multiple.
+            padding: True to pad to the longest sound; "max_length" to pad to `max_length` frames; False for no padding, and
+                the outputs are lists.
+            max_length: see `padding`.
+            pad_to_multiple_of: the padded length is a multiple of this number of frames.
             return_tensors: "pt" or "np".
 
         Raises:
-            ValueError: no sound, or `sampling_rate` contradicts the rate that a sound comes with.
-            TypeError: an argument that there is not.
+            ValueError: there is no sound, or `sampling_rate` contradicts the rate that a sound comes with.
+            SoundError: a sound cannot be read.
+            TypeError: an argument is unknown.
         """
         if unknown:
             known = {"sampling_rate", "padding", "max_length", "pad_to_multiple_of", "return_tensors"}
@@ -137,10 +139,10 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         return made
 
     def fetch_audio(self, audio_url_or_urls: Any, sampling_rate: int | None = None) -> Any:
-        """Load files and addresses, as pipelines of transformers ask; sounds stay as they are.
+        """Load files and addresses, as pipelines of transformers expect. Sounds are returned unchanged.
 
         Raises:
-            SoundError: no sound.
+            SoundError: a file or address is no sound that can be read.
         """
         given = audio_url_or_urls
         if not is_sound(given):

@@ -1,15 +1,15 @@
-"""Compares what files of sound state about themselves with what they contain, before anything is decoded.
+"""Checks the structure of sound files before they are decoded.
 
-Decoders are made to play on: they skip a damaged page, and fill up or leave out what is missing. A check reads the
-structure of a whole file and raises where it does not add up.
+Most decoders continue after damage: they skip a damaged page, and fill or leave out missing samples. The checks of this
+module read the structure of the whole file, and raise if it contradicts itself.
 
-| format      | noticed                                                                                          |
+| format      | what is noticed                                                                                  |
 |-------------|--------------------------------------------------------------------------------------------------|
-| WAV         | a cut, lengths and sizes that disagree; the samples have no checksum                             |
-| FLAC        | a cut, any changed sample: the header has a hash of all of them                                  |
-| Ogg         | a cut, any changed byte: every page has a checksum, and the last one says that it is the last    |
-| MP3         | a cut inside a frame, or of frames where the first one counts them, and what the decoder says;   |
-|             | the samples have no checksum                                                                     |
+| WAV         | a cut; lengths and sizes that disagree. The samples have no checksum                             |
+| FLAC        | a cut; any changed sample, because the header has a hash of all samples                          |
+| Ogg         | a cut; any changed byte, because every page has a checksum and the last page is marked           |
+| MP3         | a cut inside a frame; missing frames, if the first frame states their number; complaints of the  |
+|             | decoder. The samples have no checksum                                                            |
 """
 
 import re
@@ -20,23 +20,23 @@ from typing import NamedTuple
 
 
 class CutError(ValueError):
-    """The data end too early; the message says what is missing."""
+    """The data end too early. The message says what is missing."""
 
 
 class DamagedError(ValueError):
-    """The data contradict themselves, or have a format that is not read; the message says what was found."""
+    """The data contradict themselves, or have an unsupported format. The message says what was found."""
 
 
 class Facts(NamedTuple):
-    """What a file states about itself, as far as it was checked.
+    """What the header of a file states.
 
     Attributes:
-        format: its name in messages.
-        samples: of each channel; None where the file does not say it exactly.
-        rate: samples in a second; None where the decoder is believed.
-        bits: of a sample, where the samples have a hash.
-        md5: of all samples as they were before they were packed.
-        start, end: where the sound is; what is before and behind, the decoder need not see.
+        format: the name of the format, for messages.
+        samples: samples per channel; None if the header does not state the exact number.
+        rate: samples per second; None if only the decoder knows it.
+        bits: bits per sample, if there is a hash of the samples.
+        md5: hash of all samples before compression; empty if there is none.
+        start, end: the bytes of the file that the decoder gets.
     """
 
     format: str
@@ -49,17 +49,18 @@ class Facts(NamedTuple):
 
 
 def facts_of(data: bytes) -> Facts | None:
-    """Check a file of a format that this module knows; None for any other.
+    """Check a file, and return what its header states; None if this module does not know the format.
 
     Raises:
-        CutError, DamagedError: it is one, and it does not add up.
+        CutError: the data end too early.
+        DamagedError: the data contradict themselves.
     """
     check = next((check for magic, check in _FORMATS if magic.match(data)), None)
     return None if check is None else check(data)
 
 
 def after_id3(data: bytes) -> int:
-    """Where the sound begins: after an ID3v2 tag, which may stand before any format."""
+    """The byte at which the sound begins, after an ID3v2 tag. Such a tag may come before any format."""
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     size = 0
@@ -71,7 +72,7 @@ def after_id3(data: bytes) -> int:
 # --- WAV --------------------------------------------------------------------------------------------------------------
 
 _PLAIN = (1, 3, 6, 7, 0xFFFE)
-"""PCM, floats, A-law, mu-law, and a longer header for these: formats with as many bytes for each sample."""
+"""Codes of formats without compression: PCM, floats, A-law, mu-law, and a longer header for these."""
 
 
 def _wav(data: bytes) -> Facts:
@@ -107,7 +108,7 @@ def _wav(data: bytes) -> Facts:
 
 
 def _chunk(data: bytes, at: int) -> tuple[bytes, int]:
-    """Name and size of the chunk that begins there; the last one may lack its byte of padding."""
+    """Name and size of the chunk that begins at this byte. The last chunk may lack its byte of padding."""
     if at + 8 > len(data):
         raise CutError(f"it ends inside the header of a chunk, at byte {len(data):,}")
     name, size = struct.unpack_from("<4sI", data, at)
@@ -180,7 +181,7 @@ def _ogg(data: bytes) -> Facts:
 
 
 def _ogg_checksum(page: bytes) -> bytes:
-    """CRC-32 as Ogg has it: the bits of zlib's in the other order, from zero, over a page whose checksum is zero."""
+    """Ogg's CRC-32: as zlib's, with the bits in reverse order, from zero, over a page whose checksum field is zero."""
     reversed_bits = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED)
     crc = zlib.crc32(reversed_bits, 0xFFFFFFFF) ^ 0xFFFFFFFF
     return crc.to_bytes(4, "big").translate(_REVERSED)
@@ -193,7 +194,7 @@ _KBITS = {
     2: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _MP3_RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-"""By the two bits of the version: MPEG 1, 2 and 2.5."""
+"""Sampling rates by the two bits of the version: MPEG 1, 2 and 2.5."""
 _TAGS = re.compile(rb"TAG|APETAGEX|LYRICSBEGIN|\0*\Z")
 """What may follow the last frame."""
 
@@ -223,7 +224,7 @@ def _mp3(data: bytes) -> Facts:
 
 
 def _mp3_frame(data: bytes, at: int) -> int:
-    """The size of the MP3 frame that begins there, in bytes; 0 if none does."""
+    """The size in bytes of the MP3 frame that begins at this byte; 0 if there is none."""
     second, third = data[at + 1], data[at + 2]
     version, rate, bits = second >> 3 & 3, third >> 2 & 3, third >> 4
     if data[at] != 0xFF or second & 0xE6 != 0xE2 or version == 1 or rate == 3 or bits in (0, 15):
@@ -233,7 +234,7 @@ def _mp3_frame(data: bytes, at: int) -> int:
 
 
 def _mp3_count(frame: bytes) -> int:
-    """The number of frames after this one, if this one states it (Xing, Info); else -1."""
+    """The number of frames after this one, if it states the number (Xing, Info); else -1."""
     is_first_version, is_mono, is_checked = frame[1] >> 3 & 3 == 3, frame[3] >> 6 == 3, not frame[1] & 1
     side = (17 if is_mono else 32) if is_first_version else (9 if is_mono else 17)
     at = 4 + 2 * is_checked + side

@@ -1,4 +1,4 @@
-"""The audio encoder: frames of a sound become one summary token (`cls`) and one token per stretch of time (`grid`).
+"""The audio encoder: it turns the frames of a sound into one summary token (`cls`) and tokens in time (`grid`).
 
 Shapes: I sounds, F frames of M mel bands, r frames per token, N = ceil(F / r) tokens, D width, h heads.
 
@@ -9,8 +9,8 @@ Shapes: I sounds, F frames of M mel bands, r frames per token, N = ceil(F / r) t
       -> RMSNorm                                           (I, 1+N, D)
       -> cls (I, 1, D), grid (I, N, D)
 
-Padding is zero before every convolution and hidden in attention, so a sound in a batch is encoded as it is alone. The stem
-"conv1d" and the positions are those of Whisper (Radford et al., "Robust Speech Recognition via Large-Scale Weak
+Padding is set to zero before every convolution and masked in attention, so a sound has the same tokens alone and in a batch.
+The stem "conv1d" and the positions are those of Whisper (Radford et al., "Robust Speech Recognition via Large-Scale Weak
 Supervision", 2022), with as many halvings as r needs. The stem "conv2d" is that of micro-Omni.
 """
 
@@ -38,15 +38,15 @@ LONGEST_WAVE = 10_000
 
 @dataclass
 class OmniAudioOutput(BaseModelOutputWithPooling):
-    """What the encoder returns. Tokens of padding are zero; n is 1+N with a CLS token, else N.
+    """The encoder's output. Tokens of padding are zero. n is 1+N with a CLS token, else N.
 
     Attributes:
         last_hidden_state: float[I, n, D], after the final norm.
-        pooler_output: float[I, D], the summary.
-        hidden_states: float[I, n, D] before the first and after each block; the last one is `last_hidden_state`.
+        pooler_output: float[I, D], the summary token.
+        hidden_states: float[I, n, D] before the first block and after each block; the last is `last_hidden_state`.
         attentions: float[I, h, n, n] for each block; rows sum to 1.
-        cls: float[I, 1, D], the CLS token, or the mean of `grid` where there is none.
-        grid: float[I, N, D], tokens in the order of time.
+        cls: float[I, 1, D], the CLS token; without one, the mean of `grid` over the sound's own tokens.
+        grid: float[I, N, D], tokens in order of time.
     """
 
     cls: torch.Tensor | None = None
@@ -54,7 +54,7 @@ class OmniAudioOutput(BaseModelOutputWithPooling):
 
 
 class Conv1dStem(nn.Module):
-    """Convolutions over time, the first of stride 1, the others of stride 2, each followed by GELU."""
+    """Convolutions over time, each followed by GELU. The first has stride 1, the others have stride 2."""
 
     def __init__(self, config: OmniAudioConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Conv1dStem(nn.Module):
 
 
 class Conv2dStem(nn.Module):
-    """Convolutions of stride 2 over time and frequency, each followed by GELU; then each moment becomes one token."""
+    """Convolutions of stride 2 over time and frequency, each followed by GELU, then a linear layer for each time step."""
 
     def __init__(self, config: OmniAudioConfig) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class OmniAudioEmbeddings(nn.Module):
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> torch.Tensor:
-    """Positions float32[length, width]: sines, then cosines, of waves that get longer by a constant factor, as Whisper's."""
+    """Whisper's positions, float32[length, width]: sines, then cosines, with wavelengths in a geometric progression."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=device)
     speeds = torch.exp(steps * (-math.log(LONGEST_WAVE) / (half - 1)))
@@ -132,7 +132,7 @@ def sinusoids(length: int, width: int, device: torch.device) -> torch.Tensor:
 
 
 class OmniAudioPreTrainedModel(StrictModel):
-    """What transformers has to know about the encoder."""
+    """Base of `OmniAudioModel`. It tells transformers about the model, and initialises weights."""
 
     config: OmniAudioConfig
     config_class = OmniAudioConfig
@@ -158,7 +158,7 @@ class OmniAudioPreTrainedModel(StrictModel):
 
 
 class OmniAudioModel(OmniAudioPreTrainedModel):
-    """The audio encoder: 2,158,464 parameters with the defaults."""
+    """The audio encoder. Its default configuration has 2,158,464 parameters."""
 
     def __init__(self, config: OmniAudioConfig) -> None:
         super().__init__(config)
@@ -179,10 +179,10 @@ class OmniAudioModel(OmniAudioPreTrainedModel):
 
         Args:
             input_features: float[I, F, M] as the feature extractor makes them.
-            attention_mask: int[I, F], 1 for the frames of a sound, then 0 for padding; None where there is no padding.
+            attention_mask: int[I, F], 1 for the frames of a sound, then 0 for padding; None if there is no padding.
 
         Raises:
-            ValueError: features of another shape or another number of bands; a mask of another shape, or one that is not
+            ValueError: the features have another shape or another number of bands; the mask has another shape, or is not
                 ones followed by zeros.
         """
         mask = self._checked(input_features, attention_mask)
@@ -202,7 +202,7 @@ class OmniAudioModel(OmniAudioPreTrainedModel):
         return OmniAudioOutput(last_hidden_state=hidden_states, pooler_output=cls[:, 0], cls=cls, grid=grid)
 
     def _checked(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """The mask as bool[I, F]."""
+        """Check the inputs, and return the mask as bool[I, F] or None."""
         bands = self.config.num_mel_bins
         if features.ndim != 3 or features.shape[2] != bands or not features.is_floating_point():
             raise ValueError(

@@ -1,7 +1,7 @@
-"""What libmpg123 says while it decodes an MP3 file.
+"""The messages that libmpg123 prints while it decodes an MP3 file.
 
-libsndfile passes none of it on: libmpg123 writes to the error output of the process that a part of the sound cannot be
-decoded, leaves it silent, and goes on. So its words are caught there.
+If libmpg123 cannot decode a part of a sound, it prints a message to the standard error of the process, leaves the part
+silent, and continues. libsndfile does not report this. So the messages are captured from the standard error.
 """
 
 import os
@@ -16,21 +16,21 @@ _lock = Lock()
 
 
 class Words(list[str]):
-    """Lines that libmpg123 said."""
+    """The lines that libmpg123 has printed."""
 
     @property
     def complaints(self) -> list[str]:
-        """Those that are about samples; the others are about tags and sizes."""
+        """The lines about samples. Warnings are about tags and sizes."""
         return [line for line in self if not line.startswith("Warning: ")]
 
 
 @contextmanager
 def heard() -> Iterator[Words]:
-    """Inside, what libmpg123 says is caught; the list is filled at the end. What others say there is passed on then."""
+    """Inside, capture the lines of libmpg123. At the end the list is filled, and all other lines are printed."""
     words = Words()
     with _lock, TemporaryFile() as file:
         error_output = None
-        with suppress(OSError):  # it is closed
+        with suppress(OSError):  # standard error may be closed
             error_output = os.dup(2)
         os.dup2(file.fileno(), 2)
         try:

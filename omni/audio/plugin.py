@@ -1,4 +1,4 @@
-"""Sounds as a modality: the bundle, and how encoders of transformers take the place of omni's."""
+"""Sounds as a modality: the bundle, for omni's audio encoder and for those of transformers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,11 @@ from omni.modality import Modality
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """Tokens of each sound, from its number of frames in `audio_mask` int[I, F]."""
+    """The number of tokens of each sound, from its frames in `audio_mask` int[I, F].
+
+    Raises:
+        SoundError: a sound is too short to make a token.
+    """
     shapes: list[tuple[int, ...]] = [
         (int(num_tokens(config, int(sum(mask.tolist())))),) for mask in inputs["audio_mask"]
     ]
@@ -31,17 +35,17 @@ def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]
 
 
 def build(config: Any) -> Any:
-    """The tower of a configuration of transformers."""
+    """The tower for an encoder's configuration of transformers."""
     from omni.audio.towers import build_tower
 
     return build_tower(config)
 
 
 def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """`audio_features` and `audio_mask` from sounds, by our feature extractor or one of transformers.
+    """`audio_features` and `audio_mask` of sounds, from omni's feature extractor or one of transformers.
 
     Raises:
-        SoundError: no sound, one at another rate than it is said to have, or longer than the encoder hears.
+        SoundError: an item is no sound, contradicts `sampling_rate`, or is longer than the encoder takes.
     """
     options, rate = dict(options), preprocessor.sampling_rate
     items = [fetched(item, rate) for item in items]
@@ -50,7 +54,7 @@ def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any])
         longest = _longest(preprocessor)
         if too_long := [sound for sound in sounds if longest and sound.seconds > longest]:
             raise LargeSoundError(
-                f"A sound of {too_long[0].seconds:.1f} s is too large for this encoder, which hears {longest:.1f} s; cut it "
+                f"A sound of {too_long[0].seconds:.1f} s is too large for this encoder, which takes {longest:.1f} s; cut it "
                 "into pieces first."
             )
         items = [sound.samples for sound in sounds]
@@ -60,16 +64,16 @@ def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any])
     made = preprocessor(items, **options)
     features = made[preprocessor.model_input_names[0]]
     mask = made.get("attention_mask")
-    if mask is None:  # all are of one length
+    if mask is None:  # all have the same length
         mask = np.ones((len(features), len(features[0])), np.int64)
     return {"audio_features": features, "audio_mask": mask}
 
 
 def _longest(preprocessor: Any) -> float | None:
-    """The longest sound that a feature extractor of transformers takes, in seconds. It would silently cut off the rest."""
+    """The longest sound in seconds that a feature extractor of transformers takes whole; None if there is no limit."""
     if hasattr(preprocessor, "n_samples"):  # Whisper's
         return float(preprocessor.n_samples / preprocessor.sampling_rate)
-    if hasattr(preprocessor, "max_length"):  # AST's, of one frame every 10 ms
+    if hasattr(preprocessor, "max_length"):  # AST's, in frames of 10 ms
         return float(preprocessor.max_length / 100)
     return None
 
@@ -82,7 +86,7 @@ def show(sound: Any) -> Any:
 
 
 def stand_ins(sound: Any, seed: int) -> dict[str, Any]:
-    """Silence of the same length, and noise that is as loud."""
+    """Silence of the same length, and noise with the same power."""
     sound = as_sound(sound)
     noise = np.random.default_rng(seed).normal(0, np.sqrt(np.mean(sound.samples**2)), len(sound.samples))
     return {
@@ -92,7 +96,7 @@ def stand_ins(sound: Any, seed: int) -> dict[str, Any]:
 
 
 def probes(config: Any, preprocessor: Any) -> list[Sound]:
-    """Noise and a tone that rises, of half a second to a second and a half."""
+    """Noise of 1, 0.5 and 1.5 seconds, and a rising tone of one second."""
     rate, random = preprocessor.sampling_rate, np.random.default_rng(0)
     noise = [
         random.normal(0, 0.1, length).clip(-1, 1).astype(np.float32) for length in (rate, rate // 2, 3 * rate // 2)

@@ -1,20 +1,20 @@
-"""A file, bytes or an array becomes a `Sound`, mono samples and their rate; or an error says why not in one sentence.
+"""A file, bytes or an array becomes a `Sound`, mono samples with their rate, or an error of one sentence.
 
 Every sound enters through `read_sound` or `as_sound`.
 
     sound = read_sound("speech.wav")           # Sound(2.10 s at 44,100 Hz)
     sound.resampled(16_000).samples            # float32[33600]
 
-What the many kinds of sound become:
+What each kind of sound becomes:
 
-| given as                     | becomes                                                                        |
+| stored as                    | becomes                                                                        |
 |------------------------------|--------------------------------------------------------------------------------|
 | several channels             | their mean                                                                     |
 | integers of 8 to 32 bits     | -1 to 1, by the range of their type                                            |
-| floating point               | as it is, if it is finite and its loudest sample at most `LOUDEST`             |
-| another rate                 | that rate; `Sound.resampled` makes another of it (soxr)                        |
+| floating point               | the same values, which must be finite and at most `LOUDEST`                    |
+| any rate                     | the same rate; `Sound.resampled` converts it (soxr)                            |
 
-A file that lost samples is refused, never filled up (see `formats.py`). What is odd and does no harm is in `Sound.notes`.
+A file that has lost samples is refused, never filled up (`omni.audio.formats`). Harmless oddities are in `Sound.notes`.
 """
 
 import math
@@ -37,16 +37,16 @@ from omni.files import ReadError, read_whole
 from omni.modality import ItemError
 
 MAX_SAMPLES = 50_000_000
-"""Samples of one channel at most: 52 minutes at 16 kHz, 200 MB. A few kilobytes can claim to be a much longer sound."""
+"""Largest number of samples per channel: 52 minutes at 16 kHz, 200 MB. A file of a few kilobytes can claim far more."""
 
 MAX_BYTES = 8 * MAX_SAMPLES
-"""Bytes of a file at most: two channels of floats, each as long as a sound may be."""
+"""Largest size of a file: two channels of `MAX_SAMPLES` floats."""
 
 RATES = range(1_000, 768_001)
-"""Rates that are read, in samples per second."""
+"""Sampling rates that are accepted, in samples per second."""
 
 LOUDEST = 16.0
-"""The largest sample, where 1 is full scale. Mixing desks write a little more than 1. Samples far above it were integers."""
+"""The largest sample; 1 is full scale. Programs write a little more than 1; far larger samples are unscaled integers."""
 
 EXPECTED = "a WAV, FLAC, Ogg or MP3 sound"
 
@@ -54,7 +54,7 @@ _STEP = 2.0**-15
 """The smallest step of 16 bits."""
 
 _BLOCK = 2**18
-"""How many samples are decoded at a time."""
+"""Samples that are decoded at a time."""
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
@@ -75,15 +75,15 @@ _STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"%PDF"), "a PDF document", "check that it is the right file"),
     (re.compile(rb"PK\x03\x04"), "a ZIP archive", "unpack it first"),
 )
-"""What people pass by mistake: how it begins, what it is, what to do."""
+"""Files that people pass by mistake: how they begin, what they are, what to do."""
 
 
 class SoundError(ItemError):
-    """A sound that cannot be read. The message is one sentence: which, what was expected and found, what to do."""
+    """A sound cannot be read. The message is one sentence: which one, what was expected and found, what to do."""
 
 
 class MissingSoundError(SoundError):
-    """There is no such file."""
+    """The file does not exist."""
 
     kind = "missing"
 
@@ -95,7 +95,7 @@ class TruncatedSoundError(SoundError):
 
 
 class LargeSoundError(SoundError):
-    """The sound has more than `MAX_SAMPLES` samples, or the file more than `MAX_BYTES`."""
+    """The sound has more than `MAX_SAMPLES` samples, or its file more than `MAX_BYTES`."""
 
     kind = "too large"
 
@@ -105,12 +105,12 @@ class Sound:
     """One sound.
 
     Attributes:
-        samples: float32[S], mono, finite, 1 is full scale; at least one.
-        rate: samples in a second.
-        notes: what is odd about it and does no harm: "silent", "clipped", "the mean of 2 channels".
+        samples: float32[S], mono and finite, with S at least 1; 1 is full scale.
+        rate: samples per second.
+        notes: harmless oddities, such as "silent", "clipped" or "the mean of 2 channels".
 
     Raises:
-        SoundError: other samples, or another rate.
+        SoundError: the samples or the rate are not as above.
     """
 
     samples: NDArray[np.float32]
@@ -130,14 +130,14 @@ class Sound:
 
     @property
     def seconds(self) -> float:
-        """How long it is."""
+        """The length in seconds."""
         return len(self.samples) / self.rate
 
     def resampled(self, rate: int) -> "Sound":
-        """The same at another rate: float32[ceil(S * rate / self.rate)], through soxr at high quality.
+        """The sound at another rate, float32[ceil(S * rate / self.rate)], resampled by soxr at high quality.
 
         Raises:
-            SoundError: a rate outside of `RATES`, or more than `MAX_SAMPLES` at that rate.
+            SoundError: the rate is outside of `RATES`, or the result would have more than `MAX_SAMPLES`.
         """
         if rate == self.rate:
             return self
@@ -158,10 +158,10 @@ def read_sound(source: "Source | Sound") -> Sound:
     """Read one sound.
 
     Args:
-        source: a path, the bytes of a file of sound, or a sound, which stays as it is.
+        source: a path, the bytes of a sound file, or a `Sound`, which is returned unchanged.
 
     Raises:
-        SoundError: the file is missing, unreadable, no sound, cut off, damaged, empty, or too large.
+        SoundError: the file is missing, unreadable, no sound, cut off, damaged, empty or too large.
     """
     if isinstance(source, Sound):
         return source
@@ -187,9 +187,9 @@ def read_sound(source: "Source | Sound") -> Sound:
 
 
 def count_samples(data: bytes) -> int:
-    """The number of samples of all channels that a file states; 0 if it states none. Reading it will then explain why.
+    """The number of samples of all channels, as the file states; 0 if it states none. Reading it will then explain why.
 
-    A file that does not know its length counts as one of `MAX_SAMPLES` a channel.
+    A file of unknown length counts as `MAX_SAMPLES` per channel.
     """
     soundfile = _library("soundfile")
     data = _without_tag(data)
@@ -203,7 +203,7 @@ def count_samples(data: bytes) -> int:
 
 
 def is_sound(given: Any) -> bool:
-    """Whether this is one sound, in any form that `as_sound` takes, and not several."""
+    """Whether this is one sound, in any form of `as_sound`, and not several."""
     if isinstance(given, tuple) and len(given) == 2 and _is_number(given[1]) and not _is_number(given[0]):
         return True
     if isinstance(given, (list, tuple)):
@@ -212,15 +212,15 @@ def is_sound(given: Any) -> bool:
 
 
 def as_sound(given: Any, rate: int | None = None) -> Sound:
-    """A sound, from any form that it may have.
+    """Make a `Sound` of any form of a sound.
 
     Args:
         given: a `Sound`; a path or the bytes of a file; samples float[S] or int[S] (an array, a tensor or a list); the pair
             `(samples, rate)`; or `{"array": samples, "sampling_rate": rate}`.
-        rate: of samples that come without one.
+        rate: the rate of samples that come without one.
 
     Raises:
-        SoundError: none of these, or samples without a rate.
+        SoundError: the argument has none of these forms, or the samples have no rate.
     """
     if isinstance(given, Sound | str | os.PathLike | bytes | bytearray | memoryview):
         return read_sound(given)
@@ -254,27 +254,27 @@ def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
     """A sound at the rate of an encoder.
 
     Args:
-        rate: of the encoder.
-        given: as `as_sound` takes it.
-        given_rate: of `given`; None where it says so itself, or has that of the encoder.
+        rate: the encoder's rate.
+        given: a sound in any form of `as_sound`.
+        given_rate: the rate of samples that come without one; by default the encoder's.
 
     Raises:
-        SoundError: no sound, or one that comes with another rate than `given_rate`.
+        SoundError: this is no sound, or its own rate is not `given_rate`.
     """
     sound = as_sound(given, rate if given_rate is None else given_rate)
     if given_rate is not None and sound.rate != given_rate:
         raise SoundError(
-            f"The sound comes with {sound.rate:,} samples in a second, but `sampling_rate` says {given_rate:,}; "
-            "leave `sampling_rate` out, the sound's own rate is known."
+            f"The sound comes with {sound.rate:,} samples per second, but `sampling_rate` says {given_rate:,}; "
+            "leave `sampling_rate` out, because the sound's own rate is known."
         )
     return sound.resampled(rate)
 
 
 def fetched(given: Any, rate: int) -> Any:
-    """The sound at an address or in a data URI, loaded by transformers; anything else stays as it is.
+    """The sound at a web address or in a data URI, loaded by transformers. Anything else is returned unchanged.
 
     Raises:
-        SoundError: nothing there, or no sound.
+        SoundError: there is no sound that can be read.
     """
     if not isinstance(given, str) or not _ADDRESS.match(given):
         return given
@@ -306,7 +306,7 @@ def _read(path: str) -> bytes:
 
 
 def _without_tag(data: bytes) -> bytes:
-    """A file without its ID3v2 tag, which some files have that are no MP3."""
+    """A file without an ID3v2 tag, which some programs write in front of other formats than MP3."""
     start = after_id3(data)
     return data[start:] if start and data[start : start + 4] in (b"fLaC", b"OggS", b"RIFF") else data
 
@@ -324,10 +324,10 @@ def _format_of(data: bytes) -> str:
 
 
 def _library(name: str) -> Any:
-    """Import soundfile or soxr. They come with the extra [audio]."""
+    """Import soundfile or soxr, which the extra [audio] installs."""
     try:
         return import_module(name)
-    except (ImportError, OSError) as error:  # soundfile raises the latter where libsndfile is missing
+    except (ImportError, OSError) as error:  # soundfile raises OSError if libsndfile is missing
         raise SoundError(f"Sounds need the package {name}: pip install 'omni-thinker[audio]'.") from error
 
 
@@ -335,14 +335,16 @@ def _library(name: str) -> Any:
 
 
 def _decode(data: bytes, facts: Facts, name: str) -> Sound:
-    """The samples of a checked file, mixed down block by block. There must be as many as the file states."""
+    """Decode a checked file block by block into one channel. The number of samples must be the one that the file states."""
     soundfile = _library("soundfile")
     found, mixed, hashed = 0, list[NDArray[np.float32]](), md5(usedforsecurity=False)
     said = heard() if facts.format == "MP3" else nullcontext(Words())
     try:
         with said as words, soundfile.SoundFile(BytesIO(data[facts.start : facts.end])) as file:
             rate, channels = file.samplerate, file.channels
-            if facts.samples is not None or file.frames < 2**40:  # libsndfile says this if it does not know the length
+            if (
+                facts.samples is not None or file.frames < 2**40
+            ):  # libsndfile gives a larger number for an unknown length
                 _check_length(file.frames, name)
             while len(block := file.read(_BLOCK, "int32" if facts.md5 else "float32", always_2d=True)):
                 _check_length(found := found + len(block), name)
@@ -354,7 +356,7 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
             expected = file.frames if facts.samples is None else facts.samples
     except soundfile.LibsndfileError as error:
         reason = str(error.error_string).removeprefix("Error : ").rstrip(".")
-        if re.search("lost sync|psf_fseek", reason):  # what libFLAC says at the end of a file that is cut
+        if re.search("lost sync|psf_fseek", reason):  # libFLAC's message at the end of a file that is cut off
             raise CutError(f"a piece is missing: {reason}") from error
         raise DamagedError(f"damaged or unusual data ({reason})") from error
     if words.complaints:
@@ -372,7 +374,7 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
 
 
 def _packed(block: NDArray[np.int32], bits: int) -> bytes:
-    """Samples in the form that FLAC hashes: as few whole bytes each as possible, the lowest byte first."""
+    """Samples in the form that FLAC hashes: the fewest whole bytes for each sample, the lowest byte first."""
     values = (block >> (32 - bits)).astype("<i4").reshape(-1, 1)
     return values.view(np.uint8)[:, : -(-bits // 8)].tobytes()
 
@@ -414,7 +416,7 @@ def _check(samples: NDArray[np.float32], rate: int, name: str) -> float:
 
 def _check_rate(rate: int, name: str) -> None:
     if not isinstance(rate, int) or rate not in RATES:
-        raise SoundError(f"{name} has {rate!r} samples in a second, expected {RATES[0]:,} to {RATES[-1]:,}.")
+        raise SoundError(f"{name} has {rate!r} samples per second, expected {RATES[0]:,} to {RATES[-1]:,}.")
 
 
 def _check_length(samples: int, name: str) -> None:
@@ -432,5 +434,5 @@ def _is_number(value: Any) -> bool:
 
 def _whole(rate: Any) -> int:
     if not _is_number(rate) or rate != int(rate):
-        raise SoundError(f"The rate of a sound is a whole number of samples in a second, found {rate!r}.")
+        raise SoundError(f"The rate of a sound is a whole number of samples per second, found {rate!r}.")
     return int(rate)

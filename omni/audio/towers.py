@@ -1,10 +1,10 @@
-"""Audio encoders of transformers in the place of omni's: the same arguments, and the same named outputs.
+"""Audio encoders of transformers as towers, with the arguments and the named outputs of omni's encoder.
 
-    WhisperEncoder      input_features float[I, M, F]                    without the decoder that AutoModel would build, too
+    WhisperEncoder      input_features float[I, M, F]                    without the decoder that AutoModel would build
     ASTModel            input_values float[I, F, M]                      without a mask
-    Wav2Vec2Model, ...  input_values float[I, S], attention_mask         the mask only where it was trained with one
+    Wav2Vec2Model, ...  input_values float[I, S], attention_mask         with a mask only if it was trained with one
 
-A tower is a subclass of the model, so its tensors have the names that they have there.
+A tower is a subclass of the model, so its tensors have the same names.
 """
 
 from functools import cache
@@ -18,12 +18,12 @@ from omni.audio.modeling_audio import OmniAudioOutput
 
 
 def build_tower(config: Any) -> PreTrainedModel:
-    """The tower of a configuration of transformers.
+    """The tower for an encoder's configuration of transformers.
 
     Raises:
-        ValueError: a model that is none of these.
+        ValueError: the configuration is of another type of model.
     """
-    num_tokens(config, 1)  # refuses others
+    num_tokens(config, 1)  # raises for other types
     tower: PreTrainedModel = _tower_class(config.model_type)(config)
     return tower
 
@@ -40,16 +40,16 @@ def _tower_class(model_type: str) -> Any:
 
 
 class _Tower:
-    """A model of transformers with the arguments and outputs of `OmniAudioModel`."""
+    """A model of transformers with the arguments and the outputs of `OmniAudioModel`."""
 
     config: Any
     whole: Any
-    """The model as transformers has it; it knows under which names its tensors may be saved."""
+    """The class that AutoModel builds. It loads checkpoints, whose tensors may have other names."""
     main_input_name = "input_features"
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in transformers; if the model has a decoder, its encoder alone."""
+        """As in transformers, for the encoder alone if the model has a decoder."""
         model, report = cls.whole.from_pretrained(*args, output_loading_info=True, **kwargs)
         if not issubclass(cls, cls.whole):
             inside = "encoder."
@@ -65,7 +65,13 @@ class _Tower:
     def forward(
         self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> OmniAudioOutput:
-        """Encode sounds as the model's feature extractor makes them."""
+        """Encode sounds.
+
+        Args:
+            input_features: as the model's feature extractor makes them, see the table above.
+            attention_mask: int[I, F] or int[I, S], 1 for real frames or samples, then 0; None if there is no padding.
+            kwargs: other arguments of the model.
+        """
         inputs: dict[str, Any] = {
             "input_features" if self.config.model_type == WHISPER else "input_values": input_features
         }

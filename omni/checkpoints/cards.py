@@ -80,9 +80,9 @@ pipeline_tag: {tag}
 ---
 # A model of type {kind}
 
-What it was trained on has not been written down yet; write it here. It needs the package `omni-thinker` (`import omni`
-before `from_pretrained`, or `trust_remote_code=True`; the `omni` on PyPI is another project).
+What it was trained on is not described yet; describe it here. It needs the package `omni-thinker` (`import omni` before
+`from_pretrained`, or `trust_remote_code=True`; the `omni` on PyPI is another project).
 
-How well it does has not been measured. Save it into a folder with this file as README.md, and
-`omni evaluate FOLDER --card FOLDER/README.md` writes the scores here.
+Its scores have not been measured. Save it into a folder with this file as README.md, and
+`omni evaluate FOLDER --card FOLDER/README.md` writes them here.
 """

@@ -55,7 +55,11 @@ class StrictConfig(PreTrainedConfig):
         """Does nothing; see `StrictLoadingMixin.register_for_auto_class`."""
 
     def validate_architecture(self) -> None:
-        """Check that sizes fit each other. `@strict` calls this again before saving."""
+        """Check that sizes fit each other. `@strict` calls this again before saving.
+
+        Raises:
+            ValueError: a size is below 1, or does not divide another as it should.
+        """
         for name in self.sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, found {getattr(self, name)}.")

@@ -127,9 +127,17 @@ def verify_tensors(
     untrained: Collection[str] = (),
     elsewhere: Mapping[str, str] | None = None,
 ) -> None:
-    """The same for tensors by name and the fingerprints `saved` of their parts.
+    """As `verify_weights`, for tensors in memory.
 
-    Messages say that they are in `file`, and of parts in folders of their own, `elsewhere`, in a file there.
+    Args:
+        tensors: the tensors by name.
+        saved: the fingerprints of their parts; None to check only that all are finite.
+        file: where the tensors come from, for messages.
+        untrained: parts that are not compared.
+        elsewhere: the folders of parts that are in folders of their own, for messages.
+
+    Raises:
+        CheckpointError: see `verify_weights`.
     """
     if saved:
         found = fingerprint_parts(tensors)

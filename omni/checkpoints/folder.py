@@ -22,7 +22,7 @@ BASE = "base_fingerprints.json"
 parts that are still random."""
 
 FAMILIARITY = "familiarity.json"
-"""What training was like; see `omni.knowing`."""
+"""Statistics of the training data; see `omni.knowing`."""
 
 MOST_LAYERS = 10_000
 LAYERS = re.compile(r"(layers?|blocks?|depths?|stages?)$")
@@ -166,7 +166,7 @@ def expect_new(folder: str | Path) -> Path:
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder to write into, which gets its name at the end; if writing fails, no folder of that name appears.
+    """A folder to write into. It gets its name at the end; if writing fails, no folder of that name appears.
 
     Raises:
         FileExistsError: `folder` exists and is not an empty folder.
@@ -185,7 +185,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def base_of(folder: Path) -> Path:
-    """The folder with the model: this one, or, if it holds adapters alone, that of the model they were trained for.
+    """The folder with the model: this one, or, if it holds only adapters, the folder of their base model.
 
     Raises:
         CheckpointError: this is no folder, or the model is not where the adapters say.
@@ -255,7 +255,7 @@ def expect_answers(folder: str | Path) -> None:
         )
     if untrained:
         raise CheckpointError(
-            f"In the checkpoint {named(folder)} {', '.join(map(str, untrained))} is untrained, so what it would say means "
+            f"In the checkpoint {named(folder)} {', '.join(map(str, untrained))} is untrained, so its answers would mean "
             "nothing; train it first."
         )
 
@@ -271,7 +271,7 @@ def modalities_of(folder: str | Path) -> list[str] | None:
 
 
 def prompt_of(folder: str | Path) -> str | None:
-    """The question that the model in a folder was trained with, if its processor has one.
+    """The most common question of training, if the processor in a folder has one.
 
     Raises:
         CheckpointError: processor_config.json cannot be read.
@@ -281,10 +281,10 @@ def prompt_of(folder: str | Path) -> str | None:
 
 
 def asked_by(folder: str | Path) -> list[str]:
-    """The modalities whose items ask the model in a folder in the place of words; see `OmniProcessor`.
+    """The modalities whose items may ask the model in a folder instead of words; see `OmniProcessor`.
 
     Raises:
-        CheckpointError: a processor_config.json that cannot be read.
+        CheckpointError: processor_config.json cannot be read.
     """
     names = _processor(folder).get("asked_by")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

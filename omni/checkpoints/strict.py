@@ -153,28 +153,28 @@ class StrictLoadingMixin:
         """All tensors of a checkpoint whose parts are in several folders; None if all are in one folder.
 
         Args:
-            folder: of the checkpoint.
-            kwargs: of `from_pretrained`; gets the configuration and the tensors.
+            folder: the folder of the checkpoint.
+            kwargs: arguments of `from_pretrained`. The configuration and the tensors are added.
         """
         return None
 
     @contextmanager
     def apart(self, tensors: Mapping[str, torch.Tensor], save_directory: Any) -> Iterator[dict[str, dict[str, str]]]:
-        """The parts that stay in folders of their own, each with its fingerprints there; they are not saved.
+        """The parts that are not saved because they stay in their own folders, each with its fingerprints there.
 
-        Inside, the configuration says where they are, seen from `save_directory`.
+        Inside, the configuration holds their paths relative to `save_directory`.
         """
         yield {}
 
     @classmethod
     def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
-        """Names of tensors that a checkpoint may hold for others, where a model is loaded from it with these arguments."""
+        """A pattern of tensors that a checkpoint may hold for other classes, given the arguments of `from_pretrained`."""
         return cls.left_to_others
 
     def post_init(self) -> None:
         """As in transformers. A model that is far larger than its checkpoint is refused before it takes memory."""
         super().post_init()  # type: ignore[misc]
-        # a class may excuse tensors that its old checkpoints lack; transformers then leaves them random without a word
+        # a class may excuse tensors that its old checkpoints lack; transformers then leaves them random without a warning
         self._keys_to_ignore_on_load_missing = set[str]()
         self._keys_to_ignore_on_load_unexpected = set[str]()
         most, folder = getattr(_room, "limit", None) or (None, Path())

@@ -14,6 +14,8 @@ from omni.cli.console import (
     SHIPPED,
     AsJson,
     Dtype,
+    expect_checkpoint,
+    expect_place,
     quiet_transformers,
     refuse,
     shipped_checkpoint,
@@ -124,12 +126,13 @@ def attend(
         refuse("Expected a file for the maps, found none; add --output map.png, or --json for the numbers.")
     if output is not None and output.suffix.lower() != ".png":
         refuse(f"Expected a file name that ends with .png, found {str(output)!r}; maps are written as PNG.")
-    if output is not None and not output.absolute().parent.is_dir():
-        refuse(f"{str(output)!r} cannot be written, because its folder does not exist; make it first.")
+    if output is not None:
+        expect_place(output)
     if question is None:
         with user_errors(ValueError):
             items = read_items(files)
         folder = checkpoint or shipped_encoder(items[0].modality)
+        expect_checkpoint(folder)
     else:
         folder = checkpoint or shipped_checkpoint()
         items = _read(folder, files, asking)
@@ -141,7 +144,7 @@ def attend(
     if output is not None and not any(map(can_be_shown, items)):
         refuse(f"{unseen}; leave out --output, and read the numbers with --json.")
     with status("starting"):
-        from omni.checkpoints.folder import CheckpointError, model_type_of
+        from omni.checkpoints.folder import CheckpointError
         from omni.loading.checkpoint import load
         from omni.loading.encoder import load_encoder
         from omni.looking import attention, panels
@@ -152,7 +155,6 @@ def attend(
     drawn: Any = None
     with user_errors(CheckpointError, QuestionError, attention.AttentionError), status("looking"):
         if question is None:
-            model_type_of(folder)  # refuses a folder without a checkpoint
             encoder = load_encoder(folder, items[0].modality)
             looks = attention.encoder_attention(encoder, items[0].value, layer)
             if output is not None:
@@ -176,12 +178,12 @@ def attend(
 
 
 def _expect_familiarity(folder: Path) -> None:
-    """Refuse to be strict about a model of which nobody knows what it was trained on."""
+    """Refuse `--strict` for a checkpoint that does not say what it was trained on."""
     from omni.checkpoints.folder import FAMILIARITY
 
     if not os.path.exists(folder / FAMILIARITY):
         refuse(
-            f"{str(folder)!r} does not say what the model was trained on, so --strict cannot hold files against it; run "
+            f"{str(folder)!r} does not say what the model was trained on, so --strict has nothing to compare with; run "
             "`omni checkpoint familiarise`, or leave --strict out."
         )
 
@@ -194,7 +196,7 @@ def _names_a_file(question: str) -> bool:
 
 
 def _unasked(folder: Path, last: str) -> tuple[str, list[str]]:
-    """The question that a model is asked if nobody types one, and the modalities of the items that ask instead of words."""
+    """The default question of a model, and the modalities of the items that can ask in place of words."""
     from omni.checkpoints.folder import CheckpointError, asked_by, prompt_of
 
     with user_errors(CheckpointError):
@@ -218,6 +220,7 @@ def _read(folder: Path, files: list[str], asking: list[str]) -> list[Any]:
             expect_known(items, known)
         if lacking := [get_modality(name).noun for name in asking if name not in {item.modality for item in items}]:
             refuse(
-                f"Expected a question in quotes after the files, or a {' and a '.join(lacking)} that asks; add one of them."
+                f"Expected a question in quotes after the files, or a {' and a '.join(lacking)} that asks, found the file "
+                f"{files[-1]!r}; add one of them."
             )
     return items

@@ -31,7 +31,7 @@ def bench(
         root = Path(omni.__file__).parents[1]
         if not (root / "benchmarks" / "__main__.py").is_file():
             refuse(
-                "Peers can only be measured in a clone of omni's repository, and this is none; `omni bench --verify` works "
+                "Peers can only be measured in a clone of omni's repository, which this is not; `omni bench --verify` works "
                 "here."
             )
         done = subprocess.run([sys.executable, "-m", "benchmarks", *(jobs or [])], cwd=root, check=False)

@@ -22,12 +22,14 @@ def seal(
 
     Loading compares the files with the seal. The seal keeps a note of what you changed.
     """
-    from omni.checkpoints.fingerprints import renew_fingerprints
     from omni.checkpoints.folder import CheckpointError, expect_folder
-    from omni.checkpoints.seal import reseal
 
     with user_errors(CheckpointError):
         expect_folder(folder)
+    from omni.checkpoints.fingerprints import renew_fingerprints
+    from omni.checkpoints.seal import reseal
+
+    with user_errors(CheckpointError):
         parts = renew_fingerprints(folder)
         files = reseal(folder, parts)
     happened = {**{f"weights of {part}": "changed" for part in parts}, **files}
@@ -132,9 +134,11 @@ def familiarise(
     nouns = [f"{get_modality(name).noun}s" for name in sorted(found.items)] + (["questions"] if found.question else [])
     typer.echo(f"{folder} now knows what {' and '.join(nouns) or 'nothing'} of training are like.")
     if found.calibration is None:
-        typer.echo("How sure its answers are stays unknown, as there are no held-out rows; name some with --held-out.")
+        typer.echo(
+            "It does not know how sure its answers are, because that needs held-out rows; name some with --held-out."
+        )
     else:
         typer.echo(
-            f"How sure it is was measured on {found.calibration.answers:,} held-out answers, {found.calibration.right:.1%} "
+            f"Its confidence was measured on {found.calibration.answers:,} held-out answers, {found.calibration.right:.1%} "
             "of them right."
         )

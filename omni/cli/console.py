@@ -31,7 +31,7 @@ def with_encoders(command: Callable[..., None]) -> Callable[..., None]:
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     try:
         names = [name for name in modalities() if name not in signature.parameters]
-    except ValueError:  # two packages of one name; whatever needs a modality says so
+    except ValueError:  # two packages of one name; the first use of a modality raises it again
         names = []
     options = [
         inspect.Parameter(
@@ -96,7 +96,7 @@ def steps(in_pipes: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Show progress bars on stderr, if that is a terminal: one for each step, by its name.
 
     Args:
-        in_pipes: write a line now and then, if it is none.
+        in_pipes: write a line now and then if it is not.
     """
     if in_pipes and not sys.stderr.isatty():
         yield _lines()
@@ -146,6 +146,21 @@ def file_progress() -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=done, total=total, rate=rate)
 
         yield advance
+
+
+def expect_checkpoint(folder: Path) -> None:
+    """Refuse a folder that holds no checkpoint, before anything heavy is imported."""
+    from omni.checkpoints.folder import CheckpointError, base_of, expect_folder, model_type_of
+
+    with user_errors(CheckpointError):
+        expect_folder(folder)
+        model_type_of(base_of(folder))
+
+
+def expect_place(path: Path) -> None:
+    """Refuse the name of a file that cannot be made, because there is no such folder."""
+    if not path.absolute().parent.is_dir():
+        refuse(f"{str(path)!r} cannot be written, because its folder does not exist; make it first.")
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:

@@ -12,6 +12,8 @@ from omni.cli.commands import app
 from omni.cli.console import (
     SHIPPED_ENCODER,
     AsJson,
+    expect_checkpoint,
+    expect_place,
     file_progress,
     quiet_transformers,
     refuse,
@@ -64,12 +66,19 @@ def embed(
     if address is not None and engine != "ray":
         refuse("--address names a Ray cluster; add --engine ray, or leave it out.")
     folder = checkpoint or shipped_checkpoint(SHIPPED_ENCODER)
+    from omni.data.finding import SourceError, expect_source
+
+    expect_checkpoint(folder)
+    expect_place(output)
+    with user_errors(SourceError):
+        for source in sources:
+            expect_source(source)
     from omni import embedding
     from omni.checkpoints.folder import CheckpointError
     from omni.data.sources import ManifestError
 
     quiet_transformers()
-    own_errors = (embedding.SourceError, embedding.EngineError, embedding.TableError, embedding.RayError)
+    own_errors = (SourceError, embedding.EngineError, embedding.TableError, embedding.RayError)
     try:
         with user_errors(*own_errors, ManifestError, CheckpointError), file_progress() as progress:
             done = embedding.embed(
@@ -133,7 +142,7 @@ def search(
 @app.command()
 def duplicates(
     table: Table,
-    least: Annotated[float, typer.Option(min=-1, max=1, help="Similarity from which on two are the same.")] = 0.98,
+    least: Annotated[float, typer.Option(min=-1, max=1, help="Least similarity of two that are the same.")] = 0.98,
     sheet: Sheet = None,
     as_json: AsJson = False,
 ) -> None:
@@ -156,13 +165,13 @@ def _line(hit: Any) -> str:
 
 @contextmanager
 def _searching(table: Path, sheet: Path | None) -> Iterator[Any]:
-    """Refuse what cannot be done before anything heavy is imported; then the library, whose errors are the user's."""
+    """Check the options before heavy imports; then yield `omni.embedding`, and report its errors as the user's."""
     if not table.exists():
         refuse(f"{str(table)!r} does not exist, expected a table that `omni embed` wrote; check the path.")
     if sheet is not None and sheet.suffix.lower() != ".png":
         refuse(f"Expected a file name that ends with .png, found {str(sheet)!r}; the sheet is a picture.")
-    if sheet is not None and not sheet.absolute().parent.is_dir():
-        refuse(f"{str(sheet)!r} cannot be written, because its folder does not exist; make it first.")
+    if sheet is not None:
+        expect_place(sheet)
     from omni import embedding
     from omni.checkpoints.folder import CheckpointError
     from omni.modality import ItemError

@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import AsJson, Dtype, quiet_transformers, refuse, show, steps, user_errors, write_file
+from omni.cli.console import (
+    AsJson,
+    Dtype,
+    expect_checkpoint,
+    expect_place,
+    quiet_transformers,
+    refuse,
+    show,
+    steps,
+    user_errors,
+    write_file,
+)
 
 
 @app.command()
@@ -41,7 +52,7 @@ def evaluate(
     ] = None,
     sight: Annotated[bool, typer.Option("--sight", help="Ask again with the items blank, swapped, noise.")] = False,
     strangers: Annotated[
-        Path | None, typer.Option(help="Items or questions unlike training, which the model should tell.")
+        Path | None, typer.Option(help="Items or questions unlike training, which the model should recognise.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Questions at once.", show_default="64")] = None,
     max_new_tokens: Annotated[
@@ -60,15 +71,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score the answers of a fused model, with 95 % intervals and the best constant answer; or probe an encoder."""
-    from omni import evaluation
-    from omni.checkpoints.folder import CheckpointError
-    from omni.data.sources import ManifestError
-    from omni.modality import ItemError
-    from omni.registry import get_modality
-    from omni.worlds import WorldError
-
     if checkpoint is not None and folder is not None:
         refuse("CHECKPOINT and --checkpoint are the same; give one of them.")
+    from omni.data.sources import ManifestError, expect_rows
+
     folder = checkpoint or folder
     options = {
         "pictures": pictures,
@@ -92,14 +98,24 @@ def evaluate(
         refuse("--verify asks as the result says; leave out the options that say what to ask.")
     targets = [path.absolute() for path in (output, answers, sheet, card) if path is not None]
     for path in targets:
-        if not path.parent.is_dir():
-            refuse(f"{str(path)!r} cannot be written, because its folder does not exist; make it first.")
+        expect_place(path)
         if path.is_dir():
             refuse(f"Expected the name of a file, but {str(path)!r} is a folder; name a file in it.")
         if targets.count(path) > 1:
             refuse(f"{str(path)!r} would be written twice; give each output its own name.")
     if sheet is not None and sheet.suffix != ".html":
         refuse(f"Expected a file name that ends with .html, found {str(sheet)!r}; the sheet is one HTML file.")
+    if folder is not None:
+        expect_checkpoint(folder)
+    if data is not None:
+        with user_errors(ManifestError):
+            expect_rows(data)
+    from omni import evaluation
+    from omni.checkpoints.folder import CheckpointError
+    from omni.modality import ItemError
+    from omni.registry import get_modality
+    from omni.worlds import WorldError
+
     quiet_transformers()
     own_errors = (CheckpointError, evaluation.EvaluationError, ManifestError, ItemError, WorldError)
     with user_errors(*own_errors), steps() as progress:

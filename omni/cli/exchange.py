@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import AsJson, quiet_transformers, refuse, status, user_errors, with_encoders
+from omni.cli.console import AsJson, expect_checkpoint, quiet_transformers, refuse, status, user_errors, with_encoders
 
 
 def _by_name(values: list[str] | None, kinds: str, read: Callable[[str], Any]) -> Any:
@@ -53,6 +53,8 @@ def compose(
     folders = {name: folder for name, folder in encoders.items() if folder is not None}
     if output is None or not folders or thinker is None:
         refuse("Expected two folders and a new one, such as `omni compose --image clip --thinker qwen mine`.")
+    for folder in (*folders.values(), thinker):
+        expect_checkpoint(folder)
     kinds = _by_name(projector, "KIND", str) or "unshuffle_mlp"
     factors = _by_name(factor, "a whole number from 1 on", _factor)
     with status("starting"):
@@ -97,6 +99,9 @@ def convert(
 
     A language model in a GGUF file becomes a folder that compose takes: omni convert model.gguf model.
     """
+    for source in sources:
+        if not source.exists():
+            refuse(f"{str(source)!r} does not exist; name files of micro-Omni, such as vision.pt.")
     if sources[0].suffix == ".gguf":
         _unpack(sources, output, as_json)
         return
@@ -143,7 +148,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model as graphs that run without torch: omni export checkpoints/omni_tiny exported."""
-    from omni.checkpoints.folder import CheckpointError
+    from omni.checkpoints.folder import CheckpointError, expect_new
+
+    expect_checkpoint(checkpoint)
+    with user_errors(FileExistsError):
+        expect_new(output)
     from omni.exchange import onnx as exporting
 
     quiet_transformers()

@@ -9,7 +9,7 @@ import typer
 
 import omni
 from omni.cli.commands import app
-from omni.cli.console import AsJson, quiet_transformers, show, user_errors
+from omni.cli.console import AsJson, expect_checkpoint, quiet_transformers, refuse, show, user_errors
 
 
 @app.command()
@@ -26,6 +26,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """List the layers of an encoder, with the shape, parameters, FLOPs and memory of each."""
+    if not encoder.exists():
+        refuse(f"{str(encoder)!r} does not exist; expected a checkpoint folder or a JSON configuration.")
+    if encoder.is_dir():
+        expect_checkpoint(encoder)
     from omni.looking.layers import inspect_encoder, render
 
     quiet_transformers()

@@ -34,7 +34,7 @@ def check_plugin(
 ) -> None:
     """Check a plug-in against the contract: omni check-plugin omni-wave.
 
-    It tries the bundle, its encoder, a small fused model and every command, and says what to mend. The exit status is 1 if a
+    It tries the bundle, its encoder, a small fused model and every command, and says what to fix. The exit status is 1 if a
     check fails.
     """
     with status("starting") as say:

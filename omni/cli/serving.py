@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import SHIPPED, Dtype, quiet_transformers, refuse, shipped_checkpoint, user_errors
+from omni.cli.console import (
+    SHIPPED,
+    Dtype,
+    expect_checkpoint,
+    quiet_transformers,
+    refuse,
+    shipped_checkpoint,
+    user_errors,
+)
 
 
 @app.command()
@@ -31,6 +39,7 @@ def serve(
 ) -> None:
     """Serve a checkpoint to OpenAI clients: omni serve checkpoints/omni_tiny."""
     folder = checkpoint or shipped_checkpoint()
+    expect_checkpoint(folder)
     quiet_transformers()
     try:
         from omni.serving.server import ServingError
@@ -58,6 +67,7 @@ def play(
 ) -> None:
     """Ask on a page in the browser, and see where the model looks: omni app."""
     folder = checkpoint or shipped_checkpoint()
+    expect_checkpoint(folder)
     quiet_transformers()
     from omni.app.server import AppError
     from omni.app.server import serve as start

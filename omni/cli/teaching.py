@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import AsJson, quiet_transformers, refuse, show, status, steps, user_errors, with_encoders
+from omni.cli.console import (
+    AsJson,
+    expect_checkpoint,
+    quiet_transformers,
+    refuse,
+    show,
+    status,
+    steps,
+    user_errors,
+    with_encoders,
+)
 
 
 @app.command()
@@ -39,7 +49,7 @@ def teach(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Put a value into the recipe.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the same command where it was cut off.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run of this command that was stopped.")] = False,
     as_json: AsJson = False,
     **encoders: Path | None,
 ) -> None:
@@ -52,13 +62,22 @@ def teach(
         )
     if test is not None and data is None:
         refuse("--test is for data of your own; name them with --data.")
+    from omni.data.sources import ManifestError, expect_rows
+
+    for folder in map(Path, folders.values()):
+        expect_checkpoint(folder)
+    if not language_model.is_file():
+        expect_checkpoint(language_model)
+    with user_errors(ManifestError):
+        for rows in (data, test, text):
+            if rows is not None:
+                expect_rows(rows)
     quiet_transformers()
     with status("starting"):
         from tqdm.auto import tqdm
 
         from omni.checkpoints.folder import CheckpointError
         from omni.data.conversations import ExampleError
-        from omni.data.sources import ManifestError
         from omni.evaluation import EvaluationError, render
         from omni.modality import ItemError
         from omni.teaching import Lesson

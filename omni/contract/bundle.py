@@ -45,7 +45,7 @@ def fields_agree(subject: Subject) -> None:
             )
     if not modality.argument.isidentifier():
         raise BrokenError(
-            f"`argument` is {modality.argument!r}, expected a name that Python takes; rename it, or leave it out."
+            f"`argument` is {modality.argument!r}, expected a Python identifier; rename it, or leave it out."
         )
     given = [field for field in ("suffixes", "media_types") if getattr(modality, field)]
     if modality.open is None and given:
@@ -67,7 +67,7 @@ def fields_agree(subject: Subject) -> None:
 
 
 def configures(subject: Subject) -> None:
-    """Every setting comes back from a file as it was."""
+    """Every setting is the same after saving and loading."""
     config_class = subject.modality.config_class
     is_configuration = isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)
     if not is_configuration:
@@ -89,7 +89,7 @@ def configures(subject: Subject) -> None:
             continue
         try:
             made = config_class(**{key: 2 * value})
-        except Exception:  # a value that it refuses is no fault
+        except Exception:  # refusing a value is no fault
             continue
         if key in taken and getattr(made, key) != 2 * value:
             raise BrokenError(
@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def has_items(subject: Subject) -> None:
-    """There are items to try the bundle with."""
+    """There are items for the checks."""
     if not subject.items:
         raise BrokenError(
             "There is no item to try the bundle with; add `probes`, which makes up a few of different sizes, to it"
@@ -128,7 +128,7 @@ def has_items(subject: Subject) -> None:
 
 
 def tells_items_from_lists(subject: Subject) -> None:
-    """The processor is given one item, several, or several for each row."""
+    """`is_item` tells one item from lists of items, flat or by row."""
     is_item = subject.modality.is_item
     first, second = subject.items[:2]
     for item in subject.items:
@@ -202,7 +202,7 @@ def _kind(subject: Subject, what: str, source: Any) -> str:
 
 
 def opens_files(subject: Subject) -> None:
-    """`open` makes the same item of a path as of the bytes."""
+    """`open` makes the same item of a path and of the file's bytes."""
     modality = subject.modality
     if modality.open is None:
         raise NotOfferedError(f"{GAINS_FILES}.")
@@ -223,7 +223,7 @@ def opens_files(subject: Subject) -> None:
 
 
 def prepares(subject: Subject) -> None:
-    """The preprocessor prepares all items, in their order, in the same way every time."""
+    """The preprocessor prepares all items, in order, with the same result every time."""
     modality, items = subject.modality, subject.items
     inputs = subject.prepare(items)
     if lacking := [key for key in modality.inputs if key not in inputs]:
@@ -261,7 +261,7 @@ OF_FILES = ("auto_map", "preprocessor_class")
 
 
 def keeps_settings(subject: Subject) -> None:
-    """A checkpoint holds `to_dict()`; loading it calls `cls(**to_dict())`."""
+    """The preprocessor is the same after saving and loading, which is `cls(**to_dict())`."""
     cls, processor = subject.modality.preprocessor_class, subject.processor
     saved = processor.preprocessors[subject.name].to_dict()
     known = inspect.signature(cls).parameters.values()
@@ -308,7 +308,7 @@ SEED = 987654321
 
 
 def stands_in(subject: Subject) -> None:
-    """`stand_ins` makes items that say nothing. With them an evaluation sees whether answers use their items."""
+    """`stand_ins` makes items without content. With them an evaluation sees whether answers use their items."""
     modality = subject.modality
     if modality.stand_ins is None:
         raise NotOfferedError("`stand_ins`: with it, `omni evaluate` asks whether the model uses its items at all.")

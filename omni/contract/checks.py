@@ -15,15 +15,15 @@ Result = Literal["passed", "failed", "not offered", "not run"]
 
 
 class BrokenError(Exception):
-    """A promise that the plug-in does not keep; the message is one sentence, which says what to mend."""
+    """The plug-in breaks a promise. The message is one sentence that says what to fix."""
 
 
 class NotOfferedError(Exception):
-    """A field that the plug-in leaves out; the message says which, and what it would be good for."""
+    """The plug-in leaves out an optional field. The message says which, and what it is for."""
 
 
 class NotRunError(Exception):
-    """A check that cannot run here; the message says why, and what it needs."""
+    """A check cannot run here. The message says why, and what it needs."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Check:
         name: a word or two.
         promise: what holds if the check passes; one sentence.
         run: raises an error if it does not hold.
-        needs: names of checks that have to pass first.
+        needs: names of checks that must pass first.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Check:
 
 
 class Finding(BaseModel):
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         check: its name.
-        result: "not offered" if the plug-in leaves out an optional field, "not run" if nothing could be tried.
-        sentence: the promise that holds, or what to mend, add or do.
+        result: "not offered" if the plug-in leaves out an optional field, "not run" if the check could not run.
+        sentence: the promise that holds, or what to fix, add or do.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,11 +62,11 @@ class Finding(BaseModel):
 def examine(
     subject: Subject, checks: Sequence[Check], progress: Callable[[str], None] = lambda name: None
 ) -> Iterator[Finding]:
-    """Run checks in order. One whose `needs` did not pass is not run.
+    """Run checks in order. A check whose `needs` did not pass is not run.
 
     Args:
-        subject: what is examined.
-        checks: such as `omni.contract.suite.CHECKS`.
+        subject: the plug-in under examination.
+        checks: the checks, such as `omni.contract.suite.CHECKS`.
         progress: called with the name of each check before it is run.
     """
     results: dict[str, Result] = {}
@@ -98,7 +98,7 @@ def _try(check: Check, subject: Subject) -> Finding:
 
 
 def _told(check: Check, subject: Subject, error: Exception) -> str:
-    """A sentence about an error that no check expects, with the last line of the plug-in in its traceback."""
+    """A sentence about an unexpected error, with the last line of the plug-in in its traceback."""
     said = shorten(f"{type(error).__name__}: {error}", 400, placeholder=" ...").rstrip(".")
     own = [
         f"{Path(frame.f_code.co_filename).name}, line {line}"
@@ -106,4 +106,6 @@ def _told(check: Check, subject: Subject, error: Exception) -> str:
         if subject.owns(frame.f_globals.get("__name__", ""))
     ]
     where = f" in {own[-1]}" if own else ""
-    return f"Expected that {check.promise[0].lower()}{check.promise[1:].removesuffix('.')}; found {said}{where}; mend that."
+    return (
+        f"Expected that {check.promise[0].lower()}{check.promise[1:].removesuffix('.')}; found {said}{where}; fix that."
+    )

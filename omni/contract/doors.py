@@ -1,6 +1,6 @@
-"""Checks of the doors of omni: the commands and functions that take items, files or models take this modality, too.
+"""Checks of omni's doors: the commands and functions that take items, files or models must take this modality, too.
 
-A door is called as its command calls it. A door that takes files is only tried if there is one (`--file`).
+A check calls a door as its command does. A door that takes files is tried only if the author passes one (`--file`).
 """
 
 import base64
@@ -14,6 +14,7 @@ from omni.contract.checks import BrokenError, Check, NotOfferedError, NotRunErro
 from omni.contract.subject import Subject
 from omni.items import Item, read_item
 from omni.loading.checkpoint import load
+from omni.loading.preprocessor import save_preprocessor
 from omni.session import Session
 
 QUESTION = "which of these is it"
@@ -30,13 +31,9 @@ def _folder(subject: Subject) -> Path:
 
 def _encoder_folder(subject: Subject) -> Path:
     """A folder with the encoder and its preprocessor alone."""
-    folder, preprocessor = subject.folder("encoder-alone"), subject.processor.preprocessors[subject.name]
+    folder = subject.folder("encoder-alone")
     subject.encoder.save_pretrained(folder)
-    if hasattr(preprocessor, "save_pretrained"):
-        preprocessor.save_pretrained(folder)
-    else:
-        values = {**preprocessor.to_dict(), "preprocessor_class": type(preprocessor).__name__}
-        (folder / "preprocessor_config.json").write_text(json.dumps(values), encoding="utf-8")
+    save_preprocessor(subject.processor.preprocessors[subject.name], folder)
     return folder
 
 
@@ -196,7 +193,7 @@ def serves(subject: Subject) -> None:
     chat = Chat.model_validate({"messages": [{"role": "user", "content": content}], "max_tokens": 1})
     worker = Worker(subject.model, subject.processor)
     try:
-        worker._answer(Job(chat))
+        worker.answer(Job(chat))
     finally:
         worker.close()
 
@@ -204,15 +201,12 @@ def serves(subject: Subject) -> None:
 def loads(subject: Subject) -> None:
     """`load`, which every command with a checkpoint calls."""
     model, processor = load(_folder(subject))
-    asked = [Session(m, p, [_item(subject)]).ask(QUESTION, 4) for m, p in ((model, processor), _pair(subject))]
+    pairs = ((model, processor), (subject.model, subject.processor))
+    asked = [Session(*pair, [_item(subject)]).ask(QUESTION, 4) for pair in pairs]
     if asked[0].answer != asked[1].answer:
         raise BrokenError(
             "A loaded model gives another answer than the one that was saved; save everything that answers depend on."
         )
-
-
-def _pair(subject: Subject) -> tuple[Any, Any]:
-    return subject.model, subject.processor
 
 
 NEEDS = ("generate", "settings")

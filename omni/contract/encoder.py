@@ -19,11 +19,11 @@ from omni.contract.subject import Subject, Tokens
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 
 TOLERANCE = 1e-4
-"""The largest difference that rounding explains in float32, relative to the length of a token."""
+"""The largest difference that rounding explains in float32, relative to the norm of a token."""
 
 
 def is_built(subject: Subject) -> None:
-    """The class of the encoder, or `build`, makes it, and its forward takes the inputs."""
+    """`model_class` or `build` makes the encoder, and its forward takes the inputs."""
     encoder = subject.encoder
     if not isinstance(encoder, PreTrainedModel):
         raise BrokenError(
@@ -84,7 +84,7 @@ def _check_tokens(part: str, tokens: torch.Tensor, count: int, width: int) -> No
 
 
 def _check_count(grid: torch.Tensor, told: int) -> None:
-    """Compare the tokens of `grid` with `told`, what `grid_shapes` says of the longest item, which has no padding."""
+    """Compare the tokens of `grid` with `told`, the number that `grid_shapes` gives for the longest item."""
     if grid.shape[1] < told:
         raise BrokenError(f"`grid` has {grid.shape[1]} tokens, but `grid_shapes` says {told}; make them agree.")
     if grid[:, told:].any():
@@ -107,7 +107,7 @@ def is_deterministic(subject: Subject) -> None:
 
 @torch.no_grad()
 def tells_items_apart(subject: Subject) -> None:
-    """Different items give different tokens: nothing can be learnt from what an encoder does not read."""
+    """Different items give different tokens."""
     for first, second in pairwise(subject.items):
         if _same(subject.prepare([first]), subject.prepare([second])):
             continue

@@ -19,7 +19,7 @@ from omni.fusion.encoded_item import EncodedItem
 from omni.projectors import PROJECTORS, num_tokens
 
 STEPS = 3
-"""How many steps of training have to lower the loss."""
+"""The number of training steps that must lower the loss."""
 
 
 @torch.no_grad()
@@ -195,7 +195,7 @@ print(json.dumps(output[0, inputs["input_ids"].shape[1]:].tolist()))
 
 
 def starts_afresh(subject: Subject) -> None:
-    """A new process loads the model from its folder and the installed package alone."""
+    """A new process loads the model with nothing but its folder and the installed package."""
     folder = subject.folder("fused")
     for part in (subject.model, subject.processor):
         part.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""The bundles that a name stands for. It is the name of a modality or of an installed package, or "module:attribute"."""
+"""Finds bundles by the name of a modality or of an installed package, or by "module:attribute"."""
 
 import sys
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, packages_distributions
@@ -9,18 +9,18 @@ from omni.registry import get_modality, modalities
 
 
 class PluginError(ValueError):
-    """The name stands for no plug-in; the message is one sentence."""
+    """There is no plug-in of this name. The message is one sentence."""
 
 
 def find(name: str) -> list[Modality]:
-    """The bundles that a name stands for.
+    """Find the bundles of a name.
 
     Args:
-        name: of a modality ("wave"), of an installed package ("omni-wave", or "omni_wave" as it is imported), or
-            "module:attribute", where the module may lie in the current folder.
+        name: a modality ("wave"), an installed package ("omni-wave", or "omni_wave" as it is imported), or
+            "module:attribute", where the module may be in the current folder.
 
     Raises:
-        PluginError: nothing has this name, or what it names cannot be loaded or is no bundle.
+        PluginError: nothing has this name, or the plug-in cannot be loaded or is no bundle.
     """
     if ":" in name:
         return [_load(name)]
@@ -38,17 +38,17 @@ def _load(address: str) -> Modality:
     try:
         found = EntryPoint(name=address, value=address, group=ENTRY_POINT_GROUP).load()
     except Exception as error:  # the module may be broken in any way
-        raise PluginError(f"{address!r} cannot be loaded ({type(error).__name__}: {error}); mend it.") from error
+        raise PluginError(f"{address!r} cannot be loaded ({type(error).__name__}: {error}); fix it.") from error
     if not isinstance(found, Modality):
         raise PluginError(f"{address!r} is a {type(found).__name__}, expected an omni.Modality; name that.")
     return found
 
 
 def _of_package(name: str) -> list[str]:
-    """Names of the modalities that an installed package brings."""
+    """Names of the modalities of an installed package."""
     try:
         found = [distribution(name)]
-    except (PackageNotFoundError, ValueError):  # the name by which it is imported; slow, since it asks all packages
+    except (PackageNotFoundError, ValueError):  # perhaps the name by which it is imported; this asks all packages
         found = [distribution(each) for each in packages_distributions().get(name, [])]
     if not found:
         raise PluginError(

@@ -1,4 +1,4 @@
-"""What is examined: a bundle, and its items, processor and small fused model, made when a check first asks for them.
+"""The subject of an examination: a bundle, and its items, processor and small fused model, which are made on demand.
 
 Shapes: I items, N tokens of the grid, D width of the encoder.
 """
@@ -44,9 +44,9 @@ class Subject:
 
     Args:
         modality: the bundle.
-        files: example files, which become items, too.
+        files: example files, which become items.
         encoder: settings of the encoder that differ from its defaults.
-        address: the "module:attribute" of the bundle, for a process that finds it by no entry point.
+        address: the "module:attribute" of a bundle that has no entry point, for a fresh process.
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class Subject:
 
     @cached_property
     def items(self) -> list[Any]:
-        """The items in the files, then the bundle's `probes`; if they are too few, some of them again."""
+        """The items in the files, then the bundle's `probes`, repeated if they are fewer than `FEW`."""
         opened = [self.modality.open(str(file)) for file in self.files] if self.modality.open else []
         found = opened + self.probes()
         return found * math.ceil(FEW / len(found)) if found else []
 
     def probes(self) -> list[Any]:
-        """The items that the bundle makes up."""
+        """The items of the bundle's `probes`."""
         if self.modality.probes is None:
             return []
         encoder = self.config.modalities[self.name]["encoder"]
@@ -110,12 +110,12 @@ class Subject:
 
     @cached_property
     def processor(self) -> OmniProcessor:
-        """The processor of the fused model; its preprocessor has its defaults."""
+        """The processor of the fused model. Its preprocessor has default settings."""
         return OmniProcessor(tokenizer=copy.deepcopy(self.tokenizer), modalities=self.config.modalities)
 
     @cached_property
     def model(self) -> OmniForConditionalGeneration:
-        """The fused model, in eval mode. No parameter is a constant, and all inputs of its Thinker matter."""
+        """The fused model, in eval mode. All parameters are random, so that all inputs of its Thinker matter."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = OmniForConditionalGeneration(self.config).eval()
@@ -132,19 +132,19 @@ class Subject:
         """The tower of the fused model."""
         return getattr(self.model.model, f"{self.name}_tower")
 
-    # --- what they do -------------------------------------------------------------------------------------------------
+    # --- calls --------------------------------------------------------------------------------------------------------
 
     def prepare(self, items: Sequence[Any], processor: OmniProcessor | None = None) -> dict[str, Any]:
         """The batch of `inputs` of some items, as tensors."""
-        return (processor or self.processor)._prepare(self.name, list(items), {"return_tensors": "pt"})
+        return (processor or self.processor).prepare(self.name, list(items), {"return_tensors": "pt"})
 
     def shapes(self, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
-        """The grid of each item."""
+        """The shape of each item's grid."""
         shapes = self.modality.grid_shapes(self.config.modalities[self.name]["encoder"], inputs)
         return [tuple(shape) for shape in shapes]
 
     def encode(self, inputs: Mapping[str, Any], encoder: nn.Module | None = None) -> Any:
-        """What the encoder returns."""
+        """The encoder's output."""
         arguments = {self.modality.arguments[key]: value for key, value in inputs.items()}
         return (encoder or self.encoder)(**arguments, return_dict=True)
 

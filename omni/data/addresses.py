@@ -1,8 +1,8 @@
 """Files at addresses, such as "https://...", "s3://..." or "hf://...": fetched once, by fsspec, into a folder.
 
-The web is read by Python itself, as fsspec would need a package more for it.
+Python itself reads the web, because fsspec would need another package for it.
 
-Nothing is fetched unless the user names that folder. What is in it is not fetched again; remove it to have it anew.
+Nothing is fetched unless the user names that folder. A file in it is not fetched again; remove it to fetch it once more.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def local(address: str, folder: Path) -> Path:
 
 
 def fetch(address: str, path: Path) -> None:
-    """Bring what is at an address to a path, if nothing is there; all of it or nothing.
+    """Fetch the file at an address to a path, unless the path exists. A fetch that fails leaves no file.
 
     Raises:
         ItemError: it cannot be fetched.
@@ -70,7 +70,7 @@ def _download(address: str, to: str) -> None:
 
 
 def place_of(path: str | Path, folder: Path | None) -> Path:
-    """The path of a data set; of an address, or of several that a pattern matches, where they are kept once fetched.
+    """The path of a data set. The files at an address, or at several that a pattern matches, are fetched first.
 
     Raises:
         ManifestError: an address without a folder, or one that cannot be fetched.

@@ -152,8 +152,8 @@ def check(
         processor: a model's processor. With it, rows that are "too long", hold a "control token" or items that the model
             does not take are found, too.
         max_length, max_positions: limits in tokens, see `ConversationCollator`. By default its own.
-        sample: so many rows of each data set are read, at random; by default all. What only all rows tell, such as files
-            that none names, is then not looked for.
+        sample: number of rows to read of each data set, at random; by default all. A sample leaves out checks that need
+            all rows, such as for files that no row names.
         workers: number of threads. By default one for each core.
         progress: called with the number of rows done.
 
@@ -286,8 +286,8 @@ class _Check:
         tokens = 0
         if self.processor is not None and file.modality in self.processor.preprocessors:
             try:
-                prepared = self.processor._prepare(file.modality, [item], {"return_tensors": "pt"})
-                (tokens,) = self.processor._counts(file.modality, prepared)
+                prepared = self.processor.prepare(file.modality, [item], {"return_tensors": "pt"})
+                (tokens,) = self.processor.count_tokens(file.modality, prepared)
             except ValueError as error:  # the sound may be longer than the encoder takes
                 kind = type(error) if isinstance(error, ItemError) else ItemError
                 return kind(f"{file} cannot be prepared: {error}")

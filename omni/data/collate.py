@@ -86,8 +86,8 @@ class ConversationCollator:
         """The inputs of a modality, and how many tokens each of its items becomes."""
         items = [item for example in examples for item in example.items.get(name, [])]
         try:
-            prepared = self.processor._prepare(name, items, {"return_tensors": "pt", **self.options.get(name, {})})
-            return prepared, self.processor._counts(name, prepared)
+            prepared = self.processor.prepare(name, items, {"return_tensors": "pt", **self.options.get(name, {})})
+            return prepared, self.processor.count_tokens(name, prepared)
         except ValueError as error:  # the sound may be longer than the encoder takes
             if len(examples) > 1:
                 for example in (example for example in examples if example.items.get(name)):

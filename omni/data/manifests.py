@@ -163,9 +163,9 @@ class Manifest(Sequence[Row]):
                 the address of a file, or several that a pattern matches.
             root: the folder that relative paths start from. By default the manifest's folder.
             prompt: the question for rows that have only a caption or a class. By default "Describe the picture.",
-                or whatever the row shows.
+                or the same about other items.
             answers: whether rows need an answer. If not, a row may name only files; its conversation is then empty.
-            addresses: a folder in which what is at addresses is kept, once it is fetched. Without it addresses are refused.
+            addresses: a folder that keeps the files fetched from addresses. Without it addresses are refused.
 
         Raises:
             ManifestError: there is nothing at `path`, or another layout, or no rows; none of the first rows can be read;

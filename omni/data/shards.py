@@ -7,8 +7,8 @@
 |                                               | `.txt` is its caption, `.cls` its class, `.json` has columns as in JSON|
 | a folder that `datasets` saved                | as Parquet                                                             |
 
-A class label becomes the name that the file has for it, where no other text is the answer. Only where rows begin is kept
-in memory; a row is read when it is asked for.
+Where no other text is the answer, the name of a class label is. Memory holds only where rows begin; a row is read on
+access.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WINDOW = 4
-"""How many blocks of rows are kept in memory. Their rows can be asked for in any order."""
+"""The number of blocks of rows in memory. Their rows may be read in any order."""
 
 MOST_BYTES = 2**30
 """Largest block of rows."""

@@ -12,7 +12,7 @@ The contents of the path tell the layout:
 | .parquet, .tar, a folder or a pattern   | see `omni.data.shards`                                                     |
 | of them, a folder of `save_to_disk`     |                                                                            |
 
-A source keeps where its rows begin, and reads a row when it is asked for; of a .json list it keeps the rows. A row that
+A source keeps where its rows begin, and reads a row on access; of a .json list it keeps the rows. A row that
 cannot be parsed raises on access. A file that cannot be split into rows raises at once.
 """
 
@@ -24,6 +24,7 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -102,8 +103,22 @@ def open_source(path: Path) -> Source:
         ) from error
     if found_there:
         raise ManifestError(f"{str(path)!r} is no regular file, expected {_EXPECTED}; check the path.")
+    raise _missing(path)
+
+
+def expect_rows(path: str | Path) -> None:
+    """Check that a path exists, or is a pattern or an address. Nothing is read.
+
+    Raises:
+        ManifestError: there is no such file or folder.
+    """
+    if not (os.path.exists(path) or has_magic(str(path)) or "://" in str(path)):
+        raise _missing(Path(path))
+
+
+def _missing(path: Path) -> ManifestError:
     where = "" if path.is_absolute() else f" in {os.getcwd()!r}"
-    raise ManifestError(f"{str(path)!r} does not exist{where}, expected {_EXPECTED}; check the path.")
+    return ManifestError(f"{str(path)!r} does not exist{where}, expected {_EXPECTED}; check the path.")
 
 
 def _open_file(path: Path) -> Source:

@@ -1,5 +1,6 @@
 """Turn many files of one modality into vectors, with an encoder alone, and search among them: `omni embed`."""
 
+from omni.data.finding import SourceError, find_files
 from omni.loading.encoder import Encoder, load_encoder
 
 from .cluster import RayError
@@ -7,7 +8,6 @@ from .engine import Engine, EngineError
 from .job import EmbeddingSummary, embed
 from .searching import Hit, SearchError, SearchTable, duplicates, search
 from .sheet import draw_sheet
-from .sources import SourceError, find_files
 from .table import TableError, describe
 
 __all__ = [

@@ -28,7 +28,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 DType = Literal["float32", "bfloat16"]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
-"""The largest |difference| / |token| that may be: rounding alone, and no more than bfloat16's eight bits explain."""
+"""The largest accepted |difference| / |token|: what rounding explains, in bfloat16 with its eight bits."""
 
 
 class EngineError(ValueError):
@@ -41,14 +41,14 @@ class Engine:
     Args:
         encoder: see `load_encoder`.
         what: "cls" float[1, D]; "grid" float[N, D]; "projected" float[n, T], what a fused model hands its Thinker.
-        precision: how exact it has to be. "bfloat16" allows to compute in it, and is computed in it where the processor is
-            faster so; "auto" is that where it is faster and the error allows it, else float32.
-        dtype: in what it is computed where "bfloat16" is allowed, by default in what is faster.
+        precision: "float32"; "bfloat16", which allows that dtype and uses it where the processor is faster in it; or
+            "auto", which is "bfloat16" where that is faster and the error allows it.
+        dtype: the dtype of the arithmetic where "bfloat16" is allowed; by default the faster one.
 
     Attributes:
-        path: how it computes: "as it is", or what the packed form calls itself.
+        path: how it computes: "as it is", or the name of the packed form.
         precision: "float32" or "bfloat16".
-        dtype: in what it is computed, "float32" or "bfloat16".
+        dtype: the dtype of the arithmetic, "float32" or "bfloat16".
         error: the largest |difference| / |token| to the encoder in float32, one item at a time, over the probes.
         shape: (n, width) of the tokens of one item; n is None where items have different numbers of them.
         longest: n of the largest probe.
@@ -56,8 +56,8 @@ class Engine:
         sized: whether items have a width and a height.
 
     Raises:
-        EngineError: tokens that the encoder does not have or that are no numbers, items that its preprocessor makes no batch
-            of, or a bfloat16 that is asked for and off by more than `TOLERANCE`.
+        EngineError: the encoder does not have these tokens, they are not finite, its preprocessor makes no batch of its
+            items, or the error of "bfloat16" is above `TOLERANCE`.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class Engine:
 
 @cache
 def bfloat16_pays() -> bool:
-    """Whether this processor multiplies matrices faster in bfloat16 than in float32. Some know both, but are not faster."""
+    """Whether this processor multiplies matrices faster in bfloat16 than in float32. Not all that support it are faster."""
 
     def seconds(dtype: torch.dtype) -> float:
         matrix, times = torch.ones(384, 384, dtype=dtype, device="cpu"), []

@@ -3,38 +3,30 @@
     summary = embed(["photos"], "checkpoints/vision_tiny", "out.parquet")
     print(summary.rows, summary.unreadable)
 
-Each thread takes a batch of files through all steps: read, decode, resize, encode. No thread waits for another, and torch
-uses only the thread that calls it. So all cores are busy, whichever step is the slowest, and the rows do not depend on the
-number of threads. `table` writes the rows.
+The rows are computed by the threads of this process (`local`) or by a cluster (`cluster`). `table` writes them.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, computed_field
 
 from omni.checkpoints.fingerprints import fingerprint_parts
+from omni.data.finding import find_files
 from omni.loading.encoder import Encoder, load_encoder, modality_of
 
-from . import cluster
-from .batches import Decode, Task, columns, embed_batch
+from . import cluster, local
+from .batches import Decode, Task, columns
 from .engine import Engine, EngineError, Precision, What
-from .sources import find_files
-from .table import Document, Output, Part, TableError, default_part_rows, encode_part
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from .table import Output, TableError, default_part_rows
 
 Runner = Literal["local", "ray"]
 """Where the rows are computed: by this process on all cores, or by Ray Data on all machines of a cluster."""
@@ -102,14 +94,14 @@ def embed(
             must be the same, too.
         runner: where the rows are computed.
         address: address of a Ray cluster. Without one, Ray starts on this machine alone.
-        modality: of a model with several encoders, the name of the one that is meant.
+        modality: of a model with several encoders, the name of the one to use.
         normalize: divide each vector by its length.
         threads: number of threads. By default one for each core that this process may use.
         progress: called with the number of finished rows and the number of all rows.
 
     Raises:
         SourceError, ManifestError: the sources hold no file of this modality, or cannot be read.
-        CheckpointError, EngineError: there is no encoder, or it cannot compute what is asked for.
+        CheckpointError, EngineError: there is no encoder, or it cannot compute these tokens.
         RayError: the cluster cannot do the work.
         TableError: the output cannot be written or continued.
     """
@@ -117,28 +109,16 @@ def embed(
     files = find_files(sources, bundle)
     place = Output(output, resume)
     if place.single and shard_rows is not None:
-        raise TableError(f"{str(output)!r} is to be one file; for files of {shard_rows:,} rows name a folder.")
-    with _one_thread(), cluster.connected(address) if runner == "ray" else nullcontext():
+        raise TableError(f"{str(output)!r} names one file; for files of {shard_rows:,} rows name a folder.")
+    with local.one_thread(), cluster.connected(address) if runner == "ray" else nullcontext():
         encoder = load_encoder(checkpoint, bundle.name)
         engine = Engine(encoder, what, precision)
         if decode == "scaled" and not engine.scales():
             raise EngineError(f"Files of {bundle.noun}s are read whole; leave `scaled` out.")
         task = Task(what, engine.precision, decode, batch_size, normalize)
         shape = columns(engine)
-        document = {
-            "format": "omni embeddings 2",
-            "omni": version("omni-thinker"),
-            "checkpoint": str(checkpoint),
-            "modality": bundle.name,
-            **hashes(encoder, what),
-            **asdict(task),
-            "engine": engine.path,
-            "dtype": engine.dtype,
-            "error": engine.error,
-            "files_sha256": _sha256(part for path in files for part in _state(path)),
-            "rows": len(files),
-            "shard_rows": shard_rows or default_part_rows((engine.longest, engine.shape[1]), batch_size, place.single),
-        }
+        rows_in_part = shard_rows or default_part_rows((engine.longest, engine.shape[1]), batch_size, place.single)
+        document = _describe(checkpoint, encoder, engine, task, files) | {"shard_rows": rows_in_part}
         with place.open(document, files, shape, engine.sized) as table:
             start, missing = time.perf_counter(), table.missing()
             todo = sum(part.stop - part.start for part in missing)
@@ -151,7 +131,7 @@ def embed(
 
             advance(0)
             if runner == "local":
-                results = _run(engine, task, files, missing, table.document, advance, threads or _cores())
+                results = local.run(engine, task, files, missing, table.document, advance, threads)
             else:
                 results = cluster.run(engine, task, files, missing, table.document, advance)
             with closing(results):
@@ -162,56 +142,23 @@ def embed(
     return EmbeddingSummary(output=str(output), rows=len(files), unreadable=unreadable, computed=todo, seconds=seconds)
 
 
-def _run(
-    engine: Engine,
-    task: Task,
-    files: Sequence[str],
-    parts: Sequence[Part],
-    document: Document,
-    advance: Callable[[int], None],
-    threads: int,
-) -> Generator[tuple[Part, bytes]]:
-    """Yield parts in order, each as soon as it is complete. The threads compute a bounded number of batches ahead."""
-    work = (paths for part in parts for paths in task.batches(files[part.start : part.stop]))
-    with ThreadPoolExecutor(threads) as pool, closing(_in_order(pool, engine, task, work, 2 * threads)) as rows:
-        for part in parts:
-            batches: list[pa.RecordBatch] = []
-            while sum(map(len, batches)) < part.stop - part.start:
-                batches.append(next(rows))
-                advance(len(batches[-1]))
-            yield part, encode_part(batches, document)
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, engine: Engine, task: Task, work: Iterable[Sequence[str]], ahead: int
-) -> Generator["pa.RecordBatch"]:
-    waiting: deque[Future[pa.RecordBatch]] = deque()
-    try:
-        for paths in work:
-            waiting.append(pool.submit(embed_batch, engine, task, paths))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-def _cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Make torch use one thread for each operation."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _describe(
+    checkpoint: str | Path, encoder: Encoder, engine: Engine, task: Task, files: Sequence[str]
+) -> dict[str, Any]:
+    """The document of a table: everything that its rows depend on."""
+    return {
+        "format": "omni embeddings 2",
+        "omni": version("omni-thinker"),
+        "checkpoint": str(checkpoint),
+        "modality": encoder.modality,
+        **hashes(encoder, task.what),
+        **asdict(task),
+        "engine": engine.path,
+        "dtype": engine.dtype,
+        "error": engine.error,
+        "files_sha256": _sha256(part for path in files for part in _state(path)),
+        "rows": len(files),
+    }
 
 
 # --- What the rows depend on ------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""Search in a table of embeddings: what is like a file, what fits a text, what is there twice.
+"""Search a table of embeddings: for files like a file, for files that fit a text, for duplicates.
 
     hits = search("out.parquet", like="wren.jpg")       # [Hit(path="photos/7.jpg", similarity=0.93), ...]
     groups = duplicates("out.parquet", least=0.98)      # [[Hit(...), Hit(...)], ...]
 
 Similarity is the cosine of two vectors. Below `EXACT` rows all of them are compared; a table is read part by part, so
 memory does not grow with it. From there on an index of usearch (extra `[search]`) finds nearly all neighbours; it is built
-once and kept beside the table. A search by text compares all rows always.
+once and kept beside the table. A search by text always compares all rows.
 
 A table knows the encoder that made it. A file is encoded by that encoder alone; another one is refused.
 """
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from usearch.index import Index
 
 EXACT = 1_000_000
-"""From so many rows on an index is asked."""
+"""A table of this many rows or more is searched by an index."""
 
 NEIGHBOURS = 64
-"""So many of each row are looked at for duplicates, where an index is asked."""
+"""The number of neighbours of each row that an index gives for duplicates."""
 
 BLOCK = 4096
-"""Rows that are compared with others at once."""
+"""The number of rows that are compared with others at once."""
 
 _NEEDED = {"what": str, "rows": int, "precision": str, "dtype": str, "checkpoint": str}
 """What a search reads in the document of a table."""
@@ -84,7 +84,7 @@ class SearchTable:
 
     @classmethod
     def open(cls, path: str | Path) -> "SearchTable":
-        """Look at a table.
+        """Open a table.
 
         Raises:
             TableError: there is none.
@@ -123,11 +123,11 @@ class SearchTable:
         """The encoder that made the table.
 
         Args:
-            checkpoint: its folder, by default where it was then.
+            checkpoint: its folder; by default the folder of then.
 
         Raises:
             CheckpointError: it cannot be loaded.
-            SearchError: it is another one.
+            SearchError: it is another encoder.
         """
         folder = self._folder(checkpoint)
         encoder = load_encoder(folder, self.modality)
@@ -226,7 +226,7 @@ def _of_text(table: SearchTable, text: str, checkpoint: str | Path | None) -> tu
 def duplicates(table: str | Path, least: float = 0.98) -> list[list[Hit]]:
     """Groups of rows that are nearly the same, each in the order of the table.
 
-    Two rows whose similarity is at least `least` are of one group, and so are their groups.
+    Two rows whose similarity is at least `least` are in one group, and so are all rows that a chain of such pairs connects.
 
     Raises:
         TableError: there is no such table, or it is damaged.
@@ -268,7 +268,7 @@ def _pairs(table: SearchTable, vectors: Vectors, least: float) -> Iterator[tuple
         index = _index(table)
         for start in range(0, len(vectors), BLOCK):
             found: Any = index.search(vectors[start : start + BLOCK], min(NEIGHBOURS, len(vectors)))
-            there = np.arange(found.keys.shape[1]) < found.counts[:, None]  # what follows is no neighbour
+            there = np.arange(found.keys.shape[1]) < found.counts[:, None]  # the rest of a row is unused
             rows, places = np.nonzero(there & (np.where(there, found.distances, np.inf) <= 1 - least))
             yield from zip((start + rows).tolist(), found.keys[rows, places].astype(int).tolist(), strict=True)
         return

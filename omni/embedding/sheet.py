@@ -18,10 +18,10 @@ MOST_ROWS = 60
 
 
 def draw_sheet(rows: Sequence[Sequence[Hit]], modality: str | None) -> Image.Image:
-    """A sheet with rows of hits; a long row goes on in the next.
+    """A sheet with rows of hits; a long row continues on the next line.
 
     Args:
-        rows: of a search one, of duplicates one for each group; at most `MOST_ROWS` lines of tiles are drawn.
+        rows: one for a search, or one for each group of duplicates; at most `MOST_ROWS` lines of tiles are drawn.
         modality: the name of the modality of all items; None if the files tell.
     """
     lines = [row[start : start + COLUMNS] for row in rows for start in range(0, len(row), COLUMNS)][:MOST_ROWS]

@@ -16,8 +16,8 @@
 The schema's metadata has a JSON document under the key `omni`, which says what the rows depend on; `describe` reads it.
 
 Rows are computed in parts. A part is a file of its own with checksums, and it is there complete or not at all. A kill at
-any moment loses only the parts that were being computed. A resumed run reads all parts, and refuses one that is damaged or
-in the place of another, by name. For a table that is one file, the parts are in a folder beside it until the end.
+any moment loses only the parts that were being computed. A resumed run reads all parts, and names one that is damaged or
+in a wrong place. For a table that is one file, the parts are in a folder beside it until the end.
 """
 
 import json

@@ -25,7 +25,7 @@ Items = Mapping[str, Sequence[Any]]
 """For each modality its items, in the order of their blocks: `{"image": [picture], "audio": [sound]}`."""
 
 WINDOW, WINDOW_BYTES = 16, 150_000_000
-"""Questions are sorted by the length of their answers within a window: so many batches, or so many bytes of items."""
+"""Questions are sorted by the length of their answers within a window of this many batches, or bytes of items."""
 
 
 @dataclass(frozen=True)

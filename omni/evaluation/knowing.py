@@ -1,7 +1,7 @@
-"""Whether a model knows what it does not know: is it as sure as it is right, and does it tell strangers?
+"""Whether a model knows what it does not know: is it as sure as it is right, and does it recognise strangers?
 
-Strangers are items and questions unlike training: a folder, rows, or a file with a question in each line. What the model's
-checkpoint says of them (`omni.knowing`) is compared with what it says of the questions of the evaluation.
+Strangers are items and questions unlike training: a folder, rows, or a file with a question in each line. The model's
+checkpoint judges them (`omni.knowing`) and the questions of the evaluation, and the two are compared.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ class Reliability(BaseModel):
 
 
 class Strangers(BaseModel):
-    """How well strangers are told from what is like training.
+    """How well a model tells strangers from the items or questions of the evaluation.
 
     Attributes:
         kind: the noun of their modality, or "question".
@@ -57,8 +57,8 @@ class Strangers(BaseModel):
         n: how many.
         area: under the ROC curve: the chance that a stranger is farther from training than something of the evaluation.
         found: share of them that is called unlike training.
-        false_alarms: share of what is like training that is.
-        alike: how many of these there are.
+        false_alarms: share of the evaluation that is.
+        alike: number of items or questions of the evaluation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,7 +92,7 @@ def area_under_roc(alike: Sequence[float], strange: Sequence[float]) -> float:
 
 
 class _One(NamedTuple):
-    """Something to be told: an item of a modality, or a question."""
+    """An item of a modality, or a question."""
 
     modality: str | None
     value: Any
@@ -116,20 +116,20 @@ def find_strangers(
         progress: called with the number of examples of the evaluation that were looked at.
 
     Raises:
-        EvaluationError: the checkpoint does not know what training was like, or there are no strangers that it could tell.
+        EvaluationError: the checkpoint does not know what training was like, or there are no strangers to compare with it.
         ManifestError, ItemError: rows or a file that cannot be read.
     """
     known = model.familiarity
     if known is None:
         raise EvaluationError(
-            "The checkpoint does not say what it was trained on, so it cannot tell strangers; run `omni checkpoint "
+            "The checkpoint does not say what it was trained on, so it cannot recognise strangers; run `omni checkpoint "
             "familiarise` on it first."
         )
     statistics: dict[str | None, Statistic] = {**known.items, **({None: known.question} if known.question else {})}
     strange = [each for each in _strangers(path) if each.modality in statistics]
     if not strange:
         raise EvaluationError(
-            f"In {path!r} there is nothing that the checkpoint could tell from training; name others."
+            f"In {path!r} there is nothing that the checkpoint can compare with training; name others."
         )
     wanted = {each.modality for each in strange}
     count, total = min(MOST, len(questionnaire)), len(questionnaire)
@@ -192,7 +192,7 @@ def _strangers(path: str) -> Iterator[_One]:
 
 
 def _seen(model: Any, processor: Any, many: Iterable[_One]) -> Iterator[tuple[_One, NDArray[np.float64] | list[int]]]:
-    """Each with what its statistic is about: an item's vector, a question's tokens. Questions without words are left out."""
+    """Each with the input of its statistic: an item's vector, a question's tokens. Questions without words are left out."""
     waiting: dict[str, list[_One]] = {}
     for one in many:
         if one.modality is None:

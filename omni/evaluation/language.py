@@ -1,7 +1,7 @@
-"""The language test: does a language model that got a sense still write as it did?
+"""The language test: does the language model of a fused model still write as it does alone?
 
-It is known where a checkpoint names the language model that it was made with (`parts_from`). That one, alone, and the
-fused model answer the same questions about nothing shown, and read the same text.
+The test needs a checkpoint that names its language model (`parts_from`). That one, alone, and the fused model answer the
+same questions without items, and read the same text.
 """
 
 import math
@@ -29,7 +29,7 @@ QUESTIONS = (
     "Finish the sentence: Once upon a time there was",
 )
 LONGEST = 32
-"""Tokens of an answer that are compared."""
+"""The number of tokens of an answer that are compared."""
 PASSAGE = (
     "The river rises in the hills behind the village, where the snow lies until late in April. In spring it is loud and "
     "brown, and carries branches and sometimes a whole tree down to the mill. By June it has become so shallow that "

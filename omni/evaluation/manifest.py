@@ -1,4 +1,4 @@
-"""The questions of a manifest. Every answer in it is asked for; the turns before it are the context."""
+"""The questions of a manifest: one for each answer in it, with the turns before it as context."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property

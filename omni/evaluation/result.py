@@ -41,7 +41,7 @@ class Asking(Strict):
 
     Attributes:
         sight: run the sight test, too, of each modality that the examples have.
-        strangers: items or questions unlike training that the model should tell; see `omni.evaluation.knowing`.
+        strangers: items or questions unlike training that the model should recognise; see `omni.evaluation.knowing`.
         batch_size: number of questions in a batch.
         max_new_tokens: number of tokens after which an answer is stopped.
         dtype: precision of the weights; "auto" for the one that the checkpoint names.
@@ -162,7 +162,7 @@ class Result(Strict):
         senses: the same test of each other modality.
         language: the language test, where the checkpoint names the language model that it was made with.
         reliability: whether answers are right as often as the model is sure; None if the checkpoint does not know.
-        strangers: how well strangers are told, if some were named.
+        strangers: how well the model recognises strangers, if some were named.
     """
 
     format: Literal["omni evaluation 1"] = FORMAT

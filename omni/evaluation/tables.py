@@ -83,14 +83,14 @@ def remarks(result: Result) -> list[str]:
         found.append(f"{result.stopped:,} answers were stopped before they ended.")
     if (sure := result.reliability) is not None:
         found.append(
-            f"Of {sure.n:,} answers {sure.accuracy:.3f} are right, where the model is sure by {sure.confidence:.3f}; "
+            f"Of {sure.n:,} answers {sure.accuracy:.3f} are right; the model's mean confidence is {sure.confidence:.3f}; "
             f"calibration error {sure.error:.3f}."
         )
     for each in result.strangers:
         what = f"{each.n:,} strange {each.kind}s{f' ({each.group})' if each.group else ''}"
         found.append(
-            f"Of {what} {each.found:.3f} are told, with {each.false_alarms:.3f} false alarms among {each.alike:,} of the "
-            f"evaluation; area under the ROC curve {each.area:.3f}."
+            f"Of {what} {each.found:.3f} are recognised, with {each.false_alarms:.3f} false alarms among {each.alike:,} "
+            f"of the evaluation; area under the ROC curve {each.area:.3f}."
         )
     for name, test in result.sight_tests.items():
         real, what = test.overall["real"], f"{get_modality(name).noun}s"

@@ -10,7 +10,7 @@
 
 From a model of several parts, such as CLIP, the part that encodes is taken. Parts that do not fit are refused, with the
 reason: tensors are missing or left over, the encoder reads something else, the language model is not causal, or its prompts
-cannot hold an item. Every choice that was made on the way is a note.
+cannot hold an item. Every choice of `compose` is a note.
 """
 
 import json
@@ -50,10 +50,10 @@ FACTORS = (2, 3)
 grid of one axis is divided by any."""
 
 AT_ONCE = 16
-"""So many items are encoded at once."""
+"""The number of items that are encoded at once."""
 
 WORDS = 4096
-"""So many words are looked at for their size."""
+"""The number of embedded words whose size is measured."""
 
 WIDEST = 1024
 """Whitening is a square matrix of the width of what is read; wider than this, it would be most of a checkpoint."""
@@ -430,7 +430,7 @@ def _join(config: OmniConfig, towers: Mapping[str, Encoder], language_model: Any
 
 @torch.no_grad()
 def _whiten(model: OmniForConditionalGeneration, encoder: Encoder, items: Sequence[Any]) -> None:
-    """Set the whitening of a projector by what it reads of some items."""
+    """Set the whitening of a projector from the tokens of some items."""
     name = encoder.modality
     projector = getattr(model.model, f"{name}_projector")
     read: dict[str, list[torch.Tensor]] = {part: [] for part in projector.whitening}

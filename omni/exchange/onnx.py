@@ -68,7 +68,7 @@ class MissingPackageError(ExportError):
 
 
 class DifferenceError(ExportError):
-    """The graphs are not what the model is."""
+    """The graphs differ from the model."""
 
 
 class Graph(BaseModel):

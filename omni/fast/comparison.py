@@ -1,4 +1,4 @@
-"""Compares each fast path with the reference, on a checkpoint and on this machine: how fast it is, and how much it differs.
+"""Compares the speed and the results of each fast path with the reference, on a checkpoint and on this machine.
 
     for path in compare("checkpoints/omni_tiny"):
         print(path.name, path.speed / path.reference_speed, path.difference)
@@ -46,7 +46,7 @@ class FastPath(BaseModel):
 
     Attributes:
         name: its name.
-        unit: the unit of its speed, for each second.
+        unit: what its speed counts per second.
         reference_speed, speed: medians.
         difference: its difference from the reference, see `of`.
         of: "embeddings", the largest |difference| / |token|; "answers", the share of answers with other words.
@@ -85,8 +85,8 @@ def compare(
 
     Args:
         checkpoint: folder of a fused model, or of an encoder, which has no answers.
-        count: how many pictures.
-        rounds: how often each path is timed.
+        count: number of pictures.
+        rounds: number of times that each path is timed.
         progress: called with the name of the next path.
 
     Raises:
@@ -237,7 +237,7 @@ def _scaled_answers(
 
 
 class _Asked:
-    """One way of answering: its answers, whether they are right, and how long they took."""
+    """Records the answers of one way of answering, whether they are right, and their times."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -59,7 +59,7 @@ def compile_library(source: Path, *functions: str) -> ctypes.CDLL | None:
 
 
 def threads() -> int:
-    """How many threads machine code may use: torch's number, but one in a forked process, which lacks torch's threads."""
+    """The number of threads for machine code: torch's, or one in a forked process, which lacks torch's threads."""
     return torch.get_num_threads() if os.getpid() == _PROCESS else 1
 
 

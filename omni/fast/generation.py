@@ -181,7 +181,7 @@ def _normed(x: torch.Tensor, epsilon: float) -> torch.Tensor:
 
 
 def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """The layer's product, float[B, n, I] -> float[B, n, O], in the fastest way for so many rows."""
+    """The layer's product, float[B, n, I] -> float[B, n, O], in the fastest way for this number of rows."""
     rows = x.shape[0] * x.shape[1]
     if HAS_ONEDNN and rows >= ROWS:
         return product(x, linear.weight, linear.bias)
@@ -277,7 +277,7 @@ def quick_step(
 
     Args:
         language_model: the Thinker.
-        cache: what it has read.
+        cache: the Thinker's cache.
         hidden: float[B, n, T], the embedded tokens.
         mask: the attention mask.
         options: the other arguments.
@@ -342,11 +342,11 @@ def _difference(step: QuickStep, language_model: Any) -> float:
 # --- The cache --------------------------------------------------------------------------------------------------------
 
 ROOM = 64
-"""A layer of the cache makes room for at least so many tokens at once."""
+"""The smallest number of tokens that a layer of the cache makes room for at once."""
 
 
 def give_room(cache: Any) -> Any:
-    """Give an empty cache that grows, a `DynamicCache` of transformers, room for further tokens. Others stay as they are."""
+    """Give an empty `DynamicCache` of transformers room for further tokens. Other caches are returned unchanged."""
     if type(cache) is DynamicCache and not cache.offloading and cache.get_seq_length() == 0:
         cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache

@@ -1,7 +1,7 @@
 """JPEG files to pixels, without a picture of PIL in between.
 
-The decoder is that of `read_picture`, so the pixels are the same. To copy them into a picture of PIL would take as long as
-decoding them, for a photograph of a phone.
+The decoder is that of `read_picture`, so the pixels are the same. For a phone's photograph, copying the pixels into a
+picture of PIL would take as long as decoding them.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class ReadPixels(NamedTuple):
 
 
 def read_pixels(source: Source, at_least: int | None = None) -> ReadPixels:
-    """The pixels that `read_picture` reads. For a JPEG file in colours, they come without a picture of PIL.
+    """The pixels that `read_picture` reads, for a colour JPEG file as an array.
 
     Raises:
         PictureError: as `read_picture`.
@@ -47,7 +47,7 @@ def read_pixels(source: Source, at_least: int | None = None) -> ReadPixels:
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """uint8[H, W, 4] as it is stored -> the same picture, upright."""
+    """Turn stored pixels uint8[H, W, 4] upright."""
     if orientation not in range(2, 9):
         return pixels
     whole = pixels.view(np.uint32)

@@ -50,7 +50,7 @@ class PackedVisionModel:
         model: the encoder, on a CPU.
         processor: the image processor.
         dtype: type of weights and activations, float32 or bfloat16.
-        at_once: how many pictures go through all layers together, if there is no compiled code; more would not fit into the
+        at_once: number of pictures that go through all layers together without compiled code. More do not fit into the
             processor's cache.
 
     Attributes:

@@ -1,7 +1,7 @@
 """Resizes pictures to the same bytes as Pillow's `Image.resize`, several times as fast.
 
-Decoding and resizing take most of the time between a file and an encoder. Pillow computes pixel by pixel; `resize.cpp` does
-the same arithmetic on vectors. Without compiled code, Pillow resizes.
+Decoding and resizing take most of the time between a file and an encoder. Pillow computes one pixel at a time; `resize.cpp`
+does the same arithmetic on vectors. Without compiled code, Pillow resizes.
 """
 
 import ctypes

@@ -49,7 +49,7 @@ class Acceleration:
             hidden: float[B, n, T], the embedded tokens.
             mask: int64[B, L] over all L tokens, including those in the cache; None; or another form that the Thinker takes.
             positions: int64[B, n]; None to count them from the start of the row.
-            cache: what the Thinker has read.
+            cache: the Thinker's cache.
             options: its other arguments.
 
         Returns:
@@ -72,7 +72,7 @@ def current() -> Acceleration:
 
 
 def install(acceleration: Acceleration) -> None:
-    """Use this acceleration from now on, in all threads."""
+    """Use this acceleration in all threads."""
     global _installed
     _installed = acceleration
 

@@ -1,4 +1,4 @@
-"""Items in chats: which blocks name them, and which chats the installed transformers cannot read."""
+"""Items in chats: the blocks that name them, and the chats that the installed transformers cannot read."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from omni.modality import Modality
 from omni.registry import open_item
 
 _ADDRESS = re.compile(r"(https?://|data:)", re.IGNORECASE)
-"""What is no file of this machine. The preprocessor fetches it."""
+"""The beginning of a web address or data URI. The preprocessor fetches it."""
 
 
 class OldTransformers(ValueError):
@@ -23,13 +23,13 @@ def refuse_new_chats(conversation: Any, options: dict[str, Any], bundles: Sequen
 
     Args:
         conversation: a chat or several.
-        options: of `apply_chat_template`; `sanitize_control_tokens`, which is new, is taken out.
+        options: arguments of `apply_chat_template`; `sanitize_control_tokens` is removed, as transformers lacks it.
         bundles: the modalities of the processor.
-        tokenizer: of the processor.
+        tokenizer: the tokenizer of the processor.
 
     Raises:
-        OldTransformers: the chat has items that are no pictures; or, with `sanitize_control_tokens`, a control token in a
-            text.
+        OldTransformers: the chat has items that are no pictures, or, with `sanitize_control_tokens`, a text has a control
+            token.
     """
     parts, names = list(_nested(conversation)), {modality.name: modality.token for modality in bundles}
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
@@ -50,7 +50,7 @@ def refuse_new_chats(conversation: Any, options: dict[str, Any], bundles: Sequen
 def items_of_chats(
     bundles: Sequence[Modality], conversations: Sequence[Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[list[Any]]]:
-    """The items that the blocks of each chat name, by the argument of their modality."""
+    """The items in the blocks of each chat: for each modality's argument, a list of items per chat."""
     rows = [
         [block for message in chat if isinstance(message.get("content"), (list, tuple)) for block in message["content"]]
         for chat in conversations
@@ -66,7 +66,7 @@ def items_of_chats(
 
 def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
     """The item in a block of a chat: `{"type": "signal", "signal": array}`, or a file by its "path"."""
-    if modality.name == "image":  # transformers opens them
+    if modality.name == "image":  # transformers opens pictures
         return [block[key] for key in ("image", "url", "path", "base64") if key in block]
     files = [block[key] for key in ("path", "url") if key in block]
     if modality.name not in block:
@@ -84,7 +84,7 @@ def opened(modality: Modality, given: Any) -> Any:
 
 
 def flat(modality: Modality, given: Any) -> Iterator[Any]:
-    """Items that came alone, in a list, or in a list for each row."""
+    """The items of one item, a list of items, or a list per row."""
     if modality.is_item(given):
         yield given
         return
@@ -93,7 +93,7 @@ def flat(modality: Modality, given: Any) -> Iterator[Any]:
 
 
 def _nested(value: Any) -> Iterator[Any]:
-    """A value and all that is in it, such as the messages, blocks and texts of chats."""
+    """A value and everything inside it, such as the messages, blocks and texts of a chat."""
     yield value
     if isinstance(value, (list, tuple, Mapping)):
         for part in value.values() if isinstance(value, Mapping) else value:

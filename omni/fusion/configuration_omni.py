@@ -65,18 +65,18 @@ class OmniConfig(PreTrainedConfig):
     Args:
         modalities: for each modality by its registered name: `encoder` (a configuration or its dictionary, of the
             registered encoder or of any other model of that kind), `token_id` (of the placeholder), `output` ("cls",
-            "grid" or "cls+grid"), `projector` ("linear", "mlp" or "unshuffle_mlp"), `factor` (its k), and `positions` if
-            the projector adds learned ones: the shape of their table, such as [7, 7], and
-            `whitened` if it whitens what it reads, see `omni.projectors.Projector`.
-            By default, pictures through the ViT-Tiny encoder.
+            "grid" or "cls+grid"), `projector` ("linear", "mlp" or "unshuffle_mlp"), `factor` (its k), `positions` (the
+            shape of the projector's table of learned positions, such as [7, 7]) and `whitened` (whether the projector
+            whitens its inputs), see `omni.projectors.Projector`. By default, pictures through the ViT-Tiny encoder.
         text_config: configuration of any causal language model.
         tie_word_embeddings: whether the output head shares the input embedding; the text configuration's setting.
         untrained: parts of the model whose weights are random. `generate` refuses to use them.
-        fingerprints: hashes of the weights of each part, as they were saved together.
-        parts_from: for a part that is not saved with the others its folder, see `parts.py`.
+        fingerprints: a hash of the saved weights of each part.
+        parts_from: folders of parts that are not saved with the others, see `parts.py`.
 
     Raises:
-        ValueError: an unknown key, modality, output or projector, a missing token_id; the message lists the known ones.
+        ValueError: a key, modality, output or projector is unknown (the message lists the known ones), or `token_id` is
+            missing.
     """
 
     model_type = "omni"
@@ -84,7 +84,7 @@ class OmniConfig(PreTrainedConfig):
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache", "encoder_hidden_states"]
     sub_configs = _SubConfigs()
     left_out: ClassVar[Sequence[str]] = ()
-    """Modalities that a checkpoint has and this configuration of it does not; its model does not miss their tensors."""
+    """Modalities of the checkpoint that this configuration leaves out. Loading ignores their tensors."""
 
     modalities: Any = None
     text_config: Any = None
@@ -109,7 +109,7 @@ class OmniConfig(PreTrainedConfig):
         if self.modalities is None:  # a config that builds; a real tokenizer decides the placeholder's id
             self.modalities = {"image": {"encoder": {}, "token_id": self.text_config.vocab_size - 1}}
         sections = _merge(self.modalities, self._take_flat(kwargs, self.modalities))
-        # sorted, since JSON files are: the order of towers, seeds and optimizer states must not change on reload
+        # sorted, as JSON files are, so that the order of towers, seeds and optimizer states is the same after a reload
         self.modalities = {name: _complete(name, sections[name]) for name in sorted(sections)}
         self.untrained = self.untrained or []
         tie = kwargs.pop("tie_word_embeddings", None)
@@ -148,7 +148,7 @@ class OmniConfig(PreTrainedConfig):
 
     @classmethod
     def names_left_out(cls, kwargs: Mapping[str, Any]) -> list[str]:
-        """The modalities that these arguments of `from_pretrained` leave out, or their `config` did when it was loaded."""
+        """The modalities that the arguments of `from_pretrained`, or the `config` among them, leave out."""
         if isinstance(kwargs.get("config"), cls):
             return list(kwargs["config"].left_out)
         named = [name for name, section in (kwargs.get("modalities") or {}).items() if section is None]
@@ -203,18 +203,22 @@ class OmniConfig(PreTrainedConfig):
         self.text_config.tie_word_embeddings = value
 
     def __repr__(self) -> str:
-        """All values. transformers would build a default configuration on each load, to show the differences alone."""
+        """All values. transformers shows differences only, and builds a default configuration for it on each load."""
         return f"{type(self).__name__} {json.dumps(self.to_dict(), indent=2, sort_keys=True, default=str)}"
 
     # --- the token plan -----------------------------------------------------------------------------------------------
 
     def num_tokens(self, name: str, grid_shape: tuple[int, ...]) -> int:
-        """Tokens that one item of this modality becomes, for its grid of patches."""
+        """The number of the Thinker's tokens that an item of this modality becomes, from the shape of its grid.
+
+        Raises:
+            ValueError: the factor does not divide the grid.
+        """
         section = self.modalities[name]
         return num_tokens(section["output"], section["projector"], section["factor"], grid_shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON: encoders under their flat names (`image_config`), where transformers looks for parts of a model."""
+        """As JSON, with encoders under their flat names (`image_config`), where transformers looks for parts of a model."""
         output = super().to_dict()
         # any other attribute is no setting, and would be refused when the file is read
         known = {*(field.name for field in fields(self)), *INHERITED_KEYS}
@@ -225,7 +229,7 @@ class OmniConfig(PreTrainedConfig):
         return output
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """As it is written to disk: of each part only the values that differ from the defaults."""
+        """As written to disk: only values that differ from the defaults of their part."""
         output = super().to_diff_dict()
         output["tie_word_embeddings"] = self.tie_word_embeddings  # also at the top, where other programs look for it
         output["text_config"] = _without_its_folder(self.text_config.to_diff_dict())
@@ -235,7 +239,7 @@ class OmniConfig(PreTrainedConfig):
 
 
 def _without_its_folder(values: dict[str, Any]) -> dict[str, Any]:
-    """A part's settings, without those that belong to the folder it was saved in, such as its fingerprint."""
+    """A part's settings without those of its own folder, such as its fingerprint."""
     of_folder = ("transformers_version", "auto_map", "fingerprints")
     return {key: value for key, value in values.items() if key not in of_folder}
 
@@ -287,7 +291,7 @@ def _complete(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
     if not hasattr(complete["encoder"], "hidden_size"):
         raise ValueError(
             f"The encoder of modality {name!r}, a {type(complete['encoder']).__name__}, has no `hidden_size`; of a model of "
-            "several parts take the one that encodes, such as clip_vision_model of clip."
+            "several parts give the encoder's configuration, such as clip_vision_model of clip."
         )
     if not isinstance(complete.get("token_id"), int):
         raise ValueError(
@@ -311,7 +315,7 @@ def _complete(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_positions(name: str, positions: Any, grid_dims: int, output: str) -> None:
-    """Refuse a table of positions that the grid of a modality cannot have."""
+    """Refuse a table of positions that does not fit the grid of a modality."""
     if positions is None:
         return
     if grid_dims not in INTERPOLATIONS or "grid" not in output.split("+"):

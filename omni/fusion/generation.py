@@ -22,7 +22,7 @@ PER_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "to
 class NoPlaceholders(SuppressTokensLogitsProcessor):
     """Placeholders get no probability. A placeholder in an answer would stand for an item that nobody gave.
 
-    This is a class of its own, so that `suppress_tokens` of the caller's holds beside it.
+    It is a subclass, because a given processor replaces `generate`'s own of the same class, for `suppress_tokens`.
     """
 
 
@@ -96,7 +96,7 @@ class OmniGenerationMixin(GenerationMixin):
         return {key: take(value, order) for key, value in per_token.items() if value.shape[:2] == mask.shape}
 
     def _encode_once(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Take the items out of the inputs and encode them. Check counts now: beams repeat rows, and chunks cut them."""
+        """Take the items out of the inputs and encode them. Counts are checked before beams or chunks change the rows."""
         with acceleration.current().encoding():
             encoded_items: dict[str, Any] = self.model.encode(inputs, inputs.pop("mm_encoder_outputs", None))
         ids, embeds = (inputs.get(key) for key in ("input_ids", "inputs_embeds"))
@@ -114,8 +114,9 @@ class OmniGenerationMixin(GenerationMixin):
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """A step on an empty cache is the first one. transformers does not mark it for a drafting assistant, whose items
-        would be lost.
+        """As in transformers; any step on an empty cache counts as the first.
+
+        transformers does not mark the first step of a drafting assistant, which would then lose its items.
         """
         kwargs.pop("tokenizer", None)  # it is for stop strings; `generate` passes it to the model as well
         cache = kwargs.get(CACHE)
@@ -131,7 +132,7 @@ class OmniGenerationMixin(GenerationMixin):
         expand_size: int = 1,
         inputs_embeds: torch.Tensor | None = None,
     ) -> dict[str, Any]:
-        """Repeat a row's items with the row, for beams and samples: A B -> A B A B. transformers repeats pictures alone."""
+        """Repeat a row's items with the row, for beams and samples: A B -> A B A B. transformers repeats only pictures."""
         expanded = {}
         for name, encoded in mm_encoder_output.items():
             counts = self.model.placeholders(name, input_ids, inputs_embeds).sum(-1).tolist()

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 
 def shape_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """Scale (Cohere), divide (Granite) or softly cap (Gemma 2) logits, as the configuration says."""
+    """Scale (Cohere), divide (Granite) or softly cap (Gemma 2) logits float[..., V], as the configuration says."""
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
@@ -27,7 +27,7 @@ def shape_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
 
 class _ReplayedOutput(BaseModelOutputWithPast):
     def __getattr__(self, name: str) -> None:
-        """Fields of one family, such as router logits. They are empty here."""
+        """None for fields of some families, such as router logits."""
 
 
 class _Replay(nn.Module):
@@ -47,12 +47,12 @@ class _Replay(nn.Module):
 
 
 def stock_head(config: Any) -> nn.Linear:
-    """A head with the widths of the stock causal language model's head. `shape_logits` completes it.
+    """A linear layer from T to V, like the head of the stock causal language model. `shape_logits` completes it.
 
-    The stock class runs, on random hidden states and with a vocabulary of eight words, which takes little time.
+    The stock class runs on random hidden states with a vocabulary of eight words, which takes little time.
 
     Raises:
-        ValueError: the head of this language model does something that omni does not; the logits would be wrong.
+        ValueError: the stock head computes something else, so that the logits would be wrong.
     """
     key = type(config), json.dumps(config.to_dict(), sort_keys=True, default=repr)
     if key not in _STOCK_HEADS:
@@ -66,7 +66,7 @@ _STOCK_HEADS: dict[tuple[type, str], tuple[int, int, bool]] = {}
 
 
 def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
-    """Widths of the head, and whether it has a bias."""
+    """The head's input and output widths, and whether it has a bias."""
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(_of_one_layer(config))
     head = stock.get_output_embeddings()
@@ -100,13 +100,13 @@ def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
 
 
 def embedding_name(model: nn.Module) -> str:
-    """Name of the Thinker's input embedding weight, which differs from family to family."""
+    """Name of the weight of the input embedding, which differs from family to family."""
     weight = model.get_input_embeddings().weight  # type: ignore[operator]
     return next(name for name, parameter in model.named_parameters() if parameter is weight)
 
 
 def note_ties(model: Any) -> None:
-    """Set `tie_word_embeddings` to what the weights are. Merged adapters replace one of the two, which unties them."""
+    """Set `tie_word_embeddings` by whether head and embedding share their weight. Merging adapters may untie them."""
     head, embedding = (
         getattr(part, "weight", None) for part in (model.get_output_embeddings(), model.get_input_embeddings())
     )
@@ -118,7 +118,7 @@ def note_ties(model: Any) -> None:
 
 
 def _of_one_layer(config: Any) -> Any:
-    """A copy with one layer, if all layers are alike. The head is the same, and one layer is quick to build."""
+    """A copy of a configuration with one layer, if all layers are alike. The head is the same, and building is quick."""
     config = copy.deepcopy(config)
     per_layer = [
         key

@@ -109,7 +109,8 @@ class OmniModel(OmniPreTrainedModel):
     def encode(self, inputs: dict[str, Any], encoded: Encoded | None = None) -> dict[str, ModelOutput]:
         """Encode and project the items of every modality, and take their inputs out of `inputs`.
 
-        `encoded` holds items that are encoded already; they are projected where they are not.
+        `encoded` holds items that are encoded already; they are projected where they are not. Raises `ValueError` if the
+        model lacks their modality, or if items of a modality come both raw and encoded.
         """
         given = {name: output for name, output in (encoded or {}).items() if output is not None}
         if unknown := sorted(set(given) - set(self.config.modalities)):

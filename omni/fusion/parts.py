@@ -1,11 +1,11 @@
 """Parts of a fused model whose weights are in folders of their own.
 
-Who trains a projector for a language model need not copy the language model. A checkpoint may hold what was learnt alone,
-a few megabytes, and name under `parts_from` where the rest is:
+A checkpoint with a new projector need not copy the language model. It may hold only the trained parts, a few megabytes, and
+name the folders of the others under `parts_from`:
 
     {"parts_from": {"language_model": "../SmolLM2-135M-Instruct", "image_tower": "../vision_tiny"}}
 
-Paths start from the checkpoint. The fingerprints of all parts stand in the configuration, so other weights are refused.
+Paths are relative to the checkpoint. The configuration holds the fingerprints of all parts, so other weights are refused.
 """
 
 import copy
@@ -28,15 +28,15 @@ from omni.registry import get_modality
 
 
 def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Tensor] | None:
-    """All tensors of a checkpoint, including those of parts from other folders; None if it is whole.
+    """All tensors of a checkpoint with parts in other folders; None if it has no such parts.
 
     Args:
         cls: the class of the model.
-        folder: of the checkpoint.
-        kwargs: of `from_pretrained`; gets the configuration, the tensors and the generation settings.
+        folder: the folder of the checkpoint.
+        kwargs: arguments of `from_pretrained`. The configuration and the tensors are added.
 
     Raises:
-        CheckpointError: a part is not where the configuration says.
+        CheckpointError: the folder of a part does not exist, or does not hold the part.
     """
     given = kwargs.get("config")
     values = read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
@@ -45,9 +45,8 @@ def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Te
         return None
     places = {**saved, **kwargs.pop("parts_from", {})}
     if given is None:
-        of_loading = {
-            key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs
-        }  # not of the configuration
+        # these are for the weights, not for the configuration
+        of_loading = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
         given, rest = cls.config_class.from_pretrained(folder, return_unused_kwargs=True, **kwargs)
         kwargs.clear()
         kwargs.update(rest | of_loading)
@@ -65,16 +64,16 @@ def gather(cls: Any, folder: Path, kwargs: dict[str, Any]) -> dict[str, torch.Te
 
 
 def elsewhere(config: Any) -> set[str]:
-    """The parts that are not saved with the others; a language model brings its head."""
+    """The parts that are in other folders. A language model includes its head."""
     parts = set(getattr(config, "parts_from", None) or ())
     return parts | {"lm_head"} if "language_model" in parts else parts
 
 
 def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
-    """The tensors of the parts that `config.parts_from` names, or of some of them, under their names in the fused model.
+    """The tensors of the parts in `config.parts_from`, or of `only` some, by their names in the fused model.
 
     Raises:
-        CheckpointError: a folder that does not hold such a part.
+        CheckpointError: a folder does not hold such a part.
     """
     tensors: dict[str, torch.Tensor] = {}
     for part in only or config.parts_from:
@@ -104,16 +103,26 @@ def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
 
 
 def tower_class(bundle: Modality, config: Any) -> type[PreTrainedModel]:
-    """The class of an encoder with this configuration, as it stands in a fused model."""
+    """The class of the tower that the bundle builds from this configuration."""
     with torch.device("meta"):
         return type(bundle.build_tower(copy.deepcopy(config)))
 
 
 def read_tower(bundle: Modality, folder: Path, config: Any, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The encoder in a folder, and the report of what its weights lack; `config` is its part of the configuration there."""
+    """Load an encoder as a tower.
+
+    Args:
+        bundle: the encoder's modality.
+        folder: the folder of the encoder, or of a model that contains it.
+        config: the encoder's configuration, or its section in that of the whole model.
+        options: arguments of `from_pretrained`.
+
+    Returns:
+        The encoder, and transformers' report about missing, unexpected and mis-shaped tensors.
+    """
     found: Any = tower_class(bundle, config)
     cls = found
-    if not issubclass(cls, StrictLoadingMixin):  # omni's classes find their part by themselves
+    if not issubclass(cls, StrictLoadingMixin):  # omni's classes find their section themselves
         options["config"] = config
         cls = type(cls.__name__, (_NothingExcused, cls), {"__module__": cls.__module__})
     model, report = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -122,7 +131,7 @@ def read_tower(bundle: Modality, folder: Path, config: Any, **options: Any) -> t
 
 
 class _NothingExcused:
-    """Before a model of transformers: its report has all parameters that are missing, also those that its class excuses."""
+    """A base before a model of transformers: the report names all missing parameters, even those that the class excuses."""
 
     def post_init(self) -> None:
         super().post_init()  # type: ignore[misc]
@@ -131,10 +140,10 @@ class _NothingExcused:
 
 
 def grow_vocabulary(model: Any, rows: int) -> None:
-    """Give a language model embeddings for new tokens.
+    """Give a language model embeddings for new tokens, `rows` in all.
 
     Each new row is the mean of the old ones. So the logit of a new token is the mean of all others and never the largest,
-    and the same model grows the same way every time.
+    and the result is always the same.
     """
     old = len(model.get_input_embeddings().weight)
     if rows <= old:
@@ -150,18 +159,19 @@ def grow_vocabulary(model: Any, rows: int) -> None:
 def kept_apart(
     config: Any, tensors: Mapping[str, torch.Tensor], save_directory: Path
 ) -> Iterator[dict[str, dict[str, str]]]:
-    """The parts that come from other folders and have not changed, each with its fingerprints there.
+    """The unchanged parts from other folders, each with its fingerprints there.
 
-    A language model may bring an `lm_head`. Inside, `config.parts_from` has these parts alone, seen from `save_directory`.
+    A language model may include an `lm_head`. Inside, `config.parts_from` names only these parts, with paths relative to
+    `save_directory`.
 
     Args:
-        config: of the model, with the fingerprints that its parts have now.
-        tensors: of the model, by name.
-        save_directory: where the others are saved.
+        config: the model's configuration, with the present fingerprints of its parts.
+        tensors: the model's tensors by name.
+        save_directory: the folder where the other parts are saved.
     """
     places, kept = config.parts_from or {}, {}
     for part in places if tensors else ():
-        there = read_parts(config, part)  # in its own precision, which the model may not have any more
+        there = read_parts(config, part)  # in the precision of its folder, which may differ from the model's
         if all(torch.equal(tensor.to(tensors[name].dtype), tensors[name].cpu()) for name, tensor in there.items()):
             kept[part] = fingerprint_parts(there)
     config.parts_from = {part: os.path.relpath(places[part], save_directory) for part in kept} or None
@@ -181,5 +191,5 @@ def _reading(part: str, place: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # code of others reads the folder, and may raise anything
+    except Exception as error:  # other libraries read the folder, and may raise anything
         raise CheckpointError(f"The {part} in {place!r} cannot be used: {reason_of(error)}") from error

@@ -43,7 +43,7 @@ def check_ids(texts: Sequence[str], input_ids: Any, tokens: Mapping[str, str], t
     """Check that the ids of each expanded prompt, int64[B, L], have all of its placeholders.
 
     Raises:
-        ValueError: they have not. Truncation may cut text, but never an item.
+        ValueError: some are missing. Truncation may cut text, but never an item.
     """
     rows = input_ids.tolist() if hasattr(input_ids, "tolist") else [list(row) for row in input_ids]
     for name, token in tokens.items():

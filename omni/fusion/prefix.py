@@ -24,7 +24,7 @@ class Prefix:
             Whether all items of the prompt are in the cache.
         """
         shared = 0
-        for old, new in zip(self._read, ids[:-1], strict=False):  # at least one token is left to be read
+        for old, new in zip(self._read, ids[:-1], strict=False):  # at least one token must be read
             if old != new:
                 break
             shared += 1
@@ -38,7 +38,7 @@ class Prefix:
         return has_items
 
     def note(self, ids: list[int]) -> None:
-        """Note a prompt and its answer: the tokens in the cache are its first."""
+        """Note the tokens of a prompt and its answer. The cache holds the first of them."""
         self._read = ids[: self.cache.get_seq_length()]
 
 

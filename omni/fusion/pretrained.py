@@ -59,7 +59,7 @@ class OmniPreTrainedModel(StrictModel):
     }
     input_modalities = ("image", "text")
     familiarity: Any = None
-    """What training was like, an `omni.knowing.familiarity.Familiarity`; None if that is not known."""
+    """Statistics of the training data, an `omni.knowing.familiarity.Familiarity`; None if there are none."""
     _skip_keys_device_placement = [CACHE]
 
     def __init__(self, config: OmniConfig) -> None:
@@ -68,9 +68,9 @@ class OmniPreTrainedModel(StrictModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As `StrictLoadingMixin.from_pretrained`; parts may come from folders of their own, see `parts.py`.
+        """As `StrictLoadingMixin.from_pretrained`. Parts may come from their own folders, see `parts.py`.
 
-        A `quantization_config` is for the Thinker, see `spare_small_parts`.
+        A `quantization_config` is applied to the Thinker, see `spare_small_parts`.
         """
         if (quantization := kwargs.get("quantization_config")) is not None:
             kwargs["quantization_config"] = spare_small_parts(quantization)
@@ -78,7 +78,7 @@ class OmniPreTrainedModel(StrictModel):
 
     @classmethod
     def tensors_of_others(cls, kwargs: Mapping[str, Any]) -> re.Pattern[str]:
-        """As in the base class, and those of modalities that are left out."""
+        """As in the base class, and the tensors of modalities that are left out."""
         left_out = OmniConfig.names_left_out(kwargs)
         parts = [cls.left_to_others.pattern, *(rf"(model\.)?{name}_(tower|projector)\." for name in left_out)]
         return re.compile("|".join(parts))
@@ -95,12 +95,12 @@ class OmniPreTrainedModel(StrictModel):
             yield apart
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As `StrictLoadingMixin.save_pretrained`; `tie_word_embeddings` says whether head and embedding are tied now."""
+        """As `StrictLoadingMixin.save_pretrained`, after `tie_word_embeddings` is set by the weights."""
         note_ties(self)
         return super().save_pretrained(*args, **kwargs)
 
     def train(self, mode: bool = True) -> "OmniPreTrainedModel":
-        """Training mode for the parts that learn; a part that is frozen as a whole stays in eval mode, without dropout."""
+        """Set training mode. A part that is frozen as a whole stays in eval mode, without dropout."""
         super().train(mode)
         for part in self.children() if mode else ():
             parameters = list(part.parameters())

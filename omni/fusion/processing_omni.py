@@ -37,19 +37,19 @@ class OmniProcessor(ProcessorMixin):
     """Tokenizer and preprocessors of a fused model, as one.
 
     Args:
-        image_processor, feature_extractor: the preprocessors of pictures and of sounds under transformers' names; short for
+        image_processor, feature_extractor: the preprocessors of pictures and of sounds by transformers' names; short for
             `preprocessors={"image": ..., "audio": ...}`.
         tokenizer: a tokenizer that has every placeholder as one token.
         preprocessors: the preprocessor of each modality by name; by default the registered class with its defaults.
         modalities: the `modalities` of the model's `OmniConfig` (or that configuration's dictionary); by default those of
             the first two arguments, with default encoders, else pictures. The placeholders' ids come from the tokenizer.
         chat_template: a Jinja template for `apply_chat_template`; by default the tokenizer's.
-        prompt: the question that the model was trained with, if it was mostly one; `omni ask` asks it by default.
-        asked_by: the modalities of items that ask in the place of words, `["audio"]` if the model was trained on spoken
-            questions. A question may be empty beside an item of each of them.
+        prompt: the most common question of training, which `omni ask` asks by default; None if there is none.
+        asked_by: the modalities whose items may ask the question instead of words: `["audio"]` for a model that was trained
+            on spoken questions. With an item of each of them, a question may be empty.
 
     Raises:
-        ValueError: a placeholder that is no single token, a preprocessor without a modality or the reverse.
+        ValueError: a placeholder is not one token, or a preprocessor or a name in `asked_by` has no modality.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class OmniProcessor(ProcessorMixin):
         self.audio_token = get_modality("audio").token if "audio" in sections else None
         self.audio_token_id = ids.get("audio")
 
-    # The preprocessors where pipelines and servers look for them. No properties: tools take class attributes for settings.
+    # Preprocessors under transformers' names. They are no properties, because tools take class attributes for settings.
 
     def __getattr__(self, name: str) -> Any:
         if SHOWN_AS.get(name) in self.__dict__.get("preprocessors", {}):
@@ -130,19 +130,19 @@ class OmniProcessor(ProcessorMixin):
         """Make a batch.
 
         Args:
-            images: pictures for the placeholders `<image>`, in order, flat or nested by row. Of this and any other modality
-                all items may also be `EncodedItem`s, which the batch then holds under `mm_encoder_outputs`.
+            images: pictures for the placeholders `<image>`, in order, flat or nested by row. All items of a modality may
+                also be `EncodedItem`s; the batch then holds them under `mm_encoder_outputs`.
             text: one prompt or several.
-            audio: sounds for the placeholders `<audio>`: arrays, pairs `(array, rate)`, files and what else is a sound.
-            kwargs: items of other modalities under their argument (`signals=[...]`), and what tokenizer and image
-                processor take (`padding`, `truncation`, `return_tensors`, `images_kwargs`, ...); `sampling_rate` is of the
-                sounds under `audio` that come without one.
+            audio: sounds for the placeholders `<audio>`, in any form of `omni.audio.sounds.as_sound`.
+            kwargs: items of other modalities under their argument (`signals=[...]`), and arguments of the tokenizer and the
+                image processor (`padding`, `truncation`, `return_tensors`, `images_kwargs`, ...). `sampling_rate` is the
+                rate of sounds in `audio` that come without one.
 
         Returns:
-            `input_ids`, `attention_mask` and the inputs of every modality given.
+            `input_ids` int64[B, L], `attention_mask` int64[B, L] and the inputs of every modality given.
 
         Raises:
-            ValueError: other numbers of placeholders than of items; truncation that cuts inside an item or loses one.
+            ValueError: the number of placeholders is not the number of items, or truncation cuts into an item.
         """
         items: dict[str, list[Any]] = {}
         named = {"images": images, "audio": audio}
@@ -171,9 +171,9 @@ class OmniProcessor(ProcessorMixin):
         for name, things in items.items():
             options = dict(merged["images_kwargs"]) if name == "image" else own[f"{get_modality(name).argument}_kwargs"]
             options["return_tensors"] = options.get("return_tensors") or return_tensors
-            prepared = self._prepare(name, things, options)
+            prepared = self.prepare(name, things, options)
             join_inputs(inputs, prepared)
-            counts[name] = self._counts(name, prepared)
+            counts[name] = self.count_tokens(name, prepared)
         data: dict[str, Any] = {}
         if texts is not None:
             type_ids = text_kwargs.pop("return_mm_token_type_ids", False) or merged.get("return_mm_token_type_ids")
@@ -192,7 +192,7 @@ class OmniProcessor(ProcessorMixin):
         return BatchFeature(data | inputs, tensor_type=return_tensors, skip_tensor_conversion=as_they_are)
 
     def _hand_on_rate(self, kwargs: dict[str, Any]) -> None:
-        """Hand `sampling_rate` on to the preprocessor of sounds."""
+        """Move `sampling_rate` into `audio_kwargs`, for the preprocessor of sounds."""
         if (rate := kwargs.pop("sampling_rate", None)) is None:
             return
         if not any(modality.argument == "audio" for modality in self.bundles):
@@ -204,13 +204,17 @@ class OmniProcessor(ProcessorMixin):
             )
 
     def _flat(self, modality: Modality, given: Any) -> list[Any]:
-        """Items in the order of their placeholders, whether they came alone, in a list, or in a list per row."""
+        """The items in the order of their placeholders, from one item, a list, or a list per row."""
         if modality.name == "image" and not any(isinstance(item, EncodedItem) for item in flat(modality, given)):
             return list(make_flat_list_of_images(self.image_processor.fetch_images(opened(modality, given))))
         return list(flat(modality, given))
 
-    def _prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The modality's inputs from raw items, or encoded ones as they are."""
+    def prepare(self, name: str, items: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+        """The modality's inputs from raw items; encoded items are passed through.
+
+        Raises:
+            ValueError: only some of the items are encoded.
+        """
         if encoded := [item for item in items if isinstance(item, EncodedItem)]:
             if len(encoded) < len(items):
                 raise ValueError(
@@ -221,25 +225,24 @@ class OmniProcessor(ProcessorMixin):
         options = {key: value for key, value in options.items() if value is not None}
         return prepare_items(get_modality(name), self.preprocessors[name], items, options)
 
-    def _counts(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
-        """The token plan: how many placeholders each item becomes."""
+    def count_tokens(self, name: str, prepared: Mapping[str, Any]) -> list[int]:
+        """The number of placeholders of each item, by the token plan."""
         if encoded := prepared.get("mm_encoder_outputs", {}).get(name):
             return [self.plan.num_tokens(name, item.grid_shape) for item in encoded]
         shapes = get_modality(name).grid_shapes(self.plan.modalities[name]["encoder"], prepared)
         return [self.plan.num_tokens(name, tuple(shape)) for shape in shapes]
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers.
+        """As in transformers. Before transformers 5.23 some chats are refused.
 
         Raises:
-            OldTransformers: before 5.23, a chat with items that are no pictures; and with `sanitize_control_tokens` a text
-                with a control token, which is read as text from then on.
+            OldTransformers: see `refuse_new_chats`.
         """
         if not UNMARKED:
             refuse_new_chats(conversation, kwargs, self.bundles, self.tokenizer)
         return super().apply_chat_template(conversation, *args, **kwargs)
 
-    # --- what tools ask -----------------------------------------------------------------------------------------------
+    # --- for tools and servers ----------------------------------------------------------------------------------------
 
     def replace_image_token(self, image_inputs: Mapping[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The placeholders that stand for one picture."""
@@ -252,16 +255,20 @@ class OmniProcessor(ProcessorMixin):
     def _replacement(self, name: str, inputs: Mapping[str, Any], index: int) -> str:
         modality = get_modality(name)
         one = {key: [inputs[key][index]] for key in modality.inputs}
-        return modality.token * self._counts(name, one)[0]
+        return modality.token * self.count_tokens(name, one)[0]
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Any = None, audio_lengths: Any = None, **kwargs: Any
     ) -> MultiModalData:
-        """Tokens of pictures of these sizes (height, width), and of sounds of so many samples at the rate of the feature
-        extractor, which servers reserve before they see the items.
+        """Numbers of tokens that servers reserve before they see the items.
+
+        Args:
+            image_sizes: (height, width) of each picture.
+            audio_lengths: samples of each sound, at the rate of the feature extractor.
+            kwargs: settings of the image processor.
 
         Raises:
-            ValueError: an image processor that makes pictures of several sizes, which no encoder here takes.
+            ValueError: the image processor has no fixed size.
         """
         data: dict[str, Any] = {}
         if image_sizes is not None:
@@ -269,23 +276,25 @@ class OmniProcessor(ProcessorMixin):
             what = "crop_size" if crops else "size"
             size = dict(kwargs.get(what) or getattr(self.image_processor, what))
             if not size.get("height") or not size.get("width"):
-                raise ValueError(f"The tokens of a picture cannot be told: {what} of the image processor is {size}.")
-            blank = np.empty((3, size["height"], size["width"]), np.uint8)  # nothing of it but its shape is read
-            count = self._counts("image", {"pixel_values": [blank]})[0]
+                raise ValueError(
+                    f"The number of tokens of a picture is not known: {what} of the image processor is {size}."
+                )
+            blank = np.empty((3, size["height"], size["width"]), np.uint8)  # only its shape is read
+            count = self.count_tokens("image", {"pixel_values": [blank]})[0]
             data = {"num_image_tokens": [count] * len(image_sizes), "num_image_patches": [1] * len(image_sizes)}
         if audio_lengths is not None:
             silence = [np.zeros(length, np.float32) for length in audio_lengths]
-            data["num_audio_tokens"] = self._counts("audio", self._prepare("audio", silence, {})) if silence else []
+            data["num_audio_tokens"] = self.count_tokens("audio", self.prepare("audio", silence, {})) if silence else []
         return MultiModalData(**data)
 
     def least_tokens(self, name: str) -> int:
-        """Tokens that an item of a modality becomes at least; pictures of one size all become as many."""
+        """The smallest number of tokens that an item of a modality becomes. Pictures all have the same number."""
         if name == "image":
             return int(self._get_num_multimodal_tokens(image_sizes=[(1, 1)])["num_image_tokens"][0])
         return self.plan.num_tokens(name, (1,) * get_modality(name).grid_dims)
 
     def _multimodal_inputs_from_conversations(self, conversations: Any, *args: Any, **kwargs: Any) -> Any:
-        """Items of chats, by the type of their blocks, in the form in which transformers hands them to `__call__`."""
+        """The items of chats by the type of their blocks, in the form in which transformers passes them to `__call__`."""
         rows, found = len(conversations), items_of_chats(self.bundles, conversations)
         images, videos = (found.pop(argument, [[] for _ in range(rows)]) for argument in ("images", "videos"))
         flat = {argument: [item for row in items for item in row] for argument, items in found.items()}
@@ -293,14 +302,14 @@ class OmniProcessor(ProcessorMixin):
         return images, videos, audio, {argument: items for argument, items in flat.items() if items}
 
     def _resolve_audio_loading_params(self, processor_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The rate of a chat's sounds if it was given: transformers would make one up, which may contradict their own."""
+        """The rate of a chat's sounds, if it was given. transformers would assume one, which may be wrong."""
         nested = processor_kwargs.get("audio_kwargs") or {}
         return {"sampling_rate": processor_kwargs.get("sampling_rate", nested.get("sampling_rate"))}
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
-        """What stands in processor_config.json, under the keys where transformers' Auto classes look."""
+        """The content of processor_config.json, under the keys where transformers' Auto classes look."""
         output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
         if self.prompt is not None:
             output["prompt"] = self.prompt
@@ -308,7 +317,7 @@ class OmniProcessor(ProcessorMixin):
             output["asked_by"] = self.asked_by
         for name, preprocessor in self.preprocessors.items():
             values = json.loads(json.dumps(preprocessor.to_dict(), default=plain))
-            values.pop("auto_map", None)  # no setting, but where its class was found
+            values.pop("auto_map", None)  # says where the class was found, and is no setting
             if not set(TYPES) & set(values):
                 values["preprocessor_class"] = type(preprocessor).__name__
             output[preprocessor_key(name)] = values
@@ -326,7 +335,7 @@ class OmniProcessor(ProcessorMixin):
             )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        for key in ("is_local", "local_files_only"):  # how it was found when it was loaded
+        for key in ("is_local", "local_files_only"):  # transformers notes here where it found the tokenizer
             self.tokenizer.init_kwargs.pop(key, None)
         self.tokenizer.chat_template = self.chat_template  # it writes the template's files
         self.tokenizer.save_pretrained(folder)
@@ -344,13 +353,13 @@ class OmniProcessor(ProcessorMixin):
         """Load from a folder or hub name.
 
         Args:
-            pretrained_model_name_or_path: as for any processor.
-            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out; settings of preprocessors
-                and tokenizer; the rest as in transformers.
+            pretrained_model_name_or_path: the folder or name.
+            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out. Settings of preprocessors
+                and tokenizer, and arguments of transformers, are passed on.
 
         Raises:
-            ValueError: a file that is not as it was sealed; a modality whose plug-in is missing; a preprocessor of another
-                class than the saved one; a token plan that contradicts the model's configuration in the same folder.
+            ValueError: a file has changed since it was sealed; a plug-in is missing; the class of a saved preprocessor is
+                unknown; or the token plan contradicts the model's configuration in the same folder.
         """
         verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
         left_out = set(OmniConfig.names_left_out(kwargs))
@@ -372,7 +381,7 @@ class OmniProcessor(ProcessorMixin):
             pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
         )
         overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
-        if left_out & {*(overrides["asked_by"] or [])}:  # who asks is left out
+        if left_out & {*(overrides["asked_by"] or [])}:  # the modality that asks is left out
             overrides["asked_by"] = None
         processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
         compare_with_model(processor.plan, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
@@ -393,7 +402,7 @@ def _placeholder_id(tokenizer: Any, modality: Modality) -> int:
 def _replacements(
     texts: Sequence[str], counts: Mapping[str, Sequence[int]], tokens: Mapping[str, str]
 ) -> list[list[dict[str, Any]]]:
-    """Where placeholders stand in each prompt, and their repetitions in the expanded prompt, in characters."""
+    """For each prompt, its placeholders and their repetitions in the expanded prompt, as spans of characters."""
     names, waiting = (
         {token: name for name, token in tokens.items()},
         {name: iter(each) for name, each in counts.items()},
@@ -412,6 +421,6 @@ def _replacements(
 
 
 def join_inputs(batch: dict[str, Any], prepared: Mapping[str, Any]) -> None:
-    """Add one modality's inputs to a batch; encoded items of all modalities are in one place."""
+    """Add one modality's inputs to a batch. Encoded items of all modalities go under `mm_encoder_outputs`."""
     encoded = {**batch.get("mm_encoder_outputs", {}), **prepared.get("mm_encoder_outputs", {})}
     batch |= {**prepared, **({"mm_encoder_outputs": encoded} if encoded else {})}

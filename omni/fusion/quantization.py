@@ -1,4 +1,4 @@
-"""Which parts of a fused model a quantization leaves alone.
+"""Quantization of a fused model: the Thinker alone, unless the caller asks for more.
 
 The Thinker is the large part. Towers and projectors are small, and every answer about an item depends on them. So they are
 not quantized unless the caller asks for it.

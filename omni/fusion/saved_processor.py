@@ -1,4 +1,4 @@
-"""A processor on disk: what stands in processor_config.json, and whether it fits the model beside it."""
+"""A processor on disk: the content of processor_config.json, and whether it fits the model beside it."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from omni.modality import Modality
 from .configuration_omni import OmniConfig
 
 SHOWN_AS = {"image_processor": "image", "feature_extractor": "audio"}
-"""What transformers calls the preprocessor of a modality: as an attribute, and in processor_config.json."""
+"""transformers' names of preprocessors, as attributes and in processor_config.json, with their modality."""
 
 TYPES = ("image_processor_type", "feature_extractor_type")
-"""Where those of transformers write their class."""
+"""Keys under which preprocessors of transformers save the name of their class."""
 
 
 def as_json(plan: OmniConfig) -> dict[str, Any]:
@@ -39,7 +39,11 @@ def plain(value: Any) -> Any:
 
 
 def load_preprocessor(modality: Modality, saved: Mapping[str, Any], overrides: Mapping[str, Any]) -> Any:
-    """The preprocessor that was saved: of the registered class, or one of transformers."""
+    """Build the saved preprocessor, of the registered class or of one of transformers.
+
+    Raises:
+        ValueError: its class is neither.
+    """
     values = {key: overrides.get(key, value) for key, value in saved.items() if key != "preprocessor_class"}
     name = next((saved[key] for key in ("preprocessor_class", *TYPES) if saved.get(key)), None)
     registered = modality.preprocessor_class
@@ -56,7 +60,11 @@ def load_preprocessor(modality: Modality, saved: Mapping[str, Any], overrides: M
 
 
 def compare_with_model(plan: OmniConfig, folder: Path, left_out: set[str]) -> None:
-    """Processor and model configuration of one folder must agree on the token plan."""
+    """Check that a processor and the model configuration in its folder agree on the token plan.
+
+    Raises:
+        ValueError: they do not; the message names the keys.
+    """
     path = folder / "config.json"
     if not path.is_file():
         return
@@ -74,7 +82,7 @@ def compare_with_model(plan: OmniConfig, folder: Path, left_out: set[str]) -> No
 
 
 def _sizes(plan: OmniConfig) -> dict[str, Any]:
-    """What the token plan depends on: a section's settings, and the whole numbers of its encoder's configuration."""
+    """The numbers that the token plan depends on: a section's settings and its encoder's integers."""
     sizes: dict[str, Any] = {}
     for name, section in plan.modalities.items():
         values = {**section, **section["encoder"].to_dict()}

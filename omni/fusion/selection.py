@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def take(tensor: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """[B, L, ...] at the positions int64[B, n], row by row."""
+    """Select positions int64[B, n] of a tensor [B, L, ...], row by row: [B, n, ...]."""
     return torch.take_along_dim(tensor, order.reshape(*order.shape, *[1] * (tensor.ndim - 2)), dim=1)
 
 

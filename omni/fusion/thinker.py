@@ -1,4 +1,4 @@
-"""Running the Thinker: its positions, its mask, attention that returns maps, and no argument that it does not know."""
+"""Runs the Thinker: its positions, its mask, attention that returns maps, and a check of its arguments."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,15 +30,18 @@ def think(
     cache: Cache | None,
     options: Mapping[str, Any],
 ) -> Any:
-    """The Thinker's own output for embedded tokens, float[B, L, T]; `acceleration` may compute it.
+    """The Thinker's output for embedded tokens. The acceleration in use may compute it.
 
     Args:
         language_model: the Thinker.
         inputs_embeds: float[B, L, T], items in their places.
         attention_mask: as `OmniModel.forward` takes it.
-        position_ids: int64[B, L]; None for those that `positions_of` finds.
-        cache: what the Thinker has read; it grows by L tokens.
+        position_ids: int64[B, L]; by default those of `positions_of`.
+        cache: the Thinker's cache; it grows by L tokens.
         options: the Thinker's other arguments.
+
+    Returns:
+        An output of transformers, with `last_hidden_state` float[B, L, T].
     """
     if position_ids is None:
         position_ids = positions_of(attention_mask, cache, inputs_embeds.shape[1])
@@ -111,7 +114,7 @@ def starts_rows(model: Any, attention_mask: Any, cache: Cache | None) -> bool:
     Args:
         model: the fused model without its head.
         attention_mask: as `forward` gets it. transformers makes no mask for a server's attention, and none is given.
-        cache: what has been read.
+        cache: the Thinker's cache.
 
     Raises:
         ValueError: a server runs a model with parts that were never trained.
@@ -129,7 +132,7 @@ def starts_rows(model: Any, attention_mask: Any, cache: Cache | None) -> bool:
 
 def refuse_unknown(model: Any, arguments: Mapping[str, Any]) -> None:
     """Raise `TypeError` for an argument of `forward` that neither a modality of the model nor its Thinker knows."""
-    if arguments.keys() <= {"use_cache"}:  # as in each step of `generate`: this check must be quick
+    if arguments.keys() <= {"use_cache"}:  # the usual case in `generate`, which must be quick
         return
     known = {
         *TransformersKwargs.__annotations__,
@@ -149,7 +152,7 @@ def refuse_unknown(model: Any, arguments: Mapping[str, Any]) -> None:
 
 
 def untrained_message(parts: Sequence[str]) -> str:
-    """The first half of a message about a model with these random parts."""
+    """The first half of a message about a model whose `parts` are random."""
     return (
         f"These parts of the model are untrained, their weights are random: {list(parts)}. What it would say about an "
         "input means nothing."

@@ -1,6 +1,6 @@
-"""How sure a greedy answer is: the probability that it is right, from those of its tokens.
+"""The probability that a greedy answer is right, from the probabilities of its tokens.
 
-A model is surer than it is right, or less sure. So what its tokens say is calibrated on held-out rows (Platt 1999).
+Models are over- or underconfident. So the probability is calibrated on held-out rows (Platt 1999).
 """
 
 import math
@@ -15,22 +15,22 @@ from transformers import LogitsProcessor
 
 
 class Certainty(LogitsProcessor):
-    """Among the logits processors of a greedy `generate`, it notes how likely each token is that is written."""
+    """A logits processor for greedy `generate` that records the log-probability of each token that is written."""
 
     def __init__(self) -> None:
         self._steps: list[torch.Tensor] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores float[B, V], which stay as they are."""
+        """Record the scores float[B, V], and return them unchanged."""
         self._steps.append(scores.log_softmax(-1).amax(-1))
         return scores
 
     def of(self, written: torch.Tensor, ends: Any) -> list[list[float]]:
-        """For each answer the logarithms of the probabilities of its tokens, with the one that ends it.
+        """For each answer, the log-probabilities of its tokens, up to the one that ends it.
 
         Args:
             written: int64[B, n], the answers, padded after their ends.
-            ends: the token or tokens that end an answer, as a generation config has them.
+            ends: the end-of-text token or tokens, as in a generation config.
         """
         stops = {*ends} if isinstance(ends, list) else {ends}
         rows = torch.stack(self._steps, 1).tolist()
@@ -41,14 +41,14 @@ class Certainty(LogitsProcessor):
 
 
 class Calibration(BaseModel):
-    """The probability that an answer is right: sigmoid(slope x + offset), x the log-odds of all of its tokens together.
+    """The probability that an answer is right: sigmoid(slope x + offset), where x is the log-odds of the whole answer.
 
     With slope 1 and offset 0 it is the model's own probability of the answer.
 
     Attributes:
         slope, offset: fitted on held-out answers.
-        answers: how many they were.
-        right: share of them that was right.
+        answers: number of held-out answers.
+        right: share of them that were right.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,12 @@ class Calibration(BaseModel):
 
     @classmethod
     def fit(cls, logprobs: Sequence[Sequence[float]], right: Sequence[bool]) -> Self:
-        """By Newton's method on the likelihood, drawn to slope 1 and offset 0 by as much as one answer or two would."""
+        """Fit by Newton's method on the likelihood, with a prior at slope 1 and offset 0 that weighs as one or two answers.
+
+        Args:
+            logprobs: the log-probabilities of the tokens of each answer.
+            right: whether each answer is right.
+        """
         x, hits = np.array([_evidence(each) for each in logprobs]), np.array(right)
         own: NDArray[np.float64] = np.array([1.0, 0.0])
         weights, terms = own.copy(), np.stack([x, np.ones_like(x)], 1)
@@ -76,12 +81,12 @@ class Calibration(BaseModel):
         return cls(slope=slope, offset=offset, answers=len(hits), right=float(f"{hits.mean():.5g}"))
 
     def confidence(self, logprobs: Sequence[float]) -> float:
-        """The probability that an answer with tokens of these log-probabilities is right."""
+        """The probability that an answer is right, from the log-probabilities of its tokens."""
         return float(_sigmoid(np.array(self.slope * _evidence(logprobs) + self.offset)))
 
 
 def _evidence(logprobs: Sequence[float]) -> float:
-    """The log-odds of an answer, within what float32 can tell from 0 and 1."""
+    """The log-odds of an answer, limited to probabilities that float32 can tell from 0 and 1."""
     together = min(max(sum(logprobs), -16.0), -1e-7)
     return together - math.log(-math.expm1(together))
 

@@ -1,7 +1,8 @@
-"""The document `familiarity.json` of a checkpoint: what training was like. It has a seal of its own (`checkpoints/seal.py`).
+"""The document `familiarity.json` of a checkpoint: statistics of the training data. It has its own seal
+(`checkpoints/seal.py`).
 
-It names the weights that it was measured on, by their fingerprints. For other weights it says nothing that is true, so it
-is refused beside them.
+The document names the fingerprints of the weights that it was measured on. It is not valid for other weights, and is refused
+beside them.
 """
 
 import hashlib
@@ -23,11 +24,11 @@ FORMAT: Literal["omni familiarity 1"] = "omni familiarity 1"
 
 
 class Familiar(BaseModel):
-    """Whether what a model was given is like what it was trained on; None where that is not known.
+    """Whether the inputs of a model are like those of training.
 
     Attributes:
-        items: for each item, in order.
-        question: of its words; None also where nothing is asked in words.
+        items: for each item in order, whether it is; None if not known.
+        question: whether the words of the question are; None if not known or if there are no words.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,10 +42,10 @@ class Familiar(BaseModel):
         return self.question is False or False in self.items
 
     def note(self, modalities: Sequence[str]) -> str | None:
-        """One sentence about what is unlike training; None if nothing is.
+        """One sentence about the inputs that are unlike training; None if there are none.
 
         Args:
-            modalities: that of each item.
+            modalities: the modality of each item.
         """
         places: dict[str, list[int]] = {}
         for place, (name, familiar) in enumerate(zip(modalities, self.items, strict=True), start=1):
@@ -62,14 +63,14 @@ class Familiar(BaseModel):
 
 
 class Familiarity(BaseModel):
-    """What training was like.
+    """Statistics of the training data of a checkpoint.
 
     Attributes:
-        format: of this document.
+        format: name and version of this format.
         weights: fingerprints of the weights that it was measured on.
-        items: by modality, how its encoder's tokens are spread. A modality that is not there is not known.
-        question: the words of questions; None if not known.
-        calibration: how sure answers are; None if no held-out rows told.
+        items: for each modality, the distribution of its encoder's tokens. Other modalities are not known.
+        question: the distribution of the words of questions; None if not known.
+        calibration: turns token probabilities into the probability that an answer is right; None if not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -84,9 +85,9 @@ class Familiarity(BaseModel):
         """Whether items and a question are like those of training.
 
         Args:
-            items: the modality of each, and its `EncodedItem`.
-            tokenizer: the Thinker's.
-            question: its words.
+            items: pairs of a modality and an `EncodedItem`.
+            tokenizer: the Thinker's tokenizer.
+            question: the text of the question.
         """
         asked = words(tokenizer, question) if self.question is not None else []
         return Familiar(
@@ -95,12 +96,12 @@ class Familiarity(BaseModel):
         )
 
     def confidence(self, logprobs: Sequence[float]) -> float | None:
-        """The probability that an answer with tokens of these log-probabilities is right; None if not known."""
+        """The probability that an answer is right, from the log-probabilities of its tokens; None if not known."""
         return None if self.calibration is None else round(self.calibration.confidence(logprobs), 4)
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The document in the folder of a checkpoint; None if there is none, so that nothing is known.
+        """The document in the folder of a checkpoint; None if there is none.
 
         Raises:
             CheckpointError: it is damaged, or was measured on other weights.
@@ -124,19 +125,19 @@ class Familiarity(BaseModel):
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Take the document and its seal out of the folder of a checkpoint."""
+        """Delete the document and its seal from the folder of a checkpoint."""
         for name in (KNOWING, FAMILIARITY):
             (folder / name).unlink(missing_ok=True)
 
     def write(self, folder: Path) -> None:
-        """Write the document into the folder of a checkpoint, as measured on the weights there, and seal it."""
+        """Write the document with the fingerprints of the weights in the folder, and seal it."""
         there = self.model_copy(update={"weights": weights_of(folder)})
         write_text_whole(folder / FAMILIARITY, there.model_dump_json() + "\n")
         seal(folder, KNOWING)
 
 
 def weights_of(folder: Path) -> dict[str, str]:
-    """Fingerprints of the weights of a checkpoint; of adapters also a hash of theirs."""
+    """Fingerprints of the weights of a checkpoint, with a hash of its adapters if it has any."""
     base = base_of(folder)
     marks = dict(read_object(base / CONFIG).get("fingerprints") or {})
     if base != folder:

@@ -1,4 +1,4 @@
-"""What items and questions of training are like, in a few numbers; what is far from them is a stranger.
+"""Statistics of the items and questions of training. An input that is far from them is a stranger.
 
 Shapes: N rows, D width of an encoder, R directions in which its tokens vary most.
 """
@@ -16,40 +16,40 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 FEWEST = 50
-"""Rows, at least; of fewer nothing can be said."""
+"""The smallest number of rows that is enough for statistics."""
 FALSE_ALARMS = 0.05
 """Share of rows like those of training that are taken for strangers."""
 DIRECTIONS, NUMBERS = 32, 12_288
-"""R at most; and R x D at most, of wide encoders, though R is never below 8."""
+"""The largest R, and the largest R x D for wide encoders, for which R is at least 8."""
 MOST_PAIRS = 10_000
-"""Pairs of tokens that are kept, the most frequent ones."""
+"""The number of pairs of tokens that are kept, the most frequent ones."""
 START, END = -1, -2
 
 Floats = NDArray[np.float64]
 
 
 class Statistic(BaseModel):
-    """One of the two below. `threshold` is the distance that `FALSE_ALARMS` of held-out rows are beyond."""
+    """A statistic of the training data. A share of `FALSE_ALARMS` of held-out rows is farther away than `threshold`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threshold: float = Field(default=0.0, ge=0)
 
     def distance(self, one: Any) -> float:
-        """How far this is from what training had."""
+        """The distance of an input from the training data."""
         raise NotImplementedError
 
     @property
     def limit(self) -> float:
-        """What is beyond is a stranger. The threshold itself is not, however it is rounded."""
+        """The threshold with a tolerance for rounding. Anything farther away is a stranger."""
         return self.threshold * (1 + 1e-4)
 
     def knows(self, one: Any) -> bool:
-        """Whether this is like what training had."""
+        """Whether an input is like the training data."""
         return self.distance(one) <= self.limit
 
     def with_threshold(self, held_out: Iterable[Any]) -> Self:
-        """The same with a threshold by these, which it was not fitted on."""
+        """A copy with the threshold that follows from held-out inputs."""
         distances = [self.distance(one) for one in held_out]
         return self.model_copy(update={"threshold": _short(np.quantile(distances, 1 - FALSE_ALARMS))})
 
@@ -60,8 +60,8 @@ class Spread(Statistic):
     Attributes:
         mean: float[D].
         directions: float[R, D], orthonormal.
-        variances: float[R].
-        rest: variance in each direction beside them.
+        variances: float[R], the variance in each of these directions.
+        rest: the variance in every other direction.
     """
 
     mean: list[float]
@@ -71,12 +71,12 @@ class Spread(Statistic):
 
     @classmethod
     def fit(cls, vectors: Floats) -> Self:
-        """The spread of float[N, D]."""
+        """Fit vectors float[N, D]."""
         count, width = vectors.shape
         mean = vectors.mean(0)
         _, scales, directions = np.linalg.svd(vectors - mean, full_matrices=False)
         variances = scales**2 / (count - 1)
-        least = 1e-3 * variances.sum() / width + 1e-12  # numbers of training that never vary may vary a little
+        least = 1e-3 * variances.sum() / width + 1e-12  # numbers that are constant in training may still vary a little
         kept = min(DIRECTIONS, max(8, NUMBERS // width), count // 10, width - 1)
         return cls(
             mean=[_short(each) for each in mean],
@@ -86,7 +86,7 @@ class Spread(Statistic):
         )
 
     def distance(self, one: Floats) -> float:
-        """Mahalanobis' distance of float[D], squared."""
+        """The squared Mahalanobis distance of a vector float[D]."""
         mean, directions, variances = self._arrays
         away = one - mean
         along = directions @ away
@@ -99,22 +99,22 @@ class Spread(Statistic):
 
 
 class Wording(Statistic):
-    """Which token follows which in the questions of training; the distance is the mean surprise of a token, in nats.
+    """A bigram model of the questions of training. The distance is the mean surprise of a token, in nats.
 
     Attributes:
-        pairs: (token, the next one, how often).
+        pairs: tuples (token, next token, count).
     """
 
     pairs: list[tuple[int, int, int]]
 
     @classmethod
     def fit(cls, questions: Iterable[Sequence[int]]) -> Self:
-        """The wording of questions, each as its tokens."""
+        """Fit questions, each a list of tokens."""
         counts = Counter(pair for question in questions for pair in _pairs(question))
         return cls(pairs=[(one, after, count) for (one, after), count in counts.most_common(MOST_PAIRS)])
 
     def distance(self, one: Sequence[int]) -> float:
-        """Mean surprise. Of a pair that was never seen, as the next token alone; of that (Witten and Bell 1991), as one."""
+        """Mean surprise of the tokens of a question, with the smoothing of Witten and Bell (1991) for unseen pairs."""
         pairs, follow, alone = self._counts
         total, kinds = alone.total(), len(alone) + 1
         surprise = 0.0
@@ -138,7 +138,7 @@ class Wording(Statistic):
 
 
 def vector(tokens: Mapping[str, Any]) -> Floats:
-    """An encoded item as float[D]: its `cls`, or the mean of its `grid`."""
+    """The vector float[D] of an encoded item: its `cls`, or the mean of its `grid`."""
     found = tokens["cls"] if "cls" in tokens else tokens["grid"]
     found = found.detach().float().cpu().numpy() if isinstance(found, torch.Tensor) else found
     mean: Floats = np.asarray(found, dtype=np.float64).mean(0)
@@ -146,7 +146,7 @@ def vector(tokens: Mapping[str, Any]) -> Floats:
 
 
 def words(tokenizer: Any, question: str) -> list[int]:
-    """The tokens of a question in small letters and without punctuation; none where nothing is asked in words."""
+    """The tokens of a question in lower case and without punctuation; empty if it has no words."""
     plain = " ".join(re.sub(r"[^\w\s]+", " ", question.casefold()).split())
     return list(tokenizer(plain, add_special_tokens=False)["input_ids"]) if plain else []
 
@@ -156,5 +156,5 @@ def _pairs(question: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _short(number: Any) -> float:
-    """To five digits, as a file keeps it."""
+    """Round to five digits, as in the file."""
     return float(f"{float(number):.5g}")

@@ -1,4 +1,4 @@
-"""A folder becomes a fused model and its processor, adapters merged; or one sentence says why not."""
+"""A folder becomes a fused model and its processor, with adapters merged, or an error of one sentence."""
 
 import warnings
 from pathlib import Path
@@ -15,18 +15,18 @@ from omni.knowing.familiarity import Familiarity
 
 
 def load(checkpoint: str | Path, dtype: str = "auto") -> tuple[OmniForConditionalGeneration, OmniProcessor]:
-    """Load a fused model and its processor from a folder; nothing is fetched from anywhere.
+    """Load a fused model and its processor from a folder. Nothing is downloaded.
 
-    Adapters, which a recipe with `lora` writes, are merged into the model that they were trained for. What the folder says
-    of training (`omni.knowing`) is the model's `familiarity`.
+    Adapters, which a recipe with `lora` writes, are merged into their base model. The document `familiarity.json`
+    (`omni.knowing`) becomes the model's `familiarity`.
 
     Args:
         checkpoint: the folder.
-        dtype: the precision of all weights, such as "bfloat16"; "auto" for the one that the checkpoint names.
+        dtype: the precision of all weights, such as "bfloat16"; "auto" for the checkpoint's own.
 
     Raises:
-        CheckpointError: there is no such folder, it holds another kind of model, a file of it is missing, damaged or
-            exchanged, or a part was never trained.
+        CheckpointError: the folder does not exist or holds another kind of model; a file is missing, damaged or
+            exchanged; or a part is untrained.
     """
     folder = Path(checkpoint)
     expect_answers(folder)
@@ -44,7 +44,7 @@ def load(checkpoint: str | Path, dtype: str = "auto") -> tuple[OmniForConditiona
         raise CheckpointError(
             f"The adapters in {str(folder)!r} are cut off or damaged ({error}); get the file again."
         ) from error
-    except Exception as error:  # transformers and others read the files, and may raise anything
+    except Exception as error:  # transformers and other libraries read the files, and may raise anything
         raise CheckpointError(f"The checkpoint {str(folder)!r} cannot be loaded: {reason_of(error)}") from error
     return model, processor
 
@@ -70,7 +70,7 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
         saved = set(file.keys())
         expect_finite({name: file.get_tensor(name) for name in saved}, repr(str(folder)))
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's use of transformers
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about how peft calls transformers
             adapted = PeftModel.from_pretrained(model, folder)
     except RuntimeError as error:  # tensors of other shapes
         raise ValueError(str(error)) from error
@@ -86,7 +86,7 @@ def _with_adapters(model: OmniForConditionalGeneration, folder: Path) -> OmniFor
 
 
 def save_new(model: OmniForConditionalGeneration, processor: OmniProcessor, folder: str | Path) -> Path:
-    """Write a checkpoint. If writing fails, no folder of that name appears.
+    """Write a checkpoint into a new folder, which appears only when it is complete.
 
     Raises:
         FileExistsError: `folder` exists and is not an empty folder.

@@ -1,4 +1,4 @@
-"""An encoder of any modality with its preprocessor, as the checkpoint has them. Nothing here makes it faster."""
+"""Loads an encoder of any modality with its preprocessor, in the reference arithmetic."""
 
 import copy
 import math
@@ -26,10 +26,10 @@ from omni.modality import Modality
 from omni.registry import get_modality, load_modalities, make_probes, prepare_items, registered
 
 Inputs = dict[str, torch.Tensor]
-"""By the batch keys of a modality, such as `pixel_values` float[B, 3, H, W]."""
+"""Tensors by the batch keys of a modality, such as `pixel_values` float[B, 3, H, W]."""
 Tokens = dict[str, torch.Tensor]
-"""By name: `cls` float[B, 1, D], `grid` float[B, N, D], and of a fused model `projected` float[B, n, T]. Where items have
-different numbers of tokens, N and n are the largest; an item's own come first."""
+"""Tensors by name: `cls` float[B, 1, D], `grid` float[B, N, D], and from a fused model `projected` float[B, n, T]. If items
+have different numbers of tokens, N and n are the largest, and an item's own tokens come first."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,14 @@ class Encoder:
     """An encoder with its preprocessor.
 
     Attributes:
-        preprocessor: makes its inputs.
-        pooled: whether its `pooler_output` is trained.
-        fused: the model that it is part of, if it is.
-        modality: the name of its modality; by default the one whose encoder it is, or reads the same.
+        model: the encoder.
+        preprocessor: turns items into the encoder's inputs.
+        pooled: whether the encoder's `pooler_output` is trained.
+        fused: the fused model that the encoder is a tower of; None if it is alone.
+        modality: the name of its modality; by default found from the encoder.
 
     Raises:
-        ValueError: an encoder of no modality, or of several.
+        ValueError: the encoder belongs to no modality, or may belong to several.
     """
 
     model: PreTrainedModel
@@ -62,14 +63,14 @@ class Encoder:
         return get_modality(self.modality)
 
     def untrained(self, seed: int) -> "Encoder":
-        """The same architecture with new random weights, the same ones for every seed."""
+        """The same architecture with random weights, which depend only on the seed."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = self.bundle.build_tower(copy.deepcopy(self.model.config)).to(self.model.dtype)
         return replace(self, model=model.to(self.model.device).eval(), pooled=True)
 
     def prepare(self, items: Sequence[Any]) -> Inputs:
-        """The inputs of a batch of items."""
+        """The encoder's inputs for a batch of items, on its device."""
         made = prepare_items(self.bundle, self.preprocessor, list(items), {"return_tensors": "pt"})
         device, dtype = self.model.device, self.model.dtype
         tensors = {key: torch.as_tensor(value) for key, value in made.items()}
@@ -80,23 +81,28 @@ class Encoder:
         return make_probes(self.bundle, self.model.config, self.preprocessor)
 
     def grid_shapes(self, inputs: Inputs) -> list[tuple[int, ...]]:
-        """The grid of tokens of each item, such as patches down and across."""
+        """The shape of each item's grid, such as rows and columns of patches."""
         return [tuple(shape) for shape in self.bundle.grid_shapes(self.model.config, inputs)]
 
     def grid_shape(self, inputs: Inputs) -> tuple[int, ...]:
-        """The grid of tokens that all items have."""
+        """The shape of the grid, which must be the same for all items."""
         (shape,) = set(self.grid_shapes(inputs))
         return shape
 
     def counts(self, what: str, shapes: Sequence[tuple[int, ...]]) -> list[int]:
-        """How many tokens of this name each item has, from the grids."""
+        """The number of each item's tokens of one name: "cls", "grid" or "projected".
+
+        Args:
+            what: the name.
+            shapes: the shape of each item's grid.
+        """
         if what == "projected" and self.fused is not None:
             return [self.fused.config.num_tokens(self.modality, shape) for shape in shapes]
         return [1 if what == "cls" else math.prod(shape) for shape in shapes]
 
     @torch.inference_mode()
     def encode(self, inputs: Inputs) -> Tokens:
-        """The encoder's output for prepared items."""
+        """The tokens of prepared items."""
         arguments = self.bundle.arguments
         encoded = self.model(**{arguments[key]: value for key, value in inputs.items()})
         if not self.pooled:
@@ -105,10 +111,15 @@ class Encoder:
 
     @torch.inference_mode()
     def name(self, encoded: Any, shapes: Sequence[tuple[int, ...]]) -> Tokens:
-        """The tokens of an output by their names, and projected as the fused model does it; `shapes` are the grids."""
+        """The tokens of an encoder's output by name, with `projected` ones if the encoder is a tower.
+
+        Args:
+            encoded: the encoder's output.
+            shapes: the shape of each item's grid.
+        """
         patches = max(map(math.prod, shapes))
         tokens: Tokens = dict(self.bundle.read(encoded, patches))
-        if "grid" in tokens:  # some encoders pad to the longest item that there can be
+        if "grid" in tokens:  # some encoders pad to the longest possible item
             tokens["grid"] = tokens["grid"][:, :patches]
         wanted = self.fused.config.modalities[self.modality]["output"].split("+") if self.fused else []
         if self.fused and tokens.keys() >= {*wanted}:
@@ -122,17 +133,17 @@ class Encoder:
 
 
 def load_encoder(checkpoint: str | Path, modality: str | None = None) -> Encoder:
-    """Load an encoder from a folder, omni's, a plug-in's or one of transformers; nothing is fetched from anywhere.
+    """Load an encoder of omni, a plug-in or transformers from a folder. Nothing is downloaded.
 
-    Of a model of several parts, such as CLIP or a fused model, its encoder is taken.
+    From a model of several parts, such as CLIP or a fused model, its encoder is loaded.
 
     Args:
         checkpoint: the folder.
-        modality: the name of the encoder's modality; needed where there are several.
+        modality: the name of the encoder's modality; needed if there are several encoders.
 
     Raises:
-        CheckpointError: no encoder of this modality in the folder, or several; no preprocessor, one that makes inputs which
-            the encoder does not take, or weights that are not whole.
+        CheckpointError: the folder holds no encoder of this modality, or several; its preprocessor is missing or makes other
+            inputs than the encoder takes; or weights are missing or damaged.
     """
     folder = Path(checkpoint)
     with _reading(folder):
@@ -149,10 +160,10 @@ def load_encoder(checkpoint: str | Path, modality: str | None = None) -> Encoder
 
 
 def modality_of(checkpoint: str | Path, modality: str | None = None) -> Modality:
-    """The modality of the encoder that `load_encoder` would load; no weights are read.
+    """The modality of the encoder that `load_encoder` would load. No weights are read.
 
     Raises:
-        CheckpointError: no encoder of this modality in the folder, or several.
+        CheckpointError: the folder holds no encoder of this modality, or several.
     """
     with _reading(Path(checkpoint)):
         return _find(Path(checkpoint), modality)[0]
@@ -160,11 +171,11 @@ def modality_of(checkpoint: str | Path, modality: str | None = None) -> Modality
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
-    expect_folder(folder)  # transformers would look for it on the internet, and its message would be about that
+    expect_folder(folder)  # otherwise transformers would search the internet, and its message would be about that
     try:
         with naming_weights(folder):
             yield
-    except Exception as error:  # code of others reads the folder, and may raise anything
+    except Exception as error:  # other libraries read the folder, and may raise anything
         said = f"The checkpoint {str(folder)!r} cannot be loaded as an encoder: {reason_of(error)}"
         raise CheckpointError(said) from error
 
@@ -190,7 +201,7 @@ def _of_fused(folder: Path, name: str) -> Encoder:
 
 
 def _of_own_folder(bundle: Modality, folder: Path, config: Any) -> tuple[PreTrainedModel, bool]:
-    """A tower, and whether its pooler is trained: classifiers are saved without ViT's, which comes after what is read."""
+    """An encoder, and whether its pooler is trained. Classifiers are saved without ViT's pooler, which omni ignores."""
     if type(config) is bundle.config_class and issubclass(bundle.model_class, StrictLoadingMixin):
         return bundle.model_class.from_pretrained(folder), True
     model, report = read_tower(bundle, folder, config)
@@ -205,11 +216,11 @@ def _of_own_folder(bundle: Modality, folder: Path, config: Any) -> tuple[PreTrai
 
 
 def find_encoder(config: Any, modality: str | None = None) -> tuple[Modality, Any]:
-    """The modality whose encoder a configuration describes, and the part of the configuration that does.
+    """The modality of the encoder that a configuration describes, and the encoder's part of the configuration.
 
     Args:
-        config: of an encoder, or of a model of several parts such as CLIP.
-        modality: the only one that may be found.
+        config: the configuration of an encoder, or of a model of several parts such as CLIP.
+        modality: the only modality that counts; by default any.
 
     Raises:
         ValueError: there is no such encoder, or there are several.
@@ -231,14 +242,14 @@ def find_encoder(config: Any, modality: str | None = None) -> tuple[Modality, An
 
 
 def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
-    """The modalities whose encoder a configuration describes: the one that brought it, or all that read what it reads."""
+    """The modalities of a configuration's encoder: the one that defines its class, or all whose inputs fit."""
     if own := _own(config, among):
         return own
     found, reads = list[Modality](), ""
     for bundle in load_modalities()[0] if among is None else among:
         try:
             cls = tower_class(bundle, config)
-        except Exception:  # code of others: this modality has no tower for such a configuration
+        except Exception:  # this modality cannot build a tower from such a configuration
             continue
         if (name := cls.main_input_name) in bundle.arguments.values():
             found.append(bundle)
@@ -247,12 +258,12 @@ def _owners(config: Any, among: Sequence[Modality] | None) -> list[Modality]:
 
 
 def _nearest(found: list[Modality], reads: str) -> list[Modality]:
-    """The modality, of several, whose inputs are called as the encoder's arguments: pictures, not videos, `pixel_values`."""
+    """Prefer modalities whose batch key is the encoder's argument: `pixel_values` means pictures rather than videos."""
     return [each for each in found if reads in each.inputs] or found
 
 
 def _own(config: Any, among: Sequence[Modality] | None = None) -> list[Modality]:
-    """The modality that brought the class of a configuration. Other plug-ins are loaded only if no loaded one did."""
+    """The modality that defines the class of a configuration. All plug-ins are loaded only if no loaded one defines it."""
 
     def brought(bundles: Iterable[Modality]) -> list[Modality]:
         return [each for each in bundles if type(config) is each.config_class]

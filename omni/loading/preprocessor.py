@@ -1,4 +1,4 @@
-"""The preprocessor of an encoder that has a folder of its own."""
+"""Loads and saves the preprocessor of an encoder in its own folder."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,14 @@ from omni.modality import Modality
 
 FILE = "preprocessor_config.json"
 CLASS = "preprocessor_class"
-"""The key of the class, for classes that transformers does not know."""
+"""The key for the name of a class that transformers does not know."""
 
 
 def load_preprocessor(modality: Modality, folder: Path) -> Any:
-    """The preprocessor in a folder: of the registered class, or another one of its kind that transformers knows.
+    """The preprocessor in a folder, of the registered class or of a similar class of transformers.
 
     Raises:
-        CheckpointError: none, or one of another class.
+        CheckpointError: there is none, or it has another class.
     """
     registered = modality.preprocessor_class
     if not any((folder / name).is_file() for name in (FILE, "processor_config.json")):
@@ -39,7 +39,7 @@ def load_preprocessor(modality: Modality, folder: Path) -> Any:
 
 
 def save_preprocessor(preprocessor: Any, folder: Path) -> None:
-    """Write preprocessor_config.json; a class that does not save itself is written as its `to_dict()`."""
+    """Write preprocessor_config.json, by `save_pretrained` or else from `to_dict()`."""
     if hasattr(preprocessor, "save_pretrained"):
         preprocessor.save_pretrained(folder)
         return

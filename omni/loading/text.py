@@ -1,4 +1,4 @@
-"""The text encoder beside an encoder that was trained with captions: a text becomes a vector of the space where both meet.
+"""The text encoder beside an encoder that was trained with captions. Both make vectors of a common space.
 
 encoder/            the encoder, and its preprocessor
 encoder/text/       the text encoder, its tokenizer, and projections.safetensors
@@ -28,9 +28,9 @@ class TextReader:
     """A text encoder.
 
     Attributes:
-        model, tokenizer: of transformers.
-        projection: float32[P, D], which takes the encoder's CLS token to the common space.
-        own: float32[P, T], which takes the text encoder's pooled output there.
+        model, tokenizer: a text encoder of transformers and its tokenizer.
+        projection: float32[P, D], maps the other encoder's CLS token to the common space.
+        own: float32[P, T], maps the text encoder's pooled output to the common space.
     """
 
     model: Any
@@ -40,7 +40,7 @@ class TextReader:
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
-        """Texts -> float32[B, P]."""
+        """Vectors float32[B, P] of B texts."""
         words = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         pooled = self.model(input_ids=words["input_ids"], attention_mask=words["attention_mask"])[1]
         found: NDArray[np.float32] = (pooled @ self.own.T).float().numpy()
@@ -51,10 +51,10 @@ def save_text(folder: Path, encoder: Any, model: Any, tokenizer: Any, projection
     """Write a text encoder beside the encoder that it was trained with.
 
     Args:
-        folder: that of the encoder.
+        folder: the folder of the encoder.
         encoder: the encoder.
-        model, tokenizer: of texts.
-        projection, own: weights float[P, D] of the encoder's side and float[P, T] of the text's.
+        model, tokenizer: the text encoder and its tokenizer.
+        projection, own: weights float[P, D] and float[P, T], see `TextReader`.
     """
     inside = folder / FOLDER
     model.save_pretrained(inside)

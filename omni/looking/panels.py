@@ -89,7 +89,7 @@ def draw_words(attention: WordAttention, processor: OmniProcessor, items: Sequen
 
     Args:
         attention: as `word_attention` returns it.
-        processor, items: what it was given.
+        processor, items: see `word_attention`.
     """
     items = read_items(items)
     count, number = Counter(item.modality for item in items), Counter[str]()

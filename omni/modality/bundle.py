@@ -27,7 +27,7 @@ def read_named_outputs(encoded: Any, num_patches: int) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Modality:
-    """Everything that omni has to know about a kind of input.
+    """Everything that omni needs to know about a kind of input.
 
     Attributes:
         name: an identifier such as "image". It names the parts of the fused model: `image_tower`, `image_projector`,
@@ -56,17 +56,17 @@ class Modality:
         is_item: tells one item from a list of items; a sound may be a tuple `(array, rate)`.
         open: takes a path or the bytes of a file and returns an item, or raises `ItemError`. With it, every command that
             takes files takes this modality.
-        suffixes, media_types: of its files, in small letters, and of its uploads: `(".png",)`, `("image/png", "image/*")`.
-        measure: takes the bytes of a file, and returns how many `unit`s they hold according to the file itself, without
-            decoding them; 0 if the file says nothing. A server limits with it what it decodes for strangers.
+        suffixes, media_types: those of its files, in lower case: `(".png",)` and `("image/png", "image/*")`.
+        measure: takes the bytes of a file, and returns the number of `unit`s that its header states, without decoding it;
+            0 if it states none. A server uses it to limit the size of uploads.
         unit: what `measure` counts, in the plural: "pixels".
         noun: what messages call an item: "picture".
         show: takes an item and returns a picture of PIL, for sheets and pages.
-        stand_ins: takes an item and a seed, and returns items that say nothing of it, `{"blank": ..., "noise": ...}`. An
-            evaluation puts them in its place, to see whether the item is used at all.
+        stand_ins: takes an item and a seed, and returns items without its content, `{"blank": ..., "noise": ...}`. An
+            evaluation puts them in its place, to see whether the model uses the item at all.
         probes: takes an encoder's configuration and its preprocessor, and returns a few made-up items of different sizes or
             lengths. Commands that take any encoder (`compose`, `embed`, `export`, `serve`) try it with them.
-        content: takes an item and returns what it holds, as bytes. Two items with the same bytes are the same item.
+        content: takes an item and returns its content as bytes. Two items with the same bytes are the same item.
         pack: takes an encoder, its preprocessor and a precision (`torch.dtype`), and returns a faster form of the two, see
             `Packed`; or None if there is none.
     """

@@ -1,14 +1,14 @@
-"""What a bundle must look like. A mistake is said when the bundle is made."""
+"""Checks of a bundle's fields, when it is created."""
 
 import re
 from typing import Any
 
 
 def expect_valid(bundle: Any) -> None:
-    """Refuse a bundle whose fields contradict what they are for.
+    """Check the fields of a `Modality`.
 
     Raises:
-        ValueError: a name, placeholder, output or suffix that cannot be used; no inputs.
+        ValueError: a name, placeholder, output or suffix cannot be used, or there are no inputs.
     """
     name, token = bundle.name, bundle.token
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):

@@ -8,7 +8,7 @@ class Packed(Protocol):
     """An encoder and its preprocessor in a faster form, with the same tokens up to rounding.
 
     Attributes:
-        path: one word that says how it computes, for reports.
+        path: one word for the way it computes, for reports.
     """
 
     path: str
@@ -18,7 +18,7 @@ class Packed(Protocol):
 
         Args:
             source: the file.
-            at_least: the item may be read smaller, if both sides keep so many pixels.
+            at_least: the picture may be decoded smaller, as long as both sides have at least this number of pixels.
 
         Returns:
             The item in a form that `prepare` takes, its full size if items have one, and a note if its file is odd.

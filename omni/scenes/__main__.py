@@ -17,15 +17,15 @@ def speak(
     folder: Annotated[Path, typer.Argument(help="Where the sounds and their manifests are.")],
     synthesizer: Annotated[str, typer.Option(help="Which synthesizer speaks; see omni.scenes.voices.")],
     count: Annotated[int, typer.Option(min=1, help="Number of sayings.")] = 1000,
-    split: Annotated[Literal["train", "test"], typer.Option(help="What is said: that of training, or else.")] = "train",
+    split: Annotated[Literal["train", "test"], typer.Option(help="Sayings of training, or of evaluation.")] = "train",
     group: Annotated[Group, typer.Option(help="Who says it.")] = "seen",
 ) -> None:
-    """Have a synthesizer say things, those that were not said yet."""
+    """Let a synthesizer speak the sayings that are not in the folder yet."""
     typer.echo(make(folder, synthesizer, count, split, group))
 
 
 @app.command()
-def ask(folder: Annotated[Path, typer.Argument(help="Of `speak`, with sayings of the split test.")]) -> None:
+def ask(folder: Annotated[Path, typer.Argument(help="Folder of `speak`, with sayings of the split test.")]) -> None:
     """Write manifests that ask a model by voice, for `omni evaluate --data`."""
     for path in write_sets(folder):
         typer.echo(path)

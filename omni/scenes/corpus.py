@@ -3,7 +3,7 @@
     python -m omni.scenes speak runs/voices --synthesizer espeak --count 20000
     python -m omni.scenes speak runs/voices --synthesizer piper --count 500 --split test --group stranger
 
-A process makes the sayings of one synthesizer; several may run at the same time. One that was stopped goes on where it was.
+A process makes the sayings of one synthesizer; several may run at the same time. A stopped one continues when run again.
 Every row has `audio` and `text`, and beside these the `voice`, the `kind` of saying and, of a question about a scene, the
 `scene`, `asks` (the kind of question), `answer` and `unseen` (see `Question`).
 """
@@ -21,7 +21,7 @@ from .sounds import RATE
 from .voices import Group, Samples, speak, voices
 
 QUIET = 0.01
-"""What is quieter than this part of the loudest sample is silence before or after the words."""
+"""Before and after the words, samples below this share of the loudest one are silence."""
 MARGIN = RATE // 20
 APART = 10_000_000
 """Between the numbers of the first sayings of two synthesizers."""

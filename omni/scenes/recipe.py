@@ -81,7 +81,7 @@ class Scenes(Drawn):
             )
 
     def conversations(self) -> Any:
-        """Scenes with questions; with `voices` also what is heard."""
+        """Scenes with questions; with `voices` also sounds."""
         typed = SceneConversations(
             self.split, self.count, self.first, self.questions, self.kinds, **self.scene_options()
         )

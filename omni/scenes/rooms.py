@@ -17,7 +17,7 @@ Samples = NDArray[np.float32]
 
 NOISE_SECONDS = 60
 BLOCK = 4096
-"""A transform is of a multiple of so many samples, since it is fast then."""
+"""A Fourier transform takes a multiple of this many samples, which is fast."""
 TILTS = (0.0, 0.5, 1.0)
 """Exponents of the frequency by which the amplitude of noise falls: white, pink, brown."""
 
@@ -28,7 +28,7 @@ def rough(samples: Samples, rng: np.random.Generator, others: Samples | None = N
     Args:
         samples: a sound without silence around it.
         rng: decides what happens to it.
-        others: somebody else, who speaks at the same time, far away; nobody by default.
+        others: another speaker, far away, at the same time; by default none.
         pace: how much faster and higher it may become, or slower and lower: the logarithm of the factor.
     """
     if pace and rng.random() < 0.8:
@@ -51,7 +51,7 @@ def rough(samples: Samples, rng: np.random.Generator, others: Samples | None = N
 
 
 def faster(samples: Samples, factor: float) -> Samples:
-    """So many times faster, and as much higher."""
+    """Faster by this factor, and as much higher."""
     made: Samples = import_module("soxr").resample(samples, RATE * factor, RATE, quality="LQ")
     return made
 
@@ -114,14 +114,14 @@ def noise(length: int, rng: np.random.Generator) -> Samples:
 
 
 def _looped(samples: Samples, length: int, rng: np.random.Generator, loudness: float) -> Samples:
-    """Samples again and again from anywhere on, of a loudness."""
+    """The samples, repeated from a random place to this length, at this loudness."""
     turned = np.roll(samples, int(rng.integers(len(samples))))
     looped = np.resize(turned, length)
     return np.asarray(looped * (loudness / (np.sqrt(np.mean(samples**2)) + 1e-6)), np.float32)
 
 
 def _companded(samples: Samples) -> Samples:
-    """Eight bits a sample, as telephones have it (mu-law)."""
+    """The samples in eight bits each, as telephones send them (mu-law)."""
     squeezed = np.sign(samples) * np.log1p(255 * np.abs(samples.clip(-1, 1))) / np.log(256)
     coarse = np.round(squeezed * 127) / 127
     return np.asarray(np.sign(coarse) * (256 ** np.abs(coarse) - 1) / 255, np.float32)

@@ -24,7 +24,7 @@ SAYING_WEIGHTS = {
 """How often each kind of saying is drawn."""
 
 PER_SCENE = 8
-"""So many sayings in a row ask about the same scene, those that are questions."""
+"""The questions among this many sayings in a row ask about the same scene."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,4 +221,4 @@ woman women wonder word work world worry worth wrong yard year yellow yes yester
 """
 
 WORDS = tuple(_COMMON.split())
-"""Common English words, of those that sound alike one."""
+"""Common English words; of words that sound alike, only one."""

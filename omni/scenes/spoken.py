@@ -1,11 +1,11 @@
-"""Sounds as training data: sayings of a corpus (`omni.scenes.corpus`), each time heard otherwise, and beeps.
+"""Sounds as training data: sayings of a corpus (`omni.scenes.corpus`), which sound different each time, and beeps.
 
 `Sayings` are sounds with transcripts. `Heard` are conversations with sounds in them:
 
 | kind | items | asked | answer |
 |---|---|---|---|
 | typed | a picture | typed questions about it | as in `SceneConversations` |
-| spoken | a picture, spoken questions about it | nothing, or that the question be answered | as if it were typed |
+| spoken | a picture, spoken questions about it | nothing, or to answer the question | as if it were typed |
 | two | two pictures, a spoken question about one | which of them it is about | as if it were typed |
 | said | a saying, at times with a picture | what is said | its words; "nothing" of noise |
 | beeps | beeps; at times a spoken question about them | a typed question, or nothing | number, slope, pitch, timbre |
@@ -48,11 +48,11 @@ TO_WRITE = (
 FIRST = ("about the first picture", "answer about the first picture")
 SECOND = ("about the second picture", "answer about the second picture")
 NOTHING = "nothing"
-"""What is said where nothing is said."""
+"""The answer to a sound without words."""
 
 
 class Sayings:
-    """Sounds with transcripts. Which saying has a number, and how it is heard, is always the same for the same corpus.
+    """Sounds with transcripts. In the same corpus, a number always gives the same saying and the same sound of it.
 
     Args:
         folder: of a corpus.
@@ -113,7 +113,7 @@ class Sayings:
         return row
 
     def transcript(self, index: int) -> str:
-        """What is said; no sound is opened for it."""
+        """The transcript, for which no sound is opened."""
         text: str = self.row(index)["text"]
         return text
 
@@ -126,7 +126,7 @@ class Sayings:
         return self.heard(row, self.first + index), row["text"]
 
     def heard(self, row: Mapping[str, Any], number: int) -> Sound:
-        """The sound of a row, as it is heard the time of this number."""
+        """The sound of a row; the number seeds what happens to it."""
         samples = self._read(row)
         rng = np.random.default_rng([number, len(row["text"])])
         if rng.random() < self.roughly:
@@ -242,6 +242,6 @@ class Heard:
 
 
 def silence(length: int, rng: random.Random) -> Sound:
-    """Noise that nobody speaks in, or next to nothing."""
+    """Noise without speech, or nearly silence."""
     samples = noise(length, np.random.default_rng(rng.getrandbits(32))) * np.float32(10 ** rng.uniform(-4, -1))
     return samples.clip(-1, 1).astype(np.float32), RATE

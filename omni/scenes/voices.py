@@ -133,7 +133,7 @@ def speak(text: str, voice: Voice, rng: random.Random) -> Samples:
     """A text spoken by a voice, as fast and as high as `rng` says: float32[S] at `RATE`.
 
     Raises:
-        ImportError, OSError, KeyError: the synthesizer is not installed; the head of this module says how it is.
+        ImportError, OSError, KeyError: the synthesizer is not installed; the head of this module says how to install it.
     """
     samples, rate = _SPEAK[voice.synthesizer](text, voice.name, rng)
     made: Samples = import_module("soxr").resample(samples, rate, RATE)

@@ -1,12 +1,12 @@
 """A server with OpenAI's interface for a fused model. It trusts no client.
 
-requests.py    what a request may ask for: every field, and its bounds
-remote.py      files from addresses on the public internet, and from no others
-worker.py      one request after another through the model, until it is answered or its client is gone
+requests.py    every field of a request, and its bounds
+remote.py      downloads files, but only from addresses on the public internet
+worker.py      the thread that answers one request after another
 writing.py     an answer while it is written
-replies.py     what was written, in the forms that clients expect
-connections.py who may speak to the server, and for how long it may keep silent
-server.py      routes, and the order of it all
-vllm.py        how vLLM finds omni's models
+replies.py     answers in the forms that clients expect
+connections.py which clients are allowed, and how long the server waits for them
+server.py      routes, and the order of these steps
+vllm.py        registers omni's models with vLLM
 vllm_model.py  vLLM's backend, with items of omni's modalities
 """

@@ -1,4 +1,4 @@
-"""Which clients the server listens to, how long it waits for them, and what a refusal looks like."""
+"""Which clients are allowed, how long the server waits for them, and the form of refusals."""
 
 import ipaddress
 from collections.abc import Awaitable, Callable
@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, Response
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 IDLE_SECONDS = 10.0
-"""Seconds that a client has to begin a request, and to take what was sent to it."""
+"""Seconds that a client may take to begin a request, and to receive data that was sent to it."""
 
 
 class Connection(H11Protocol):
     """A connection that closes when its client keeps the server waiting too long.
 
-    uvicorn waits for ever for a request that has begun, and for a client that does not read.
+    uvicorn alone would wait for ever for the rest of a request, and for a client that does not read.
     """
 
     def connection_made(self, transport: Any) -> None:
@@ -47,17 +47,17 @@ class Connection(H11Protocol):
 
 
 class Doorkeeper:
-    """Refuses requests that the page of another site sends through a visitor's browser.
+    """Refuses requests that a page of another site sends through a visitor's browser.
 
-    Such a page may send requests to any address, also under a name of its own that it lets stand for this machine. Then
-    the name is in Host; else the browser says in Origin whose page it is.
+    Such a page may send requests to any address. The browser then names the page's site in the header Origin. If the site's
+    own name resolves to this machine (DNS rebinding), that name is in the header Host.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], hosts: set[str]) -> None:
         self._app, self._hosts = app, {host.lower() for host in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Hand a request on, or refuse it."""
+        """Pass a request on, or refuse it."""
         headers = Request(scope).headers
         host, origins = headers.get("host", ""), headers.getlist("origin")
         if not self._knows(host):
@@ -78,7 +78,7 @@ class Doorkeeper:
             ipaddress.ip_address(name)
         except ValueError:
             return not name or name in self._hosts
-        return True  # an address is no name, so it cannot belong to somebody else
+        return True  # an IP address is no name, so nobody else can own it
 
 
 def refused(http: Any, error: Any) -> Response:

@@ -1,8 +1,8 @@
-"""Fetch a file for a client. The client must not reach addresses through this server that only this machine can reach.
+"""Downloads a file for a client. A client must not use this server to reach addresses that only this machine can reach.
 
-A name is looked up once, all of its addresses are judged, and the connection goes to one of these: what the name stands
-for a moment later does not matter. Redirects are followed one by one, each under the same rule. Files on this machine
-have no address here at all.
+A name is looked up once, all of its IP addresses are checked, and the connection goes to one of them. So it does not matter
+if the name resolves to something else a moment later. Redirects are followed one by one under the same rule. Files on this
+machine cannot be named at all.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ MAX_SECONDS = 20.0
 """Seconds for all steps together."""
 
 _UNICAST = tuple(map(ipaddress.ip_network, ("0.0.0.0/0", "2000::/3")))
-"""The ranges of public addresses, but for those in `_SPECIAL`. All other IPv6 is something else: this
-machine, private and link-local networks, multicast, and forms that stand for an IPv4 address (::/96, NAT64)."""
+"""The ranges that hold all public addresses; `_SPECIAL` excludes parts of them. Other IPv6 ranges are for this machine,
+private and link-local networks, multicast, and forms that stand for an IPv4 address (::/96, NAT64)."""
 
 _SPECIAL = tuple(
     map(
@@ -37,8 +37,8 @@ _SPECIAL = tuple(
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocols; also metadata of a cloud
             "192.0.2.0/24",  # documentation
-            "192.31.196.0/24",  # AS112: whichever is near
-            "192.52.193.0/24",  # AMT: whichever is near
+            "192.31.196.0/24",  # AS112, anycast
+            "192.52.193.0/24",  # AMT, anycast
             "192.88.99.0/24",  # 6to4 relays
             "192.168.0.0/16",  # private
             "192.175.48.0/24",  # AS112
@@ -54,14 +54,14 @@ _SPECIAL = tuple(
         ),
     )
 )
-"""The registries of special addresses, as a list of its own: what Python thinks of them changes from version to version."""
+"""IANA's special-purpose addresses. Python's own list differs from version to version."""
 
 _LOOKUPS = ThreadPoolExecutor(16, "lookup")
-"""Threads that look up names. A slow name keeps nothing else waiting."""
+"""Threads that look up names, so that a slow lookup blocks nothing else."""
 
 
 class RemoteError(ValueError):
-    """An address is refused, or gives no file; the message is one sentence."""
+    """An address is refused, or gives no file. The message is one sentence."""
 
 
 def is_public(address: str) -> bool:
@@ -73,7 +73,7 @@ def is_public(address: str) -> bool:
 
 
 class _Network(httpcore2.AnyIOBackend):
-    """Connects to allowed addresses alone."""
+    """Connects only to allowed IP addresses."""
 
     def __init__(self, allowed: Callable[[str], bool]) -> None:
         self._allowed = allowed
@@ -104,11 +104,11 @@ async def fetch(url: str, allowed: Callable[[str], bool] = is_public, max_bytes:
 
     Args:
         url: the address.
-        allowed: whether an IP address may be connected to; asked about each one that a name stands for.
-        max_bytes: refuse what is larger.
+        allowed: whether the server may connect to an IP address; called for every IP address of a name.
+        max_bytes: the largest size of the file.
 
     Raises:
-        RemoteError: another kind of address, one that is not allowed, or nothing usable there.
+        RemoteError: the address is of another kind or not allowed, or gives no usable file.
     """
     try:
         async with asyncio.timeout(MAX_SECONDS):
@@ -118,7 +118,7 @@ async def fetch(url: str, allowed: Callable[[str], bool] = is_public, max_bytes:
 
 
 async def _follow(url: str, allowed: Callable[[str], bool], max_bytes: int) -> bytes:
-    """The bytes at an address, or the address that it redirects to."""
+    """The bytes at an address, after redirects."""
     async with httpcore2.AsyncConnectionPool(network_backend=_Network(allowed)) as pool:
         for _ in range(MAX_REDIRECTS + 1):
             try:

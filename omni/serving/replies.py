@@ -11,7 +11,7 @@ from .requests import Chat, Completion, Embeddings, Request, Response
 from .writing import End, Event, Piece, Token, Vectors
 
 LEAST = -9999.0
-"""Stands for the logarithm of a probability of 0, for which JSON has no number."""
+"""Used for the logarithm of 0, because JSON has no infinity."""
 
 
 class Reply:
@@ -57,7 +57,7 @@ class Reply:
 
 
 class EmbeddingReply(Reply):
-    """To `/v1/embeddings`."""
+    """The answer to `/v1/embeddings`."""
 
     async def whole(self, answer: AsyncIterator[Event]) -> dict[str, Any]:
         """The vectors as one object."""
@@ -242,7 +242,7 @@ def _sse(event: dict[str, Any]) -> str:
 
 
 def failure(message: str) -> str:
-    """The event that says that a stream has failed."""
+    """The event of a stream that has failed."""
     return _sse({"error": {"message": message, "type": "server_error", "code": None, "param": None}})
 
 
@@ -251,7 +251,7 @@ def _reason(end: End) -> str:
 
 
 def _known(end: End) -> dict[str, Any]:
-    """What the model knows of its own limits, in a field that OpenAI's interface does not have."""
+    """Confidence and familiarity (`omni.knowing`), in a field that OpenAI's interface does not have."""
     familiar = None if end.familiar is None else end.familiar.model_dump()
     return {"omni": {"confidence": end.confidence, "familiar": familiar}}
 
@@ -275,7 +275,7 @@ def _described(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 
 def _one(text: str, logprob: float) -> dict[str, Any]:
-    whole = "\ufffd" not in text  # otherwise it is a part of a letter, whose bytes are not known
+    whole = "\ufffd" not in text  # otherwise the token is a part of a character, and its bytes are not known
     return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode()) if whole else None}
 
 

@@ -1,8 +1,8 @@
-"""What a request may contain: every field of the four interfaces with its bounds, and the items.
+"""The content of a request: every field of the four interfaces with its bounds, and the items.
 
-A field that is not here is refused by its name, one that has no place in an answer (`harmless`) is dropped, and one that
-asks for what this server cannot do is refused unless it asks for nothing. So nothing is passed over, and nothing that a
-client sends decides how much memory or time is taken.
+Unknown fields are refused by name. Fields that do not affect the answer (`harmless`) are dropped. A field for something that
+this server cannot do is accepted only with a value that asks for nothing. So nothing is ignored silently, and no client can
+make the server use too much memory or time.
 """
 
 import base64
@@ -20,13 +20,13 @@ from omni.items import modality_of
 from omni.modality import Modality
 
 MAX_VALUES = 200_000
-"""Values in all lists and objects of a request together. Two bytes of JSON can take sixty bytes of memory."""
+"""The largest number of values in all lists and objects of a request. Two bytes of JSON can take sixty bytes of memory."""
 MAX_UNITS = 200_000_000
-"""Units of all items of a request together, as their files state them: pixels, samples, ... (`Modality.measure`)."""
+"""The largest number of units (pixels, samples, ...) in all items of a modality, see `Modality.measure`."""
 
 
 class RequestError(ValueError):
-    """A request that cannot be answered; the message is one sentence."""
+    """A request cannot be answered. The message is one sentence."""
 
     status = 400
 
@@ -58,7 +58,7 @@ def _wrapped(wrap: Callable[[str], Any], expected: str) -> BeforeValidator:
 
 
 def _few(limit: int, values: Any) -> Any:
-    """Refuse an object with too many entries at once, instead of one error for each."""
+    """Refuse an object with too many entries, with one error instead of one for each entry."""
     if isinstance(values, dict) and len(values) > limit:
         raise PydanticCustomError(
             "few", "expected at most {limit} entries, found {found}", {"limit": limit, "found": len(values)}
@@ -175,7 +175,7 @@ class Part(_Checked):
     @model_validator(mode="before")
     @classmethod
     def _nest(cls, values: Any) -> Any:
-        """Move the fields of a file: in `input_file` they stand in the part itself."""
+        """Move the fields of a file into `file`: parts of type "input_file" hold them directly."""
         if not isinstance(values, dict) or values.get("type") != "input_file":
             return values
         fields = {"file_data", "file_url", "filename"} & {*values}
@@ -232,7 +232,7 @@ class Part(_Checked):
         """The file of an item.
 
         Raises:
-            RequestError: no address, or a data URI that is damaged.
+            RequestError: there is no data URI, or it is damaged.
         """
         if self._fetched is not None:
             return self._fetched
@@ -334,12 +334,12 @@ class Request(_Checked):
 
     @property
     def limit(self) -> int | None:
-        """Tokens of the answer at most."""
+        """The largest number of tokens of the answer; None if the request sets none."""
         return self.generation_config.max_new_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """How many likely tokens the client wants beside each token, with probabilities; None for no probabilities."""
+        """The number of alternative tokens to report with probabilities for each token; None for no probabilities."""
         return None
 
     def items(self) -> Iterator[tuple[str, Part]]:
@@ -402,7 +402,7 @@ class Chat(Conversation):
 
     @property
     def limit(self) -> int | None:
-        """Tokens of the answer at most."""
+        """See `Request`."""
         return self.max_completion_tokens or self.max_tokens or super().limit
 
     @property
@@ -436,7 +436,7 @@ class Response(Conversation):
 
     @property
     def limit(self) -> int | None:
-        """Tokens of the answer at most."""
+        """See `Request`."""
         return self.max_output_tokens or super().limit
 
     @property
@@ -461,7 +461,7 @@ class Completion(Request):
 
     @property
     def limit(self) -> int | None:
-        """Tokens of the answer at most."""
+        """See `Request`."""
         return self.max_tokens or super().limit
 
     @property
@@ -502,10 +502,10 @@ Kind = TypeVar("Kind", bound=_Checked)
 
 
 def parse(kind: type[Kind], body: bytes) -> Kind:
-    """The body of a request, checked.
+    """Parse and check the body of a request.
 
     Raises:
-        RequestError: what is not as expected, and where.
+        RequestError: a field is not as expected; the message names it.
     """
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_VALUES:
         raise RequestError(f"Expected a request of at most {MAX_VALUES:,} lists, objects and commas; send fewer.")

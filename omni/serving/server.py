@@ -1,8 +1,8 @@
 """The server: connections, routes, and refusals in the form that OpenAI's clients expect.
 
-    bytes -> requests.py -> files from elsewhere, remote.py -> worker.py -> replies.py -> bytes
+    bytes -> requests.py -> remote.py, for files at an address -> worker.py -> replies.py -> bytes
 
-Nothing that takes long is done in between, so nobody waits for the bytes of another.
+Slow work is done in other threads, so that connections do not block each other.
 """
 
 import asyncio
@@ -34,18 +34,18 @@ from .worker import FAILED, Worker
 from .writing import Event, Job
 
 MAX_BODY = 50 * 2**20
-"""Bytes of a request at most."""
+"""The largest size of a request in bytes."""
 LARGE = 2**20
-"""From so many bytes on, a request waits for its turn to be read, so that few of them are in memory."""
+"""Requests of more bytes than this are read `TURNS` at a time, so that few of them are in memory."""
 TURNS = 4
-"""How many large requests are read at once, and how many fetch files."""
+"""The number of large requests that are read at once, and of requests that download files at once."""
 BODY_SECONDS = 60
-"""Seconds that a client has to send a request, once its turn has come."""
+"""Seconds that a client may take to send a request, once its turn has come."""
 MAX_CONNECTIONS = 512
 
 
 class ServingError(ValueError):
-    """A server that cannot be started; the message is one sentence."""
+    """The server cannot be started. The message is one sentence."""
 
 
 def serve(
@@ -66,14 +66,14 @@ def serve(
         host, port: where to listen.
         device: "cpu", "cuda:0" and the like; "auto" takes an accelerator if there is one.
         allow_private: fetch files from addresses of this machine and of private networks, too.
-        ready: called once, when requests will be answered.
-        name: what clients call the model, beside the folder as it is given here; by default the folder's name.
-        allowed_hosts: names by which clients may call the server, beside `host`, the machine's own and IP addresses.
+        ready: called once, when the server is ready.
+        name: the model's name for clients, who may also use `checkpoint`; by default the folder's name.
+        allowed_hosts: names of the server that clients may use, beside `host`, the machine's own name and IP addresses.
         dtype: precision of the weights, see `omni.loading.checkpoint.load`.
 
     Raises:
-        ServingError: an address at which nobody can listen, or a device on which the model cannot answer.
-        CheckpointError: a checkpoint that cannot answer.
+        ServingError: the address cannot be used, or the model cannot answer on this device.
+        CheckpointError: the checkpoint cannot answer.
     """
     if not host:
         raise ServingError("Expected a --host to listen at, found an empty one; 0.0.0.0 is every network.")
@@ -130,9 +130,9 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
 
     Args:
         worker: the model.
-        names: what clients may call the model; answers call it by the first.
-        hosts: names by which clients may call the server, beside `localhost`.
-        allowed: whether files may be fetched from an IP address.
+        names: names of the model that clients may use; answers have the first.
+        hosts: names of the server that clients may use, beside `localhost`.
+        allowed: whether files may be downloaded from an IP address.
     """
     listed = {"id": names[0], "object": "model", "created": 0, "owned_by": "omni"}
 
@@ -181,14 +181,14 @@ def build(worker: Worker, names: Sequence[str], hosts: set[str], allowed: Callab
 
 
 class _Turns:
-    """Limits how many large requests are in memory at once. The others wait."""
+    """Limits the number of large requests in memory. The others wait."""
 
     def __init__(self) -> None:
         self.large, self.fetching = asyncio.Semaphore(TURNS), asyncio.Semaphore(TURNS)
 
 
 class _Answers:
-    """The route of one interface, as an ASGI application: it keeps its turn until the answer is sent."""
+    """The route of one interface, as an ASGI application. A request keeps its turn until the answer is sent."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class _Answers:
             await answering.result()(scope, receive, send)
 
     async def _respond(self, request: Request | Embeddings, held: AsyncExitStack) -> Bytes:
-        """The whole answer, or the beginning of a stream. An error in a request is known before."""
+        """The whole answer, or the beginning of a stream. Errors of a request are raised before the stream begins."""
         self._only(request.model)
         await self._fetch(request, held)
         job, reply = self._worker.take(request), REPLIES[self._kind](self._name, request)
@@ -237,7 +237,7 @@ class _Answers:
         return StreamingResponse(_events(job, reply, _chain(first, answer)), media_type="text/event-stream")
 
     async def _fetch(self, request: Request | Embeddings, held: AsyncExitStack) -> None:
-        """Fetch the items that have an address."""
+        """Download the items that have an address."""
         remote = [(where, part, part.remote) for where, part in request.items() if part.remote]
         if not remote:
             return
@@ -288,7 +288,7 @@ async def _read(http: Http, most: int = MAX_BODY) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in http.stream():
                 size += len(chunk)
-                if size <= most:  # the rest is read and dropped: a client that is still sending would read no answer
+                if size <= most:  # the rest is read and dropped, because a client that is still sending reads no answer
                     body += chunk
     except TimeoutError as error:
         raise HTTPException(
@@ -301,7 +301,7 @@ async def _read(http: Http, most: int = MAX_BODY) -> bytes:
 
 
 def _left_early(http: Any, error: Any) -> Bytes:
-    return Bytes(status_code=499)  # nobody reads it
+    return Bytes(status_code=499)  # no client reads it
 
 
 def _failed(http: Any, error: Any) -> Bytes:

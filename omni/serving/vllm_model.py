@@ -1,7 +1,7 @@
 """vLLM's backend for models of transformers, with items of any modality that vLLM has a name for.
 
-That backend knows the inputs of pictures and of sounds by the names that some models of transformers have for them. Here the
-bundles say which inputs belong to a modality, and the model encodes them.
+That backend expects the inputs of pictures and sounds under the names of some models of transformers. Here the bundles say
+which inputs belong to a modality, and the model encodes them.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ from omni.registry import get_modality
 
 
 class OmniProcessingInfo(MultiModalProcessingInfo):
-    """How much vLLM reserves for items."""
+    """Tells vLLM how many tokens to reserve for items."""
 
     def get_max_audio_tokens(self) -> int:
-        """Sounds may have any length: as many tokens as a prompt has room for."""
+        """The largest number of tokens of a sound, which is that of a prompt, because sounds may have any length."""
         return int(self.ctx.model_config.max_model_len)
 
 
@@ -39,13 +39,13 @@ class OmniForVLLM(TransformersMultiModalForCausalLM):
     """A fused model whose Thinker runs on vLLM's attention."""
 
     def embed_multimodal(self, **kwargs: Any) -> list[Any]:
-        """The tokens of items in the Thinker's space, float[n_i, T] each."""
+        """The projected tokens of each item, float[n_i, T]."""
         embeddings: list[Any] = []
         for name in self.config.modalities:
             given = {key: kwargs[key] for key in get_modality(name).inputs if kwargs.get(key) is not None}
             if not given:
                 continue
-            if any(isinstance(value, list) for value in given.values()):  # they differ in length, and have no padding
+            if any(isinstance(value, list) for value in given.values()):  # items of several lengths, without padding
                 count = max(map(len, given.values()))
                 batches = [{key: value[index][None] for key, value in given.items()} for index in range(count)]
             else:

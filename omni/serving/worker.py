@@ -1,10 +1,10 @@
-"""The thread that runs the model: one request after the other, until it is answered or its client is gone.
+"""The thread that runs the model: one request after the other, until each is answered or its client is gone.
 
-    items -> tokens of their encoders -> prompt -> `generate` -> writing.py
+    items -> encoded items -> prompt -> `generate` -> writing.py
 
-Items are opened one after the other, so that of the largest there is one in memory. What was asked too much is refused as
-early as it can be known: the size of items before one is opened, their tokens before they are encoded, text before it
-becomes tokens.
+Items are opened one after the other, so that only one open item is in memory. Requests that are too large are refused as
+early as possible: by the size of items before one is opened, by the number of their tokens before they are encoded, and by
+the length of text before it is tokenized.
 """
 
 import asyncio
@@ -35,15 +35,15 @@ from .requests import MAX_UNITS, Completion, Conversation, Embeddings, Part, Req
 from .writing import End, Job, LeftError, Scores, StoppedError, Vectors, Writing
 
 MAX_WAITING = 64
-"""How many requests may wait."""
+"""The largest number of requests that wait."""
 USUAL_LENGTH = 1024
-"""Tokens of an answer at most, if neither request nor checkpoint sets a limit."""
+"""The largest number of tokens of an answer, if neither request nor checkpoint sets a limit."""
 BYTES = 16
-"""Bytes of text at most for each token that the model takes. Words are shorter."""
+"""The largest number of bytes of text for each token that the model takes. Words are shorter."""
 MAX_TEXT = 1_000_000
-"""Bytes of text of a request at most; to become tokens each takes two hundred bytes of memory."""
+"""The largest number of bytes of text in a request. Tokenizing takes two hundred bytes of memory for each."""
 LONGEST = 65_536
-"""Tokens of prompt and answer together, if the model's configuration sets no limit."""
+"""The largest number of tokens of prompt and answer together, if the model's configuration sets no limit."""
 COLDEST = 1e-3
 """A lower temperature counts as 0."""
 PROBE = "A system message?"
@@ -59,7 +59,7 @@ class FailedError(RequestError):
 
 
 class BusyError(RequestError):
-    """Too many requests wait."""
+    """Too many requests are waiting."""
 
     status = 503
 
@@ -89,7 +89,7 @@ class Worker:
         return job
 
     def close(self) -> None:
-        """Give up all requests."""
+        """Cancel all requests."""
         for job in list(self._line):
             job.wanted = False
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -99,7 +99,7 @@ class Worker:
             if isinstance(job.request, Embeddings):
                 self._embed(job)
             else:
-                self._answer(job)
+                self.answer(job)
         except LeftError:
             pass
         except RequestError as error:
@@ -110,7 +110,7 @@ class Worker:
 
     @torch.inference_mode()
     def try_out(self) -> None:
-        """Answer a question about an item of each modality. Raises an error if the model cannot."""
+        """Answer a question about an item of each modality. Raises any error of the model."""
         items = [
             Item(
                 bundle.name, make_probes(bundle, self.model.config.modalities[bundle.name]["encoder"], preprocessor)[0]
@@ -121,7 +121,13 @@ class Worker:
         self.model.generate(**make_prompts(self.processor, [("?", items)]), max_new_tokens=1)
 
     @torch.inference_mode()
-    def _answer(self, job: Job) -> None:
+    def answer(self, job: Job) -> None:
+        """Answer a chat or a completion in this thread. The answer goes to the job.
+
+        Raises:
+            RequestError: the request cannot be answered.
+            LeftError: the client is gone.
+        """
         job.check_wanted()
         request = job.request
         self._check_length(request)
@@ -147,7 +153,7 @@ class Worker:
             return
         last = request.turns()[-1].content if isinstance(request, Conversation) else []
         asked = " ".join(part.text for part in last if part.text is not None)
-        # what was drawn by chance, or written under a bias, is not what was calibrated
+        # the calibration holds only for greedy answers without bias and penalties
         greedy = not (config.do_sample or request.logit_bias or request.frequency_penalty or request.presence_penalty)
         likely = certainty.of(torch.tensor([writing.ids]), [*self._ends])[0] if greedy else []
         writing.finish(
@@ -158,7 +164,7 @@ class Worker:
 
     @torch.inference_mode()
     def _embed(self, job: Job) -> None:
-        """The CLS token of each item, as `omni embed` writes it."""
+        """Compute the CLS token of each item, as in `omni embed`."""
         job.check_wanted()
         parts = list(job.request.items())
         if texts := [where for where, part in parts if part.text is not None]:
@@ -182,7 +188,7 @@ class Worker:
         job.tell(End(True, read, 0))
 
     def _config(self, request: Request, room: int) -> GenerationConfig:
-        """The settings of generation: the checkpoint's, changed by the request's, and limited to what the model can take."""
+        """The settings of generation: the checkpoint's, changed by the request's, and limited to the model's length."""
         config: GenerationConfig = copy.deepcopy(self.model.generation_config)
         for name, value in request.generation_config.model_dump(exclude_none=True).items():
             setattr(config, name, value)
@@ -225,7 +231,7 @@ class Worker:
         return items
 
     def _bundles(self, parts: Sequence[tuple[str, Part]]) -> list[Modality]:
-        """The modalities of parts, which are not too large together."""
+        """The modality of each part. Items that are too large together are refused."""
         bundles = [self._modality(where, part) for where, part in parts]
         sizes: dict[str, int] = defaultdict(int)
         for (where, part), bundle in zip(parts, bundles, strict=True):
@@ -240,7 +246,7 @@ class Worker:
         return bundles
 
     def _count(self, bundle: Modality, inputs: Any) -> int:
-        """How many tokens of the Thinker the prepared items become."""
+        """The number of the Thinker's tokens that the prepared items become."""
         config = self.model.config
         shapes = bundle.grid_shapes(config.modalities[bundle.name]["encoder"], inputs)
         return sum(config.num_tokens(bundle.name, tuple(shape)) for shape in shapes)
@@ -293,9 +299,9 @@ class Worker:
         return inputs.to(self.model.device)
 
     def _chat(self, request: Conversation, items: Iterator[Item]) -> list[dict[str, Any]]:
-        """The messages as chat templates expect them.
+        """The messages in the form that chat templates expect.
 
-        Where a template has no place for system messages, their text comes before that of the next user.
+        If the template does not write system messages, their text is put before that of the next user message.
         """
         chat: list[dict[str, Any]] = []
         waiting: list[str] = []
@@ -335,7 +341,7 @@ class Worker:
             return False
 
     def _refuse_placeholders(self, ids: torch.Tensor) -> None:
-        """Refuse placeholders in a prompt without a chat: they would stand for items that nobody gave."""
+        """Refuse placeholders in a prompt without a chat, because such a request has no items."""
         for bundle in self.processor.bundles:
             if (ids == self.processor.plan.modalities[bundle.name]["token_id"]).any():
                 raise RequestError(

@@ -1,6 +1,6 @@
-"""An answer while it is written: tokens become text, and text that cannot change any more is sent.
+"""An answer while it is written: tokens become text, and text is sent as soon as it is final.
 
-logits -> probabilities noted, bias and penalties added (`Scores`) -> token -> text (`Writing`) -> `Piece`, ..., `End`
+logits -> probabilities recorded, bias and penalties added (`Scores`) -> token -> text (`Writing`) -> `Piece`, ..., `End`
 """
 
 import asyncio
@@ -27,9 +27,9 @@ class Token:
     """A token that was written.
 
     Attributes:
-        text: what it looks like alone.
+        text: its text alone.
         logprob: natural logarithm of its probability, before temperature, bias and penalties.
-        likely: the most likely tokens in its place, with theirs.
+        likely: the most likely tokens at its place, each with its logprob.
     """
 
     text: str
@@ -39,7 +39,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece that was added to an answer. It has its tokens only if the client asked for them."""
+    """A new piece of an answer. It has its tokens only if the client asked for them."""
 
     text: str
     tokens: Sequence[Token] = ()
@@ -58,7 +58,7 @@ class End:
 
 @dataclass(frozen=True)
 class Vectors:
-    """What the encoders say of items, float32[D] of each."""
+    """The vectors of items, float32[D] each."""
 
     values: Sequence[NDArray[np.float32]]
 
@@ -67,7 +67,7 @@ Event = Piece | Vectors | End
 
 
 class LeftError(Exception):
-    """Nobody waits for the answer."""
+    """The client is gone, so the answer is not needed."""
 
 
 class Job:
@@ -78,21 +78,21 @@ class Job:
         self._loop, self._events = loop, asyncio.Queue[Event | Exception]()
 
     def tell(self, event: Event | Exception) -> None:
-        """Called by the worker."""
+        """Send an event to the client. The worker calls this."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # it has ended
+            with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def check_wanted(self) -> None:
-        """The worker calls this wherever it can stop."""
+        """Raise `LeftError` if the client is gone. The worker calls this wherever it can stop."""
         if not self.wanted:
             raise LeftError
 
     async def answer(self) -> AsyncIterator[Event]:
-        """The pieces of the answer as they are written, and its end. Whoever stops listening stops the writing.
+        """The pieces of the answer as they are written, and its end. If the iterator is closed, writing stops.
 
         Raises:
-            RequestError: what cannot be answered.
+            RequestError: the request cannot be answered.
         """
         try:
             while True:
@@ -107,18 +107,23 @@ class Job:
 
 
 class StoppedError(Exception):
-    """The answer contains a text to stop at."""
+    """The answer contains a stop text."""
 
 
 class Writing(BaseStreamer):
-    """The streamer that `generate` hands its tokens to. It needs the tokenizer, and the tokens that end an answer.
+    """The streamer that gets the tokens of `generate`.
 
-    The end of the text waits as long as it may be the beginning of a text to stop at.
+    The end of the text is held back while it may be the beginning of a stop text.
+
+    Args:
+        job: gets the pieces of the answer.
+        tokenizer: the Thinker's tokenizer.
+        ends: the tokens that end an answer.
     """
 
     def __init__(self, job: Job, tokenizer: Any, ends: set[int]) -> None:
         self.logprobs: deque[torch.Tensor] = deque()
-        """float[V] of the steps whose tokens are still to come: on some devices they come one step late."""
+        """float[V] of each step whose token has not arrived yet. On some devices tokens arrive one step late."""
         self._job, self._tokenizer, self._ends = job, tokenizer, ends
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] | None = None
@@ -127,7 +132,7 @@ class Writing(BaseStreamer):
         self._stopped = False
 
     def put(self, value: torch.Tensor) -> None:
-        """First the prompt, then token by token."""
+        """Take the prompt first, then each token."""
         self._job.check_wanted()
         if self._ids is None:
             self._ids = []
@@ -136,7 +141,7 @@ class Writing(BaseStreamer):
             self._add(token)
 
     def end(self) -> None:
-        """Does nothing: `finish` ends the answer, also after a text to stop at."""
+        """Do nothing: `finish` ends the answer, also after a stop text."""
 
     def _add(self, token: int) -> None:
         assert self._ids is not None
@@ -175,9 +180,9 @@ class Writing(BaseStreamer):
         return list(self._ids or [])
 
     def finish(self, read: int, confidence: float | None = None, familiar: Familiar | None = None) -> None:
-        """Send the rest, and say that it is the end."""
+        """Send the rest of the text and the end of the answer."""
         ids = self._ids or []
-        if not self._stopped:  # a part of the letter is missing
+        if not self._stopped:  # the stream may have held back an incomplete character
             whole = self._tokenizer.decode(ids, skip_special_tokens=True)
             self._text = whole if whole.startswith(self._text) else self._text
         self._tell(len(self._text))
@@ -186,7 +191,7 @@ class Writing(BaseStreamer):
 
 
 class Scores(LogitsProcessor):
-    """Notes the probabilities of each step, then applies a request's bias and penalties."""
+    """Records the probabilities of each step, then applies a request's bias and penalties."""
 
     def __init__(self, request: Request, writing: Writing, read: int, model: Any) -> None:
         size = model.config.text_config.vocab_size
@@ -198,7 +203,7 @@ class Scores(LogitsProcessor):
             self._bias[int(token)] = value
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores float[1, V] after the tokens int64[1, L]."""
+        """The changed scores float[1, V], after the tokens int64[1, L]."""
         request = self._request
         if request.alternatives is not None:
             self._writing.logprobs.append(scores[0].float().log_softmax(-1))

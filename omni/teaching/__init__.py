@@ -3,18 +3,18 @@
     lesson = Lesson(language_model="SmolLM2-135M-Instruct", encoders={"image": "checkpoints/vision_tiny"}, minutes=30)
     teach(lesson, "mine")
 
-A thin room: `omni.exchange.compose` joins the parts, `omni.training.run` trains, `omni.evaluation` measures. What is here
-decides what a recipe has to say (`plan`), by what the machine and the model need for a step (`budget`), and tells how it
-goes (`watch`).
+`omni.exchange.compose` joins the parts, `omni.training.run` trains, and `omni.evaluation` measures. This room only connects
+them: `budget` measures what a training step needs, `plan` writes the recipes, `watch` reports progress, and `course` calls
+all of these.
 
-    mine/config.json, model.safetensors, ...   the checkpoint: what was learnt, and where the rest is
+    mine/config.json, model.safetensors, ...   the checkpoint: the trained parts, and the folders of the others
     mine/README.md, evaluation.json            its card and its scores
-    mine/recipe.json                           what `omni train` can run again
-    mine/lesson.json                           what was asked for
-    mine/start                                 the checkpoint that training begins with
-    mine/stage-1, stage-1.json, ...            where there are stages: what each of the first ones made, and its recipe
-    mine/language_model                        where a .gguf file was given: its weights as a folder
-    mine/data                                  where data of one's own were given without a test: both parts of them
+    mine/recipe.json                           the recipe, for `omni train`
+    mine/lesson.json                           the lesson
+    mine/start                                 the checkpoint that training starts from
+    mine/stage-1, stage-1.json, ...            the result and the recipe of each stage but the last, if there are stages
+    mine/language_model                        the weights of a .gguf file, if one was given
+    mine/data                                  the two parts of the user's data, if no test set was given
     mine/run                                   checkpoints and curves of the run
 """
 

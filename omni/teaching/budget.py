@@ -1,4 +1,4 @@
-"""What a step of a recipe needs on this machine: memory and time, found by doing a few."""
+"""Memory and time that a training step of a recipe needs on this machine, measured on a few steps."""
 
 import time
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from omni.training.recipe import Recipe
 from omni.training.run import prepare
 
 ROWS = 4
-"""Rows that a step learns from."""
+"""Rows in a training step."""
 SHARE = 0.6
-"""Of the memory that is free, so much is planned with: rows differ in length, and others need some."""
+"""Share of the free memory that a step may need. The rest is for longer rows and for other programs."""
 STEPS = 3
-"""So many steps are timed."""
+"""Steps that are timed."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What was found.
+    """The measurements of a training step.
 
     Attributes:
-        rows: rows that are computed at once.
-        accumulate: how many such batches make a step.
-        checkpointing: whether layers are computed a second time instead of being kept.
-        seconds: of a step.
-        learning: number of parameters that learn.
+        rows: rows in a batch.
+        accumulate: batches in a step (gradient accumulation).
+        checkpointing: whether activations must be recomputed (activation checkpointing).
+        seconds: time of a step.
+        learning: number of trainable parameters.
     """
 
     rows: int
@@ -45,7 +45,7 @@ class Budget:
 
 
 def measure(recipe: Recipe) -> Budget:
-    """Do a few steps of a recipe, whose result is thrown away. A batch size that the recipe has is kept.
+    """Run a few steps of a recipe and discard the result. If the recipe sets a batch size, that is used.
 
     Raises the errors of `omni.training.run.run` about models and data.
     """
@@ -58,7 +58,7 @@ def measure(recipe: Recipe) -> Budget:
     largest = max(examples, key=lambda example: sum(map(len, map(str, example.conversations))))
     batch = send_to_device(objective.collate([largest]), device)
     kept = _kept(model, batch)
-    free = SHARE * free_memory(device) - _bytes(model)  # a checkpoint is compared with the weights on disk
+    free = SHARE * free_memory(device) - _bytes(model)  # saving compares the weights with those on disk
     given = recipe.arguments.get("per_device_train_batch_size")
     checkpointing = bool(recipe.arguments.get("activation_checkpointing"))
     if free < kept * (given or ROWS):
@@ -80,7 +80,7 @@ def measure(recipe: Recipe) -> Budget:
 
 
 def _kept(model: nn.Module, batch: Any) -> int:
-    """Bytes that a batch keeps for the backward pass, beside the weights."""
+    """Bytes that a forward pass keeps for the backward pass, without the weights."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     found: dict[int, int] = {}
 
@@ -91,7 +91,7 @@ def _kept(model: nn.Module, batch: Any) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = model(**batch)  # alive to the end, so that no place is used twice
+        output = model(**batch)  # kept alive, so that no address is used twice
     assert output.loss is not None
     return sum(found.values())
 
@@ -105,12 +105,12 @@ def _power_of_two(number: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process may still take: of the accelerator, else of this machine or of the container that it is in."""
+    """Free memory in bytes: of the accelerator, or else of this machine or its container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
     try:
         most, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # another system, or "max"
+    except (OSError, ValueError):  # no such files on this system, or no limit ("max")
         return free
     return min(free, max(0, most - used))

@@ -1,4 +1,4 @@
-"""The model card of what was taught."""
+"""The model card of a taught model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ pipeline_tag: image-text-to-text
 # {base} {verbs}
 
 `omni teach` made this from the language model `{base}` and {encoders}. {learnt} learnt from {samples:,} samples of
-{data}, objective "{objective}"; the language model and the encoders {kept}. This folder holds what was learnt, and names the
-folders of the rest with the fingerprints of their weights. `recipe.json` is the recipe, for `omni train`.
+{data}, objective "{objective}"; the language model and the encoders {kept}. This folder holds the trained parts, and names
+the folders of the others with the fingerprints of their weights. `recipe.json` is the recipe, for `omni train`.
 
 ```bash
 omni ask FILE "QUESTION" --checkpoint {folder}
@@ -27,7 +27,7 @@ omni ask FILE "QUESTION" --checkpoint {folder}
 
 
 def write_card(path: Path, lesson: Lesson, recipes: Sequence[Recipe], folder: Path) -> None:
-    """Write what it is and what it learnt; scores are added by `omni.evaluation.update_card`."""
+    """Write a card that says what the model is and what it was trained on. `omni.evaluation.update_card` adds scores."""
     recipe, arguments = recipes[-1], recipes[-1].arguments
     rows = arguments["per_device_train_batch_size"] * arguments.get("gradient_accumulation_steps", 1)
     projectors = "The projectors" if len(lesson.encoders) > 1 else "The projector"
@@ -38,9 +38,9 @@ def write_card(path: Path, lesson: Lesson, recipes: Sequence[Recipe], folder: Pa
         encoders=" and ".join(f"the encoder of {name} `{Path(each).name}`" for name, each in lesson.encoders.items()),
         learnt=f"{projectors} and LoRA matrices of the language model" if lesson.lora else f"{projectors} alone",
         samples=rows * sum(each.arguments["max_steps"] for each in recipes),
-        data=f"`{recipe.train.path}`" if isinstance(recipe.train, Files) else "what is drawn (`omni.scenes`)",
+        data=f"`{recipe.train.path}`" if isinstance(recipe.train, Files) else "generated scenes (`omni.scenes`)",
         objective=recipe.objective,
-        kept="stayed as they were but for these matrices" if lesson.lora else "stayed as they were",
+        kept="are unchanged but for these matrices" if lesson.lora else "are unchanged",
         folder=folder,
     )
     write_text_whole(path, text)

@@ -1,4 +1,4 @@
-"""Teach: from a lesson to a checkpoint with a card. A lesson that was cut off goes on where it was."""
+"""Teach: from a lesson to a checkpoint with a card. A lesson that was interrupted can be resumed."""
 
 import json
 import os
@@ -32,27 +32,27 @@ def teach(
     """Compose, train, evaluate, and write a card.
 
     Args:
-        lesson: what shall be learnt.
-        output: a new folder, or with `resume` that of the same lesson.
-        resume: go on with a lesson that was cut off.
-        say: is told how it goes.
+        lesson: the parts, the data and the settings.
+        output: a new folder, or with `resume` the folder of the same lesson.
+        resume: continue an interrupted lesson.
+        say: called with each line of progress.
         progress: see `omni.evaluation.evaluate`.
 
     Returns:
-        The evaluation at the end.
+        The final evaluation.
 
     Raises:
-        FileExistsError: the folder holds something, and `resume` is not set.
-        RecipeError: the folder is of another lesson; and the errors of a run (`omni.training.run.run`).
+        FileExistsError: the folder is not empty, and `resume` is not set.
+        RecipeError: the folder belongs to another lesson; and the errors of a run (`omni.training.run.run`).
         CheckpointError: a part cannot be used.
-        WorldError, ManifestError, ItemError, ExampleError, EvaluationError: data that cannot be used.
+        WorldError, ManifestError, ItemError, ExampleError, EvaluationError: data cannot be used.
     """
     folder = Path(output)
     _begin(lesson, folder, resume)
     if not (folder / RECIPE).is_file():
         try:
             plan(lesson, folder, say)
-        except ValueError:  # what was asked for cannot be; nothing of it is worth to be gone on with
+        except ValueError:  # the lesson cannot be taught, so there is nothing to resume
             shutil.rmtree(folder)
             raise
     recipes = [Recipe.read(path) for path in recipes_in(folder)]
@@ -70,19 +70,24 @@ def teach(
 
 
 def _begin(lesson: Lesson, folder: Path, resume: bool) -> None:
-    """Expect a new folder, or one of the same lesson; and note the lesson there."""
+    """Write the lesson into its folder.
+
+    Raises:
+        FileExistsError: the folder is not empty, and `resume` is not set.
+        RecipeError: the folder belongs to another lesson.
+    """
     there = folder / LESSON
     if there.is_file():
         if not resume:
             raise FileExistsError(
-                f"{str(folder)!r} holds a lesson already; go on with --resume, or name another output."
+                f"{str(folder)!r} holds a lesson already; continue with --resume, or name another output."
             )
         before = json.loads(there.read_text(encoding="utf-8"))
         now = lesson.model_dump()
         if changed := sorted(key for key in now if now[key] != before.get(key)):
             raise RecipeError(
-                f"The lesson in {str(folder)!r} began with another {', '.join(changed)}; give the same as then, which "
-                f"{str(there)!r} has, or name another output."
+                f"The lesson in {str(folder)!r} began with another {', '.join(changed)}; give the values in "
+                f"{str(there)!r}, or name another output."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -96,7 +101,7 @@ def _finished(folder: Path) -> bool:
 
 
 def _settings(lesson: Lesson, recipe: Recipe, folder: Path) -> Asking:
-    """What is asked, at the end and on the way."""
+    """The settings of the evaluation, whose questions are also asked during training."""
     options: dict[str, Any] = {"sight": True, "batch_size": 16}
     if isinstance(recipe.evaluate, Files):
         options |= {"data": recipe.evaluate.path}

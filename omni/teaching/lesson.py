@@ -1,4 +1,4 @@
-"""What a user asks for, and the parts and data that it becomes."""
+"""A lesson: the user's settings, and the composed model and the data that follow from them."""
 
 import hashlib
 import json
@@ -22,32 +22,32 @@ from omni.training.recipe import Data, Files, Strict
 from omni.worlds import World, WorldError, find_world
 
 START, DATA, LANGUAGE_MODEL = "start", "data", "language_model"
-"""Folders in that of a lesson."""
+"""Folders inside the folder of a lesson."""
 
 ITEMS = 200
-"""So many examples to learn from are looked at before the first step."""
+"""Training examples whose items `compose` inspects."""
 
 TEXT_SHARE = 0.1
-"""Of the samples, where there are rows of text."""
+"""Share of rows of text among the samples, if the lesson has any."""
 
 HELD_OUT, MOST_HELD_OUT = 0.05, 200
-"""Share of the rows of one's own data that are kept for the test, and at most so many of them."""
+"""Share of the user's rows that are held out for the test, and their largest number."""
 
 
 class Lesson(Strict):
-    """What shall be learnt, from what.
+    """What is taught to which language model, from which data.
 
     Attributes:
         language_model: folder of any causal language model, or a .gguf file.
-        encoders: for each modality by its name the folder of an encoder.
-        data: a folder or file that `Manifest.read` understands. None: the world that is drawn (`omni.worlds`).
-        test: the same, held out. None: a twentieth of the rows of `data`.
-        prompt: the question for rows that have a caption alone.
-        objective: "answers", or "distillation", which keeps more of how the language model writes.
-        text: rows without items, of which a tenth is mixed in, so that the language is kept.
-        lora: whether the language model learns too, by low-rank adapters. By default the projectors alone learn.
-        minutes: how long training may take. None: as long as the data ask for.
-        overrides: `key.subkey=value`, put into the recipe.
+        encoders: the folder of an encoder for each modality by name.
+        data: a folder or file that `Manifest.read` understands. None: a world (`omni.worlds`).
+        test: held-out rows, in the same form. None: a twentieth of the rows of `data`.
+        prompt: the question for rows that have only a caption.
+        objective: "answers", or "distillation", which keeps more of the language model's style.
+        text: rows without items. They become a tenth of the samples, so that the model keeps its language.
+        lora: whether to train low-rank adapters of the language model, too. By default only the projectors are trained.
+        minutes: how long training may take. None: as long as the data need.
+        overrides: settings of the recipe, as `key.subkey=value`.
     """
 
     language_model: str
@@ -63,7 +63,16 @@ class Lesson(Strict):
 
 
 def join(lesson: Lesson, folder: Path, data: Any) -> Composition:
-    """The parts, composed and saved in `folder`, each of them where it was; `data` is the section to learn from."""
+    """Compose the parts and save the result in the lesson's folder. The parts stay in their own folders.
+
+    Args:
+        lesson: the lesson.
+        folder: the lesson's folder.
+        data: the section `train` of the recipe.
+
+    Raises:
+        CheckpointError: a part cannot be used.
+    """
     thinker = Path(lesson.language_model)
     if thinker.suffix == ".gguf":
         thinker = (
@@ -82,7 +91,7 @@ def join(lesson: Lesson, folder: Path, data: Any) -> Composition:
 
 
 def layers_for_lora(model: Any) -> str:
-    """A pattern of the linear layers of a fused model's Thinker, whatever these are called."""
+    """A pattern that matches the linear layers of a fused model's Thinker."""
     names = {
         name.rpartition(".")[2]
         for name, module in model.model.language_model.named_modules()
@@ -92,23 +101,27 @@ def layers_for_lora(model: Any) -> str:
 
 
 def world_of(lesson: Lesson) -> World:
-    """The world that a lesson without data is about.
+    """The world that a lesson without data learns from.
 
     Raises:
-        WorldError: it is not installed, or shows no items of one of the modalities.
+        WorldError: it is not installed, or has no items of one of the modalities.
     """
     world = find_world()
     shown = world.settings(**world.lesson["settings"]).questionnaire().modalities
     if lacking := sorted(lesson.encoders.keys() - {*shown}):
         raise WorldError(
-            f"What is drawn has items of {' and '.join(shown)}, none of {' and '.join(lacking)}; name data of your own "
+            f"Generated scenes have items of {' and '.join(shown)}, none of {' and '.join(lacking)}; name data of your own "
             "that have them."
         )
     return world
 
 
 def data_of(lesson: Lesson, folder: Path) -> tuple[dict[str, Any], dict[str, Any], int]:
-    """The sections `train` and `evaluate` of a recipe, and the number of rows to learn from."""
+    """The sections `train` and `evaluate` of the recipe, and the number of training rows.
+
+    Raises:
+        ManifestError: the rows cannot be read, or cannot be split.
+    """
     assert lesson.data is not None
     rows = Manifest.read(lesson.data, prompt=lesson.prompt)
     if lesson.test is not None:
@@ -125,10 +138,10 @@ def data_of(lesson: Lesson, folder: Path) -> tuple[dict[str, Any], dict[str, Any
 
 
 def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows to learn from, and those held out. Rows of the same files stay together.
+    """The training rows and the held-out rows. Rows about the same files stay together.
 
     Raises:
-        ManifestError: all rows are about the same files.
+        ManifestError: all rows are about the same files, or a row holds its file or an address.
     """
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -149,7 +162,7 @@ def _split(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 
 def _written(row: Row) -> dict[str, Any]:
-    """A row as it stands in a file."""
+    """A row as a JSON object of a manifest."""
     files = iter(row.files)
     messages = [
         {

@@ -1,4 +1,4 @@
-"""How a run goes, about once a minute: speed, time left, and the held-out score beside what it has to beat."""
+"""Reports the progress of a run once a minute: speed, time left, and the held-out score beside its baselines."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,23 +16,23 @@ from omni.registry import get_modality
 from omni.training.answers import before_labels, predicted, right_answers
 
 EVERY, SHARE = 60.0, 0.1
-"""Seconds between two looks; and they may take this share of the time, so that those of slow models are rarer."""
+"""Seconds between two reports, and the largest share of the time that they may take. Slow models report less often."""
 EXAMPLES, ROWS = 32, 4
-"""So many examples are asked about, so many at once."""
+"""Examples whose questions are asked, and examples in a batch."""
 
 
 class Watch(TrainerCallback):
-    """Writes a line about every minute.
+    """Reports a line about every minute.
 
-    The score is that of greedy answers, which are read off in one pass: an answer is right if each of its tokens is the
-    most likely one after those before it.
+    The score is the share of questions that greedy decoding would answer right. One forward pass is enough to know it: each
+    token of the expected answer must be the most likely one after those before it.
 
     Args:
-        questions: what is held out.
-        processor: of the model.
-        say: writes a line.
-        steps: of each stage.
-        stage: which one this is, from 0 on.
+        questions: the held-out questions.
+        processor: the model's processor.
+        say: called with each line.
+        steps: the steps of each stage.
+        stage: the number of this stage, from 0 on.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Watch(TrainerCallback):
         self._next = self._start + EVERY
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Look, if it is time."""
+        """Report, if it is time."""
         last = state.global_step >= state.max_steps
         if not state.is_world_process_zero or (time.monotonic() < self._next and not last):
             return
@@ -79,7 +79,7 @@ class Watch(TrainerCallback):
         )
 
     def look(self, model: Any) -> tuple[Score, Score]:
-        """The scores over all questions, with the real items and with others in their places."""
+        """The scores over all questions: with the real items, and with items of other examples."""
         model.eval()
         real = self._asked(model, [example.items for example in self._examples])
         other = self._asked(model, self._swapped)
@@ -104,7 +104,7 @@ class Watch(TrainerCallback):
 
 
 def _swapped(questions: Questionnaire, index: int, example: Asking) -> dict[str, list[Any]]:
-    """The items of another example; of a modality that no other one has, the own ones."""
+    """The items of another example. The own items stay if no other example has this modality."""
     return {
         name: list(items if questions.why_not_swapped(name) else questions.swapped(index, name))
         for name, items in example.items.items()
@@ -112,7 +112,7 @@ def _swapped(questions: Questionnaire, index: int, example: Asking) -> dict[str,
 
 
 def _chats(example: Asking) -> list[list[dict[str, Any]]]:
-    """The conversations of an example: one for each question, or all turns of one."""
+    """The conversations of an example: one per question, or a single one with all turns."""
     answered = [[*query.conversation, _answer(query.expected)] for query in example.queries]
     return answered[-1:] if any(len(query.conversation) > 1 for query in example.queries) else answered
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters of peft, and the model that they belong to."""
+"""Low-rank adapters (LoRA) of peft, and the base model that they belong to."""
 
 import json
 import warnings
@@ -14,7 +14,11 @@ from omni.training.recipe import Lora, RecipeError
 
 
 def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
-    """The model with low-rank adapters, which alone are trained."""
+    """The model with low-rank adapters. Only these, and `modules_to_save`, are trained.
+
+    Raises:
+        RecipeError: peft is not installed, or the settings do not fit the model.
+    """
     try:
         from peft import LoraConfig, get_peft_model
         from peft.utils.constants import EMBEDDING_LAYER_NAMES
@@ -25,20 +29,23 @@ def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
-        modules_to_save=list(settings.modules_to_save) or None,  # peft puts tied modules into the list that it gets
-        # else an embedding that is trained would leave the head, which is the same tensor, where it was
+        modules_to_save=list(settings.modules_to_save) or None,  # a copy: peft adds tied modules to the list
+        # otherwise the head would keep the old weights of a trained embedding that it is tied to
         ensure_weight_tying=bool(getattr(model.config, "tie_word_embeddings", False))
         and any(name.rpartition(".")[2] in EMBEDDING_LAYER_NAMES for name in settings.modules_to_save),
     )
     try:
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # peft's use of transformers
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # about how peft calls transformers
             return get_peft_model(model, config)
     except ValueError as error:  # a pattern that matches no module
         raise RecipeError(f"`lora` of the recipe does not fit the model: {error}") from error
 
 
 def note_base(model: nn.Module, folder: Path) -> None:
-    """Write beside adapters which weights they belong to, and which parts of the model are still untrained; seal them."""
+    """Write beside adapters the fingerprints of their base model and its untrained parts, and seal the folder.
+
+    Does nothing for a model without adapters.
+    """
     config: Any = getattr(model, "config", None)
     if hasattr(model, "peft_config") and config.fingerprints:
         noted = {**config.fingerprints, "untrained": config.untrained or []}

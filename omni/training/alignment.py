@@ -1,9 +1,9 @@
-"""Alignment: what a Thinker is given of a sound becomes what it would read of the words.
+"""Alignment: the projected tokens of a sound become like the embeddings of its transcript.
 
-    sound -> tower -> projector -> tokens of the Thinker's width  ~  embeddings of the words that are said, or blank
+    sound -> tower -> projector -> tokens of the Thinker's width  ~  embeddings of the spoken words, or blank
 
-Only tower and projector learn, so the language model is not run. Afterwards a sound looks to it like its transcript with
-gaps, and it needs little training to answer by it (objective "answers").
+Only tower and projector are trained, so the language model is not run. Afterwards a sound looks to the Thinker like its
+transcript with gaps, and the Thinker needs little training to answer about it (objective "answers").
 """
 
 from collections.abc import Sequence
@@ -27,16 +27,17 @@ from omni.training.transcription import edits, sayings
 
 AUDIO = "audio"
 SHARPNESS = 12.0
-"""What cosines are multiplied by before the softmax, at first."""
+"""The initial factor on cosines before the softmax."""
 SIZE_WEIGHT = 0.1
-"""Weight of the loss that keeps projected tokens as long as embeddings."""
+"""Weight of the loss that keeps the norms of projected tokens near those of embeddings."""
 
 
 class AlignmentModel(nn.Module):
-    """A fused model without its head, and a blank, which training uses and `save` leaves out.
+    """A fused model without its head, and a learnt blank, which only training uses.
 
-    The loss is that of connectionist temporal classification (Graves et al. 2006), on the cosines of projected tokens with
-    the embeddings of all words, less their mean, and with a learnt blank. A second one keeps tokens as long as embeddings.
+    The loss is connectionist temporal classification (Graves et al. 2006). Its logits are the cosines of projected tokens
+    with the blank and with the embeddings of all words, after the mean embedding is subtracted. A second loss keeps the
+    norms of tokens near those of embeddings.
     """
 
     def __init__(self, fused: OmniModel) -> None:
@@ -53,16 +54,16 @@ class AlignmentModel(nn.Module):
 
         Args:
             audio_features, audio_mask: float[I, F, M] and int[I, F].
-            slots: int64[I], tokens of each sound.
+            slots: int64[I], the number of tokens of each sound.
             labels: int64[I, L], the words, and `IGNORED` after the last one.
 
         Returns:
-            `loss`, and `spelled` int64[I, N], the nearest word of each token; V, the number of words, for blank.
+            `loss`, and `spelled` int64[I, N], the nearest word of each token, or V, the number of words, for blank.
         """
         features = self.fused.get_features(AUDIO, audio_features=audio_features, audio_mask=audio_mask)
         tokens = nn.utils.rnn.pad_sequence(features.pooler_output, batch_first=True).float()
         words = self.fused.get_input_embeddings().weight.detach().float()
-        blank, middle = len(words), words.mean(0)  # most of an embedding is common to all
+        blank, middle = len(words), words.mean(0)  # embeddings have most in common
         directions = F.normalize(torch.cat([words - middle, self.blank[None]]), dim=-1)
         own = tokens - middle
         logits = self.sharpness * F.normalize(own, dim=-1) @ directions.T
@@ -77,7 +78,7 @@ class AlignmentModel(nn.Module):
 
 
 class Alignment:
-    """The objective "alignment": the sounds of a fused model become like the words that are said. It saves the model.
+    """The objective "alignment": the tokens of sounds become like those of the spoken words. It saves the fused model.
 
     Raises:
         ExampleError: a transcript has more words than its sound has tokens.
@@ -86,9 +87,7 @@ class Alignment:
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.model, OmniSection)
         self.fused, self.processor = build_omni(**recipe.model.model_dump())
-        self.model = AlignmentModel(
-            self.fused.model
-        )  # its head may be its embedding, and `Trainer` saves nothing twice
+        self.model = AlignmentModel(self.fused.model)  # no head: it may be tied, and `Trainer` saves no tensor twice
         self.blank = self.fused.config.text_config.vocab_size
         self.train, self.evaluate = sayings(recipe.train), sayings(recipe.evaluate)
 
@@ -102,10 +101,10 @@ class Alignment:
         batch["slots"] = torch.tensor([self.model.config.num_tokens(AUDIO, shape) for shape in shapes])
         rows = self.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         for text, row, slots in zip(texts, rows, batch["slots"].tolist(), strict=True):
-            needed = len(row) + sum(one == other for one, other in pairwise(row))  # a blank parts two of a kind
+            needed = len(row) + sum(one == other for one, other in pairwise(row))  # a blank between equal neighbours
             if not row or needed > slots:
                 raise ExampleError(
-                    f"The transcript {text!r} has {len(row)} tokens, expected 1 to {slots}, what its sound becomes; leave "
+                    f"The transcript {text!r} has {len(row)} tokens, expected 1 to {slots}, the tokens of its sound; leave "
                     "it out, or fold fewer tokens of the encoder together."
                 )
         batch["labels"] = nn.utils.rnn.pad_sequence(
@@ -114,17 +113,17 @@ class Alignment:
         return batch
 
     def spell(self, row: Sequence[int]) -> str:
-        """The text of a row of `spelled`: words that repeat are one, blanks are none."""
+        """The text of a row of `spelled`: repeated words are merged, then blanks are removed."""
         kept = [word for before, word in pairwise([self.blank, *row]) if word not in (before, self.blank, IGNORED)]
         text: str = self.processor.tokenizer.decode(kept)
         return text
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """`spelled`, unchanged, as it is small."""
+        """`spelled` int64[I, N], unchanged."""
         return logits
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Word error rate: words to change, add or take away, for each word that was said."""
+        """Word error rate: edits (substitutions, insertions, deletions) per spoken word."""
         wrong = said = 0
         for spelled, row in zip(prediction.predictions, np.asarray(prediction.label_ids), strict=True):
             words = self.processor.tokenizer.decode(row[row != IGNORED]).split()
@@ -133,11 +132,11 @@ class Alignment:
         return {"word_error": wrong / max(said, 1)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The fused model, whose projector of sounds is trained now, and the processor."""
+        """Save the fused model, whose audio projector is trained, and the processor."""
         assert isinstance(model, AlignmentModel)
         self.fused.model = model.fused
         config: Any = self.fused.config
         config.untrained = [part for part in config.untrained or [] if part != f"{AUDIO}_projector"]
-        vars(config).pop("use_cache", None)  # `Trainer` has set it, for itself
+        vars(config).pop("use_cache", None)  # a setting of `Trainer`
         self.fused.save_pretrained(folder)
         self.processor.save_pretrained(folder)

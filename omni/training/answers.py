@@ -1,4 +1,4 @@
-"""Next-token prediction on answers: a fused model learns to answer about what it is shown."""
+"""Next-token prediction on answers: a fused model learns to answer questions about items."""
 
 import copy
 import json
@@ -38,20 +38,20 @@ from omni.training.tokenizer import train_tokenizer
 from omni.training.unseen import UnseenTokens, loss_without_unseen
 
 NO_ARITHMETIC = {"hidden_dropout_prob", "initializer_range", "fingerprints"}
-"""What two encoders may have different and still compute the same from the same weights."""
+"""Keys in which two encoders' configurations may differ although the encoders compute the same."""
 
 MOST_ROWS = 20_000
-"""So many rows of a user's own data are read for the tokenizer of a new Thinker."""
+"""The largest number of the user's rows that are read to train the tokenizer of a new Thinker."""
 
 SOME, SHORT = 50, 2
-"""So many examples are looked at for the length of their answers; those of so many words are short."""
+"""The number of examples whose answers are measured, and the largest number of words of a short answer."""
 
 FIRST_ROWS = 1000
-"""So many rows of a user's own data are looked at before the first step."""
+"""The largest number of the user's rows that are inspected before the first step."""
 
 
 class AnswerTraining:
-    """Next-token prediction on answers: the fused model learns to answer about its inputs."""
+    """The objective "answers": next-token prediction on the answers of conversations."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.model, OmniSection)
@@ -69,7 +69,7 @@ class AnswerTraining:
         self.processor.asked_by = _asked_by(recipe.train, self.train) or self.processor.asked_by
 
     def _examples(self, data: Drawn | Files | Mixture | None, resting: Sequence[str]) -> Any:
-        """The data, with the items of modalities whose towers are `resting` encoded if there is a cache."""
+        """The examples. With a cache, items come encoded if their modality's tower is not trained (`resting`)."""
         if isinstance(data, Mixture):
             return mix(data, lambda part: self._examples(part, resting))
         if not isinstance(data, Files):
@@ -81,16 +81,16 @@ class AnswerTraining:
         return examples
 
     def _cache(self, name: str, data: Files) -> TokenCache:
-        # a copy: what encodes stays on the CPU, in float32 and in eval mode, in every worker that reads files
+        # a copy, which stays on the CPU, in float32 and in eval mode, in every worker that reads files
         tower = copy.deepcopy(getattr(self.model.model, f"{name}_tower")).float().eval()
         frozen = FrozenTower(name, self.model.config.modalities[name], tower, self.processor.preprocessors[name])
         assert data.cache is not None
         return TokenCache(data.cache, frozen, round(data.cache_gigabytes * 1e9))
 
     def collate(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        """A batch as `ConversationCollator` makes it, and bool[B, L]: the tokens before a label need logits, no others.
+        """A batch of `ConversationCollator`, with `logits_to_keep` bool[B, L]: true at tokens before a label.
 
-        Where examples have words that training never shows, `unseen` int64[B, L] are their tokens.
+        If an example has unseen words, `unseen` int64[B, L] holds their tokens.
         """
         batch = self._collate(examples)
         batch["logits_to_keep"] = before_labels(batch["labels"])
@@ -99,43 +99,48 @@ class AnswerTraining:
         return batch
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
+        """Logits float[n, V] -> int64[B, L], see `predicted`."""
         return predicted(logits[0] if isinstance(logits, tuple) else logits, labels)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Share of answers that greedy decoding would get right to the last token."""
+        """The share of answers whose tokens are all predicted right."""
         answers = [right for row in np.asarray(prediction.predictions) for right in right_answers(row)]
         return {"exact_match": sum(answers) / max(len(answers), 1)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The fused model, or its adapters, and the processor."""
+        """Save the fused model, or its adapters, and the processor."""
         config: Any = model.config
-        vars(config).pop("use_cache", None)  # `Trainer` has set it, for itself
+        vars(config).pop("use_cache", None)  # a setting of `Trainer`
         model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel or a PeftModel
         note_base(model, folder)
         self.processor.save_pretrained(folder)
 
 
 def _warn_of_short_answers(examples: Any) -> None:
-    """Say what becomes of a language model whose own weights learn from answers in a word alone."""
+    """Warn if most answers are short, because adapters then teach the language model to write only short ones."""
     some = [examples[index] for index in range(0, len(examples), max(1, len(examples) // SOME))]
     said = [message["content"] for example in some for chat in example.conversations for message in chat[1::2]]
     words = median(len("".join(block["text"] for block in content).split()) for content in said)
     if words <= SHORT and all(any(example.items.values()) for example in some):
         warnings.warn(
-            f"The language model learns from short answers (in words, median: {words:g}), and may then answer all so; mix "
-            "in rows of text, or let the projector alone learn.",
+            f"The language model learns from short answers (in words, median: {words:g}), and may then give only such; mix "
+            "in rows of text, or train the projector alone.",
             stacklevel=2,
         )
 
 
 def before_labels(labels: torch.Tensor) -> torch.Tensor:
-    """int64[B, L] -> bool[B, L]: the tokens before a label."""
+    """Labels int64[B, L] -> bool[B, L]: true at the tokens before a label."""
     return F.pad(labels[:, 1:] != IGNORED, (0, 1))
 
 
 def predicted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """float[n, V] for the n tokens before a label -> int64[B, L]: 1 where it is predicted, 0 where not, else IGNORED."""
+    """Whether labels are predicted: int64[B, L] with 1 or 0 at each label, IGNORED elsewhere.
+
+    Args:
+        logits: float[n, V], at the n tokens before a label.
+        labels: int64[B, L].
+    """
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
     right = torch.full_like(labels, IGNORED)
     right[following != IGNORED] = (logits.argmax(-1) == following[following != IGNORED]).long()
@@ -143,14 +148,14 @@ def predicted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def right_answers(row: Any) -> list[bool]:
-    """For each answer in a row of `predicted`, whether greedy decoding would get it right to the last token."""
+    """For each answer in a row of `predicted`, int64[L], whether all of its tokens are right."""
     row = np.asarray(row)
     ends = np.flatnonzero(np.diff((row != IGNORED).astype(int), prepend=0, append=0))
     return [bool(row[start:end].all()) for start, end in ends.reshape(-1, 2)]
 
 
 def _question(examples: Any) -> str | None:
-    """What more than half of the first rows of a user's own data ask first; what a world asks is many things."""
+    """The first question of more than half of the user's first rows; None if there is no such question."""
     asked = list[str]()
     for part in examples.parts if isinstance(examples, Mixed) else [examples]:
         for row in islice(part.manifest, FIRST_ROWS) if isinstance(part, ManifestConversations) else ():
@@ -160,7 +165,7 @@ def _question(examples: Any) -> str | None:
 
 
 def _asked_by(data: Drawn | Files | Mixture, examples: Any) -> list[str]:
-    """The modalities that every message without words has items of; of a user's own data among the first rows."""
+    """The modalities that have an item in every message without words. Of files, the first rows are inspected."""
     wordless = list[set[str]]()
     for source, part in zip(
         sources_of(data), examples.parts if isinstance(examples, Mixed) else [examples], strict=True
@@ -176,14 +181,14 @@ def _asked_by(data: Drawn | Files | Mixture, examples: Any) -> list[str]:
 
 
 def conversations(data: Drawn | Files | Mixture | None) -> Any:
-    """Examples by number: those that a world draws, a user's own, or a mixture."""
+    """A sequence of examples, from files, from a world, or from a mixture; None for None."""
     if isinstance(data, Mixture):
         return mix(data, conversations)
     return ManifestConversations(data.manifest()) if isinstance(data, Files) else data and data.conversations()
 
 
 def texts(data: Drawn | Files | Mixture) -> Iterator[str]:
-    """What is asked and answered in the data, of files in the first `MOST_ROWS` rows."""
+    """Questions and answers in the data. Of files, the first `MOST_ROWS` rows are read."""
     for source in sources_of(data):
         if isinstance(source, Drawn):
             yield from source.texts()
@@ -202,22 +207,23 @@ def build_omni(
     config: dict[str, Any] | None = None,
     texts: Iterable[str] = (),
 ) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
-    """A fused model to train: a checkpoint, or a fresh Thinker and projectors on trained encoders.
+    """A fused model to train: a checkpoint, or a new Thinker and new projectors on trained encoders.
+
+    The arguments but `texts` are those of `OmniSection`.
 
     Args:
-        checkpoint: go on from this one, with `config` overriding its configuration.
-        thinker: JSON file with the configuration of a language model that starts from nothing.
-        vocab_size: of the tokenizer that is trained for it on `texts`.
-        modalities: by name the section of each; its `encoder` is the folder of a trained encoder, which comes with its
-            preprocessor. With a `checkpoint` these two replace the checkpoint's, if there is an `encoder`; other settings
-            replace those of its section, and the projector is then new. A modality that the checkpoint lacks is added. All
-            else is kept.
+        checkpoint: a fused model to continue from.
+        thinker: JSON file with the configuration of a language model, which starts from random weights.
+        vocab_size: the largest size of the tokenizer that is trained for it on `texts`.
+        modalities: the section of each modality by name. Its `encoder` is the folder of a trained encoder and of its
+            preprocessor; with a `checkpoint`, both replace those of the checkpoint. Other settings replace those of the
+            checkpoint's section, and the projector is then new. A modality that the checkpoint lacks is added.
         image: short for the section of this name.
-        config: for a new model, overrides the configuration of all encoders.
-        texts: what the Thinker will read and write; without any, its tokens are bytes.
+        config: overrides the configuration of the checkpoint or, for a new model, of all encoders.
+        texts: texts that the Thinker will read and write; without any, its tokens are bytes.
 
     Raises:
-        RecipeError: what a setting names cannot be used; the message begins with the key.
+        RecipeError: a setting cannot be used; the message names its key.
     """
     sections = {
         name: _Section(f"model.modalities.{name}", name, dict(each)) for name, each in (modalities or {}).items()
@@ -269,19 +275,19 @@ def build_omni(
         model = OmniForConditionalGeneration(OmniConfig(modalities=described, text_config=text_config))
     for name, encoder in encoders.items():
         getattr(model.model, f"{name}_tower").load_state_dict(encoder.state_dict())
-    model.set_attn_implementation(encoder.config._attn_implementation)  # no saved configuration holds it
+    model.set_attn_implementation(encoder.config._attn_implementation)  # no configuration file holds it
     processor = OmniProcessor(tokenizer=tokenizer, preprocessors=preprocessors, modalities=model.config.modalities)
     return model, processor
 
 
 @dataclass(frozen=True)
 class _Section:
-    """What a recipe says of a modality.
+    """A modality's section in a recipe.
 
     Attributes:
-        key: where it says so.
+        key: its key in the recipe.
         name: the modality.
-        settings: what it says.
+        settings: its values.
     """
 
     key: str
@@ -289,7 +295,7 @@ class _Section:
     settings: dict[str, Any]
 
     def read_encoder(self, config: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
-        """The trained encoder, and the preprocessor that comes with it."""
+        """The trained encoder and its preprocessor, from the folder that `encoder` names."""
         folder = self.settings["encoder"]
         with said_by_recipe(f"{self.key}.encoder", folder):
             modality = get_modality(self.name)
@@ -299,7 +305,7 @@ class _Section:
 
 
 def _take_encoder(section: _Section, tower: PreTrainedModel) -> Any:
-    """Give a tower the weights of an encoder that computes as it does, and return the encoder's preprocessor."""
+    """Load the weights of an encoder with the same arithmetic into a tower, and return the encoder's preprocessor."""
     encoder, preprocessor = section.read_encoder({})
     with said_by_recipe(f"{section.key}.encoder", section.settings["encoder"]):
         where = f"the {section.name} tower"
@@ -317,7 +323,7 @@ def _take_encoder(section: _Section, tower: PreTrainedModel) -> Any:
 
 
 def _read_thinker(path: Path) -> dict[str, Any]:
-    """The configuration of a language model, which has to name its kind."""
+    """The configuration of a language model, which must name its `model_type`."""
     values = read_json(path)
     if not isinstance(values, dict) or values.get("model_type") not in CONFIG_MAPPING:
         raise ValueError('expected the JSON configuration of a language model, with a "model_type" such as "qwen3".')
@@ -330,7 +336,7 @@ def _with_new_projectors(
     modalities = {name: dict(section) for name, section in old.config.modalities.items()}
     for section in changed:
         changes = {key: value for key, value in section.settings.items() if key != "encoder"}
-        if "projector" in changes:  # these were of the other one
+        if "projector" in changes:  # the factor belongs to the old projector
             modalities[section.name].pop("factor", None)
         if {"projector", "factor", "output"} & changes.keys():
             for key in ("positions", "whitened"):
@@ -352,7 +358,7 @@ def _with_new_projectors(
 def _with_new_sense(
     old: OmniForConditionalGeneration, processor: OmniProcessor, section: _Section
 ) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
-    """The same model with an encoder more, a new projector, and a placeholder in the tokenizer and the embedding."""
+    """The model with one more encoder, a new projector, and a placeholder in the tokenizer and the embedding."""
     name, modality, tokenizer = section.name, get_modality(section.name), processor.tokenizer
     if "encoder" not in section.settings:
         with said_by_recipe(section.key, section.settings):
@@ -379,7 +385,7 @@ def _with_new_sense(
 
 
 def _template_with(section: _Section, processor: OmniProcessor) -> str:
-    """The chat template, which writes the placeholder of one more modality; ours lists them as a JSON object."""
+    """The chat template with the placeholder of one more modality. omni's templates list them as a JSON object."""
     token = get_modality(section.name).token
     placeholders = {each.name: each.token for each in processor.bundles}
     longer = json.dumps({**placeholders, section.name: token})

@@ -1,11 +1,11 @@
-"""What an encoder says of files, kept on disk by content: a file is decoded and encoded once.
+"""Encoder tokens of files, cached on disk by content, so that a file is decoded and encoded once.
 
     cache = TokenCache("cache", FrozenTower("image", section, tower, preprocessor))
-    item = cache.encode("photo.jpg")  # an `EncodedItem`: from the disk, or made now and kept
+    item = cache.encode("photo.jpg")  # an `EncodedItem`, from the cache or new
 
-An entry's name is a hash of the file, of the preprocessing and of the encoder's weights: where one of these changes, no old
-entry is found. Entries are single files, written under another name first and with a checksum at their
-end, so that a reader sees a whole entry or none, whoever else reads, writes or is killed at that moment.
+The name of an entry is a hash of the file, the preprocessing and the encoder's weights. If one of these changes, no old
+entry matches. An entry is one file with a checksum at its end, written under another name and then renamed. So a reader
+sees a whole entry or none, even if another process writes it or is killed at that moment.
 """
 
 import hashlib
@@ -34,18 +34,18 @@ FORMAT = "omni token cache 2"
 SHAPE = "grid_shape"
 UNFINISHED = "unfinished-"
 _OURS = re.compile(rf"[0-9a-f]{{2}}/([0-9a-f]{{62}}|{UNFINISHED}\w+)")
-"""The files of a cache; a folder that was given by mistake has others."""
+"""Names of a cache's files. Other files in the folder are left alone."""
 
 
 @dataclass(frozen=True)
 class FrozenTower:
-    """An encoder that does not learn, with what prepares its items.
+    """An encoder that is not trained, and the preprocessor of its items.
 
     Attributes:
-        modality: its name.
-        section: what the configuration of the fused model says of it: its `encoder`, and the `output` that is kept.
+        modality: name of the modality.
+        section: its section in the fused model's configuration: the `encoder`, and the `output` to keep.
         tower: the encoder, in eval mode. It encodes in its own precision and on its own device.
-        preprocessor: of its items.
+        preprocessor: turns items into the encoder's inputs.
     """
 
     modality: str
@@ -55,7 +55,7 @@ class FrozenTower:
 
     @torch.inference_mode()
     def encode(self, item: Any) -> EncodedItem:
-        """What it says of one item; the tokens are NumPy arrays, float32."""
+        """Encode one item. The tokens are NumPy arrays, float32: `cls` [1, D] and/or `grid` [N, D]."""
         inputs = prepare_items(get_modality(self.modality), self.preprocessor, [item], {"return_tensors": "pt"})
         inputs = {
             key: value.to(self.tower.device, self.tower.dtype if value.is_floating_point() else None)
@@ -67,23 +67,24 @@ class FrozenTower:
 
     @property
     def identity(self) -> list[Any]:
-        """All that its tokens depend on."""
+        """Everything that the tokens depend on, as JSON values."""
         weights = fingerprint_parts(self.tower.state_dict())
         settings = self.tower.config.to_dict(), self.preprocessor.to_dict()
         return [self.modality, self.section["output"], *settings, weights]
 
 
 class TokenCache:
-    """Encoded items in a folder. Those that were not used for the longest time leave when there are too many.
+    """Encoded items in a folder. When the folder is too large, the least recently used entries are removed.
 
     Args:
-        folder: where they are; made if need be. Several processes and several encoders may share it.
-        tower: what encodes, one item at a time.
-        max_bytes: of all entries in the folder together. Each object counts when it is made, and again whenever it has
-            written a tenth of that. So where n of them write, one in each process, there may be n tenths more.
+        folder: created if it does not exist. Several processes and several encoders may share it.
+        tower: encodes the items, one at a time.
+        max_bytes: largest size of all entries together. Each `TokenCache` checks the size when it is created, and after it
+            has written a tenth of `max_bytes`. So with n writers the folder may be larger by n tenths.
 
     Attributes:
-        hits, misses: items that were there, and items that had to be encoded.
+        hits: number of items found in the cache.
+        misses: number of items that had to be encoded.
     """
 
     def __init__(self, folder: str | Path, tower: FrozenTower, max_bytes: int = 20 * 10**9) -> None:
@@ -94,10 +95,10 @@ class TokenCache:
         self._make_room()
 
     def encode(self, path: str | Path | bytes) -> EncodedItem:
-        """What the encoder says of a file, by its path or its bytes; its tokens are NumPy arrays, float32.
+        """The encoded item of a file, given as a path or as bytes. The tokens are NumPy arrays, float32.
 
         Raises:
-            ItemError: the file cannot be read; nothing is kept of it.
+            ItemError: the file cannot be read. No entry is written.
         """
         content = path if isinstance(path, bytes) else _content(Path(path))
         entry = self._entry(content) if content is not None else None
@@ -106,7 +107,7 @@ class TokenCache:
             self.hits += 1
             return item
         self.misses += 1
-        try:  # the same bytes that were hashed: the file may be another one by now
+        try:  # the bytes that were hashed, because the file may have changed since
             opened = open_item(self.tower.modality)(path if content is None else content)
             item = self.tower.encode(opened)
         except ItemError as error:
@@ -120,13 +121,13 @@ class TokenCache:
         return item
 
     def _entry(self, content: bytes) -> Path:
-        """Where the tokens of a file belong."""
+        """The path of the entry for the bytes of a file."""
         digest = hashlib.sha256(self._made_by)
         digest.update(content)
         return self.folder / digest.hexdigest()[:2] / digest.hexdigest()[2:]
 
     def _make_room(self) -> None:
-        """Remove entries until the rest fits, the least recently used ones first; other processes may do so too."""
+        """Remove the least recently used entries until the rest fits. Other processes may do the same."""
         self._written = 0
         entries = []
         for entry in self.folder.glob("??/*"):
@@ -146,22 +147,22 @@ class TokenCache:
 
 
 def _content(path: Path) -> bytes | None:
-    """The bytes of a file; None of what is no file that could be read, and will be refused."""
+    """The bytes of a file; None if it is no readable file, which `open_item` then refuses."""
     try:
-        return path.read_bytes() if path.is_file() else None  # a pipe might never end
+        return path.read_bytes() if path.is_file() else None  # reading a pipe might never end
     except (OSError, ValueError):
         return None
 
 
 def _read(entry: Path) -> EncodedItem | None:
-    """An entry, if it is there and whole; one that is damaged is removed."""
+    """An entry; None if it is missing or damaged. A damaged one is removed."""
     try:
         content = entry.read_bytes()
         body, checksum = content[:-4], content[-4:]
-        if not body or zlib.crc32(body).to_bytes(4, "big") != checksum:  # the checksum of nothing is right for zeros
+        if not body or zlib.crc32(body).to_bytes(4, "big") != checksum:  # four zeros are a valid checksum of no data
             entry.unlink(missing_ok=True)
             return None
-        os.utime(entry)  # used now
+        os.utime(entry)  # marks it as recently used
     except OSError:
         return None
     arrays = load(body)
@@ -169,7 +170,7 @@ def _read(entry: Path) -> EncodedItem | None:
 
 
 def _write(entry: Path, item: EncodedItem) -> int:
-    """Put an entry where it belongs and return how many bytes it has; on a full disk there is no entry, and no error."""
+    """Write an entry and return its size in bytes; 0 if it cannot be written, such as on a full disk."""
     body = save({**item.tokens, SHAPE: np.array(item.grid_shape)})
     try:
         entry.parent.mkdir(exist_ok=True)

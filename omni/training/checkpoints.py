@@ -1,7 +1,7 @@
-"""The checkpoints of a run: each is there as a whole or not at all, and is looked through before a run goes on from it.
+"""The checkpoints of a run. Each is complete or does not exist, and is verified before a run continues from it.
 
-run/trainer/checkpoint-8    what `Trainer` is writing
-run/checkpoint-8            the same with `checksums.json`, moved here in one step when every number in it is finite
+run/trainer/checkpoint-8    `Trainer` writes here
+run/checkpoint-8            the complete checkpoint with `checksums.json`, moved here in one step if all numbers are finite
 """
 
 import hashlib
@@ -25,15 +25,15 @@ SAVING, DELETING, CHECKSUMS = ".saving", ".deleting", "checksums.json"
 
 
 class CheckpointDamageError(RuntimeError):
-    """A checkpoint of a run that cannot be gone on from: files of it are lost, changed or unreadable."""
+    """A run cannot continue from a checkpoint: files are missing, changed or unreadable."""
 
 
 class DiskFullError(OSError):
-    """No room for a checkpoint; those that were written before are whole."""
+    """There is no room for a checkpoint. Earlier checkpoints are whole."""
 
 
 class DivergenceError(ArithmeticError):
-    """A run whose loss, gradients or weights are no longer finite; the checkpoints that were written before are whole."""
+    """The loss, a gradient or a weight of a run is not finite. Earlier checkpoints are whole."""
 
     def __init__(self, folder: Path, what: str) -> None:
         last = get_last_checkpoint(str(folder))
@@ -45,21 +45,21 @@ class DivergenceError(ArithmeticError):
 
 
 class Checkpoints(TrainerCallback):
-    """Moves what `Trainer` has written to its place, if it is whole, and deletes what is too old.
+    """Moves each complete checkpoint of `Trainer` to its place, and deletes old ones.
 
-    A checkpoint that is no longer needed is renamed before it is deleted, so a folder "checkpoint-N" is always whole.
+    A checkpoint is renamed before it is deleted, so a folder "checkpoint-N" is always whole.
 
     Args:
-        folder: where checkpoints belong.
-        keep: how many; all if None. The best one is kept beside them.
-        finish: adds to a checkpoint what `Trainer` knows nothing of.
+        folder: the folder of the checkpoints.
+        keep: how many of the last ones to keep; all if None. The best one is always kept.
+        finish: adds files to a checkpoint that `Trainer` does not write.
     """
 
     def __init__(self, folder: Path, keep: int | None, finish: Callable[[nn.Module, Path], None]) -> None:
         self.folder, self.keep, self.finish = folder, keep, finish
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Remove what a run that was killed has left."""
+        """Remove the leftovers of a run that was killed."""
         if args.should_save:
             leftovers = [self.folder / DELETING, *Path(str(args.output_dir)).glob("checkpoint-*")]
             for leftover in leftovers:
@@ -67,7 +67,7 @@ class Checkpoints(TrainerCallback):
         PartialState().wait_for_everyone()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Accept what was written.
+        """Complete the checkpoint and move it to its place.
 
         Raises:
             DivergenceError: a number in it is not finite.
@@ -86,7 +86,7 @@ class Checkpoints(TrainerCallback):
             state.save_to_json(str(unfinished / "trainer_state.json"))
             self.finish(model, unfinished)
             (unfinished / CHECKSUMS).write_text(json.dumps(_checksums(unfinished), indent=1), encoding="utf-8")
-            if finished.exists():  # an earlier run came to this step, and is taken up from an earlier one
+            if finished.exists():  # of a run that was resumed from an earlier step
                 self._delete(finished)
             os.replace(unfinished, finished)
             whole = sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
@@ -112,10 +112,10 @@ def _sha256(path: Path) -> str:
 
 
 def read_state(checkpoint: Path) -> TrainerState:
-    """How far a run had come, if every file of its checkpoint is as it was written.
+    """The state of the run in a checkpoint, after its files are compared with their checksums.
 
     Raises:
-        CheckpointDamageError: a file is not, or cannot be read.
+        CheckpointDamageError: a file is missing, changed or unreadable.
     """
     try:
         saved = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
@@ -129,18 +129,18 @@ def read_state(checkpoint: Path) -> TrainerState:
         raise CheckpointDamageError(f"{checkpoint} cannot be read ({error}); make it readable.") from error
     if reason:
         raise CheckpointDamageError(
-            f"{checkpoint} is damaged ({reason}); remove this folder to go on from the one before it, or the whole run to "
-            "begin anew."
+            f"{checkpoint} is damaged ({reason}); remove this folder to continue from the one before it, or the whole run "
+            "to start again."
         )
     return TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
 
 
 def non_finite(tensors: Mapping[str, Any]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity; of a sharded one this process' shard is looked at."""
+    """The name of the first tensor with NaN or infinity; None if there is none. Of a DTensor, the local shard counts."""
     for name, tensor in tensors.items():
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
         if isinstance(local, torch.Tensor) and local.is_floating_point():
-            wide = local.float() if local.element_size() == 1 else local  # torch does not ask it of all 8-bit types
+            wide = local.float() if local.element_size() == 1 else local  # isfinite does not exist for all 8-bit types
             if not wide.isfinite().all():
                 return name
     return None
@@ -152,20 +152,31 @@ def _flat(state: Mapping[Any, Mapping[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def room(folder: Path, least: int = 2**20) -> Iterator[None]:
-    """Inside, something is written; libraries say in their own ways that the disk was full, and some do not say it."""
+    """Inside, a library writes files. Any error there becomes a `DiskFullError` if the disk is full.
+
+    Libraries report a full disk in different ways, and some do not name the cause.
+
+    Args:
+        folder: where files are written.
+        least: free bytes below which the disk counts as full.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if shutil.disk_usage(folder).free >= least:
             raise
         raise DiskFullError(
-            f"There is no room left for a checkpoint in {folder}; make some, and go on with --resume."
+            f"There is no room left for a checkpoint in {folder}; make some, and continue with --resume."
         ) from error
 
 
 def save_whole(write: Callable[[Path], None], folder: Path) -> None:
-    """Let `write` fill a folder, and only then put its files, one rename each, where they belong; config.json last."""
-    unfinished = folder.with_name(f"{folder.name}{SAVING}")  # as deep, since paths to parts start there
+    """Have `write` fill a temporary folder, then move its files into `folder` one by one, config.json last.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
+    unfinished = folder.with_name(f"{folder.name}{SAVING}")  # beside `folder`, so that relative paths stay valid
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     with room(unfinished):

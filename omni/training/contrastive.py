@@ -1,4 +1,4 @@
-"""Contrastive alignment of an encoder: a picture and its caption meet, all others of the batch part."""
+"""Contrastive alignment of an encoder: embeddings of a picture and its caption move together, all others apart."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +28,14 @@ from omni.training.recipe import ContrastiveSection, Drawn, Files, Mixture, Reci
 from omni.training.tokenizer import train_tokenizer
 
 MOST_CAPTIONS = 20_000
-"""So many captions are read for the tokenizer."""
+"""The largest number of captions that are read to train the tokenizer."""
 
 
 class ContrastiveAlignment:
-    """The symmetric InfoNCE loss with a learned temperature (Radford et al. 2021), on CLS and a caption.
+    """The objective "contrastive": the symmetric InfoNCE loss with a learnt temperature (Radford et al. 2021).
 
-    The model is `VisionTextDualEncoderModel` of transformers with our encoder in it. Negatives are the other pictures and
-    captions of one process' batch, see `CaptionedPicturesModel`.
+    It compares the CLS token with the embedding of a caption. The model is transformers' `VisionTextDualEncoderModel` with
+    omni's encoder. Negatives are the other pictures and captions in the batch of one process, see `CaptionedPicturesModel`.
 
     Raises:
         ExampleError: all pictures have the same caption.
@@ -66,7 +66,7 @@ class ContrastiveAlignment:
     def collate(self, examples: Sequence[tuple[Any, str]]) -> dict[str, Any]:
         """B pictures with captions -> `pixel_values`, `input_ids`, `attention_mask` and `return_loss`."""
         pictures, texts = zip(*examples, strict=True)
-        # on the right: the place of a word does not depend on the other captions
+        # padding on the right, so that a word's position does not depend on the other captions
         words = self.tokenizer(list(texts), padding=True, padding_side="right", return_tensors="pt")
         return {**self.processor(list(pictures), return_tensors="pt"), **words, "return_loss": True}
 
@@ -86,7 +86,7 @@ class ContrastiveAlignment:
         return found
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The encoder and its image processor, and beside them the text encoder, which finds pictures by words."""
+        """Save the encoder and its image processor, and beside them the text encoder, which finds pictures by words."""
         assert isinstance(model, VisionTextDualEncoderModel)
         model.vision_model.save_pretrained(folder)
         self.processor.save_pretrained(folder)
@@ -95,15 +95,15 @@ class ContrastiveAlignment:
 
 
 class CaptionedPicturesModel(VisionTextDualEncoderModel):
-    """Two pictures of a batch may have the same caption: they are then no negatives of each other.
+    """A dual encoder whose loss does not count pictures with equal captions as negatives of each other.
 
-    The loss would otherwise teach each of them to part from a caption that is its own.
+    Otherwise the loss would push a picture away from its own caption.
     """
 
     def forward(
         self, input_ids: torch.Tensor, *args: Any, return_loss: bool | None = None, **kwargs: Any
     ) -> CLIPOutput:
-        """See `VisionTextDualEncoderModel`; the loss of int64[B, L] captions and B pictures is over all other pairs."""
+        """As `VisionTextDualEncoderModel.forward`, for captions int64[B, L] and B pictures."""
         output: CLIPOutput = super().forward(input_ids, *args, return_loss=False, return_dict=True, **kwargs)
         if return_loss:
             same = (input_ids[:, None] == input_ids).all(-1).fill_diagonal_(False)
@@ -114,10 +114,10 @@ class CaptionedPicturesModel(VisionTextDualEncoderModel):
 
 
 class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
-    """The one picture of each row of a manifest and the first answer about it.
+    """For each row of a manifest its one picture and the first answer about it.
 
     Raises:
-        ExampleError: when asked for a row that has no picture or several, or another item.
+        ExampleError: on access to a row with no picture, several pictures, or an item of another modality.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -134,11 +134,11 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
         return row.open()["image"][0], self.caption(index)
 
     def caption(self, index: int) -> str:
-        """The caption alone; no picture is opened for it."""
+        """The caption of a row. The picture is not opened."""
         said = next(turn for turn in self.manifest[index].conversation if turn["role"] == "assistant")
         return "".join(block["text"] for block in said["content"])
 
 
 def captions(data: Drawn | Files | Mixture) -> Any:
-    """Pictures with captions, by number: those that a world draws, or a user's own."""
+    """A sequence of (picture, caption), from files or from a world."""
     return mix(data, lambda part: ManifestCaptions(part.manifest()) if isinstance(part, Files) else part.captions())

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture: its losses, and each score of its evaluations."""
+"""The curves of a run as one picture: losses, and the scores of evaluations."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ NOT_SCORES = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write a PNG of `Trainer.state.log_history`, unless a run was too short to log a loss."""
+    """Draw `Trainer.state.log_history` as a PNG. Nothing is written if no loss was logged or matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,12 +1,12 @@
-"""Distillation: the language model that reads in words what an item shows teaches itself to read the item.
+"""Distillation: a language model reads in words what an item shows, and so teaches itself to read the item.
 
-    caption, question, answer ─▶ Thinker as it was ─▶ what may come next, at each word of the answer ─┐
-                                                                                                     ├─ divergence
-    picture, question, answer ─▶ projector, Thinker ─▶ what may come next, at each word of the answer ┘
+    caption, question, answer ─▶ original Thinker ───▶ distribution of each token of the answer ─┐
+                                                                                                ├─ divergence
+    picture, question, answer ─▶ projector, Thinker ─▶ distribution of each token of the answer ─┘
 
-So the model learns to use the item as it uses the words, and in its own manner of speaking: with the transcript of a spoken
-question it learns to answer by voice as it answers in writing (as in Ultravox). It learns from its own faults, too: what it
-does not read out of a caption it does not learn to see. Rows of text alone keep adapters from changing how it writes.
+The model learns to use an item as it uses the words, in its own style: with transcripts of spoken questions, it learns to
+answer them as it answers written ones (as in Ultravox). It also learns its own mistakes: it does not learn to see what it
+does not read out of a caption. Rows of text alone keep adapters from changing how it writes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from omni.training.recipe import Recipe
 
 
 class Distillation(AnswerTraining):
-    """The objective "distillation": as "answers", but towards what the language model would say of the words."""
+    """The objective "distillation": as "answers", but the target is what the language model itself says to the words."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
@@ -35,7 +35,7 @@ class Distillation(AnswerTraining):
         self.model.register_forward_pre_hook(self._teach, with_kwargs=True)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """As `AnswerTraining.collate`; `teacher` is the batch of the same conversations in words.
+        """As `AnswerTraining.collate`, with `teacher`, a batch of the same conversations in words.
 
         Raises:
             ExampleError: see `in_words`; or an answer has other tokens after the words than after the item.
@@ -51,7 +51,7 @@ class Distillation(AnswerTraining):
         return {**batch, "teacher": {**told, "logits_to_keep": before_labels(labels)}}
 
     def _teach(self, model: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Before a forward with a `teacher`, have the model as it was read the words."""
+        """Before a forward with a `teacher`, run the model without adapters on the words."""
         told = inputs.pop("teacher", None)
         if told is not None:
             with torch.no_grad(), _without_adapters(model):
@@ -62,7 +62,7 @@ class Distillation(AnswerTraining):
     def _divergence(
         self, logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, num_items_in_batch: Any = None, **_: Any
     ) -> torch.Tensor:
-        """Kullback-Leibler divergence of float[n, V] from what was taught, a mean over n tokens."""
+        """Kullback-Leibler divergence of logits float[n, V] from the teacher's, as a mean over the n tokens."""
         taught, self._taught = self._taught, None
         assert taught is not None
         learnt = F.log_softmax(logits.float(), -1)
@@ -71,16 +71,16 @@ class Distillation(AnswerTraining):
 
 
 def in_words(example: Example) -> Example:
-    """The same conversations, with words in the places of items.
+    """The same conversations with words in place of items.
 
     Raises:
-        ExampleError: the example does not tell what an item shows.
+        ExampleError: the example has no words for an item.
     """
     for name, items in example.items.items():
         if len(example.words.get(name, ())) != len(items):
             noun = get_modality(name).noun
             raise ExampleError(
-                f"{example.source or 'An example'} does not say in words what its {noun} has to tell, which the objective "
+                f"{example.source or 'An example'} does not say in words what its {noun} shows, which the objective "
                 "'distillation' needs; give the row `words`, or use the objective 'answers'."
             )
     conversations = []
@@ -91,7 +91,7 @@ def in_words(example: Example) -> Example:
 
 
 def _told(content: Any, waiting: dict[str, Iterator[str]]) -> Any:
-    """The blocks of a message, those of items turned into text."""
+    """The content of a message as one block of text, with words in place of items."""
     if isinstance(content, str):
         return content
     parts = [block["text"] if block["type"] == "text" else next(waiting[block["type"]]) for block in content]
@@ -100,7 +100,7 @@ def _told(content: Any, waiting: dict[str, Iterator[str]]) -> Any:
 
 @contextmanager
 def _without_adapters(model: nn.Module) -> Iterator[None]:
-    """Inside, the low-rank adapters of peft in a model do nothing."""
+    """Inside, peft's low-rank adapters in a model are disabled."""
     layers: list[Any] = [module for module in model.modules() if isinstance(getattr(module, "lora_A", None), nn.Module)]
     for layer in layers:
         layer.enable_adapters(False)

@@ -11,7 +11,11 @@ from omni.training.recipe import EncoderSection, said_by_recipe
 
 
 def build_encoder(section: EncoderSection, name: str = "image") -> tuple[PreTrainedModel, Any]:
-    """The encoder of a modality to train, new or from a folder, and its preprocessor."""
+    """The encoder of a modality, new or from a folder, and its preprocessor.
+
+    Raises:
+        RecipeError: the folder or the configuration cannot be used.
+    """
     modality = get_modality(name)
     if section.encoder is None:
         with said_by_recipe("model.config", section.config):

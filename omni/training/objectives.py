@@ -1,4 +1,4 @@
-"""What is learnt: small objects of which the training loop knows nothing but what stands here."""
+"""Objectives: what a run learns. The training loop uses only the interface `Objective`."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,14 @@ from omni.worlds import find_world
 
 
 class Objective(Protocol):
-    """What the training loop needs: a model that returns a loss, its processor, data, and what to make of outputs."""
+    """The interface of an objective.
+
+    Attributes:
+        model: returns a `loss` in its forward.
+        processor: saved in each checkpoint of the run.
+        train, evaluate: the examples; `evaluate` may be None.
+        collate: makes a batch of a list of examples.
+    """
 
     model: nn.Module
     processor: Any
@@ -26,10 +33,10 @@ class Objective(Protocol):
     collate: Any
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """Outputs of an evaluation step to what `metrics` needs of them."""
+        """Reduce the outputs of an evaluation step to what `metrics` needs."""
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Scores of an evaluation."""
+        """The scores of an evaluation by name."""
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write the finished checkpoint."""
@@ -45,7 +52,7 @@ OBJECTIVES: dict[str, type[Any]] = {
 
 
 def make_objective(recipe: Recipe) -> Objective:
-    """The objective of a recipe: one of these, or one that the world that is drawn brings."""
+    """The objective of a recipe: one of `OBJECTIVES`, or one that belongs to a world."""
     objectives = OBJECTIVES if recipe.objective in OBJECTIVES else find_world().objectives
     made: Objective = objectives[recipe.objective](recipe)
     return made

@@ -1,4 +1,4 @@
-"""Muon for the matrices, AdamW for everything else, behind the one optimizer that `Trainer` expects."""
+"""Muon for matrices and AdamW for all other parameters, as the one optimizer that `Trainer` expects."""
 
 import math
 import re
@@ -14,14 +14,14 @@ from omni.training.recipe import Optimizer, RecipeError
 
 
 class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` for many small matrices, those of one shape together, with learning rates matched to AdamW's.
+    """`torch.optim.Muon` for many small matrices: it updates all matrices of one shape together.
 
-    torch takes one matrix after the other, and always in bfloat16, which takes many times as long on processors that do
-    not know it. Defaults and state are torch's.
+    torch updates one matrix after the other, and always multiplies in bfloat16, which is slow on processors without it.
+    Learning rates match AdamW's. Defaults and state are torch's.
 
     Args:
         params: groups of parameters, with `lr` and `weight_decay`.
-        dtype: what is multiplied in.
+        dtype: type of the matrix products.
     """
 
     def __init__(self, params: Iterable[dict[str, Any]], dtype: torch.dtype = torch.float32) -> None:
@@ -30,7 +30,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step, with Nesterov's momentum."""
+        """One step with Nesterov momentum. Returns the loss of `closure`, if it is given."""
         loss = _loss(closure)
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
@@ -54,7 +54,7 @@ class Muon(torch.optim.Muon):
 
 
 def _loss(closure: Any) -> Any:
-    """What an optimizer's step does first, where it is given a function that computes the loss anew."""
+    """The loss that the `closure` of an optimizer's step computes; None without one."""
     if closure is None:
         return None
     with torch.enable_grad():
@@ -62,9 +62,9 @@ def _loss(closure: Any) -> Any:
 
 
 def orthogonal(matrices: torch.Tensor, coefficients: Sequence[float], steps: int) -> torch.Tensor:
-    """The same singular vectors with singular values near 1: float[B, M, N], of any precision.
+    """Matrices float[B, M, N] with the same singular vectors and with singular values near 1.
 
-    By Newton-Schulz iteration (Jordan 2024), X <- aX + (b XX^T + c (XX^T)^2) X.
+    Newton-Schulz iteration (Jordan 2024): X <- aX + (b XX^T + c (XX^T)^2) X.
     """
     first, third, fifth = coefficients
     upright = matrices.shape[1] > matrices.shape[2]
@@ -78,15 +78,16 @@ def orthogonal(matrices: torch.Tensor, coefficients: Sequence[float], steps: int
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """`Muon` on the hidden matrices and `torch.optim.AdamW` on embeddings, norms, biases and convolutions.
+    """`Muon` on hidden matrices, `torch.optim.AdamW` on embeddings, norms, biases and convolutions.
 
     Muon (Jordan 2024; learning rates matched to AdamW's as in Liu et al. 2025, "Muon is Scalable") orthogonalises the
-    update of a matrix. Both parts share this object's `param_groups` and `state`, so schedulers and checkpoints see one
+    update of a matrix. Both share this object's `param_groups` and `state`, so schedulers and checkpoints see one
     optimizer.
 
     Args:
-        matrices, others: groups of parameters for either.
-        bf16: whether matrices are orthogonalised in bfloat16.
+        matrices: groups of parameters for Muon.
+        others: groups of parameters for AdamW.
+        bf16: orthogonalise in bfloat16.
     """
 
     def __init__(
@@ -111,12 +112,12 @@ class MuonAdamW(torch.optim.Optimizer):
             part.param_groups, part.state = self._groups(name), self.state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # replaces groups and state: loading a checkpoint ends here
+        super().__setstate__(state)  # loading a checkpoint replaces groups and state here
         self._share()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of both parts."""
+        """One step of both. Returns the loss of `closure`, if it is given."""
         loss = _loss(closure)
         for part in self._parts.values():
             part.step()
@@ -124,15 +125,20 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def is_hidden_matrix(module: nn.Module, name: str) -> bool:
-    """Whether Muon is meant for this parameter: the weight of a linear layer."""
+    """Whether a parameter is the weight of a linear layer, which Muon is made for."""
     return isinstance(module, nn.Linear) and name == "weight"
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) -> torch.optim.Optimizer:
-    """Groups of parameters by learning rate and decay; vectors (norms, biases) never decay. `bf16` is that of `MuonAdamW`.
+    """The optimizer of a recipe, with groups of parameters by learning rate and decay. Norms and biases never decay.
+
+    Args:
+        model: the model to train.
+        settings: the recipe's.
+        bf16: see `MuonAdamW`.
 
     Raises:
-        RecipeError: a pattern of `lr_scale` that matches no trainable parameter.
+        RecipeError: a pattern of `lr_scale` matches no trainable parameter.
     """
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     unused, seen = set(settings.lr_scale), set()
@@ -167,7 +173,7 @@ def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) ->
 
 
 def _output_heads(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of output heads, which are classifiers, not hidden matrices."""
+    """Parameters of output heads. These are classifiers, not hidden matrices."""
     heads: list[nn.Module] = list(getattr(model, "heads", {}).values())
     if isinstance(model, PreTrainedModel) and (head := model.get_output_embeddings()) is not None:
         heads.append(head)

@@ -1,11 +1,11 @@
-"""In which order examples are learnt from: rows that are read together stay near each other, and sources mix by weight.
+"""The order of training examples: rows that are read together stay near each other, and sources mix by weight.
 
-A Parquet file is read in blocks of rows. Rows in random order over all blocks would read a block for each row. So blocks are
-shuffled, dealt to lanes, one for each worker of each process, and rows are shuffled within a few blocks of a lane. A batch
-is of one lane, so a worker reads its own blocks and no others.
+A Parquet file is read in blocks of rows. If rows came in random order, a block would be read for each row. So blocks
+are shuffled and dealt to lanes, one for each worker of each process, and rows are shuffled within a few blocks of a
+lane. A batch comes from one lane, so a worker reads only its own blocks.
 
-The order follows from the seed, the epoch and the numbers of workers and processes. A run that is resumed computes it
-again and goes on in the middle of it.
+The order follows from the seed, the epoch and the numbers of workers and processes. A resumed run computes it again and
+continues in the middle of it.
 """
 
 from bisect import bisect_right
@@ -21,11 +21,11 @@ from omni.training.recipe import Mixture
 
 
 class Mixed(Dataset[Any]):
-    """The examples of several sources, one source after the other; `Order` draws from them by weight.
+    """The examples of several sources, one source after the other. `Order` draws from them by weight.
 
     Args:
         parts: the sources.
-        weights: how often an example is drawn from each, in proportion.
+        weights: relative frequency of each source.
     """
 
     def __init__(self, parts: Sequence[Any], weights: Sequence[float]) -> None:
@@ -55,18 +55,18 @@ class Mixed(Dataset[Any]):
 
 
 class Order(Sampler[int]):
-    """The order of an epoch: every example once; of `Mixed` as many as there are, drawn by weight.
+    """The order of an epoch. Every example comes once; from `Mixed`, as many as there are, drawn by weight.
 
-    A source that is used up before the end of an epoch begins anew, in another order.
+    A source that is used up before the end of an epoch starts again, in another order.
 
     Args:
-        examples: sources that are read in `blocks`, or `Mixed` of any.
-        batch: number of examples that are one batch of one process.
-        lanes: number of processes, times that of the workers of each.
-        seed: of the whole run.
+        examples: a source with `blocks`, or `Mixed` of any sources.
+        batch: examples in one batch of one process.
+        lanes: number of processes times workers per process.
+        seed: seed of the run.
 
     Attributes:
-        epoch: the epoch that comes next, counted from 0.
+        epoch: the next epoch, counted from 0.
     """
 
     def __init__(self, examples: Any, batch: int, lanes: int, seed: int) -> None:
@@ -78,7 +78,7 @@ class Order(Sampler[int]):
 
     @staticmethod
     def wanted(examples: Any) -> bool:
-        """Whether examples have an order of this kind."""
+        """Whether these examples need such an order: they are mixed, or read in blocks."""
         return isinstance(examples, Mixed) or getattr(examples, "blocks", None) is not None
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ class Order(Sampler[int]):
         return _in_turns(lanes, self.batch)
 
     def _lane(self, epoch: int, lane: int) -> Iterator[int]:
-        """The examples of a lane; without end if there are several sources."""
+        """The examples of a lane; an endless iterator if there are several sources."""
         sources = [self._source(number, epoch, lane) for number in range(len(self.parts))]
         if len(sources) == 1:
             yield from sources[0]
@@ -104,13 +104,13 @@ class Order(Sampler[int]):
             yield from (next(sources[min(number, len(sources) - 1)]) for number in drawn)
 
     def _source(self, number: int, epoch: int, lane: int) -> Iterator[int]:
-        """The examples of one source in a lane; again and again if there are others."""
+        """The examples of one source in a lane; repeated without end if there are several sources."""
         part, first = self.parts[number], int(self._firsts[number])
         blocks = getattr(part, "blocks", None)
         sizes = None if blocks is None else np.asarray(blocks)  # None: each row is read alone
         for times in count():
             dealt = self._random(epoch, number, times).permutation(len(part) if sizes is None else len(sizes))
-            own = dealt[lane :: self.lanes].copy()  # of an order that is the same in all lanes
+            own = dealt[lane :: self.lanes].copy()  # `dealt` is the same in all lanes
             if not len(own) and len(self.parts) > 1:  # fewer blocks than lanes
                 own = dealt
             if sizes is None:
@@ -128,7 +128,7 @@ class Order(Sampler[int]):
 
 
 def _in_turns(lanes: Sequence[Iterator[int]], batch: int) -> Iterator[int]:
-    """A batch of each lane in turn; what is left of all lanes comes last."""
+    """A batch from each lane in turn. The remainders of all lanes come last."""
     left, waiting = list[int](), list(lanes)
     while waiting:
         for lane in list(waiting):
@@ -142,7 +142,7 @@ def _in_turns(lanes: Sequence[Iterator[int]], batch: int) -> Iterator[int]:
 
 
 def mix(data: Any, make: Callable[[Any], Any]) -> Any:
-    """The examples of some data: what `make` makes of it, or of each part of a mixture."""
+    """The examples that `make` makes of the data, or `Mixed` of those of each source of a mixture."""
     if not isinstance(data, Mixture):
         return make(data)
     return Mixed([make(part.data) for part in data.sources], [part.weight for part in data.sources])

@@ -1,4 +1,4 @@
-"""The parts of a model while it is trained: which learn, which rest, and in which precision."""
+"""The parts of a model during training: which are trained, which are frozen, and in which precision."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from omni.training.recipe import Recipe, RecipeError
 CHECKPOINTING = (
     "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
 )
-"""What transformers calls it; the second is the older name."""
+"""The name of gradient checkpointing in the installed transformers."""
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def resting_towers(model: nn.Module, recipe: Recipe) -> list[str]:
-    """The modalities whose whole towers a recipe leaves as they are: its `freeze` matches them, or it trains adapters."""
+    """The modalities whose towers a recipe does not train: `freeze` matches all of a tower, or adapters are trained."""
     config: Any = getattr(model, "config", None)
     learning = {
         part_of(name)
@@ -53,19 +53,19 @@ def resting_towers(model: nn.Module, recipe: Recipe) -> list[str]:
 
 
 def names_begin(model: nn.Module) -> str:
-    """How the names of a model's parameters begin, for messages."""
+    """The beginnings of a model's parameter names, for messages."""
     tops = dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in model.named_parameters())
     return f"the names begin with {', '.join(tops)}"
 
 
 HALF = {"BF16": torch.bfloat16, "F16": torch.float16}
-"""What safetensors files call the types of half precision."""
+"""The types of half precision by their names in safetensors files."""
 
 
 def keep_precision(model: nn.Module, folder: str | Path) -> None:
-    """Put the parts of a loaded model back into the half precision that its files have them in.
+    """Convert each part of a loaded model to the half precision of its file.
 
-    A model of parts of different precision is loaded in the widest one.
+    transformers loads a model whose parts differ in precision in the widest one.
     """
     stored = _types(Path(folder))
     for part, place in (getattr(model.config, "parts_from", None) or {}).items():
@@ -78,7 +78,7 @@ def keep_precision(model: nn.Module, folder: str | Path) -> None:
 
 
 def _types(folder: Path) -> dict[str, set[str]]:
-    """For each part the types of its tensors, as safetensors files call them."""
+    """The types of each part's tensors, by their names in safetensors files."""
     found: dict[str, set[str]] = {}
     for file in safetensors_files(folder, None):
         with safe_open(file, framework="pt") as opened:
@@ -88,12 +88,12 @@ def _types(folder: Path) -> dict[str, set[str]]:
 
 
 def learn_in_float32(model: nn.Module) -> None:
-    """Small updates are lost in half precision: a part that learns is float32, any other one stays as it is.
+    """Convert the parts that are trained to float32, because half precision loses small updates.
 
-    The matrices of LoRA are float32 by themselves, beside weights of any precision.
+    Adapters are float32 already, and their part keeps its precision.
     """
     parts = _parts(model)
-    if "lm_head" in parts:  # it reads what the language model writes
+    if "lm_head" in parts:  # its input is the language model's output
         parts["language_model"] |= parts.pop("lm_head")
     for tensors in parts.values():
         if any(tensor.requires_grad and "lora_" not in name for name, tensor in tensors.items()):
@@ -116,17 +116,17 @@ def _convert(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
 
 
 class Learning(TrainerCallback, ExportableState):
-    """Takes a part off the list of untrained ones (`config.untrained`) when it gets a gradient.
+    """Removes a part from `config.untrained` when it gets a gradient.
 
     Args:
-        learnt: those that got one in an earlier session of the run.
+        learnt: parts that got one before the run was resumed.
     """
 
     def __init__(self, learnt: Sequence[str] = ()) -> None:
         self.learnt = list(learnt)
 
     def apply(self, model: nn.Module) -> None:
-        """Write down in a model's configuration what has been learnt."""
+        """Remove the parts that have been trained from `untrained` in a model's configuration."""
         config: Any = getattr(model, "config", None)
         if untrained := getattr(config, "untrained", None):
             config.untrained = [part for part in untrained if part not in self.learnt]
@@ -134,7 +134,7 @@ class Learning(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look for gradients."""
+        """Note the parts that have a gradient."""
         model = kwargs["model"]
         if untrained := getattr(getattr(model, "config", None), "untrained", None):
             parts = _parts(model)
@@ -142,7 +142,7 @@ class Learning(TrainerCallback, ExportableState):
             self.apply(model)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint keeps."""
         return {"args": {"learnt": self.learnt}, "attributes": {}}
 
 
@@ -153,11 +153,12 @@ def _has_gradient(parameter: torch.Tensor) -> bool:
 
 
 class FrozenParts(TrainerCallback):
-    """Keeps parts without a trainable parameter in eval mode: dropout in them would be noise that nothing learns from.
+    """Keeps parts without a trainable parameter in eval mode, so that they have no dropout.
 
-    `Trainer` sets the whole model to training mode before each step, so this is done before each forward. A layer whose
-    activations shall be computed anew for the backward pass is in training mode outside of its own forward, since
-    transformers asks it so; backward goes through a frozen language model to the projector before it.
+    `Trainer` sets the whole model to training mode before each step, so this runs before each forward. Backward goes
+    through a frozen language model to the projector, and may recompute its activations (gradient checkpointing).
+    transformers does this only for layers in training mode. So these layers are in training mode outside of their own
+    forward, and in eval mode inside.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -187,7 +188,7 @@ class FrozenParts(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let frozen layers be in eval mode while they compute, the first time and again."""
+        """Have frozen layers compute in eval mode, in the forward pass and when activations are recomputed."""
         settings = {"use_reentrant": False, **(getattr(args, f"{CHECKPOINTING}_kwargs") or {})}
         if not (getattr(args, CHECKPOINTING) and self.layers) or settings["use_reentrant"]:
             return

@@ -1,4 +1,4 @@
-"""Pictures cross from the workers to the training process as bytes, a quarter of the memory, and are normalised there."""
+"""Workers hand pictures to the training process as bytes, a quarter of the memory; they are normalised there."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ AS_BYTES = {"do_rescale": False, "do_normalize": False}
 
 
 class Normalization(nn.Module):
-    """What the image processor of the modality does last: `(pixel * rescale_factor - mean) / std`."""
+    """The last step of an image processor: `(pixel * rescale_factor - mean) / std`."""
 
     def __init__(self, processor: BaseImageProcessor) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Normalization(nn.Module):
 
 
 def take_bytes(model: nn.Module, processor: BaseImageProcessor) -> None:
-    """Let a model whose inputs are `pixel_values` float[B, 3, H, W] take them as bytes too."""
+    """Make a model with inputs `pixel_values` float[B, 3, H, W] accept uint8[B, 3, H, W] too."""
     normalization = Normalization(processor)
 
     def normalize(_: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -44,10 +44,10 @@ def take_bytes(model: nn.Module, processor: BaseImageProcessor) -> None:
 
 
 def cross_as_bytes(model: nn.Module, preprocessors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Have pictures cross as bytes to a model, if our image processor prepares them.
+    """Make a model accept pictures as bytes, if omni's image processor prepares them.
 
     Returns:
-        By modality, the settings with which its preprocessor is then to be called.
+        For each modality, the settings with which its preprocessor must be called; empty if nothing changes.
     """
     processor = preprocessors.get("image")
     if processor is None or not isinstance(processor, get_modality("image").preprocessor_class):

@@ -1,4 +1,4 @@
-"""A recipe: one JSON file that says what is trained, from what, on what, how, and what to expect of it."""
+"""A recipe: one JSON file that names the objective, the model, the data and the settings of a training run."""
 
 import json
 import math
@@ -31,12 +31,12 @@ from omni.worlds import WorldError, find_world
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be followed. The message is one sentence: what was expected, what was found, what to do."""
+    """A recipe cannot be followed. The message is one sentence: what was expected, what was found, what to do."""
 
 
 @contextmanager
 def said_by_recipe(key: str, value: Any) -> Iterator[None]:
-    """Inside, the value that a recipe has at `key` is made use of; what goes wrong is a `RecipeError` that names both."""
+    """Inside, the recipe's value at `key` is used. An error there becomes a `RecipeError` that names key and value."""
     try:
         yield
     except (ValueError, OSError, TypeError, RuntimeError, SafetensorError, StrictDataclassError) as error:
@@ -44,7 +44,7 @@ def said_by_recipe(key: str, value: Any) -> Iterator[None]:
 
 
 class Strict(BaseModel):
-    """Unknown keys raise: a typo never becomes a default. Numbers are finite, as JSON's are."""
+    """A section of a recipe. Unknown keys raise, so a typo never becomes a default. Numbers are finite."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -75,7 +75,7 @@ def _problem(place: tuple[int | str, ...], message: str) -> str:
 
 
 class About(Strict):
-    """What a reader wants to know before spending hours."""
+    """What a reader wants to know before a run of hours. Nothing depends on it."""
 
     makes: str
     hardware: str
@@ -84,39 +84,43 @@ class About(Strict):
 
 
 class Drawn(Strict):
-    """Examples that a world makes while training. Each world has a class of its own, see `omni.worlds`."""
+    """Examples that a world generates during training. Each world has its own subclass, see `omni.worlds`."""
 
     @abstractmethod
     def check(self, objective: str) -> None:
-        """Raise ValueError where this objective does not learn what is drawn."""
+        """Raise ValueError if this objective cannot learn from these examples."""
 
     @abstractmethod
     def conversations(self) -> Any:
-        """The `omni.data.conversations.Example` of each number, for the objective "answers"."""
+        """A sequence of `omni.data.conversations.Example`, for the objective "answers"."""
 
     @abstractmethod
     def captions(self) -> Any:
-        """The picture and the caption of each number, and `caption(number)`, for the objective "contrastive"."""
+        """A sequence of (picture, caption), with a method `caption(index)`, for the objective "contrastive"."""
 
     @abstractmethod
     def sayings(self) -> Any:
-        """The sound and what is said in it of each number, and `transcript(number)`, for "transcription" and "alignment"."""
+        """A sequence of (sound, transcript), with a method `transcript(index)`, for "transcription" and "alignment"."""
 
     def asked_by(self) -> list[str]:
-        """The modalities of items that ask in the place of words, see `OmniProcessor`."""
+        """The modalities whose items may ask the question instead of words, see `OmniProcessor`."""
         return []
 
     @abstractmethod
     def texts(self) -> Iterable[str]:
-        """What is said about the pictures, for a new tokenizer."""
+        """Texts of the world, to train a new tokenizer on."""
 
 
 class Files(Strict):
     """A user's own data: a folder or file that `Manifest.read` understands.
 
-    `root` is where its files are, if not beside it; `prompt` is the question to rows that have an answer alone. `addresses`
-    allows addresses, and is the folder in which what is there is kept. `cache` is a folder for what frozen encoders say of
-    the items, at most so many gigabytes of it.
+    Attributes:
+        path: the folder or file.
+        root: the folder of its items; by default the one that holds `path`.
+        prompt: the question for rows that have only an answer.
+        addresses: a folder for downloaded items; without it, rows with web addresses are refused.
+        cache: a folder for the tokens that frozen encoders make of the items.
+        cache_gigabytes: the largest size of `cache`.
     """
 
     path: str
@@ -141,29 +145,32 @@ def _read_data(data: Any) -> Any:
 
 
 class Part(Strict):
-    """One source of a mixture; examples are drawn from it in proportion to its weight."""
+    """One source of a mixture. Examples are drawn from it in proportion to its weight."""
 
     data: Annotated[SerializeAsAny[Drawn | Files], PlainValidator(_read_data)]
     weight: float = Field(default=1.0, gt=0, le=1e6)
 
 
 class Mixture(Strict):
-    """Several sources of examples at once: one's own files, and what a world draws."""
+    """Several sources of examples at once: files, and examples of a world."""
 
     sources: list[Part] = Field(min_length=2)
 
 
 Data = Annotated[SerializeAsAny[Drawn | Files | Mixture], PlainValidator(_read_data)]
-"""With a `path` files of one's own; with `sources` several of them; without, examples of the world that is drawn."""
+"""With `path`, the user's files; with `sources`, a mixture; with neither, examples of a world."""
 
 
 def sources_of(data: Drawn | Files | Mixture | None) -> list[Drawn | Files]:
-    """The sources of some data."""
+    """The sources of a mixture; any other data are their own only source; none for None."""
     return [part.data for part in data.sources] if isinstance(data, Mixture) else [] if data is None else [data]
 
 
 class Optimizer(Strict):
-    """Muon on matrices and AdamW on the rest, or AdamW on all; learning rates by parameter-name pattern."""
+    """Muon on matrices and AdamW on the rest, or AdamW on all.
+
+    `lr_scale` maps a pattern of parameter names to a factor on the learning rate.
+    """
 
     name: Literal["muon", "adamw"] = "muon"
     lr: float = Field(gt=0, le=1e30)  # beyond, torch cannot multiply by it
@@ -174,8 +181,13 @@ class Optimizer(Strict):
 class Lora(Strict):
     """Low-rank adapters instead of the weights themselves (Hu et al. 2021), by peft.
 
-    `target_modules` is a pattern that must match whole names of modules; `modules_to_save` are trained entirely and saved
-    with the adapter, such as "image_projector", or "embed_tokens" for answers in words that the model never said.
+    Attributes:
+        r: rank of the adapters.
+        alpha: their scale is `alpha / r`.
+        dropout: probability in front of the adapters.
+        target_modules: a pattern that must match a module's whole name.
+        modules_to_save: modules that are trained in full and saved with the adapter, such as "image_projector", or
+            "embed_tokens" if the model is to answer in new words.
     """
 
     r: int = Field(default=8, gt=0)
@@ -188,7 +200,8 @@ class Lora(Strict):
 class EncoderSection(Strict):
     """The model of the objectives "dense" and "transcription".
 
-    `encoder` is a folder to go on from; without it the encoder is new. `config` overrides its configuration.
+    `encoder` is the folder of an encoder to continue from; without it the encoder is new. `config` overrides its
+    configuration.
     """
 
     encoder: str | None = None
@@ -196,10 +209,12 @@ class EncoderSection(Strict):
 
 
 class ContrastiveSection(EncoderSection):
-    """The model of the objective "contrastive": beside the encoder a text encoder, which is always new.
+    """The model of the objective "contrastive": the encoder, and a text encoder, which is always new.
 
-    `text` is the configuration of any text encoder of transformers, with its `model_type`; `vocab_size` that of the
-    tokenizer made for it; `projection_dim` the width of the space where both meet.
+    Attributes:
+        text: the configuration of any text encoder of transformers, with its `model_type`.
+        vocab_size: size of the tokenizer that is trained for it.
+        projection_dim: width of the space that pictures and texts share.
     """
 
     text: dict[str, Any]
@@ -210,11 +225,17 @@ class ContrastiveSection(EncoderSection):
 class OmniSection(Strict):
     """The model of the objectives "answers", "distillation" and "alignment".
 
-    Either `checkpoint`, a fused model to go on from, or a new one: `thinker`, the JSON configuration of a language model,
-    with a tokenizer of at most `vocab_size` tokens made of the training texts, and `modalities`: by name the section of
-    each, with the folder of a trained `encoder`. With a checkpoint, an `encoder` in a section gives its weights to the
-    tower; other settings replace those of the section, and the projector is new; a modality that it lacks is added. `image`
-    is short for the section of that name. `config` overrides the configuration of the checkpoint or of all encoders.
+    Give either `checkpoint`, or `thinker` and `modalities`.
+
+    Attributes:
+        checkpoint: a fused model to continue from.
+        thinker: the JSON configuration of a language model, which then starts from random weights.
+        vocab_size: the largest size of the new Thinker's tokenizer, which is trained on the training texts.
+        modalities: the section of each modality by name, with the folder of a trained `encoder`. With a checkpoint, the
+            tower takes the weights of `encoder`; other settings replace those of the section, and its projector is new;
+            a modality that the checkpoint lacks is added.
+        image: short for `modalities.image`.
+        config: overrides the configuration of the checkpoint, or of all encoders.
     """
 
     checkpoint: str | None = None
@@ -258,10 +279,15 @@ class Recipe(Strict):
     """Everything that `omni train` needs.
 
     Attributes:
-        about: for whoever reads it; nothing depends on it.
-        freeze: patterns of parameter names that stay as they are.
-        arguments: of transformers' `TrainingArguments`; `bf16` may also be "auto", which is true where it is faster.
-        output: the folder of the finished checkpoint; the run's own files are in its subfolder "run".
+        about: for the reader.
+        objective: what the model learns, see `omni.training.objectives`.
+        model: the section of this objective, see `SECTIONS`.
+        train, evaluate: the data.
+        optimizer: the optimizer and its learning rates.
+        freeze: patterns of names of parameters that are not trained.
+        lora: train low-rank adapters instead of the weights.
+        arguments: arguments of transformers' `TrainingArguments`; `bf16` may also be "auto": true if it is faster here.
+        output: the folder of the finished checkpoint. The run keeps its own files in its subfolder "run".
     """
 
     about: About | None = None
@@ -280,8 +306,8 @@ class Recipe(Strict):
         """Read a recipe and apply `key.subkey=value` overrides (values are JSON, or else text).
 
         Raises:
-            RecipeError: no such file, no JSON object in it, an unknown key, a wrong type, an override that names no place,
-                or a world that is not installed.
+            RecipeError: the file is missing or holds no JSON object, a key is unknown, a value has the wrong type, an
+                override names no section, or a world is not installed.
         """
         try:
             recipe = read_json(Path(path))
@@ -293,7 +319,7 @@ class Recipe(Strict):
 
     @classmethod
     def parse(cls, recipe: Any, path: str | Path, overrides: Sequence[str] | None = None) -> "Recipe":
-        """As `read`, of what is in the file at `path`."""
+        """As `read`, from the parsed JSON of the file at `path`."""
         if not isinstance(recipe, dict):
             raise RecipeError(f"The recipe {str(path)!r} should be a JSON object, found a {type(recipe).__name__}.")
         for override in overrides or []:
@@ -362,22 +388,22 @@ class Recipe(Strict):
 
     @property
     def caches(self) -> bool:
-        """Whether encoded items are kept."""
+        """Whether a source has a cache of encoded items."""
         every = [*sources_of(self.train), *sources_of(self.evaluate)]
         return any(isinstance(data, Files) and data.cache is not None for data in every)
 
     @field_validator("arguments")
     @classmethod
     def _known_arguments(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        from transformers import TrainingArguments  # here, since it takes seconds and a recipe is read to be trained
+        from transformers import TrainingArguments  # imported here because it takes seconds
 
         known = {field.name for field in fields(TrainingArguments) if field.init} - {"output_dir"}
         if unknown := sorted(set(arguments) - known):
             raise ValueError(f"TrainingArguments of transformers knows no {', '.join(map(repr, unknown))}")
-        if (bf16 := arguments.get("bf16", False)) not in (True, False, "auto"):  # Trainer would take any text for true
+        if (bf16 := arguments.get("bf16", False)) not in (True, False, "auto"):  # for Trainer any text is true
             raise ValueError(f'`bf16` is true, false or "auto", found {bf16!r}')
         types = get_type_hints(TrainingArguments)
-        for name, value in arguments.items():  # transformers takes anything, and fails over it or goes wrong much later
+        for name, value in arguments.items():  # transformers does not check types, and fails much later
             if name == "bf16" and value == "auto":
                 continue
             try:

@@ -1,4 +1,4 @@
-"""Runs a recipe with `transformers.Trainer`, and so under accelerate, torchrun, DDP or FSDP without a line of ours."""
+"""Runs a recipe with `transformers.Trainer`, which also brings accelerate, torchrun, DDP and FSDP."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ from omni.training.trainer import OmniTrainer, expect_inputs, gather
 T = TypeVar("T")
 
 OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".txt")
-"""Files of a checkpoint that decide what a run that begins with it becomes."""
+"""Suffixes of the files of a checkpoint on which a run that starts from it depends."""
 
 
 def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = None) -> Path:
@@ -43,18 +43,18 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
 
     Args:
         recipe: see `Recipe`.
-        resume: go on from the last checkpoint of an earlier run of this recipe, if there is one.
-        watch: tells how the run goes, in the place of the lines of `Trainer`.
+        resume: continue from the last checkpoint of an earlier run of this recipe, if there is one.
+        watch: reports progress instead of `Trainer`.
 
     Raises:
         FileExistsError: the output folder holds a finished checkpoint, or a run and `resume` is not set.
-        RecipeError: a run to be resumed was of another recipe, of other data or of another model to begin with, a pattern
-            matches nothing, a model cannot be made, or transformers does not take the arguments.
-        CheckpointDamageError: a run to be resumed has lost files or parts of them.
-        DivergenceError: a loss, a gradient or a weight is no longer finite.
+        RecipeError: the run to resume had another recipe, other data or another initial model; a pattern matches
+            nothing; the model cannot be built; or transformers refuses the arguments.
+        CheckpointDamageError: the checkpoint to resume from is damaged.
+        DivergenceError: a loss, a gradient or a weight is not finite.
         DiskFullError: there is no room for a checkpoint.
-        ManifestError, ItemError: data that cannot be read.
-        ExampleError: data that cannot be learnt from.
+        ManifestError, ItemError: data cannot be read.
+        ExampleError: data cannot be learnt from.
     """
     output = Path(recipe.output)
     folder, last = output / "run", last_checkpoint(recipe)
@@ -66,7 +66,7 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         )
     recipe = settle(recipe, _read_recipe(folder) if last else None)
     written = recipe.model_dump_json(indent=2)
-    recipe = recipe.model_copy(deep=True)  # libraries get parts of it, and may change what they get
+    recipe = recipe.model_copy(deep=True)  # libraries may change the parts that they are given
     with _transformers_takes_the_arguments():
         settings = {**_arguments(recipe), "save_total_limit": None}  # `Checkpoints` deletes them
         arguments = TrainingArguments(output_dir=str(folder / "trainer"), **settings)
@@ -105,11 +105,11 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         trainer.get_train_dataloader()
     _check_fsdp(trainer, recipe)
     if not trainer.is_fsdp_enabled:
-        trainer.create_optimizer()  # now: what a recipe says wrongly shall not be said after something was written
+        trainer.create_optimizer()  # now, so that an error in the recipe is raised before anything is written
     if trainer.is_world_process_zero():
         _write(folder / "recipe.json", written)
         _write(folder / "data.json", json.dumps(data, indent=2))
-    if last and earlier.global_step >= earlier.max_steps:  # `train` would go on until the end of the epoch
+    if last and earlier.global_step >= earlier.max_steps:  # `train` would continue to the end of the epoch
         trainer._load_from_checkpoint(str(last))
         trainer.state = earlier
         learning.apply(model)
@@ -129,14 +129,14 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         history = trainer.state.log_history
         _write(folder / "history.json", json.dumps(history, indent=1))
         draw_curves(history, folder / "curves.png")
-    if trainer.accelerator.num_processes > 1:  # who leaves early would pull its connections from under the others
+    if trainer.accelerator.num_processes > 1:  # a process that exits early closes connections that others still use
         trainer.accelerator.wait_for_everyone()
         torch.distributed.destroy_process_group()
     return output
 
 
 def last_checkpoint(recipe: Recipe) -> Path | None:
-    """Of the run in the output folder of this recipe, from which it can be resumed; None if there is none."""
+    """The checkpoint from which the run in this recipe's output folder can be resumed; None if there is none."""
     folder = Path(recipe.output) / "run"
     last = get_last_checkpoint(str(folder)) if os.path.isdir(folder) else None
     return Path(last) if last else None
@@ -151,7 +151,7 @@ def _transformers_takes_the_arguments() -> Iterator[None]:
 
 
 def _try_schedule(arguments: TrainingArguments) -> None:
-    """Make a schedule of learning rates; `Trainer` makes its own when everything else is done."""
+    """Build a schedule of learning rates, to find errors early: `Trainer` builds its own last."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
     name, settings = arguments.lr_scheduler_type, arguments.lr_scheduler_kwargs
     get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=1, scheduler_specific_kwargs=settings)
@@ -163,7 +163,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _rows_digest(examples: Any) -> str | None:
-    """Of a user's own data; of what is drawn the recipe says all that there is to know."""
+    """A hash of the rows of the user's data; None for a world, which the recipe describes completely."""
     if isinstance(examples, Mixed):
         return " ".join(str(_rows_digest(part)) for part in examples.parts)
     manifest = getattr(examples, "manifest", None)
@@ -171,7 +171,7 @@ def _rows_digest(examples: Any) -> str | None:
 
 
 def _model_digest(section: Any) -> str:
-    """Of the files that a model is made from, as the recipe names them."""
+    """A hash of the files from which the recipe builds its model."""
     folders = [getattr(section, "checkpoint", None), getattr(section, "encoder", None)]
     folders += [each.get("encoder") for each in getattr(section, "sections", {}).values()]
     files = [
@@ -191,7 +191,7 @@ def _model_digest(section: Any) -> str:
 
 
 def _expect_same_data(data: dict[str, str | None], folder: Path) -> None:
-    """The rest of a run on other rows, or of another model, would be of neither; items are not looked at."""
+    """Refuse to resume on other rows or from another model. The files of items are not compared."""
     before = _read(folder / "data.json", json.loads)
     if changed := sorted(name for name, digest in data.items() if digest != before.get(name)):
         names = " and ".join(f"`{name}`" for name in changed)
@@ -205,14 +205,14 @@ def _note_processes(last: Path, arguments: TrainingArguments) -> None:
     processes = len(list(last.glob("rng_state*.pth")))
     if processes != arguments.world_size and arguments.process_index == 0:
         warnings.warn(
-            f"The run had {processes} processes and has {arguments.world_size} now, so its batches are other ones.",
+            f"The run had {processes} processes and has {arguments.world_size} now, so its batches differ.",
             stacklevel=3,
         )
 
 
 def _check_fsdp(trainer: OmniTrainer, recipe: Recipe) -> None:
     if not trainer.is_fsdp_enabled:
-        if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # accelerate says nothing
+        if parse_flag_from_env("ACCELERATE_USE_FSDP"):  # accelerate ignores it without a word
             raise RecipeError(
                 "accelerate does not shard models on this device, but would train whole ones: drop --use_fsdp."
             )
@@ -226,7 +226,11 @@ def _check_fsdp(trainer: OmniTrainer, recipe: Recipe) -> None:
 
 
 def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Freeze what the recipe freezes, or put its adapters in."""
+    """Freeze the parameters that the recipe freezes, or add its adapters.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or the tower of a cached modality is trained.
+    """
     towers = [f"{name}_tower" for name in getattr(model.config, "modalities", ())] if recipe.caches else []
     cached = [f"{name}_tower" for name in resting_towers(model, recipe)]
     if recipe.lora:
@@ -246,9 +250,9 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:
-    """The arguments of `Trainer`: on an accelerator if there is one; without data for it there is no evaluation."""
+    """The arguments of `Trainer`. It uses an accelerator if there is one, and evaluates if there are data for it."""
     arguments = {"use_cpu": not torch.accelerator.is_available(), **recipe.arguments}
-    if recipe.objective in TALKS:  # one process may have sounds where another has none, also with checkpointing
+    if recipe.objective in TALKS:  # a process may have no items of a modality in a batch
         arguments.setdefault("ddp_find_unused_parameters", True)
     return arguments if recipe.evaluate else {**arguments, "eval_strategy": "no"}
 
@@ -258,21 +262,21 @@ def _read_recipe(folder: Path) -> Recipe:
 
 
 def _read(path: Path, parse: Callable[[str], T]) -> T:
-    """A file that a run has left, which it cannot be resumed without."""
+    """Parse a file of the run that is needed to resume it."""
     try:
         return parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"Without a whole {path} nobody knows what the run was of, so it is not resumed ({error}); bring the file back, "
-            "or give this recipe another output."
+            f"The run cannot be resumed without a whole {path} ({error}); bring the file back, or give this recipe another "
+            "output."
         ) from error
 
 
 def settle(recipe: Recipe, earlier: Recipe | None = None) -> Recipe:
-    """The recipe with a decision where it says "auto": that of the run to be resumed, else what is fast on this device.
+    """Replace "auto" in a recipe by the value of the run to resume, or else by what is faster on this device.
 
     Raises:
-        RecipeError: the run to be resumed was of other settings; its result would be of neither recipe.
+        RecipeError: the run to resume has other settings.
     """
     if recipe.arguments.get("bf16") == "auto":
         bf16 = earlier.arguments.get("bf16") if earlier else _bfloat16_is_fast(recipe.arguments)

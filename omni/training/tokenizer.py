@@ -1,4 +1,4 @@
-"""The small Thinker's tokenizer: byte-level BPE, so that any text is representable, with the chat format inside."""
+"""The tokenizer of a new small Thinker: byte-level BPE, so that it represents any text, with a chat template."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -31,8 +31,8 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""User and assistant turns. An answer and its end of text stand inside `generation`, which is what the loss sees.
-`PLACEHOLDERS` stands for the token of each type of block.
+"""Turns of user and assistant. An answer and its end-of-text token are inside `generation`, which marks labels for the loss.
+`PLACEHOLDERS` is replaced by a JSON object with the placeholder of each type of block.
 """
 
 
@@ -41,8 +41,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, placeholders: Mapping
 
     Args:
         texts: what the Thinker will read and write.
-        vocab_size: at most so many tokens, the 256 bytes and the special ones included.
-        placeholders: the token of each modality, `{"image": "<image>"}`.
+        vocab_size: the largest number of tokens, including 256 bytes and the special tokens.
+        placeholders: the placeholder of each modality, `{"image": "<image>"}`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

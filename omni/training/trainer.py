@@ -1,4 +1,4 @@
-"""transformers' `Trainer` for runs of hours: it stops when they diverge, draws bars on terminals alone, and shards."""
+"""transformers' `Trainer` for long runs: it stops when a run diverges, and draws progress bars on terminals only."""
 
 import math
 from collections.abc import Callable, Collection
@@ -29,12 +29,12 @@ from omni.training.order import Order
 
 
 class OmniTrainer(Trainer):
-    """A `Trainer` that goes on from whole checkpoints, and stops when its numbers are no longer finite.
+    """A `Trainer` that continues from whole checkpoints only, and stops when a number is not finite.
 
     Args:
-        folder: of the run, with its checkpoints.
-        make_optimizer: makes the optimizer of a model.
-        watch: writes how the run goes, in the place of the logs.
+        folder: the folder of the run, with its checkpoints.
+        make_optimizer: builds the optimizer of a model.
+        watch: reports progress instead of the logs.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class OmniTrainer(Trainer):
             self.add_callback(watch)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimizer of the run; under FSDP that of the pieces that a process holds, once they are its own."""
+        """The optimizer of the run. Under FSDP `Trainer` passes the sharded model."""
         self.optimizer: torch.optim.Optimizer | None
         if self.optimizer is None:
             self.optimizer = self._make_optimizer(self.model if model is None else model)
         return self.optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; what is said afterwards, also about a mistake, begins on a line of its own.
+        """Train, and close the progress bar, so that any message after it begins on a new line.
 
         Raises:
-            CheckpointDamageError: weights to go on from that do not fit or are not finite.
-            DivergenceError: a loss, a gradient or a weight that is no longer finite.
+            CheckpointDamageError: the weights to continue from do not fit or are not finite.
+            DivergenceError: a loss, a gradient or a weight is not finite.
             DiskFullError: there is no room for a checkpoint.
         """
         try:
@@ -79,9 +79,9 @@ class OmniTrainer(Trainer):
                     callback.training_bar.close()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Examples in random order; those of a data set that knows their `lengths` next to others of about their length.
+        """Examples in random order, grouped by length if the data set has `lengths`.
 
-        Rows that are read together stay near each other, and sources mix by weight: see `Order`.
+        Rows that are read together stay near each other, and sources mix by weight, see `Order`.
         """
         if Order.wanted(self.train_dataset):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -95,34 +95,42 @@ class OmniTrainer(Trainer):
         return LengthGroupedSampler(size, lengths=lengths())
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Forward and backward of a batch; its loss, which has to be finite."""
+        """Forward and backward of a batch. Returns the loss, a scalar.
+
+        Raises:
+            DivergenceError: the loss is not finite.
+        """
         loss = super().training_step(*args, **kwargs)
         if not loss.isfinite().all():
             raise DivergenceError(self._folder, f"at step {self.state.global_step + 1} the loss is {loss.item()}")
         return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log; the norm of the gradients has to be finite, unless float16 skipped the step for it."""
+        """Log.
+
+        Raises:
+            DivergenceError: the norm of the gradients is not finite, and float16 has not skipped the step for it.
+        """
         norm = logs.get("grad_norm", 0.0)
         if not math.isfinite(norm) and not self.accelerator.optimizer_step_was_skipped:
             raise DivergenceError(self._folder, f"at step {self.state.global_step} the norm of the gradients is {norm}")
         super().log(logs, *args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights of a run; `Trainer` passes over those that are missing, and warns of tied ones."""
+        """Load the weights of a run. `Trainer` itself ignores missing ones, and warns about tied ones."""
         if self.is_fsdp_enabled or hasattr(self.model, "peft_config"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:
             _load_weights(self.model, Path(resume_from_checkpoint))
         if name := non_finite(self.model.state_dict()):
             raise CheckpointDamageError(
-                f"{resume_from_checkpoint} cannot be gone on from: {name} holds numbers that are not finite; remove this "
-                "folder to go on from the one before it, or the whole run to begin anew."
+                f"The run cannot continue from {resume_from_checkpoint}: {name} holds numbers that are not finite; remove "
+                "this folder to continue from the one before it, or the whole run to start again."
             )
 
 
 def _load_weights(model: nn.Module, folder: Path) -> None:
-    """Load all weights of a model; one that is tied stands under one of its names."""
+    """Load all weights of a model. A tied weight is saved under one of its names."""
     result = model.load_state_dict(read_tensors(folder), strict=False)
     apart = elsewhere(getattr(model, "config", None))
     names = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -136,7 +144,7 @@ def _load_weights(model: nn.Module, folder: Path) -> None:
 
 
 class _Epochs(TrainerCallback):
-    """Tells the order which epoch begins; accelerate does not, after a run was resumed in several processes."""
+    """Tells `Order` which epoch begins. accelerate does not do so after a run is resumed in several processes."""
 
     def __init__(self, trainer: OmniTrainer) -> None:
         self.trainer = trainer
@@ -144,20 +152,20 @@ class _Epochs(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Before the first example of an epoch is asked for."""
+        """Set the epoch before its first example is drawn."""
         if self.trainer.order is not None:
             self.trainer.order.epoch = int(state.epoch or 0)
 
 
 class Progress(ProgressCallback):
-    """transformers' bars, on a terminal alone; in a resumed run the rate is that of its own steps."""
+    """transformers' progress bars, on terminals only. After a resume, the rate counts the new steps only."""
 
     prediction_bar: Any
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draw the bar of a run where that left off."""
+        """Start the bar at the step that a resumed run has reached."""
         if state.is_world_process_zero:
             self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=None)
         self.current_step = state.global_step
@@ -178,14 +186,18 @@ class Progress(ProgressCallback):
 
 
 class Bars(Progress):
-    """The bars alone."""
+    """Progress bars without the lines of logs."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
+        """Write nothing."""
 
 
 def expect_inputs(model: nn.Module, names: Collection[str]) -> None:
-    """Refuse batches that lack one of these: who has nothing for a sharded part would leave the others waiting for it."""
+    """Refuse batches that lack one of these inputs: a process that skips a sharded part would block all others.
+
+    Raises:
+        ExampleError: in the model's forward, for such a batch.
+    """
 
     def check(_: nn.Module, args: Any, given: dict[str, Any]) -> None:
         if lacking := sorted(name for name in names if given.get(name) is None):
@@ -198,9 +210,9 @@ def expect_inputs(model: nn.Module, names: Collection[str]) -> None:
 
 
 def gather(model: nn.Module, keep: bool) -> None:
-    """Make whole parameters of the pieces that FSDP has put into several processes, in those that `keep` them.
+    """Gather whole parameters from the shards of FSDP, in the processes where `keep` is true.
 
-    All processes have to take part. Shared parameters stay shared.
+    All processes must call this. Shared parameters stay shared.
     """
     whole: dict[int, nn.Parameter] = {}
     for module in model.modules():

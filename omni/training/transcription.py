@@ -21,22 +21,22 @@ from omni.training.order import mix
 from omni.training.recipe import Drawn, EncoderSection, Files, Mixture, Recipe
 
 SLOTS = 3
-"""Letters that one token can spell. With tokens of 80 ms these are 37 in a second; people speak 10 to 25."""
+"""Letters that one token can spell. With tokens of 80 ms this makes 37 letters per second; people speak 10 to 25."""
 
 BLANK = 0
 
 MOST_TRANSCRIPTS = 20_000
-"""So many transcripts are read for the alphabet."""
+"""The largest number of transcripts that are read for the alphabet."""
 
 HIDDEN_BANDS, HIDDEN_FRAMES = 0.15, 0.06
-"""Parts of the bands and of the frames that are hidden, twice each, at most."""
+"""The largest share of the bands and of the frames that is hidden at a time. Each is hidden twice."""
 
 
 class SpellingModel(nn.Module):
-    """An encoder with a head that spells, which training uses and `save` leaves out.
+    """An encoder with a head that spells. Only training uses the head.
 
-    The loss is that of connectionist temporal classification (Graves et al. 2006): nobody says when a letter is heard. Each
-    token has `SLOTS` slots, each of a letter or blank. In training some bands and frames are hidden (Park et al. 2019,
+    The loss is connectionist temporal classification (Graves et al. 2006), which needs no times of letters. Each token has
+    `SLOTS` slots, each for a letter or a blank. During training some bands and frames are hidden (Park et al. 2019,
     "SpecAugment").
 
     Args:
@@ -56,7 +56,7 @@ class SpellingModel(nn.Module):
 
         Args:
             audio_features, audio_mask: float[I, F, M] and int[I, F].
-            slots: int64[I], how many each sound has.
+            slots: int64[I], the number of slots of each sound.
             labels: int64[I, L], letters from 1 on, and `IGNORED` after the last one.
 
         Returns:
@@ -84,10 +84,10 @@ class SpellingModel(nn.Module):
 
 
 class Transcription:
-    """The objective "transcription": the model of a sound spells the first answer about it. It saves the encoder alone.
+    """The objective "transcription": the encoder of a sound spells the first answer about it. Only the encoder is saved.
 
     Raises:
-        ExampleError: a transcript with letters that none of the first ones has, or longer than its sound can spell.
+        ExampleError: a transcript has letters outside of the alphabet, or more letters than its sound has slots.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -113,29 +113,31 @@ class Transcription:
             letters = text.casefold()
             if strange := sorted(set(letters) - set(self.alphabet)):
                 raise ExampleError(
-                    f"The transcript {text!r} has {strange}, which the first {MOST_TRANSCRIPTS:,} have not."
+                    f"The transcript {text!r} has {strange}, which the first {MOST_TRANSCRIPTS:,} transcripts do not have."
                 )
-            needed = len(letters) + sum(one == other for one, other in pairwise(letters))  # a blank parts two of a kind
+            needed = len(letters) + sum(
+                one == other for one, other in pairwise(letters)
+            )  # a blank between equal neighbours
             if not letters or needed > slots:
                 raise ExampleError(
-                    f"The transcript {text!r} has {len(letters)} letters, expected 1 to about {slots}, what the sound has "
-                    "time for; check that they belong together."
+                    f"The transcript {text!r} has {len(letters)} letters, expected 1 to about {slots}, as many as the sound "
+                    "has time for; check that they belong together."
                 )
             rows.append(torch.tensor([1 + self.alphabet.index(letter) for letter in letters]))
         batch["labels"] = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORED)
         return batch
 
     def spell(self, slots: Sequence[int]) -> str:
-        """The text of a row of slots: letters that repeat are one, blanks are none."""
+        """The text of a row of slots: repeated letters are merged, then blanks are removed."""
         kept = [slot for before, slot in pairwise([BLANK, *slots]) if slot not in (before, BLANK, IGNORED)]
         return "".join(self.alphabet[slot - 1] for slot in kept)
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """`spelled`, unchanged, as it is small."""
+        """`spelled` int64[I, SLOTS * N], unchanged."""
         return logits
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Word error rate: words to change, add or take away, for each word that was said."""
+        """Word error rate: edits (substitutions, insertions, deletions) per spoken word."""
         wrong = said = 0
         for slots, letters in zip(prediction.predictions, np.asarray(prediction.label_ids), strict=True):
             words = "".join(self.alphabet[letter - 1] for letter in letters[letters != IGNORED]).split()
@@ -144,14 +146,14 @@ class Transcription:
         return {"word_error": wrong / max(said, 1)}
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The encoder and its feature extractor."""
+        """Save the encoder and its feature extractor."""
         assert isinstance(model, SpellingModel)
         model.encoder.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 
 def edits(expected: Sequence[str], found: Sequence[str]) -> int:
-    """The fewest words to change, add or take away to make one text of the other (Levenshtein 1966)."""
+    """The smallest number of substitutions, insertions and deletions between two lists of words (Levenshtein 1966)."""
     row = list(range(len(found) + 1))
     for i, wanted in enumerate(expected, start=1):
         before, row[0] = row[0], i
@@ -161,10 +163,10 @@ def edits(expected: Sequence[str], found: Sequence[str]) -> int:
 
 
 class ManifestSayings(torch.utils.data.Dataset[tuple[Any, str]]):
-    """The one sound of each row of a manifest and the first answer about it.
+    """For each row of a manifest its one sound and the first answer about it.
 
     Raises:
-        ExampleError: when asked for a row that has no sound or several.
+        ExampleError: on access to a row with no sound or several sounds.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -183,17 +185,17 @@ class ManifestSayings(torch.utils.data.Dataset[tuple[Any, str]]):
         return sounds[0], self.transcript(index)
 
     def lengths(self) -> list[int]:
-        """Letters of each transcript, so that those of about one length make a batch."""
+        """The number of letters of each transcript, by which `OmniTrainer` groups examples into batches."""
         return [len(self.transcript(index)) for index in range(len(self))]
 
     def transcript(self, index: int) -> str:
-        """The transcript alone; no sound is opened for it."""
+        """The transcript of a row. The sound is not opened."""
         said = next(turn for turn in self.manifest[index].conversation if turn["role"] == "assistant")
         return "".join(block["text"] for block in said["content"])
 
 
 def sayings(data: Drawn | Files | Mixture | None) -> Any:
-    """Sounds with transcripts, by number: those of a world, or a user's own."""
+    """A sequence of (sound, transcript), from files or from a world; None for None."""
     if data is None:
         return None
     return mix(data, lambda part: ManifestSayings(part.manifest()) if isinstance(part, Files) else part.sayings())

@@ -1,9 +1,9 @@
-"""A loss that does not deny what training merely never shows.
+"""A loss that does not teach that unseen pairs are impossible.
 
-Some pairs of a shape and a colour are held out. A model that learns from all others would learn "cyan, so no hexagon", and
-then fail on a cyan hexagon that it sees well. So where "hexagon" could not have been the answer because the object is cyan,
-its logit takes no part in the softmax: logit adjustment (Menon et al. 2021) with the frequencies of the training pairs, as
-in `DenseModel`. No held-out pair is shown or named.
+Some pairs of a shape and a colour are held out of training. From the others a model would learn that what is cyan is no
+hexagon, and then fail on a cyan hexagon. So where the answer could not have been "hexagon" because the object is cyan, the
+logit of "hexagon" is left out of the softmax. This is logit adjustment (Menon et al. 2021) with the frequencies of the
+training pairs, as in `DenseModel`. No held-out pair is shown or named.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,21 +20,18 @@ logger = logging.get_logger(__name__)
 
 
 class UnseenTokens:
-    """Finds the tokens of `Example.unseen` in a batch.
-
-    A word of several tokens is left out by the first of them.
-    """
+    """Finds the tokens of `Example.unseen` in a batch. Of a word with several tokens, it is the first."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, list[int]] = {}
 
     def __call__(self, labels: torch.Tensor, examples: Sequence[Example]) -> torch.Tensor:
-        """int64[B, L]: a token that takes no part in the prediction of the label at its place, or -100.
+        """int64[B, L]: at each label, the token that is left out of its softmax, or -100.
 
         Args:
-            labels: int64[B, L] of the examples, each answer followed by an end-of-text.
-            examples: B of them.
+            labels: int64[B, L]; each answer ends with an end-of-text token.
+            examples: the B examples.
         """
         found = torch.full_like(labels, IGNORED)
         for row, spoken, example in zip(found, labels.tolist(), examples, strict=True):
@@ -47,15 +44,15 @@ class UnseenTokens:
         return found
 
     def _in_answer(self, ids: list[int], answer: str, unseen: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """Places within the tokens of an answer, and the token that is left out there."""
+        """Positions within the tokens of an answer, and the token to leave out at each."""
         place = 0
         for number, (word, other) in enumerate(zip(answer.split(), unseen, strict=True)):
             space = " " if number else ""
             tokens = self._tokens(space + word)
             if ids[place : place + len(tokens)] != tokens:
                 logger.warning_once(
-                    f"This tokenizer does not split {answer!r} at its spaces, so the loss speaks against pairs of shape and "
-                    "colour that are held out."
+                    f"This tokenizer does not split {answer!r} at its spaces, so the loss counts against pairs of shape "
+                    "and colour that are held out."
                 )
                 return
             if other and (first := self._tokens(space + other)[0]) != tokens[0]:
@@ -88,7 +85,11 @@ def _runs(labels: list[int]) -> Iterator[tuple[int, int]]:
 def loss_without_unseen(
     logits: torch.Tensor, labels: torch.Tensor, vocab_size: int, unseen: torch.Tensor | None = None, **kwargs: Any
 ) -> torch.Tensor:
-    """transformers' loss of causal language models, without the logits float[n, V] of `unseen` int64[n] (-100: none)."""
+    """transformers' causal-LM loss for logits float[n, V], each without the logit of `unseen` int64[n] (-100: none).
+
+    Returns:
+        A scalar.
+    """
     if unseen is not None:
         wider = logits.new_zeros(len(logits), vocab_size + 1)
         wider.scatter_(1, unseen.where(unseen != IGNORED, vocab_size)[:, None], -torch.inf)

@@ -146,7 +146,7 @@ class Jpeg(ImageFile.ImageFile):
     def load(self) -> Any:
         """Decode; see `pixels`."""
         if self._im is None:
-            # Adobe's programs write how much of the paper shows, not how much ink there is
+            # Adobe's programs store inverted inks: 0 is full ink
             stored = "RGBX" if self.mode == "RGB" else "CMYK;I" if "adobe" in self.info else "CMYK"
             self.im = Image.frombytes(self.mode, self._size, self.pixels(), "raw", stored).im
         return Image.Image.load(self)
@@ -348,7 +348,7 @@ def _chunks(data: bytes) -> tuple[list[tuple[bytes, int, int]], set[str]]:
         else:
             chunks.append((kind, start, end))
         if kind not in _PIXELS and kind[0] & 0x20 == 0 and (kind, start) != (b"IHDR", 16):
-            raise OSError(f"unknown chunk {kind!r}, without which it is not to be read")
+            raise OSError(f"unknown critical chunk {kind!r}")
         if kind == b"IEND":
             break
         start = end + 12

@@ -137,7 +137,11 @@ class Opened(NamedTuple):
 
 
 def open_picture(source: Source, at_least: int | None = None) -> Opened:
-    """Read the header of a picture as `read_picture` does. `decode` or another function then decodes its pixels."""
+    """Read the header of a picture as `read_picture` does. `decode` or another function then decodes its pixels.
+
+    Raises:
+        PictureError: see `read_picture`.
+    """
     name = _name(source)
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         # some libraries set this for the whole process; the missing part of a picture would then be grey
@@ -247,7 +251,11 @@ def _refusal(error: Exception, name: str, kind: str) -> PictureError:
 
 
 def decode(opened: Opened) -> Image.Image:
-    """Decode an opened picture; the second half of `read_picture`."""
+    """Decode an opened picture; the second half of `read_picture`.
+
+    Raises:
+        PictureError: the pixels are damaged or cut off.
+    """
     image, name, full_size, is_own = opened
     try:
         key = _transparent_value(image)

@@ -22,6 +22,9 @@ def read(encoded: Any, num_patches: int) -> dict[str, Any]:
 
     omni's encoder names them. In others (CLIP, SigLIP, DINOv2, ViT) the patches are the last N tokens. Before them come
     CLS and perhaps registers. For a tower without CLS, the pooled output takes its place.
+
+    Raises:
+        ValueError: the tower returns fewer tokens than patches.
     """
     if getattr(encoded, "cls", None) is not None:
         return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name) is not None}

@@ -51,19 +51,19 @@ class Served:
         return response.status, response.headers, content
 
     def enter(self) -> "Visitor":
-        """Somebody new."""
+        """Begin a visit."""
         return Visitor(self, self.send("/visits")[2])
 
 
 @dataclass
 class Visitor:
-    """Who speaks to the page without a browser."""
+    """A visitor of the page without a browser."""
 
     served: Served
     token: str
 
     def send(self, path: str, body: bytes = b"", status: int = 200) -> list[dict[str, str]]:
-        """What the page is told to show, step by step."""
+        """The steps that the page shows, one after the other."""
         found, _, text = self.served.send(path, body, Visit=self.token)
         assert found == status, text
         return [json.loads(line) for line in text.splitlines()]
@@ -116,11 +116,15 @@ def shipped() -> Any:
 @pytest.fixture(scope="session")
 def hearing(make_model: Callable[..., Any]) -> Any:
     """A model that takes pictures and sounds, and was trained with one question; its weights are random."""
+    return _small(make_model, ["image", "audio"])
+
+
+def _small(make_model: Callable[..., Any], names: list[str]) -> Any:
     pytest.importorskip("soundfile")
     from omni import OmniConfig, OmniFeatureExtractor, OmniImageProcessor, OmniProcessor
     from omni.training.tokenizer import train_tokenizer
 
-    tokens = {"image": "<image>", "audio": "<audio>"}
+    tokens = {name: f"<{name}>" for name in names}
     tokenizer = train_tokenizer(["what is that", "a red circle"] * 4, 300, tokens)
     block = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     encoders = {
@@ -135,6 +139,7 @@ def hearing(make_model: Callable[..., Any]) -> Any:
             "projector": "mlp",
         }
         for name, encoder in encoders.items()
+        if name in names
     }
     text = {"model_type": "qwen3", "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48}
     text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
@@ -144,6 +149,7 @@ def hearing(make_model: Callable[..., Any]) -> Any:
         "image": OmniImageProcessor(size={"height": 16, "width": 16}),
         "audio": OmniFeatureExtractor(num_mel_bins=20),
     }
+    preprocessors = {name: preprocessors[name] for name in names}
     processor = OmniProcessor(
         tokenizer=tokenizer, preprocessors=preprocessors, modalities=model.config.modalities, prompt="what is that"
     )
@@ -179,6 +185,12 @@ def serve() -> Iterator[Callable[..., Served]]:
 def sounds(serve: Callable[..., Served], hearing: Any) -> Served:
     """The page of a model that hears."""
     return serve(*hearing)
+
+
+@pytest.fixture(scope="session")
+def pictures(serve: Callable[..., Served], make_model: Callable[..., Any]) -> Served:
+    """The page of a model that sees, and nothing else."""
+    return serve(*_small(make_model, ["image"]))
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def test_a_model_without_a_card_is_unknown(tmp_path: Path) -> None:
         assert knowledge(folder, [IMAGE])[1:] == [UNKNOWN]
     write_card(tmp_path, None, "omni")
     assert knowledge(tmp_path, [IMAGE])[1:] == [
-        "What it was trained on has not been written down yet; write it here.",
+        "What it was trained on is not described yet; describe it here.",
         UNMEASURED,
     ]
 

@@ -125,9 +125,9 @@ def test_a_visitor_uploads_asks_and_looks(visit: Any, expected: Any, tmp_path: P
     )
     visitor.page.get_by_text("Its weights").click()
     assert "checkpoints/omni_tiny" in header
-    assert "It answers questions about pictures." in header
+    assert "It answers questions about sounds and pictures." in header
     assert "trained from nothing on generated scenes.\n" in header
-    assert "6.1 M parameters" in header
+    assert "8.4 M parameters" in header
     assert all(f"{part} {mark[:8]}" in header for part, mark in config["fingerprints"].items())
     visitor.upload(SCENE)
     np.testing.assert_array_equal(visitor.pictures()[0], shown(SCENE))
@@ -227,7 +227,7 @@ def test_several_pictures_and_none_of_their_names_is_code(visit: Any, expected: 
 def test_what_is_wrong_is_said_and_the_page_lives_on(visit: Any, damaged: Any) -> None:
     visitor = visit(PHONE)
     visitor.ask(QUESTION)
-    assert visitor.notices() == ["There is no picture yet; choose one, and ask again."]
+    assert visitor.notices() == ["There is no sound or picture yet; choose one, and ask again."]
     visitor.upload(*damaged)
     visitor.page.wait_for_selector(f"#notice p:nth-child({len(damaged)})")
     assert visitor.notices() == list(damaged.values())

@@ -52,7 +52,7 @@ def test_it_answers_as_omni_ask_does(visitor: Any, expected: Any) -> None:
 def test_what_is_wrong_is_said_in_the_words_of_the_library(visitor: Any, damaged: Any) -> None:
     for path, sentence in damaged.items():
         assert text(visitor.upload(path, 422)["notice"]) == sentence
-    assert "There is no picture yet" in text(visitor.send("/ask", QUESTION.encode())[-1]["notice"])
+    assert "There is no sound or picture yet" in text(visitor.send("/ask", QUESTION.encode())[-1]["notice"])
     visitor.upload(SCENE)
     assert "The question is empty" in text(visitor.send("/ask", b" ")[-1]["notice"])
     assert "not text in UTF-8" in text(visitor.send("/ask", b"\xed\xa0\x80", 400)[-1]["notice"])
@@ -72,16 +72,16 @@ def test_a_browser_may_load_nothing_from_elsewhere(served: Any) -> None:
 # --- Any modality -----------------------------------------------------------------------------------------------------
 
 
-def test_it_takes_what_the_model_takes(served: Any, sounds: Any, tone: bytes) -> None:
+def test_it_takes_what_the_model_takes(pictures: Any, sounds: Any, tone: bytes) -> None:
     accepts = {
         page.address: set(re.search(r'accept="([^"]*)"', page.send("/", method="GET")[2])[1].split(","))
-        for page in (served, sounds)
+        for page in (pictures, sounds)
     }
-    assert {"image/*", ".png", ".jpg"} <= accepts[served.address]
-    assert accepts[sounds.address] > accepts[served.address] | {"audio/*", ".wav", ".mp3"}
-    assert "microphone" not in served.send("/", method="GET")[2]
+    assert {"image/*", ".png", ".jpg"} <= accepts[pictures.address]
+    assert accepts[sounds.address] > accepts[pictures.address] | {"audio/*", ".wav", ".mp3"}
+    assert "microphone" not in pictures.send("/", method="GET")[2]
     assert "microphone" in sounds.send("/", method="GET")[2]
-    refused = served.enter().send("/items?name=a.wav", tone, 422)[-1]
+    refused = pictures.enter().send("/items?name=a.wav", tone, 422)[-1]
     assert text(refused["notice"]).startswith("'a.wav' is not a picture that can be read")
     refused = sounds.enter().send("/items?name=a.txt", b"some notes", 422)[-1]
     assert "'a.txt' is not a picture" in text(refused["notice"])
@@ -108,7 +108,7 @@ def test_a_sound_is_shown_and_played(sounds: Any, tone: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "text/html", 'audio/wav" onerror="alert(1)', "audio/", "image/png"])
-def test_what_is_no_media_type_of_sounds_is_not_played(sounds: Any, tone: bytes, kind: str) -> None:
+def test_only_media_types_of_sounds_are_played(sounds: Any, tone: bytes, kind: str) -> None:
     status, _, shown = sounds.send("/items?name=a", tone, Visit=sounds.enter().token, **{"Content-Type": kind})
     assert status == 200
     assert "<audio" not in shown
@@ -396,7 +396,7 @@ def test_an_answer_ends_when_nobody_listens() -> None:
     asyncio.run(asyncio.wait_for(answer(), 20))
 
 
-def test_who_leaves_does_not_keep_others_waiting(served: Any, visitor: Any) -> None:
+def test_a_visitor_who_leaves_does_not_keep_others_waiting(served: Any, visitor: Any) -> None:
     visitor.upload(SCENE)
     for path, length in (("/items?name=a.png", 1000), ("/ask", len(LONG))):  # one cut off, one not listened to
         connection = http.client.HTTPConnection(served.address.removeprefix("http://"), timeout=20)
@@ -433,7 +433,7 @@ def refused(done: Any) -> str:
     return str(done.stderr)
 
 
-def test_an_address_that_is_taken_is_told(started: Any) -> None:
+def test_an_address_in_use_is_reported(started: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"No page can be served at host '127.0.0.1', port {port}" in refused(started("--port", str(port)))
@@ -455,7 +455,7 @@ def test_an_address_that_is_taken_is_told(started: Any) -> None:
         "http://localhost",
     ],
 )
-def test_a_host_that_is_none_is_told(started: Any, host: str) -> None:
+def test_an_unknown_host_is_reported(started: Any, host: str) -> None:
     assert "No page can be served at host" in refused(started("--host", host))
 
 

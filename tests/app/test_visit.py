@@ -25,7 +25,7 @@ def choose(visit: Visit, shipped: Any, *files: tuple[str, bytes], together: bool
         visit.choose(name, file, "image/png", shipped[1], together)
 
 
-def test_there_is_room_for_so_many(shipped: Any) -> None:
+def test_the_number_of_items_is_limited(shipped: Any) -> None:
     visit = Visit()
     choose(visit, shipped, *FILES[:1] * MOST, together=True)
     with pytest.raises(ItemError, match=f"'second.png' is one too many, expected at most {MOST}; remove others first."):
@@ -87,7 +87,7 @@ def test_other_pictures_end_an_answer_that_is_being_written(shipped: Any) -> Non
     assert view.weight == pytest.approx(found.maps[0][1].sum())
     assert not np.array_equal(view.picture, visit.items[0].seen)
     visit.remove(0)
-    with pytest.raises(QuestionError, match="no picture yet"):
+    with pytest.raises(QuestionError, match="no sound or picture yet"):
         next(visit.ask("what is below the heart", *shipped))
 
 
@@ -167,7 +167,7 @@ def test_a_question_has_a_bound(shipped: Any) -> None:
         next(visit.ask("a" * (LONGEST + 1), *shipped))
 
 
-def test_so_many_answers_are_kept(shipped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_answers_is_limited(shipped: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omni.app.visit.KEPT", 2)
     visit = Visit()
     choose(visit, shipped, FILES[0])
@@ -178,7 +178,7 @@ def test_so_many_answers_are_kept(shipped: Any, monkeypatch: pytest.MonkeyPatch)
     assert [view.name for view in visit.turns[0].about] == ["scene.png"]
 
 
-def test_so_many_visits_are_kept_for_so_long(shipped: Any) -> None:
+def test_visits_are_limited_in_number_and_time(shipped: Any) -> None:
     now = 0.0
     visits = Visits(lambda: now)
     tokens = [visits.open() for _ in range(VISITORS)]
@@ -196,7 +196,7 @@ def test_so_many_visits_are_kept_for_so_long(shipped: Any) -> None:
     assert [token for token in [*tokens, newest] if visits.find(token)] == [newest]
 
 
-def test_who_leaves_is_forgotten_at_once(shipped: Any) -> None:
+def test_a_visitor_who_leaves_is_forgotten_at_once(shipped: Any) -> None:
     visits = Visits()
     token = visits.open()
     visit = visits.find(token)

@@ -1,4 +1,4 @@
-"""Sounds and files of sound that the tests are about; made here, nothing is fetched."""
+"""Sounds and files of sounds for the tests. They are made here; nothing is fetched."""
 
 import io
 from collections.abc import Callable

@@ -66,7 +66,7 @@ def test_what_follows_from_other_numbers() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be(values: dict, message: str) -> None:
+def test_invalid_values_are_refused(values: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OmniAudioConfig(**values)
 

@@ -134,7 +134,7 @@ def test_a_known_rate_becomes_the_extractors(rate: int) -> None:
 @pytest.mark.parametrize("form", range(4))
 def test_a_rate_that_contradicts_the_sounds_own_is_refused(form: int) -> None:
     for given in (forms(chirp(), 8_000)[form], [forms(chirp(), 8_000)[form]]):
-        with pytest.raises(ValueError, match="comes with 8,000 samples in a second, but `sampling_rate` says 16,000"):
+        with pytest.raises(ValueError, match="comes with 8,000 samples per second, but `sampling_rate` says 16,000"):
             OmniFeatureExtractor()(given, sampling_rate=16_000)
 
 
@@ -169,12 +169,12 @@ def test_sounds_of_several_rates_in_one_batch() -> None:
     ],
     ids=str,
 )
-def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         OmniFeatureExtractor(**options)
 
 
-def test_arguments_that_there_are_not() -> None:
+def test_unknown_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="knows no 'truncation'"):
         OmniFeatureExtractor()(chirp(), truncation=True)
     with pytest.raises(ValueError, match="at least one sound, found none"):

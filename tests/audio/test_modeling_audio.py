@@ -13,6 +13,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from omni.audio.configuration_audio import OmniAudioConfig
 from omni.audio.modeling_audio import OmniAudioModel, sinusoids
 
+from ..conftest import assert_same, randomise
+
 SMALL = {"mel_bins": 10, "downsample_time": 4, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 48, "dropout": 0.1}
 MICRO = {"stem": "conv2d", "block_norm": "rms_norm", "position_embedding": "none", "cls_token": False}
 """What makes it micro-Omni's; tests/exchange/micro_omni compares it with that."""
@@ -24,22 +26,6 @@ KINDS = [
     {"stem": "conv2d", "stem_channels": 6, "downsample_time": 8},
 ]
 LENGTHS = [21, 13, 1, 16]
-
-
-@torch.no_grad()
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """No weight is left at zero or one, where a mistake would not show."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        if "norm" in name and name.endswith("weight"):
-            parameter.copy_(1 + 0.3 * noise)
-        elif name.endswith("bias"):
-            parameter.copy_(0.2 * noise)
-        elif name.endswith("cls_token"):
-            parameter.copy_(noise)
-        else:
-            parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5)
 
 
 def build(implementation: str = "sdpa", **options) -> OmniAudioModel:
@@ -56,14 +42,6 @@ def sounds(
     features = torch.randn(len(lengths), max(lengths), bands, generator=generator).to(dtype)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return features, mask
-
-
-def assert_same(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str = "") -> None:
-    """Equal up to `tolerance` of the largest value."""
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(
-        found, expected, rtol=tolerance, atol=tolerance * scale, msg=lambda message: f"{what}: {message}"
-    )
 
 
 def backward(output) -> None:

@@ -188,7 +188,7 @@ def test_the_rate_is_honoured_or_refused(pair: Pair) -> None:
         found = processor(text="<audio>", audio=samples, return_tensors="pt", **options)
         assert found["audio_features"].equal(expected)
     processor(text="<audio>", audio=samples, sampling_rate=8_000, audio_kwargs={"sampling_rate": 8_000})
-    with pytest.raises(SoundError, match="comes with 8,000 samples in a second, but `sampling_rate` says 16,000"):
+    with pytest.raises(SoundError, match="comes with 8,000 samples per second, but `sampling_rate` says 16,000"):
         processor(text="<audio>", audio=(samples, 8_000), sampling_rate=16_000)
     with pytest.raises(ValueError, match="given as 8000 and, in `audio_kwargs`, as 16000"):
         processor(text="<audio>", audio=samples, sampling_rate=8_000, audio_kwargs={"sampling_rate": 16_000})
@@ -525,7 +525,7 @@ def test_what_transformers_makes_of_its_own_configurations_stays() -> None:
 def test_a_sound_that_a_feature_extractor_would_cut_is_refused() -> None:
     for case in ("whisper", "ast"):
         _, processor = build(CASES[case][0], CASES[case][1]())
-        with pytest.raises(SoundError, match="1.5 s is too large for this encoder, which hears 1.0 s") as error:
+        with pytest.raises(SoundError, match="1.5 s is too large for this encoder, which takes 1.0 s") as error:
             processor(text="<audio>", audio=chirp(1.5))
         assert error.value.kind == "too large"
     _, processor = build(*CASES["wav2vec2"][:1], CASES["wav2vec2"][1]())
@@ -534,5 +534,5 @@ def test_a_sound_that_a_feature_extractor_would_cut_is_refused() -> None:
 
 
 def test_an_encoder_that_cannot_hear() -> None:
-    with pytest.raises(ValueError, match="type 'omni_vision' cannot hear for omni; expected omni_audio, whisper"):
+    with pytest.raises(ValueError, match="type 'omni_vision' cannot be an audio tower; expected omni_audio, whisper"):
         build(IMAGE)

@@ -127,7 +127,7 @@ def test_ten_million_samples_and_one() -> None:
 # --- What is refused --------------------------------------------------------------------------------------------------
 
 
-def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_a_sound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         MissingSoundError, match="'no.wav' does not exist in .*, expected a WAV, FLAC, Ogg or MP3 sound"
@@ -346,7 +346,7 @@ def test_what_may_stand_around_a_sound() -> None:
     np.testing.assert_array_equal(read_sound(KINDS["wav"]() + bytes(1_000)).samples, read_sound(KINDS["wav"]()).samples)
 
 
-def test_samples_that_are_none() -> None:
+def test_invalid_samples_are_refused() -> None:
     with pytest.raises(SoundError, match="has no samples, expected at least one"):
         read_sound(file_of(np.zeros(0)))
     for value in (np.nan, np.inf, -np.inf):
@@ -378,7 +378,7 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rate", [0, -16_000, 999, 768_001, 16_000.0])
 def test_rates_that_no_sound_has(rate: Any) -> None:
-    with pytest.raises(SoundError, match="samples in a second, expected 1,000 to 768,000"):
+    with pytest.raises(SoundError, match="samples per second, expected 1,000 to 768,000"):
         Sound(np.ones(9, np.float32), rate)
 
 
@@ -458,7 +458,7 @@ def test_integers_are_scaled_by_their_range() -> None:
         (["a", "b"], 16_000, "found <U1"),
         (np.ones(9, complex), 16_000, "found complex128"),
         ({"values": SAMPLES}, 16_000, r"'array' and 'sampling_rate', found \['values'\]"),
-        ((SAMPLES, 16_000.5), None, "whole number of samples in a second, found 16000.5"),
+        ((SAMPLES, 16_000.5), None, "whole number of samples per second, found 16000.5"),
         (np.zeros(0), 16_000, "has no samples"),
     ],
     ids=str,

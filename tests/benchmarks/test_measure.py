@@ -112,7 +112,7 @@ def test_an_error_in_a_round_is_raised_and_garbage_is_collected_again() -> None:
 # --- who does not run -------------------------------------------------------------------------------------------------
 
 
-def test_who_cannot_run_is_listed_with_the_reason() -> None:
+def test_a_contestant_that_cannot_run_is_listed_with_the_reason() -> None:
     clock = Clock()
     outcome = run(
         race(
@@ -135,7 +135,7 @@ def test_who_cannot_run_is_listed_with_the_reason() -> None:
         assert outcome.ratio(results[name]) is None
 
 
-def test_whose_result_is_wrong_does_not_run() -> None:
+def test_a_contestant_with_a_wrong_result_does_not_run() -> None:
     clock = Clock()
     outcome = run(
         race(
@@ -224,7 +224,7 @@ def test_without_all_of_its_parts_there_is_no_ceiling() -> None:
 
 
 @pytest.mark.parametrize("items", [0, 8])
-def test_table_and_document_hold_everybody(items: int) -> None:
+def test_table_and_document_list_every_contestant(items: int) -> None:
     clock = Clock()
     contestants = (
         clock.contestant("peer", [1, 2, 3, 4], check=lambda output: 1e-6),

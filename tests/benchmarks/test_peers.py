@@ -54,7 +54,7 @@ def test_the_seed_module_is_the_same_function_with_the_same_weights(model: OmniV
 
 
 @torch.inference_mode()
-def test_so_it_is_with_the_shipped_weights_on_pictures() -> None:
+def test_the_seed_module_is_the_same_function_with_the_shipped_weights_on_pictures() -> None:
     model, pixels = peers.omni(), pictures.pixels(2)
     assert count(peers.seed(model)) == count(model) == 916_992
     torch.testing.assert_close(peers.seed(model)(pixels), peers.tokens(model(pixels)), rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Small models and their checkpoints, for whatever is done to a folder before it is loaded."""
+"""Small models and their checkpoints, for tests that change a folder before it is loaded."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A folder from anywhere: whatever lies in it, it is opened in little time, or one sentence says why not."""
+"""A folder from anywhere, with any content, is opened soon, or refused in one sentence."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def refusal(call: Any, *arguments: Any) -> str:
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to nothing"])
-def test_what_is_no_file_is_not_waited_for(copy: Path, name: str, kind: str) -> None:
+def test_pipes_are_not_waited_for(copy: Path, name: str, kind: str) -> None:
     (copy / name).unlink()
     if kind == "pipe":
         os.mkfifo(copy / name)
@@ -63,13 +63,13 @@ def test_links_to_files_are_files(copy: Path, tmp_path: Path) -> None:
     ids=["empty", "cut", "list", "number", "bytes", "nested", "long number"],
 )
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "processor_config.json"])
-def test_json_that_is_none(copy: Path, name: str, content: bytes) -> None:
+def test_invalid_json_is_refused(copy: Path, name: str, content: bytes) -> None:
     (copy / name).write_bytes(content)
     assert name in refusal(load, copy)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000, "x\0y", "\ud800", "nowhere"])
-def test_names_that_are_none(name: str) -> None:
+def test_paths_without_a_folder_are_refused(name: str) -> None:
     for call in (load, model_type_of, expect_answers):
         assert len(refusal(call, Path(name))) < 600
     assert "model.safetensors' is a file" in refusal(model_type_of, SHIPPED / "model.safetensors")
@@ -183,7 +183,7 @@ def test_a_configuration_that_is_far_too_large_is_refused_by_every_class(
         ("preprocessor_config.json", "image_mean", "x", "cannot be loaded as an encoder"),
     ],
 )
-def test_encoders_that_cannot_be(file: str, key: str, value: Any, said: str, tmp_path: Path) -> None:
+def test_invalid_encoders_are_refused(file: str, key: str, value: Any, said: str, tmp_path: Path) -> None:
     shutil.copytree("checkpoints/vision_tiny", tmp_path, dirs_exist_ok=True)
     values = json.loads((tmp_path / file).read_text())
     (tmp_path / file).write_text(json.dumps({**values, key: value}))

@@ -1,4 +1,4 @@
-"""Strict loading: whatever is done to a checkpoint, it loads whole and unchanged or says what is wrong with it."""
+"""Strict loading: a changed checkpoint either loads whole and unchanged, or is refused with the reason."""
 
 import copy
 import json
@@ -105,7 +105,7 @@ def test_the_auto_classes_are_as_strict(auto: Any, saved: dict[str, Path], tmp_p
         auto.from_pretrained(tmp_path)
 
 
-def test_whoever_reads_the_report_may_have_it(saved: dict[str, Path], tmp_path: Path) -> None:
+def test_output_loading_info_returns_the_report(saved: dict[str, Path], tmp_path: Path) -> None:
     change(saved["fused-file"], tmp_path, lambda tensors: tensors.pop("model.image_projector.fc1.weight"))
     model, report = OmniForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert isinstance(model, OmniForConditionalGeneration)
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_never_loaded(name: str, saved: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
-def test_numbers_that_are_none(number: float, saved: dict[str, Path], tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_refused(number: float, saved: dict[str, Path], tmp_path: Path) -> None:
     """With fingerprints, without them, and with those of these very numbers."""
 
     def refused(said: str) -> None:

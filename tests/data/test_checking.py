@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from omni.cli import console
-from omni.cli.app import app
 from omni.data.checking import NOTES, Report, check, first_of_each, kinds, render
 from omni.data.conversations import ask
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.items import Item
 from omni.vision.pictures import MAX_PIXELS
+
+from ..conftest import invoke
 
 OMNI = Path(sys.executable).with_name("omni")
 CHECKPOINT = Path("checkpoints/omni_tiny").resolve()
@@ -57,11 +57,6 @@ def lines(name: str, *rows: Any) -> Path:
 
 def found(report: Report) -> list[tuple[str, str, str | None]]:
     return [(problem.kind, problem.source, problem.file) for problem in report.problems]
-
-
-def invoke(*arguments: object) -> Result:
-    """The command in this process; a bug raises through it."""
-    return CliRunner().invoke(app, ["check-data", *map(str, arguments)], catch_exceptions=False)
 
 
 def start(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -241,7 +236,7 @@ def test_files_that_no_row_names_are_a_note() -> None:
     assert found(report) == [("unused", "data", "data/more/8.JPG"), ("unused", "data", "data/more/9.png")]
     assert report.clean
     assert {"unused", "text alone", "no words"} == {*NOTES}
-    done = invoke("data")
+    done = invoke("check-data", "data")
     assert done.exit_code == 0
     assert "unused (a note)" in done.stdout
     lines("data/more/metadata.jsonl", {"file_name": "8.JPG", "text": "x"}, {"file_name": "9.png", "text": "y"})
@@ -423,7 +418,7 @@ def test_clean_data_on_the_command_line() -> None:
 def test_in_a_pipe_progress_is_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     metadata("train", 0)
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
-    shown = invoke("train", "--sample", 2)
+    shown = invoke("check-data", "train", "--sample", 2)
     assert shown.stdout.startswith("a sample of 2 rows, ")
     assert shown.stderr == "reading rows and files: 1 of 2\nreading rows and files: 2 of 2\n"
 
@@ -436,7 +431,7 @@ def test_faults_on_the_command_line() -> None:
     assert "too long" not in done.stdout  # without a checkpoint
     assert "control token" not in done.stdout
     assert "missing: data/metadata.jsonl, line 9: 'data/gone.png' does not exist in" in done.stdout
-    counted = invoke(folder, "--checkpoint", CHECKPOINT, "--max-length", 500, "--json")
+    counted = invoke("check-data", folder, "--checkpoint", CHECKPOINT, "--max-length", 500, "--json")
     assert (counted.exit_code, counted.stderr) == (1, "")
     printed = json.loads(counted.stdout)
     problems = [(problem["kind"], problem["source"], problem["file"]) for problem in printed["problems"]]
@@ -447,8 +442,8 @@ def test_faults_on_the_command_line() -> None:
 def test_the_prompt_counts_on_the_command_line() -> None:
     metadata("data", 0)
     counted = ("data", "--checkpoint", CHECKPOINT, "--max-length", 90)
-    assert invoke(*counted).exit_code == 0
-    assert "too long" in invoke(*counted, "--prompt", "what is it " * 30).stdout
+    assert invoke("check-data", *counted).exit_code == 0
+    assert "too long" in invoke("check-data", *counted, "--prompt", "what is it " * 30).stdout
 
 
 def test_wrong_usage_is_one_sentence() -> None:
@@ -461,12 +456,12 @@ def test_wrong_usage_is_one_sentence() -> None:
         (["data", "--max-length", 10], "add --checkpoint"),
         (["data", "--checkpoint", "data"], "'data' has no processor_config.json"),
     ):
-        done = invoke(*arguments)
+        done = invoke("check-data", *arguments)
         assert (done.exit_code, done.stdout) == (2, "")
         assert done.stderr.startswith("Error: ")
         assert done.stderr.count("\n") == 1
         assert words in done.stderr
-    assert invoke("rows.jsonl", "--root", "data").exit_code == 0
+    assert invoke("check-data", "rows.jsonl", "--root", "data").exit_code == 0
 
 
 def test_a_listing_is_short_and_says_how_much_it_leaves_out() -> None:

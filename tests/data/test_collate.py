@@ -241,7 +241,7 @@ def test_items_and_placeholders_must_match(make_pair: Pair, items: int, placehol
         ConversationCollator(processor)([example(1), given])
 
 
-def test_items_that_nobody_takes(make_pair: Pair) -> None:
+def test_items_without_an_encoder_are_refused(make_pair: Pair) -> None:
     _, processor = make_pair()
     with pytest.raises(
         ExampleError,

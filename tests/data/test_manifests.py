@@ -628,7 +628,7 @@ def test_what_is_wrong_with_a_line_of_a_table(fault: str) -> None:
     ],
     ids=["an open quote", "text after a quote", "a long cell"],
 )
-def test_a_table_that_is_none(text: str, line: int) -> None:
+def test_an_invalid_table_is_refused(text: str, line: int) -> None:
     assert f"a.csv, line {line}: expected cells of CSV, found a mistake (" in refusal(write("a.csv", text))
 
 
@@ -655,7 +655,7 @@ def test_objects_that_are_nested_without_end(name: str) -> None:
     assert "maximum recursion depth exceeded" in refusal(write(name, "[" * 100_000 + "]" * 100_000))
 
 
-def test_what_is_no_file_is_not_waited_for() -> None:
+def test_pipes_are_not_waited_for() -> None:
     os.mkfifo("rows.jsonl")
     assert "'rows.jsonl' is no regular file" in refusal("rows.jsonl")
     assert "cannot be read (File name too long)" in refusal("x" * 5000)

@@ -20,10 +20,10 @@ from PIL import Image
 
 from omni.data import shards
 from omni.data.checking import check
+from omni.data.finding import SourceError, find_files
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.data.shards import WINDOW
 from omni.data.sources import ManifestError
-from omni.embedding.sources import SourceError, find_files
 from omni.modality import ItemError
 from omni.registry import get_modality
 

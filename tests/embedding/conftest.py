@@ -84,7 +84,7 @@ class Doubled:
 
 @pytest.fixture
 def another_form() -> Callable[[pytest.MonkeyPatch], None]:
-    """`another_form(monkeypatch)`: as on a machine whose encoders are packed in a way that no other machine has."""
+    """`another_form(monkeypatch)`: as on a machine whose packed form no other machine has."""
 
     def change(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(vars(get_modality("image")), "pack", Doubled)

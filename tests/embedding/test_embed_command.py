@@ -14,40 +14,27 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner, Result
 
 from omni.cli.app import app
 
+from ..conftest import invoke, refuse
+
 OMNI = Path(sys.executable).with_name("omni")
 Make = Callable[..., Path]
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["embed", *map(str, arguments)], catch_exceptions=False)
-
-
-def refuse(*arguments: object) -> str:
-    """The one sentence that comes instead of a table."""
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 def test_one_line_tells_what_was_done(make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = Path("checkpoints/vision_tiny").absolute()
     make_pictures(5)
     monkeypatch.chdir(tmp_path)
-    done = invoke("pictures", "--output", "out.parquet")
+    done = invoke("embed", "pictures", "--output", "out.parquet")
     assert done.exit_code == 0, done.stderr
     assert done.stderr == ""
     line, rate = done.stdout.strip().split(", ")
     assert line == "5 rows in out.parquet"
     assert rate.endswith(" files/s")
     assert float(rate.split()[0]) > 0
-    again = invoke("pictures", "-o", "out.parquet", "--resume", "--checkpoint", checkpoint)
+    again = invoke("embed", "pictures", "-o", "out.parquet", "--resume", "--checkpoint", checkpoint)
     assert (again.exit_code, again.stdout) == (0, "5 rows in out.parquet, all from an earlier run\n")
     assert [row["path"][:9] for row in pq.read_table("out.parquet").to_pylist()] == ["pictures/"] * 5
 
@@ -55,7 +42,9 @@ def test_one_line_tells_what_was_done(make_pictures: Make, tmp_path: Path, monke
 def test_json_and_unreadable_files(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     pictures = make_pictures(5)
     (pictures / "text.png").write_text("hello")
-    done = invoke(pictures, "--output", tmp_path / "out", "--checkpoint", save_encoder(), "--shard-rows", 4, "--json")
+    done = invoke(
+        "embed", pictures, "--output", tmp_path / "out", "--checkpoint", save_encoder(), "--shard-rows", 4, "--json"
+    )
     assert done.exit_code == 0
     assert done.stderr == "1 of 6 files have no embedding; the column `error` says why.\n"
     report = json.loads(done.stdout)
@@ -68,7 +57,7 @@ def test_json_and_unreadable_files(save_encoder: Make, make_pictures: Make, tmp_
 def test_every_option_reaches_the_table(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     settings = {"what": "grid", "precision": "bfloat16", "decode": "scaled", "batch-size": 2, "shard-rows": 3}
     options = [text for name, value in settings.items() for text in (f"--{name}", value)]
-    done = invoke(make_pictures(7), "-o", tmp_path / "out", "--checkpoint", save_encoder(), *options)
+    done = invoke("embed", make_pictures(7), "-o", tmp_path / "out", "--checkpoint", save_encoder(), *options)
     assert done.exit_code == 0, done.stderr
     document = json.loads(pq.read_schema(tmp_path / "out" / "part-00002.parquet").metadata[b"omni"])
     assert {name: document[name.replace("-", "_")] for name in settings} == settings
@@ -80,24 +69,28 @@ def test_mistakes_are_one_sentence(
     encoder, output = ("--checkpoint", save_encoder()), ("--output", tmp_path / "out.parquet")
     pictures = make_pictures(2)
     (tmp_path / "empty").mkdir()
-    assert "Expected files and an output, such as `omni embed photos" in refuse()
-    assert "Expected files and an output" in refuse(pictures)
-    assert "add --engine ray" in refuse(pictures, *output, *encoder, "--address", "auto")
-    assert "empty' holds no picture" in refuse(tmp_path / "empty", *output, *encoder)
-    assert "nowhere' does not exist" in refuse(tmp_path / "nowhere", *output, *encoder)
-    assert "cannot be loaded as an encoder" in refuse(pictures, *output, "--checkpoint", tmp_path / "empty")
-    assert "no 'projected'" in refuse(pictures, *output, *encoder, "--what", "projected")
-    assert "for files of 5 rows name a folder" in refuse(pictures, *output, *encoder, "--shard-rows", 5)
-    assert "its folder does not exist" in refuse(pictures, "-o", tmp_path / "no" / "out.parquet", *encoder)
+    assert "Expected files and an output, such as `omni embed photos" in refuse(
+        "embed",
+    )
+    assert "Expected files and an output" in refuse("embed", pictures)
+    assert "add --engine ray" in refuse("embed", pictures, *output, *encoder, "--address", "auto")
+    assert "empty' holds no picture" in refuse("embed", tmp_path / "empty", *output, *encoder)
+    assert "nowhere' does not exist" in refuse("embed", tmp_path / "nowhere", *output, *encoder)
+    assert "empty' has no config.json" in refuse("embed", pictures, *output, "--checkpoint", tmp_path / "empty")
+    assert "no 'projected'" in refuse("embed", pictures, *output, *encoder, "--what", "projected")
+    assert "for files of 5 rows name a folder" in refuse("embed", pictures, *output, *encoder, "--shard-rows", 5)
+    assert "its folder does not exist" in refuse("embed", pictures, "-o", tmp_path / "no" / "out.parquet", *encoder)
     (tmp_path / "rows.jsonl").write_text('{"caption": "no picture"}\n')
-    assert "None of the first 1 rows can be read" in refuse(tmp_path / "rows.jsonl", *output, *encoder)
+    assert "None of the first 1 rows can be read" in refuse("embed", tmp_path / "rows.jsonl", *output, *encoder)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
-        assert 'pip install "omni-thinker[scale]"' in refuse(pictures, *output, *encoder, "--engine", "ray")
+        assert 'pip install "omni-thinker[scale]"' in refuse("embed", pictures, *output, *encoder, "--engine", "ray")
     assert not list(tmp_path.glob("out*"))
-    assert invoke(pictures, *output, *encoder).exit_code == 0
-    assert "exists already and is not replaced" in refuse(pictures, *output, *encoder)
-    assert "with batch_size 32, found 8 now" in refuse(pictures, *output, *encoder, "--resume", "--batch-size", 8)
+    assert invoke("embed", pictures, *output, *encoder).exit_code == 0
+    assert "exists already and is not replaced" in refuse("embed", pictures, *output, *encoder)
+    assert "with batch_size 32, found 8 now" in refuse(
+        "embed", pictures, *output, *encoder, "--resume", "--batch-size", 8
+    )
 
 
 def test_a_terminal_sees_how_fast_it_goes(
@@ -124,7 +117,7 @@ def test_a_terminal_sees_how_fast_it_goes(
     assert b"files/s" in shown
 
 
-def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
+def test_an_interrupt_says_how_to_continue(save_encoder: Make, make_pictures: Make, tmp_path: Path) -> None:
     pictures, output = make_pictures(2500), tmp_path / "out.parquet"
     command = ["embed", pictures, "--checkpoint", save_encoder(), "--batch-size", "4", "--output", output]
     process = subprocess.Popen(
@@ -142,7 +135,7 @@ def test_an_interrupt_says_how_to_go_on(save_encoder: Make, make_pictures: Make,
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
     assert stderr == "Stopped. Run the same command with --resume to continue.\n"
-    done = invoke(*command[1:], "--resume", "--json")
+    done = invoke("embed", *command[1:], "--resume", "--json")
     assert 0 < json.loads(done.stdout)["computed"] < 2500
     assert pq.read_metadata(output).num_rows == 2500
 

@@ -89,7 +89,7 @@ def test_the_packed_form_of_a_modality_is_taken_unless_it_is_off(
 
 def test_projected_tokens_are_those_that_the_thinker_reads(pictures: list[Image.Image]) -> None:
     model = AutoModelForImageTextToText.from_pretrained(SHIPPED / "omni_tiny")
-    encoder = load_encoder(SHIPPED / "omni_tiny")
+    encoder = load_encoder(SHIPPED / "omni_tiny", "image")
     with torch.no_grad():
         expected = model.get_image_features(**encoder.prepare(pictures)).pooler_output
     found = run(Engine(encoder, "projected"), pictures)

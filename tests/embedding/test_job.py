@@ -86,7 +86,8 @@ def test_the_shipped_encoders(tmp_path: Path) -> None:
         ("cls", "vision_tiny", cls, 1e-5),
         ("projected", "omni_tiny", projected, 1e-4),
     ):
-        embed(["examples/*.png"], Path("checkpoints") / checkpoint, tmp_path / f"{what}.parquet", what=what)
+        table = tmp_path / f"{what}.parquet"
+        embed(["examples/*.png"], Path("checkpoints") / checkpoint, table, what=what, modality="image")
         found = next(row for row in read(tmp_path / f"{what}.parquet") if row["path"] == "examples/scene.png")
         np.testing.assert_allclose(np.array(found["embedding"], np.float32), wanted.numpy(), rtol=1e-5, atol=off)
     fingerprints = json.loads(Path("checkpoints/vision_tiny/config.json").read_text())["fingerprints"]
@@ -255,7 +256,7 @@ def test_scaled_decoding_is_close_and_tells_the_whole_size(tmp_path: Path) -> No
 # --- Going on ---------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_same_job_is_gone_on_with(
+def test_only_the_same_job_is_resumed(
     save_encoder: Make, make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table_module, "FILE_ROWS", 8)
@@ -363,7 +364,7 @@ def test_rows_of_other_arithmetic_are_not_mixed(
 
 
 def in_a_process(*arguments: Any, **settings: Any) -> int:
-    """Start the job in a process of its own, going on with what there is; its id."""
+    """Start the job in a new process, which continues an unfinished table; its id."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -448,6 +449,6 @@ def test_what_an_encoder_does_not_have_is_told_before_anything_is_written(
 ) -> None:
     with pytest.raises(EngineError, match="no 'projected'"):
         embed([make_pictures(2)], save_encoder(), tmp_path / "out.parquet", what="projected")
-    with pytest.raises(TableError, match="is to be one file; for files of 10 rows name a folder"):
+    with pytest.raises(TableError, match="names one file; for files of 10 rows name a folder"):
         embed([tmp_path / "pictures"], save_encoder(), tmp_path / "out.parquet", shard_rows=10)
     assert not list(tmp_path.glob("out*"))

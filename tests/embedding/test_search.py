@@ -14,20 +14,16 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from omni import OmniAudioConfig, OmniAudioModel, OmniFeatureExtractor, OmniImageProcessor
 from omni.checkpoints.folder import CheckpointError
-from omni.cli.app import app
 from omni.embedding import SearchError, duplicates, embed, search
 from omni.embedding.table import TableError, _written, original
 from omni.vision.pictures import read_picture
 
+from ..conftest import invoke
+
 Make = Callable[..., Path]
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
 
 
 def reference(checkpoint: Path, files: list[Path]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A table comes through any kill: what is there is whole, what is missing is known, and the end is the same."""
+"""A table survives a kill at any moment: its parts are whole, missing ones are known, and the result is the same."""
 
 import os
 import random
@@ -98,12 +98,12 @@ def test_parts_may_come_in_any_order(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """What no handler expects."""
+    """An exception that no handler expects."""
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
 def test_stopped_at_every_single_step_on_the_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every call that changes a file may be the last one of a process; then the next goes on."""
+    """Every call that changes a file may be the last one of a process; the next process continues."""
     steps, last = 0, -1
 
     def counted(function: Any) -> Any:
@@ -253,7 +253,7 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
 @pytest.mark.parametrize("complete", [False, True])
-def test_only_the_same_is_gone_on_with(name: str, complete: bool, tmp_path: Path) -> None:
+def test_only_the_same_table_is_continued(name: str, complete: bool, tmp_path: Path) -> None:
     path = tmp_path / name
     if complete:
         with Output(path).open(document(8), paths(8), (3,)) as table:
@@ -363,7 +363,9 @@ def test_two_processes_do_not_write_one_table(tmp_path: Path) -> None:
     assert len(read(path)) == 8
 
 
-def test_a_disk_that_is_full_is_told_and_can_be_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_the_table_can_be_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "out.parquet"
 
     def full(descriptor: int) -> None:

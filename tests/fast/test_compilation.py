@@ -1,4 +1,4 @@
-"""C++ beside a module, compiled by real compilers and by such as fail; and what it may be handed."""
+"""C++ beside a module, compiled by real compilers and by failing ones; and the buffers that it may get."""
 
 import ctypes
 import os

@@ -53,7 +53,7 @@ def test_a_picture_in_several_pieces_of_memory_is_scaled_too() -> None:
     np.testing.assert_array_equal(resize(picture, 224, 224, Image.Resampling.BILINEAR), expected)
 
 
-def test_a_picture_in_memory_of_somebody_else_is_scaled_too() -> None:
+def test_a_picture_in_foreign_memory_is_scaled_too() -> None:
     picture = draw(90, 70, 1)
     shared = Image.fromarrow(pa.array(picture), "RGB", picture.size)  # Pillow dies of giving this to Arrow once more
     np.testing.assert_array_equal(resize(shared, 40, 50, 2), resize(picture, 40, 50, 2))
@@ -70,7 +70,7 @@ def test_pixels_in_any_order_of_memory_are_scaled(axes: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0), (-3, 5)])
-def test_a_size_that_is_none_is_refused(width: int, height: int) -> None:
+def test_an_invalid_size_is_refused(width: int, height: int) -> None:
     with pytest.raises(ValueError, match="must be > 0"):
         resize(with_fourth_byte(draw(9, 7, 1)), width, height, Image.Resampling.BILINEAR)
 

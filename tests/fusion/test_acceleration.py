@@ -1,4 +1,4 @@
-"""The seam: what may stand in for the reference is asked at every point where it may, and nothing else changes."""
+"""The seam: an acceleration is asked at every point where it may replace the reference, and nothing else changes."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

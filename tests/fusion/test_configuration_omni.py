@@ -207,7 +207,7 @@ def test_vision_config_needs_pictures() -> None:
         ({"encoder": {"patchsize": 4}}, "Unknown key 'patchsize'"),
     ],
 )
-def test_a_section_that_cannot_be(section: dict[str, Any], message: str) -> None:
+def test_an_invalid_section_is_refused(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OmniConfig(modalities={"image": {"token_id": 3, **section}})
 

@@ -231,7 +231,7 @@ def test_each_picture_is_encoded_once_per_answer(make_model: Make) -> None:
     assert len(calls) == 1
 
 
-def test_a_conversation_goes_on_with_its_cache(make_model: Make) -> None:
+def test_a_conversation_continues_with_its_cache(make_model: Make) -> None:
     model, inputs = make_model(), batch([[picture(1), 9, 8]])
     first = model.generate(**inputs, max_new_tokens=4, eos_token_id=-1, return_dict_in_generate=True)
     ids = torch.cat([first.sequences, torch.tensor([[11, 12]])], dim=1)

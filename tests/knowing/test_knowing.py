@@ -1,4 +1,4 @@
-"""A model knows what training was like: its items, its questions, and how often it is right where it is how sure."""
+"""A model knows what training was like: its items, its questions, and how often answers of a confidence are right."""
 
 import json
 import random

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,14 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from transformers import WhisperConfig, WhisperFeatureExtractor
-from typer.testing import CliRunner, Result
 
 from omni import OmniConfig, OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, registry
 from omni.audio.configuration_audio import OmniAudioConfig
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.modeling_audio import OmniAudioModel
 from omni.audio.sounds import Sound
-from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.fusion.thinker import eager_attention
 from omni.items import read_items
@@ -32,6 +29,8 @@ from omni.looking.panels import draw_encoder, draw_words, overlay
 from omni.questions import QuestionError, write_prompts
 from omni.session import Session, answer
 from omni.training.tokenizer import train_tokenizer
+
+from ..conftest import invoke, refuse, succeed
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = '''
@@ -156,23 +155,6 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved
 
 
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def succeed(*arguments: object) -> str:
-    done = invoke(*arguments)
-    assert done.exit_code == 0, done.stderr
-    return done.stdout
-
-
-def refuse(*arguments: object) -> str:
-    done = invoke(*arguments)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert re.fullmatch(r"Error: .*\.\n", done.stderr)
-    return done.stderr
-
-
 # --- ask --------------------------------------------------------------------------------------------------------------
 
 
@@ -184,14 +166,19 @@ def test_ask_takes_files_of_any_modality(pair: Any, folder: Path, files: list[st
     assert json.loads(succeed("ask", files[2], "what is that", *made))["tokens_read"] < expected.tokens_read
 
 
-def test_a_file_that_the_model_has_no_encoder_for_is_refused_at_once(files: list[str]) -> None:
-    assert "This model takes pictures, found a signal; leave it out" in refuse("ask", files[1], files[2], "what")
+def test_a_file_that_the_model_has_no_encoder_for_is_refused_at_once(files: list[str], tmp_path: Path) -> None:
+    assert "This model takes sounds and pictures, found a signal; leave it out" in refuse(
+        "ask", files[1], files[2], "what"
+    )
     code = (
         "import sys, omni.cli.app\n"
         "try: omni.cli.app.app(sys.argv[1:])\n"
         "except SystemExit: print(*sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
-    run = [sys.executable, "-c", code, "ask", files[1], files[0], "what"]
+    config = json.loads(Path("checkpoints/omni_tiny/config.json").read_text())
+    del config["modalities"]["audio"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = [sys.executable, "-c", code, "ask", files[1], files[0], "what", "--checkpoint", str(tmp_path)]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
     assert done.stderr == "Error: This model takes pictures, found a sound; leave it out.\n"
@@ -215,7 +202,7 @@ def test_a_file_may_ask_where_the_model_was_trained_so(pair: Any, files: list[st
     assert said["question"] == ""
     assert said["answer"] == answer(model, spoken, [picture, sound], "", 4).answer
     assert json.loads(succeed("ask", picture, "what", *made, "--json"))["question"] == "what"
-    assert "after the files, or a sound that asks; add one of them" in refuse("ask", picture, signal, *made)
+    assert f"or a sound that asks, found the file '{signal}'; add one of them" in refuse("ask", picture, signal, *made)
     with pytest.raises(QuestionError, match="The question is empty"):
         answer(model, spoken, [picture], " ")
     maps = json.loads(succeed("attend", picture, sound, *made, "--max-new-tokens", 4, "--json"))

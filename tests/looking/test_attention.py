@@ -13,11 +13,9 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoConfig, AutoModel, CLIPImageProcessorPil
-from typer.testing import CliRunner, Result
 
 from omni import OmniImageProcessor, OmniProcessor, scenes
 from omni.checkpoints.fingerprints import read_tensors
-from omni.cli.app import app
 from omni.data.conversations import ask
 from omni.items import read_items
 from omni.loading.checkpoint import load
@@ -34,6 +32,8 @@ from omni.looking.panels import draw_encoder, draw_words, overlay
 from omni.questions import write_prompts
 from omni.session import Session, answer
 from omni.vision.pictures import read_picture
+
+from ..conftest import invoke
 
 VISION, OMNI = Path("checkpoints/vision_tiny"), Path("checkpoints/omni_tiny")
 SCENE, SECOND = Path("examples/scene.png"), Path("examples/second.png")
@@ -383,14 +383,10 @@ def test_words_too_long_for_a_panel_and_no_words_at_all(shipped: Any, scene: Ima
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["attend", *map(str, arguments)], catch_exceptions=False)
-
-
 def test_the_command_draws_and_prints_what_the_functions_return(
     encoder: Encoder, shipped: Any, scene: Image.Image, tmp_path: Path
 ) -> None:
-    done = invoke(SCENE, "--layer", 3, "--output", tmp_path / "map.png", "--json")
+    done = invoke("attend", SCENE, "--layer", 3, "--output", tmp_path / "map.png", "--json")
     assert done.exit_code == 0, done.stderr
     printed, expected = json.loads(done.stdout), encoder_attention(encoder, scene, 3)
     assert list(printed) == ["pictures", "checkpoint", "layer", "layers", "query", "heads", "rollout", "mean"]
@@ -402,11 +398,11 @@ def test_the_command_draws_and_prints_what_the_functions_return(
         assert np.array_equal(np.asarray(written), np.asarray(draw_encoder(expected, encoder, scene)))
 
     question = "what color is the circle"
-    done = invoke(SCENE, SECOND, question, "-o", tmp_path / "words.png")
+    done = invoke("attend", SCENE, SECOND, question, "-o", tmp_path / "words.png")
     assert (done.exit_code, done.stdout) == (0, "red\n")
     with Image.open(tmp_path / "words.png") as written:
         assert written.width == 16 + 2 * 240
-    printed = json.loads(invoke(SCENE, SECOND, question, "--json").stdout)
+    printed = json.loads(invoke("attend", SCENE, SECOND, question, "--json").stdout)
     assert printed["words"] == ["red"]
     assert printed["pictures"] == [str(SCENE), str(SECOND)]
     found = word_attention(*shipped, [scene, read_picture(SECOND)], question)
@@ -423,7 +419,7 @@ def test_the_command_draws_and_prints_what_the_functions_return(
         ((SCENE, "-o", "nowhere/map.png"), "its folder does not exist"),
         (("missing.png", "--json"), "'missing.png' does not exist"),
         ((SCENE, SECOND, "--json"), "found the file 'examples/second.png'"),
-        ((SCENE, "missing.jpg", "--json"), "found the file 'missing.jpg'"),
+        ((SCENE, "missing.jpg", "--json"), "'missing.jpg' does not exist"),
         ((SCENE, " ", "--json"), "The question is empty"),
         ((SCENE, "what color is it", "--layer", 2, "--json"), "leave one of them out"),
         ((SCENE, "--layer", 9, "--json"), "layers 1 to 4, found 9"),
@@ -433,15 +429,15 @@ def test_the_command_draws_and_prints_what_the_functions_return(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_mistakes_are_told_in_a_sentence(arguments: tuple[object, ...], sentence: str) -> None:
-    done = invoke(*arguments)
+    done = invoke("attend", *arguments)
     assert (done.exit_code, done.stdout) == (2, "")
     assert re.fullmatch(r"Error: .*\.\n", done.stderr)
     assert sentence in done.stderr
 
 
 def test_the_encoder_of_a_fused_model_is_shown_too() -> None:
-    printed = json.loads(invoke(SCENE, "--checkpoint", OMNI, "--json").stdout)
-    expected = encoder_attention(load_encoder(OMNI), read_picture(SCENE))
+    printed = json.loads(invoke("attend", SCENE, "--checkpoint", OMNI, "--json").stdout)
+    expected = encoder_attention(load_encoder(OMNI, "image"), read_picture(SCENE))
     np.testing.assert_allclose(printed["heads"], expected.heads, atol=1e-6)
 
 

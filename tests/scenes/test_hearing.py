@@ -20,7 +20,7 @@ from omni.scenes.vocabulary import HELD_OUT_PAIRS
 
 
 def hum(text: str, voice: str, rng: random.Random) -> tuple[np.ndarray, int]:
-    """In the place of a synthesizer: a tone for each letter, between silences."""
+    """Stands for a synthesizer: a tone for each letter, between silences."""
     t = np.arange(1200) / 24_000
     tones = [np.sin(2 * np.pi * (200 + 40 * (ord(letter) - 96)) * t) for letter in text.lower()]
     silence = np.zeros(3000)

@@ -1,4 +1,4 @@
-"""Who may speak to the server and how long it may keep silent: real sockets, and a server of little patience."""
+"""Which clients the server accepts, and how long they may keep silent: real sockets, and short time limits."""
 
 import asyncio
 import http.client
@@ -140,7 +140,7 @@ def test_a_client_that_does_not_read_is_left(run: Callable[[Any], int]) -> None:
         assert ended.wait(20)
 
 
-def test_who_waits_for_an_answer_and_who_asks_again_is_kept(run: Callable[[Any], int]) -> None:
+def test_clients_that_wait_or_ask_again_stay_connected(run: Callable[[Any], int]) -> None:
     async def slow(scope: Any, receive: Any, send: Any) -> None:
         await asyncio.sleep(SHORT * 2 if scope["path"] == "/slow" else 0.01)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})

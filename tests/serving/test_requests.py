@@ -57,7 +57,7 @@ def test_text_stands_for_the_longer_forms() -> None:
     assert read(Chat, content(short)).messages[0].content[0].image_url.url == address
 
 
-def test_null_is_as_good_as_nothing() -> None:
+def test_null_counts_as_absent() -> None:
     """Clients write out what they were not given, and send back messages as they came."""
     nothing = dict.fromkeys(
         ("stop", "logit_bias", "tools", "tool_choice", "response_format", "seed", "n", "max_tokens")

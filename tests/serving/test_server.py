@@ -36,6 +36,8 @@ NAME = "omni_tiny"
 LOCAL = "file:" + "///etc/passwd"
 SCENE, SECOND = "examples/scene.png", "examples/second.png"
 LIMIT = 40  # tokens
+GOING_ON: Any = {"1": -100}
+"""No end of an answer."""
 QUESTIONS = ["what color is the circle", "how many objects are there"]
 if processing_omni.UNMARKED:  # older transformers cannot read control tokens as text
     QUESTIONS.append("what is <image> the circle <|end|>")
@@ -210,7 +212,9 @@ def test_probabilities_come_with_the_tokens(served: Served) -> None:
     assert [token for each in streamed if each.logprobs for token in each.logprobs.content] == tokens
     assert served.ask("hello", max_tokens=1).choices[0].logprobs is None
 
-    plain = served.client.completions.create(model=NAME, prompt="hello", max_tokens=3, logprobs=2).choices[0]
+    plain = served.client.completions.create(
+        model=NAME, prompt="hello", max_tokens=3, logprobs=2, logit_bias=GOING_ON
+    ).choices[0]
     assert "".join(plain.logprobs.tokens) == plain.text
     assert [len(each) for each in plain.logprobs.top_logprobs] == [2, 2, 2]
     starts = [0, len(plain.logprobs.tokens[0]), len(plain.logprobs.tokens[0] + plain.logprobs.tokens[1])]
@@ -224,14 +228,14 @@ def test_probabilities_come_with_the_tokens(served: Served) -> None:
 
 
 def test_a_stream_says_what_it_used_if_asked(served: Served) -> None:
-    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3}
+    options: Any = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 3, "logit_bias": GOING_ON}
     *chunks, last = served.ask("hello", **options)
     assert (last.choices, last.usage.completion_tokens) == ([], 3)
     assert [chunk.usage for chunk in chunks] == [None] * len(chunks)
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     *plain, last = served.client.completions.create(model=NAME, prompt="hello", **options)
     assert (last.choices, last.usage.completion_tokens) == ([], 3)
-    whole = served.client.completions.create(model=NAME, prompt=["hello"], max_tokens=3).choices[0]
+    whole = served.client.completions.create(model=NAME, prompt=["hello"], max_tokens=3, logit_bias=GOING_ON).choices[0]
     assert "".join(chunk.choices[0].text for chunk in plain) == whole.text
     status, text = served.post("/v1/chat/completions", json.dumps({"messages": [USER], "stream": True}).encode())
     assert (status, text.endswith("data: [DONE]\n\n")) == (200, True)
@@ -335,7 +339,7 @@ def test_a_request_that_is_too_large_is_refused_and_not_kept(served: Served, exp
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_clients_that_leave_are_not_worked_for(served: Served, expected: Any, stream: bool) -> None:
+def test_no_work_is_done_for_clients_that_leave(served: Served, expected: Any, stream: bool) -> None:
     """Thirty answers as long as the model can write take minutes; the next client does not wait for them."""
     body = {"messages": [USER], "max_tokens": 2000, "logit_bias": {"1": -100}, "stream": stream}
     leaving = []
@@ -388,7 +392,7 @@ def test_without_a_model_that_answers_it_does_not_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_an_address_that_is_taken_is_told(host: str) -> None:
+def test_an_address_in_use_is_reported(host: str) -> None:
     with socket.create_server((host, 0)) as taken:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(app, ["serve", CHECKPOINT, "--host", host, "--port", str(port)])

@@ -191,8 +191,10 @@ def test_a_temperature_draws_and_a_seed_draws_the_same(worker: Worker) -> None:
     assert ask(worker, about_scene(max_tokens=20, temperature=0, seed=3)).text == greedy
     assert ask(worker, about_scene(max_tokens=20, top_p=1)).text == greedy
     state = torch.get_rng_state()
-    drawn = [ask(worker, about_scene(max_tokens=20, temperature=2, seed=seed)).text for seed in (1, 2, 3, 1, 2, 3)]
-    assert drawn[:3] == drawn[3:]
+    drawn = [
+        ask(worker, about_scene(max_tokens=20, temperature=2, seed=seed)).text for seed in (1, 2, 3, 4, 1, 2, 3, 4)
+    ]
+    assert drawn[:4] == drawn[4:]
     assert len({greedy, *drawn}) >= 3
     assert torch.equal(state, torch.get_rng_state())  # who draws next does not notice
     assert ask(worker, about_scene(max_tokens=20, temperature=2, top_p=0.0001)).text == greedy
@@ -258,7 +260,8 @@ def test_elsewhere_it_comes_before_the_words_of_the_next_question(worker: Worker
     joined = ask(worker, about_scene(f"You are kind.\n\n{QUESTION}", logprobs=True))
     messages = [{"role": "system", "content": "You are kind."}, *about_scene().model_dump()["messages"]]
     said = ask(worker, Chat.model_validate({"messages": messages, "logprobs": True}))
-    assert (said.text, said.end) == (joined.text, joined.end)
+    assert said.text == joined.text
+    assert said.end.tokens_read == joined.end.tokens_read
     assert [token.logprob for token in said.tokens] == pytest.approx([token.logprob for token in joined.tokens])
     body = {"input": about_scene().model_dump()["messages"], "instructions": "You are kind."}
     assert ask(worker, Response.model_validate(body)).text == joined.text
@@ -353,9 +356,9 @@ def test_prompts_without_a_chat(worker: Worker) -> None:
         ask(worker, Completion(prompt=["<image> hello"]))
 
 
-def test_tokens_that_are_none_are_refused(worker: Worker) -> None:
-    with pytest.raises(RequestError, match="In 'logit_bias': expected ids of tokens below 965, found '965'"):
-        ask(worker, about_scene(logit_bias={"964": 1, "965": 1}))
+def test_ids_that_are_no_tokens_are_refused(worker: Worker) -> None:
+    with pytest.raises(RequestError, match="In 'logit_bias': expected ids of tokens below 966, found '966'"):
+        ask(worker, about_scene(logit_bias={"965": 1, "966": 1}))
 
 
 # --- The line ---------------------------------------------------------------------------------------------------------
@@ -370,7 +373,7 @@ def steps(pair: Any) -> Iterator[list[int]]:
     hook.remove()
 
 
-def test_who_leaves_is_not_written_for(worker: Worker, steps: list[int]) -> None:
+def test_nothing_is_written_for_a_client_that_leaves(worker: Worker, steps: list[int]) -> None:
     """Neither when an answer has begun nor before; the next client does not wait for them."""
     endless = chat(text("hello"), logit_bias={END: -100}, max_tokens=2000)
 
@@ -381,7 +384,7 @@ def test_who_leaves_is_not_written_for(worker: Worker, steps: list[int]) -> None
         await answer.aclose()
         for each in waiting:
             each.wanted = False
-        assert (await listen(worker, chat(text("hello"), max_tokens=2))).end.tokens_written == 2
+        assert (await listen(worker, chat(text("hello"), logit_bias={END: -100}, max_tokens=2))).end.tokens_written == 2
 
     asyncio.run(leave())
     assert len(steps) < 500

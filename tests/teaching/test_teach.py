@@ -23,7 +23,8 @@ from omni.evaluation.language import PASSAGE, language_test
 from omni.loading.checkpoint import load
 from omni.questions import make_prompts, write_prompts
 from omni.teaching import Lesson, budget, teach, watch
-from omni.training.recipe import Recipe, RecipeError
+from omni.teaching.plan import plan
+from omni.training.recipe import Mixture, Recipe, RecipeError
 from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer
 from omni.worlds import find_world
@@ -121,7 +122,7 @@ def test_omni_train_makes_the_same_of_the_recipe(taught: tuple[Path, list[str]],
 
 
 @pytest.mark.parametrize("cut", ["Measuring", "Wrote", "16 of 24 samples", "sight"])
-def test_a_lesson_that_was_cut_off_goes_on(
+def test_an_interrupted_lesson_is_resumed(
     taught: tuple[Path, list[str]], given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
 ) -> None:
     monkeypatch.setattr(watch, "EVERY", 0.0)
@@ -186,6 +187,21 @@ def test_little_memory_means_smaller_batches_and_layers_that_are_computed_twice(
         torch.testing.assert_close(tensor, weights(taught[0])[name], rtol=0.1, atol=0.02)
 
 
+def test_rows_of_text_are_a_tenth_of_the_samples(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text(
+        json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]})
+    )
+    monkeypatch.setattr("omni.teaching.plan.measure", lambda recipe: budget.Budget(4, 1, False, 0.5, 8))
+    plan(lesson_of(given, text=str(text)), tmp_path, lambda line: None)
+    train = Recipe.read(tmp_path / "recipe.json").train
+    assert isinstance(train, Mixture)
+    assert [(part.data.path, part.weight) for part in train.sources] == [
+        (str(given / "rows.jsonl"), 0.9),
+        (str(text), 0.1),
+    ]
+
+
 def test_minutes_become_steps(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = budget.Budget(rows=4, accumulate=2, checkpointing=False, seconds=2.0, learning=7)
     monkeypatch.setattr("omni.teaching.plan.measure", lambda recipe: found)
@@ -205,7 +221,7 @@ def test_without_data_it_learns_from_what_is_drawn(
     said: list[str] = []
     lesson = lesson_of(given, data=None, test=None, lora=True, overrides=["arguments.max_steps=3", STEPS[1]])
     outcome = teach(lesson, tmp_path / "mine", say=said.append)
-    assert said[0] == "No data are named, so it learns from pictures that are drawn"
+    assert said[0] == "No data are named, so it learns from generated pictures"
     assert {"shape", "where", "caption"} <= {score.kind for score in outcome.result.scores}
     stages = [Recipe.read(tmp_path / "mine" / f"{name}.json") for name in ("stage-1", "stage-2", "recipe")]
     assert [recipe.train.max_objects for recipe in stages] == [2, 4, 6]

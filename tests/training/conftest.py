@@ -22,6 +22,23 @@ from omni import (
 from omni.scenes import corpus, voices
 from omni.scenes.recipe import Scenes
 from omni.training.answers import build_omni
+from omni.training.recipe import Recipe
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def two_steps(name: str, checkpoint: Path, output: Path, data: Path, **changes: Any) -> Recipe:
+    """Two steps of a shipped recipe from a checkpoint, on data of one's own."""
+    settings: dict[str, Any] = json.loads((CONFIGS / f"train_{name}.json").read_text())
+    settings |= {"model": {"checkpoint": str(checkpoint)}, "train": {"path": str(data)}, "evaluate": None}
+    arguments = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "save_steps": 1,
+        "use_cpu": True,
+        "report_to": "none",
+    }
+    return Recipe.model_validate(settings | {"arguments": arguments, "output": str(output)} | changes)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,7 +95,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: dict[str, Any]
 
 
 def hum(text: str, voice: str, rng: object) -> tuple[np.ndarray, int]:
-    """In the place of a synthesizer: a tone for each letter."""
+    """Stands for a synthesizer: a tone for each letter."""
     t = np.arange(2000) / 16_000
     return np.concatenate([np.sin(2 * np.pi * (200 + 90 * (ord(each) % 32)) * t) for each in text.lower()]), 16_000
 

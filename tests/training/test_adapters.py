@@ -17,23 +17,14 @@ from omni.loading.checkpoint import load
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
 
+from .conftest import CONFIGS, two_steps
+
 peft = pytest.importorskip("peft")
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def recipe(base: Path, output: Path, pictures: Path, **lora: Any) -> Recipe:
-    """Two steps of the shipped recipe of adapters."""
-    settings: dict[str, Any] = json.loads((CONFIGS / "train_lora.json").read_text())
-    settings |= {"model": {"checkpoint": str(base)}, "train": {"path": str(pictures)}, "evaluate": None}
-    settings["lora"] |= lora
-    arguments = {
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "save_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-    }
-    return Recipe.model_validate(settings | {"arguments": arguments, "output": str(output)})
+    shipped = json.loads((CONFIGS / "train_lora.json").read_text())["lora"]
+    return two_steps("lora", base, output, pictures, lora={**shipped, **lora})
 
 
 @pytest.fixture

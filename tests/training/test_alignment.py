@@ -71,5 +71,5 @@ def test_what_is_near_a_word_spells_it(small: Path, hummed: Path, tmp_path: Path
 
 def test_a_sound_too_short_for_its_words_is_refused(small: Path, hummed: Path, tmp_path: Path) -> None:
     objective = make_objective(recipe(small, hummed, tmp_path / "out"))
-    with pytest.raises(ExampleError, match="tokens, expected 1 to 4, what its sound becomes"):
+    with pytest.raises(ExampleError, match="tokens, expected 1 to 4, the tokens of its sound"):
         objective.collate([((np.zeros(4000, np.float32), 16_000), "what shape is the red object at the top left")])

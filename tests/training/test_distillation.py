@@ -100,8 +100,8 @@ def test_a_run_brings_the_picture_nearer_to_its_words(small: Path, rows: Path) -
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
 
 
-def test_who_does_not_say_what_an_item_shows_cannot_be_learnt_from() -> None:
-    with pytest.raises(ExampleError, match="row 7 does not say in words what its picture has to tell"):
+def test_rows_without_the_words_of_their_items_cannot_be_learnt() -> None:
+    with pytest.raises(ExampleError, match="row 7 does not say in words what its picture shows"):
         in_words(Example({"image": [object()]}, [ask("what is it", "red")], "row 7"))
 
 
@@ -121,7 +121,7 @@ def test_lora_on_answers_of_a_word_warns(small: Path, rows: Path) -> None:
     with_text = rows.read_text()
     rows.write_text(json.dumps(short) + "\n")
     recipe = recipe_of(small, rows, objective="answers", freeze=[], lora=LORA)
-    with pytest.warns(UserWarning, match=r"short answers \(in words, median: 1\), and may then answer all so"):
+    with pytest.warns(UserWarning, match=r"short answers \(in words, median: 1\), and may then give only such"):
         make_objective(recipe)
     rows.write_text(with_text)
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""A run whose numbers are no longer finite stops and says so; what was whole before stays."""
+"""A run whose numbers are not finite stops with a sentence, and keeps its whole checkpoints."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_the_command_tells_it_in_a_sentence(tmp_path: Path, tiny_encoder: dict[s
     assert ended.stderr.strip().splitlines()[-1].startswith("Error: The run diverged: at step")
 
 
-def test_a_state_with_nan_is_neither_begun_with_nor_gone_on_from(tmp_path: Path, tiny_encoder: dict[str, Any]) -> None:
+def test_a_state_with_nan_is_neither_started_from_nor_resumed(tmp_path: Path, tiny_encoder: dict[str, Any]) -> None:
     settings = recipe(tmp_path / "out", tiny_encoder, 1e-3, max_steps=1)
     finished = run(settings)
     checkpoint = tmp_path / "out" / "run" / "checkpoint-1"
@@ -74,7 +74,7 @@ def test_a_state_with_nan_is_neither_begun_with_nor_gone_on_from(tmp_path: Path,
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (checkpoint / CHECKSUMS).unlink()
     (checkpoint / CHECKSUMS).write_text(json.dumps(_checksums(checkpoint)))
-    with pytest.raises(CheckpointDamageError, match=r"checkpoint-1 cannot be gone on from: .* not finite"):
+    with pytest.raises(CheckpointDamageError, match=r"cannot continue from \S+checkpoint-1: .* not finite"):
         run(settings, resume=True)
     config = json.loads((finished / "config.json").read_text())
     (finished / "config.json").write_text(json.dumps(config | {"fingerprints": None}))

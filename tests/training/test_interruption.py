@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment and again and again, ends where one ends that was left alone."""
+"""A run that is killed at any moment, however often, ends with the weights of an uninterrupted run."""
 
 import contextlib
 import gc
@@ -58,7 +58,7 @@ def recipe(output: Path, **changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was left alone."""
+    """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished")
     with contextlib.chdir(folder):
         run(recipe(Path("out")))
@@ -73,7 +73,7 @@ def out(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def in_a_process(settings: Recipe, largest_file: int = resource.RLIM_INFINITY) -> int:
-    """Start the run in a process of its own, resuming what there is; its id.
+    """Start the run in a new process, which resumes an earlier one; its id.
 
     The system kills it while it writes more than `largest_file` bytes into one file.
     """
@@ -171,10 +171,10 @@ def test_a_run_killed_while_it_writes_its_recipe_can_be_resumed(out: Path) -> No
     assert (out / "run" / "recipe.json").read_bytes() == written
     run(recipe(out), resume=True)
     (out / "run" / "recipe.json").write_bytes(written[: len(written) // 2])
-    with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows what the run was of"):
+    with pytest.raises(RecipeError, match=r"The run cannot be resumed without a whole \S+run/recipe.json"):
         run(recipe(out), resume=True)
     (out / "run" / "recipe.json").unlink()
-    with pytest.raises(RecipeError, match=r"Without a whole \S+run/recipe.json nobody knows .*No such file"):
+    with pytest.raises(RecipeError, match=r"cannot be resumed without a whole \S+run/recipe.json .*No such file"):
         run(recipe(out), resume=True)
 
 

@@ -60,7 +60,7 @@ def read_signal(source: Any) -> np.ndarray:
 
 @pytest.fixture(scope="module", autouse=True)
 def signal() -> Iterator[Modality]:
-    """A modality that omni has never heard of, whose items come from files."""
+    """A modality that omni does not know, whose items come from files."""
     spec = importlib.util.spec_from_file_location("omni_signal.plugin", PLUGIN)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""A checkpoint gets a further sense: what it knew stays as it was, and the new projector counts as untrained."""
+"""A checkpoint gets a further modality: its weights stay the same, and the new projector counts as untrained."""
 
 from pathlib import Path
 

@@ -84,7 +84,7 @@ def test_the_order_follows_from_seed_and_epoch() -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 3])
-def test_sources_mix_by_weight_and_begin_anew_when_they_are_used_up(lanes: int) -> None:
+def test_sources_mix_by_weight_and_start_again_at_their_end(lanes: int) -> None:
     """Expected are draws with replacement of the source; within 4 standard deviations."""
     few, many, single = Rows([5, 5]), Rows(None, 2000), Rows([1])
     mixed = Mixed([few, many, single], [1.0, 2.0, 1.0])
@@ -189,7 +189,7 @@ def test_a_mixture_is_of_several_and_not_for_every_use(small: Path, tmp_path: Pa
             Recipe.model_validate({**settings, **change})
 
 
-def test_other_rows_are_not_gone_on_with(small: Path, tmp_path: Path) -> None:
+def test_a_run_on_other_rows_is_not_resumed(small: Path, tmp_path: Path) -> None:
     shards(tmp_path / "shards")
     data = {"path": str(tmp_path / "shards")}
     run(recipe(small, data, tmp_path / "out"))

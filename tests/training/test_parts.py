@@ -16,24 +16,9 @@ from omni.checkpoints.fingerprints import part_of
 from omni.checkpoints.folder import CheckpointError
 from omni.loading.checkpoint import load
 from omni.training.parts import CHECKPOINTING, FrozenParts, freeze
-from omni.training.recipe import Recipe
 from omni.training.run import run
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-def recipe(name: str, checkpoint: Path, output: Path, data: Path, **changes: Any) -> Recipe:
-    """Two steps of a shipped recipe from a checkpoint, on data of one's own."""
-    settings: dict[str, Any] = json.loads((CONFIGS / f"train_{name}.json").read_text())
-    settings |= {"model": {"checkpoint": str(checkpoint)}, "train": {"path": str(data)}, "evaluate": None}
-    arguments = {
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "save_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-    }
-    return Recipe.model_validate(settings | {"arguments": arguments, "output": str(output)} | changes)
+from .conftest import two_steps
 
 
 @pytest.fixture
@@ -61,7 +46,7 @@ def kinds(tensors: dict[str, torch.Tensor]) -> dict[str, torch.dtype]:
 
 def test_frozen_parts_stay_in_their_precision(half: Path, pictures: Path, tmp_path: Path) -> None:
     before = load_file(half / "model.safetensors")
-    after = load_file(run(recipe("projector", half, tmp_path / "out", pictures)) / "model.safetensors")
+    after = load_file(run(two_steps("projector", half, tmp_path / "out", pictures)) / "model.safetensors")
     assert kinds(before) == kinds(after)
     assert kinds(after) == {
         "image_tower": torch.float32,
@@ -78,7 +63,7 @@ def test_what_learns_is_float32(half: Path, pictures: Path, tmp_path: Path) -> N
     model = OmniForConditionalGeneration.from_pretrained(half, dtype=torch.bfloat16)
     model.save_pretrained(half)
     learning = {"freeze": ["image_tower", "language_model"]}
-    after = load_file(run(recipe("projector", half, tmp_path / "out", pictures, **learning)) / "model.safetensors")
+    after = load_file(run(two_steps("projector", half, tmp_path / "out", pictures, **learning)) / "model.safetensors")
     assert kinds(after) == {
         "image_tower": torch.bfloat16,
         "image_projector": torch.float32,
@@ -92,7 +77,7 @@ def test_adapters_of_a_model_in_bfloat16_hold_what_was_trained_and_nothing_else(
 ) -> None:
     pytest.importorskip("peft")
     lora = {"target_modules": ".*language_model.*q_proj", "modules_to_save": ["image_projector"]}
-    saved = load_file(run(recipe("lora", half, tmp_path / "out", pictures, lora=lora)) / "adapter_model.safetensors")
+    saved = load_file(run(two_steps("lora", half, tmp_path / "out", pictures, lora=lora)) / "adapter_model.safetensors")
     assert all("lora_" in name or "image_projector" in name for name in saved)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
     model, _ = load(tmp_path / "out")
@@ -103,7 +88,7 @@ def test_adapters_of_a_model_in_bfloat16_hold_what_was_trained_and_nothing_else(
 def test_a_part_without_a_gradient_stays_untrained(name: str, half: Path, words: Path, tmp_path: Path) -> None:
     if name == "lora":
         pytest.importorskip("peft")
-    settings = recipe(name, half, tmp_path / "out", words, optimizer={"name": "adamw", "lr": 0.001})
+    settings = two_steps(name, half, tmp_path / "out", words, optimizer={"name": "adamw", "lr": 0.001})
     run(settings)
     for folder in (tmp_path / "out", tmp_path / "out" / "run" / "checkpoint-1"):
         with pytest.raises(CheckpointError, match="image_projector is untrained"):
@@ -112,7 +97,7 @@ def test_a_part_without_a_gradient_stays_untrained(name: str, half: Path, words:
 
 def test_what_was_learnt_before_an_interruption_counts(half: Path, pictures: Path, tmp_path: Path) -> None:
     """Also if nothing is left to be done but to write the result."""
-    settings = recipe("projector", half, tmp_path / "out", pictures)
+    settings = two_steps("projector", half, tmp_path / "out", pictures)
     run(settings)
     for file in (tmp_path / "out").glob("*.*"):
         file.unlink()
@@ -122,7 +107,7 @@ def test_what_was_learnt_before_an_interruption_counts(half: Path, pictures: Pat
 
 
 @pytest.mark.parametrize("thinker", ["qwen3", "opt"])
-def test_activations_of_a_frozen_language_model_are_computed_anew(
+def test_activations_of_a_frozen_language_model_are_recomputed(
     thinker: str, make_config: Callable[..., OmniConfig]
 ) -> None:
     """Backward goes through it to the projector. Layers of OPT have dropout of their own, which stays off."""

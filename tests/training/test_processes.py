@@ -1,4 +1,4 @@
-"""Training in several processes, whole or sharded: the same as in one, also where one has pictures and the other has not."""
+"""Training in several processes, whole or sharded, equals training in one, also if only one of them has pictures."""
 
 import json
 import os

@@ -40,8 +40,6 @@ def test_a_shipped_recipe_can_be_followed(
         overrides["model.image.encoder"] = SHIPPED[settings["model"]["image"]["encoder"]]
     if settings["model"].get("checkpoint") == "runs/omni_aligned":
         overrides["model.checkpoint"] = str(small / "omni_hearing")
-    if "modalities" in settings["model"]:
-        overrides["model.modalities.audio.encoder"] = str(small / "hearing")
     for part in ("train", "evaluate"):
         if "voices" in settings[part]:
             overrides |= {f"{part}.voices": str(hummed), f"{part}.count": 40}
@@ -59,7 +57,7 @@ def test_a_shipped_recipe_can_be_followed(
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_shipped_recipe_that_is_interrupted_goes_on(
+def test_an_interrupted_run_of_a_shipped_recipe_is_resumed(
     path: Path, small: Path, pictures: Path, hummed: Path, tmp_path: Path
 ) -> None:
     """With the same recipe: what libraries do to what they are given must not make it another one."""

@@ -134,7 +134,7 @@ def test_what_transformers_refuses_is_told_as_a_mistake_of_the_recipe(name: str,
 
 
 @pytest.mark.parametrize(("name", "reason"), [("file/out", "Not a directory"), ("x" * 5000, "File name too long")])
-def test_an_output_that_cannot_be_is_refused(name: str, reason: str, tmp_path: Path) -> None:
+def test_an_invalid_output_is_refused(name: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match=f"Correct `arguments` or `output` of the recipe.*{reason}"):
         run(tiny("vision_tiny", tmp_path / name, model={"config": TINY_ENCODER}))
@@ -286,7 +286,7 @@ def test_muon_steps_as_torchs_does_up_to_bfloat16(shape: tuple[int, int]) -> Non
     assert ours.state_dict()["state"][0].keys() == torchs.state_dict()["state"][0].keys()
 
 
-def test_the_optimizer_goes_on_from_its_state() -> None:
+def test_the_optimizer_resumes_from_its_state() -> None:
     def made() -> tuple[list[nn.Parameter], MuonAdamW]:
         torch.manual_seed(0)
         parameters = [nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))]

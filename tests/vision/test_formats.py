@@ -157,7 +157,7 @@ def test_what_does_not_concern_pixels_is_noted(what: str, kind: str) -> None:
     assert note(whole) is None
 
 
-def test_notes_are_of_files_and_not_of_somebody_else() -> None:
+def test_notes_are_about_the_file_and_not_about_other_code() -> None:
     data = encode(noise(), "JPEG")[:-2]
     assert note(data) == "Premature end of JPEG file"
     with Image.open(io.BytesIO(data)) as opened:
@@ -166,7 +166,7 @@ def test_notes_are_of_files_and_not_of_somebody_else() -> None:
 
 @pytest.mark.parametrize("marker", [b"\xff\xc4", b"\xff\xdb"])
 @pytest.mark.parametrize("kind", ["4:2:0", "progressive"])
-def test_a_table_that_is_no_table_is_not_passed_over(marker: bytes, kind: str) -> None:
+def test_an_invalid_table_is_refused_by_jpeg_files(marker: bytes, kind: str) -> None:
     """libjpeg would take the one that it has had before, or one that it knows."""
     data = JPEGS[kind](noise())
     for found in re.finditer(re.escape(marker), data):
@@ -416,4 +416,4 @@ def test_thousands_of_damaged_pictures_are_read_whole_or_refused() -> None:
     tally = run(seed=0, count=500, seconds=300)
     assert tally.tried == 500
     assert tally.refused > 250
-    assert tally.fell_through == ()
+    assert tally.failures == ()

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.modeling_vision import OmniVisionModel
 
+from ..conftest import assert_same, randomise
+
 TINY = {"img_size": 224, "patch": 16, "d_model": 128, "n_layers": 4, "n_heads": 2, "d_ff": 512}
 SMALL = {"img_size": 24, "patch": 8, "d_model": 32, "n_layers": 2, "n_heads": 2, "d_ff": 48}
 OTHER = {"img_size": 60, "patch": 12, "d_model": 48, "n_layers": 3, "n_heads": 4, "d_ff": 80}
@@ -77,22 +79,6 @@ def reference_name(name: str) -> str:
     return name
 
 
-@torch.no_grad()
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """No weight is left at zero or one, where a mistake would not show."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        if "norm" in name and name.endswith("weight"):
-            parameter.copy_(1 + 0.3 * noise)
-        elif name.endswith("bias"):
-            parameter.copy_(0.2 * noise)
-        elif "embeddings" in name and "patch" not in name:  # cls and positions
-            parameter.copy_(noise)
-        else:
-            parameter.copy_(noise * 1.5 / parameter[0].numel() ** 0.5)
-
-
 def build(sizes: dict, implementation: str = "sdpa", **options) -> OmniVisionModel:
     model = OmniVisionModel(OmniVisionConfig(**sizes, attn_implementation=implementation, **options))
     randomise(model)
@@ -117,14 +103,6 @@ def backward(cls: torch.Tensor, grid: torch.Tensor | None) -> None:
     outputs = cls if grid is None else torch.cat([cls, grid], dim=1)
     weights = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
     (outputs * weights.sin()).sum().div(len(outputs)).backward()
-
-
-def assert_same(found: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str = "") -> None:
-    """Equal up to `tolerance` of the largest value."""
-    scale = expected.abs().max().item()
-    torch.testing.assert_close(
-        found, expected, rtol=tolerance, atol=tolerance * scale, msg=lambda message: f"{what}: {message}"
-    )
 
 
 # Double precision shows that the arithmetic is the same, single that nothing is lost in what users run. Eager attention

@@ -558,7 +558,7 @@ def test_files_of_any_length_are_not_read(tmp_path: Path) -> None:
         assert "is a pipe or a device" in refusal(tmp_path / "socket")
 
 
-def test_paths_that_cannot_be() -> None:
+def test_invalid_paths_are_refused() -> None:
     assert "cannot be opened" in refusal("a\0b.png")
     assert "cannot be opened" in refusal("a" * 5000)
     assert "download" in refusal("https://example.org/cat.png")

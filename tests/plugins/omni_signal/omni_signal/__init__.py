@@ -1,1 +1,1 @@
-"""A modality that omni has never heard of."""
+"""A modality that omni does not know."""

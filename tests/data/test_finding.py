@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from omni.data.finding import SourceError, find_files
 from omni.data.sources import ManifestError
-from omni.embedding.sources import SourceError, find_files
 from omni.registry import get_modality
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ def test_one_picture_is_enough_and_none_is_too_few(inside: Path) -> None:
     assert "'q' holds no picture, expected files that end with .jpg" in refusal("q")
     assert "'q/*' holds no picture" in refusal("p", "q/*")
     assert "'nowhere' does not exist in" in refusal("nowhere")
-    assert "'list.txt' is a file of another kind, expected a folder, a pattern" in refusal("list.txt")
+    assert "'list.txt' is a file of another kind, expected a picture, or a folder, a pattern" in refusal("list.txt")
 
 
 def test_a_folder_that_may_not_be_read_is_not_left_out_silently(inside: Path) -> None:

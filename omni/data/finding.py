@@ -22,6 +22,8 @@ from omni.data.manifests import Manifest, Row
 from omni.modality import Modality
 from omni.registry import open_item
 
+_EXPECTED = "a folder, a pattern such as 'photos/**/*.jpg' or a manifest (.jsonl, .json, .csv)"
+
 
 class SourceError(ValueError):
     """A source names no files. The message is one sentence: what was found and expected, what to do."""
@@ -53,10 +55,6 @@ def _find(source: str, modality: Modality) -> Iterable[str]:
         name = os.path.basename(path)
         return not name.startswith(".") and os.path.splitext(name)[1].lower() in modality.suffixes
 
-    suffix = next(iter(modality.suffixes), "")
-    expected = (
-        f"a folder, a pattern such as 'files/**/*{suffix}', a manifest (.jsonl, .json, .csv) or a {modality.noun}"
-    )
     if os.path.isdir(source):
         return (os.path.join(folder, name) for folder, files in _walk(source) for name in files if owns(name))
     suffix = os.path.splitext(source)[1].lower()
@@ -65,11 +63,23 @@ def _find(source: str, modality: Modality) -> Iterable[str]:
             return (str(path) for row in Manifest.read(source, answers=False) for path in _files(row, modality))
         if suffix in modality.suffixes:
             return [source]
-        raise SourceError(f"{source!r} is a file of another kind, expected {expected}; check the path.")
-    if has_magic(source):
-        return (path for path in glob(source, recursive=True) if owns(path) and not os.path.isdir(path))
+        raise SourceError(
+            f"{source!r} is a file of another kind, expected a {modality.noun}, or {_EXPECTED}; check the path."
+        )
+    expect_source(source)
+    return (path for path in glob(source, recursive=True) if owns(path) and not os.path.isdir(path))
+
+
+def expect_source(source: str) -> None:
+    """Check that a source exists, or is a pattern. Nothing is read.
+
+    Raises:
+        SourceError: there is no such file or folder.
+    """
+    if os.path.exists(source) or has_magic(source):
+        return
     where = "" if os.path.isabs(source) else f" in {os.getcwd()!r}"
-    raise SourceError(f"{source!r} does not exist{where}, expected {expected}; check the path.")
+    raise SourceError(f"{source!r} does not exist{where}, expected {_EXPECTED}; check the path.")
 
 
 def _files(row: Row, modality: Modality) -> list[Path]:
