@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from omni.checkpoints.fingerprints import fingerprint_parts, naming_weights, read_tensors
+from omni.checkpoints.fingerprints import fingerprint_parts, naming_weights, read_tensors, weights_file
 from omni.checkpoints.folder import CONFIG, CheckpointError, named, read_object, reason_of
 from omni.checkpoints.strict import StrictLoadingMixin
 from omni.modality import Modality
@@ -82,7 +82,13 @@ def read_parts(config: Any, *only: str) -> dict[str, torch.Tensor]:
             if part == "language_model":
                 with _reading("configuration", os.path.join(place, CONFIG)):
                     AutoConfig.from_pretrained(place, trust_remote_code=False)
-                model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", trust_remote_code=False)
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    place, dtype="auto", trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True
+                )
+                weights = weights_file(Path(place), None).name
+                mismatched = (name for name, *_ in report["mismatched_keys"])
+                if wrong := sorted({*report["missing_keys"], *mismatched}):
+                    raise ValueError(f"its {CONFIG} and {weights} do not agree on {wrong[0]}; get the folder again.")
                 grow_vocabulary(model, config.text_config.vocab_size)
                 tensors |= _named(model.base_model, "model.language_model.")
                 if not config.tie_word_embeddings:

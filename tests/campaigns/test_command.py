@@ -44,7 +44,7 @@ def test_a_change_in_an_unsealed_folder_is_a_failure(tmp_path: Path, monkeypatch
         for path in [*(tmp_path / name).glob("*seal.json"), tmp_path / name / "README.md"]:
             path.unlink()
     monkeypatch.setattr(flips, "CHECKPOINTS", tmp_path)
-    code, said = run("flips", "--count", 60, "--seed", 0)
+    code, said = run("flips", "--count", 120, "--seed", 0)
     assert code == 1
     lines = [line for line in said.splitlines() if line.startswith("flips, seed 0: byte ")]
     assert any("loaded with different" in line for line in lines), said

@@ -114,6 +114,11 @@ def test_it_is_refused_beside_other_weights(saved: Path, tmp_path: Path, part: s
         )
         with pytest.raises(CheckpointError, match=rf"The configuration in '{config}' cannot be used: [^\n]*$"):
             load(tmp_path / "mine")
+        config.write_text(whole.replace('"intermediate_size": 48', '"intermediate_size": 47'))
+        with pytest.raises(
+            CheckpointError, match=rf"in '{config.parent}' .* its config.json and model.safetensors do not agree"
+        ):
+            load(tmp_path / "mine")
         config.write_text(whole)
     header = bytearray(file.read_bytes())
     header[20] = 0xFF
