@@ -170,6 +170,10 @@ def imported_and_read() -> Iterator[tuple[str, str]]:
                 yield node.attr, str(path)
 
 
+BY_METACLASSES = ("_abc_impl", "_backward_cls")
+"""Attributes that Python and torch give to every subclass."""
+
+
 def overridden() -> Iterator[tuple[str, str]]:
     """Private methods and attributes of foreign classes that omni's classes replace, and where."""
     for info in pkgutil.walk_packages(omni.__path__, "omni."):
@@ -180,7 +184,11 @@ def overridden() -> Iterator[tuple[str, str]]:
                 continue
             bases = [base for base in cls.__mro__[1:] if base.__module__.split(".")[0] in FOREIGN]
             for name in vars(cls):
-                if re.match(r"_[a-z]", name) and name not in ("_abc_impl", "_backward_cls") and any(name in vars(base) for base in bases):
+                if (
+                    re.match(r"_[a-z]", name)
+                    and name not in ("_abc_impl", "_backward_cls")
+                    and any(name in vars(base) for base in bases)
+                ):
                     yield name, info.name
 
 

@@ -99,12 +99,12 @@ def convert(
 
     A language model in a GGUF file becomes a folder that compose takes: omni convert model.gguf model.
     """
-    for source in sources:
-        if not source.exists():
-            refuse(f"{str(source)!r} does not exist; name files of micro-Omni, such as vision.pt.")
     if sources[0].suffix == ".gguf":
         _unpack(sources, output, as_json)
         return
+    for source in sources:
+        if not source.exists():
+            refuse(f"{str(source)!r} does not exist; name files of micro-Omni, such as vision.pt.")
     if to == "micro-omni" and len(sources) > 1:
         refuse(f"Expected one checkpoint for --to micro-omni, found {len(sources)}: {', '.join(map(str, sources))}.")
     with status("starting"):

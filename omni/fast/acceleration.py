@@ -13,7 +13,7 @@ from omni.fusion.acceleration import Acceleration
 
 from . import attention
 from .generation import give_room, prefilling, quick_step, stepping
-from .products import OneDnnProducts, keep_memory
+from .products import OneDnnProducts, keep_memory, learnt_products
 
 WRITTEN_OUT = {
     "omni_vision": "eager",
@@ -70,7 +70,7 @@ class FastAcceleration(Acceleration):
                         stack.callback(module.set_attn_implementation, "sdpa")
                         module.set_attn_implementation(name)
             if device.type == "cpu" and dtype == torch.float32:
-                stack.enter_context(OneDnnProducts(learning=True))
+                stack.enter_context(learnt_products(model))
             yield
 
 

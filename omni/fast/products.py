@@ -4,6 +4,9 @@ torch passes them to MKL, whose code for AVX-512 is for Intel's processors. On t
 rows; on AMD's it is 2.4 times as fast. It reads the model's own weights, so no copy can become stale.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -47,25 +50,39 @@ class _LearntProduct(torch.autograd.Function):
         return of_x, of_weight, of_bias
 
 
-class OneDnnProducts(TorchFunctionMode):
-    """Inside of the block, oneDNN computes linear layers in float32 on the CPU if that is faster.
+@contextmanager
+def learnt_products(model: nn.Module) -> Iterator[None]:
+    """Inside of the block, oneDNN computes the linear layers of a model and their gradients, first derivatives alone.
 
-    Args:
-        learning: also those that need gradients. They have first derivatives alone.
+    The layers themselves are changed: torch suspends a mode during the backward pass, in which checkpointed layers are
+    computed again.
     """
+    layers = [module for module in model.modules() if type(module) is nn.Linear and "forward" not in vars(module)]
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
 
-    def __init__(self, learning: bool = False) -> None:
-        super().__init__()
-        self.learning = learning
+
+def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    if not _suits_onednn(x, layer.weight, layer.bias):
+        return F.linear(x, layer.weight, layer.bias)
+    if not torch.is_grad_enabled():
+        return product(x, layer.weight, layer.bias)
+    result: torch.Tensor = _LearntProduct.apply(x, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    return result
+
+
+class OneDnnProducts(TorchFunctionMode):
+    """Inside of the block, oneDNN computes linear layers in float32 on the CPU if that is faster and needs no gradient."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Pass `F.linear` to oneDNN, and nothing else."""
-        if func is F.linear and not kwargs and _suits_onednn(*args):
-            x, weight, bias = (*args, None)[:3]
-            if not torch.is_grad_enabled():
-                return product(x, weight, bias)
-            if self.learning:
-                return _LearntProduct.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        if func is F.linear and not kwargs and not torch.is_grad_enabled() and _suits_onednn(*args):
+            return product(*(*args, None)[:3])
         return func(*args, **(kwargs or {}))
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from omni.fast import products
-from omni.fast.products import OneDnnProducts
+from omni.fast.products import OneDnnProducts, learnt_products
 
 pytestmark = pytest.mark.skipif(not products.HAS_ONEDNN, reason="this build of torch has no oneDNN")
 
@@ -62,8 +63,12 @@ def test_gradients_are_those_of_the_definition(learnt: str, layout: str, handed_
     given = [x, weight] if "no bias" in learnt else [x, weight, bias]
     for name, tensor in zip(("x", "weight", "bias"), given, strict=False):
         tensor.requires_grad_(name in learnt.removesuffix(", no bias"))
-    with OneDnnProducts(learning=True):
-        found = F.linear(*given)
+    layer = nn.Linear(40, 24, bias=len(given) == 3)
+    for name, tensor in zip(("weight", "bias"), given[1:], strict=False):
+        setattr(layer, name, nn.Parameter(tensor, requires_grad=tensor.requires_grad))
+    given[1:] = layer.parameters()
+    with learnt_products(layer):
+        found = layer(x)
         # of a sum, all gradients are one number in memory
         (found.sum() if layout == "one row for all" else (found * found).sum()).backward()
     assert handed_over
@@ -82,14 +87,26 @@ def test_what_does_not_learn_is_not_kept() -> None:
     kept: list[torch.Size] = []
     x, frozen = torch.randn(20, 40, requires_grad=True), nn.Linear(40, 24).requires_grad_(False)
     note = torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda t: t)
-    with OneDnnProducts(learning=True), note:
+    with learnt_products(frozen), note:
         frozen(x)
     assert kept == [frozen.weight.shape]
 
 
+def test_checkpointed_layers_are_computed_again_in_the_same_way(handed_over: list[torch.Size]) -> None:
+    torch.manual_seed(0)
+    x, layers = torch.randn(20, 40, requires_grad=True), nn.Sequential(nn.Linear(40, 24), nn.GELU(), nn.Linear(24, 8))
+    with learnt_products(layers):
+        checkpoint(layers, x, use_reentrant=False).square().sum().backward()
+    assert len(handed_over) == 8  # forward twice, and two gradients of each
+    found, x.grad = x.grad, None
+    layers(x).square().sum().backward()
+    torch.testing.assert_close(found, x.grad, rtol=1e-5, atol=1e-4)
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
 def test_second_derivatives_are_refused() -> None:
     x, linear = torch.randn(20, 40, requires_grad=True), nn.Linear(40, 24)
-    with OneDnnProducts(learning=True):
+    with learnt_products(linear):
         (slope,) = torch.autograd.grad(linear(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
         slope.sum().backward()
