@@ -183,7 +183,7 @@ def test_the_measured_tables_go_to_the_hub_with_the_weights_that_they_are_of(
     assert not MEASURED.search(pushed["README.md"])
     pushed.clear()
     model.push_to_hub("somebody/other")
-    assert "has not been measured" in pushed["README.md"]
+    assert "have not been measured" in pushed["README.md"]
     assert ModelCard(pushed["README.md"]).data.pipeline_tag == "image-text-to-text"
     assert "omni-thinker" in pushed["README.md"]
 

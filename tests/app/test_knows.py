@@ -31,7 +31,8 @@ Sight test FAILED: over all 20 questions 0.500 with the real pictures, 0.500 wit
 def test_it_is_what_the_shipped_card_says() -> None:
     assert knowledge("checkpoints/omni_tiny", [IMAGE])[:2] == [
         "It answers questions about pictures.",
-        "A small model that answers questions about pictures of coloured shapes; trained from nothing on generated scenes.",
+        "A small model that answers typed and spoken questions about pictures of coloured shapes, and writes down what a "
+        "voice says; 8,439,936 parameters, trained from nothing on generated scenes and synthetic voices.",
     ]
 
 

@@ -126,7 +126,7 @@ def test_a_visitor_uploads_asks_and_looks(visit: Any, expected: Any, tmp_path: P
     visitor.page.get_by_text("Its weights").click()
     assert "checkpoints/omni_tiny" in header
     assert "It answers questions about sounds and pictures." in header
-    assert "trained from nothing on generated scenes.\n" in header
+    assert "trained from nothing on generated scenes and synthetic voices.\n" in header
     assert "8.4 M parameters" in header
     assert all(f"{part} {mark[:8]}" in header for part, mark in config["fingerprints"].items())
     visitor.upload(SCENE)

@@ -69,7 +69,7 @@ def test_mistakes_are_told_before_anything_is_measured(fused: Path, vision: Path
     )
     assert "which does not take --split" in refuse("evaluate", vision, "--split", "pairs")
     assert "which does not take --fit-pictures" in refuse("evaluate", fused, "--fit-pictures", 200)
-    assert "which does not take --first" in refuse("evaluate", fused, "--data", "nothing.jsonl", "--first", 0)
+    assert "which does not take --first" in refuse("evaluate", fused, "--data", path, "--first", 0)
     assert "leave out the options" in refuse("evaluate", "--verify", path, "--first", 0)
     assert "Unknown kinds of questions ['colour']" in refuse("evaluate", fused, "--kind", "colour")
     assert "'nothing.jsonl' does not exist" in refuse("evaluate", fused, "--data", "nothing.jsonl")

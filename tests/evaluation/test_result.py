@@ -84,6 +84,8 @@ def edit_json(path: Path, *place: Any, value: Any) -> None:
 
 def a_weight(copy: Path, data: Path) -> None:
     model, _ = load(copy)
+    for path in copy.glob("familiarity*"):  # of the weights before
+        path.unlink()
     weight = model.model.language_model.norm.weight
     weight.data[0] *= 1 + 1e-6
     model.save_pretrained(copy)

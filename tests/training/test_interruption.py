@@ -258,7 +258,7 @@ def test_a_full_disk_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None
         pytest.skip("only root may mount a small disk")
     try:
         with pytest.raises(
-            DiskFullError, match="There is no room left for a checkpoint in .*; make some, and go on with"
+            DiskFullError, match="There is no room left for a checkpoint in .*; make some, and continue with"
         ):
             run(recipe(small / "out"))
         checkpoints = list((small / "out" / "run").glob("checkpoint-*"))

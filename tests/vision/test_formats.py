@@ -225,8 +225,8 @@ def test_a_damaged_chunk_that_may_decide_pixels_is_an_error(kind: bytes) -> None
 def test_chunks_that_must_be_understood_and_are_not() -> None:
     data = encode(noise(), "PNG")
     refused(data[:8] + chunk(b"CgBI", bytes(4)) + data[8:], "CgBI")
-    refused(with_chunk(data, chunk(b"NEWS", b"")), "unknown chunk b'NEWS'")
-    refused(with_chunk(data, data[8:33]), "unknown chunk b'IHDR'")
+    refused(with_chunk(data, chunk(b"NEWS", b"")), "unknown critical chunk b'NEWS'")
+    refused(with_chunk(data, data[8:33]), "unknown critical chunk b'IHDR'")
     refused(data[:8] + data[33:], "no header")
 
 
