@@ -15,6 +15,7 @@ import heapq
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -294,7 +295,11 @@ def _ask_index(table: SearchTable, wanted: Vectors, most: int) -> list[Hit]:
 
 
 def _index(table: SearchTable) -> "Index":
-    """The index of a table: that beside it, or a new one."""
+    """The index of a table: that beside it, or a new one. The name of its file has the table's digest and its own.
+
+    Raises:
+        SearchError: the file beside the table is damaged, or usearch is not installed.
+    """
     try:
         from usearch.index import Index
     except ImportError as error:
@@ -303,9 +308,13 @@ def _index(table: SearchTable) -> "Index":
             "'omni-thinker[search]'."
         ) from error
     made_of = hashlib.sha256(json.dumps(table.document, sort_keys=True).encode()).hexdigest()[:12]
-    path = table.path.with_name(f"{table.path.name}.{made_of}.usearch")
-    if path.is_file() and (kept := Index.restore(str(path), view=True)) is not None:
-        return kept
+    name = f"{table.path.name}.{made_of}"
+    for path in table.path.parent.glob(f"{escape(name)}.*.usearch"):
+        if _digest(path) != path.suffixes[-2][1:]:
+            raise SearchError(
+                f"{str(path)!r} is damaged: its name has another checksum; remove it, and it is made again."
+            )
+        return Index.restore(str(path), view=True)
     index, number = None, 0
     for paths, vectors in table.parts():
         if index is None:
@@ -314,7 +323,12 @@ def _index(table: SearchTable) -> "Index":
         number += len(paths)
     if index is None:
         raise TableError(f"{str(table.path)!r} has no vector; embed files that can be read.")
-    aside = path.with_name(f".{path.name}.writing")
+    aside = table.path.with_name(f".{name}.writing")
     index.save(str(aside))
-    aside.replace(path)
+    aside.replace(table.path.with_name(f"{name}.{_digest(aside)}.usearch"))
     return index
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

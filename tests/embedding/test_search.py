@@ -86,7 +86,12 @@ def test_an_index_finds_what_comparing_all_finds(table: Any, tmp_path: Path, mon
         assert [[hit.path for hit in group] for group in found[1]] == [
             [hit.path for hit in group] for group in exact[1]
         ]
-    assert len(list(tmp_path.glob("all.parquet.*.usearch"))) == 1
+    (index,) = tmp_path.glob("all.parquet.*.usearch")
+    damaged = bytearray(index.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    index.write_bytes(damaged)
+    with pytest.raises(SearchError, match="usearch' is damaged: its name has another checksum; remove it"):
+        search(tmp_path / "all.parquet", like=files[3])
 
 
 def test_duplicates_are_groups_of_files_that_are_nearly_the_same(
