@@ -310,11 +310,12 @@ def _index(table: SearchTable) -> "Index":
     made_of = hashlib.sha256(json.dumps(table.document, sort_keys=True).encode()).hexdigest()[:12]
     name = f"{table.path.name}.{made_of}"
     for path in table.path.parent.glob(f"{escape(name)}.*.usearch"):
-        if _digest(path) != path.suffixes[-2][1:]:
+        kept = Index.restore(str(path), view=True) if _digest(path) == path.suffixes[-2][1:] else None
+        if kept is None:
             raise SearchError(
                 f"{str(path)!r} is damaged: its name has another checksum; remove it, and it is made again."
             )
-        return Index.restore(str(path), view=True)
+        return kept
     index, number = None, 0
     for paths, vectors in table.parts():
         if index is None:
