@@ -22,11 +22,10 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from hashlib import md5
 from importlib import import_module
 from io import BytesIO
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,9 +99,8 @@ class LargeSoundError(SoundError):
     kind = "too large"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Sound:
-    """One sound.
+    """One sound. It is no dataclass, because chats in transformers 5.24 turn dataclasses into mappings.
 
     Attributes:
         samples: float32[S], mono and finite, with S at least 1; 1 is full scale.
@@ -113,12 +111,12 @@ class Sound:
         SoundError: the samples or the rate are not as above.
     """
 
+    __slots__ = ("notes", "rate", "samples")
     samples: NDArray[np.float32]
     rate: int
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        samples, rate = self.samples, self.rate
+    def __init__(self, samples: NDArray[np.float32], rate: int, notes: tuple[str, ...] = ()) -> None:
         if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 1:
             found = (
                 f"{samples.dtype}{list(samples.shape)}" if isinstance(samples, np.ndarray) else type(samples).__name__
@@ -127,6 +125,14 @@ class Sound:
                 f"The samples of a sound are float32[S] of NumPy, found {found}; make them with `as_sound`."
             )
         _check(samples, rate, "The sound")
+        for name, value in (("samples", samples), ("rate", rate), ("notes", notes)):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise AttributeError(f"A sound stays as it is, found another {name}; make a new one.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sound, (self.samples, self.rate, self.notes)
 
     @property
     def seconds(self) -> float:

@@ -24,6 +24,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 
 from omni.fusion.chats import OldTransformers
+from omni.fusion.placeholders import UNMARKED
 from omni.items import Item
 from omni.knowing.confidence import Certainty
 from omni.loading.encoder import Encoder
@@ -110,13 +111,15 @@ class Worker:
 
     @torch.inference_mode()
     def try_out(self) -> None:
-        """Answer a question about an item of each modality. Raises any error of the model."""
+        """Answer a question about an item of each modality that chats may have. Raises any error of the model."""
         items = [
             Item(
                 bundle.name, make_probes(bundle, self.model.config.modalities[bundle.name]["encoder"], preprocessor)[0]
             )
             for bundle in self.processor.bundles
-            if bundle.probes is not None and (preprocessor := self.processor.preprocessors[bundle.name])
+            if bundle.probes is not None
+            and (UNMARKED or bundle.name == "image")  # before transformers 5.23 chats have no other items
+            and (preprocessor := self.processor.preprocessors[bundle.name])
         ]
         self.model.generate(**make_prompts(self.processor, [("?", items)]), max_new_tokens=1)
 
