@@ -300,9 +300,13 @@ def test_train_refuses(tmp_path: Path) -> None:
 
 
 def test_a_file_in_the_place_of_a_question_is_refused(tmp_path: Path) -> None:
-    for file in ("examples/second.png", "README.md", "nowhere.jpg"):
-        told = refuse("ask", SCENE, file)
-        assert f"'{file}'" in told
+    said = {
+        "examples/second.png": "or a sound that asks, found the file 'examples/second.png'; add one of them",
+        "README.md": "'README.md' is not a sound that can be read",
+        "nowhere.jpg": "'nowhere.jpg' does not exist",
+    }
+    for file, sentence in said.items():
+        assert sentence in refuse("ask", SCENE, file)
 
 
 def test_a_cut_answer_says_so() -> None:

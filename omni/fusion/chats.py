@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -10,12 +10,22 @@ import transformers
 from omni.modality import Modality
 from omni.registry import open_item
 
+from .placeholders import UNMARKED
+
+ALWAYS = ("image",)
+"""The modalities whose items chats may have in every version of transformers."""
+
 _ADDRESS = re.compile(r"(https?://|data:)", re.IGNORECASE)
 """The beginning of a web address or data URI. The preprocessor fetches it."""
 
 
 class OldTransformers(ValueError):
     """A chat for which transformers 5.23 is needed; the message is one sentence."""
+
+
+def readable(bundles: Iterable[Modality]) -> list[Modality]:
+    """The modalities whose items a chat may have: all, or before transformers 5.23 pictures alone."""
+    return [modality for modality in bundles if UNMARKED or modality.name in ALWAYS]
 
 
 def refuse_new_chats(conversation: Any, options: dict[str, Any], bundles: Sequence[Modality], tokenizer: Any) -> None:
@@ -34,7 +44,7 @@ def refuse_new_chats(conversation: Any, options: dict[str, Any], bundles: Sequen
     parts, names = list(_nested(conversation)), {modality.name: modality.token for modality in bundles}
     special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     types = [part.get("type") for part in parts if isinstance(part, Mapping)]
-    found = [name for name in names if name != "image" and name in types]
+    found = [name for name in names if name not in ALWAYS and name in types]
     what = f"items of type {found[0]!r}" if found and options.get("tokenize") else ""
     if options.pop("sanitize_control_tokens", False):
         texts = [part for part in parts if isinstance(part, str)]

@@ -23,8 +23,7 @@ from jinja2 import TemplateError
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.processing_utils import ProcessorMixin
 
-from omni.fusion.chats import OldTransformers
-from omni.fusion.placeholders import UNMARKED
+from omni.fusion.chats import OldTransformers, readable
 from omni.items import Item
 from omni.knowing.confidence import Certainty
 from omni.loading.encoder import Encoder
@@ -116,10 +115,8 @@ class Worker:
             Item(
                 bundle.name, make_probes(bundle, self.model.config.modalities[bundle.name]["encoder"], preprocessor)[0]
             )
-            for bundle in self.processor.bundles
-            if bundle.probes is not None
-            and (UNMARKED or bundle.name == "image")  # before transformers 5.23 chats have no other items
-            and (preprocessor := self.processor.preprocessors[bundle.name])
+            for bundle in readable(self.processor.bundles)
+            if bundle.probes is not None and (preprocessor := self.processor.preprocessors[bundle.name])
         ]
         self.model.generate(**make_prompts(self.processor, [("?", items)]), max_new_tokens=1)
 
