@@ -16,8 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from omni.data.rows import is_address
-from omni.data.sources import ManifestError
+from omni.data.sources import ManifestError, is_address
 from omni.modality import ItemError, MissingItemError
 
 SECONDS = 60

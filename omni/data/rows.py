@@ -44,13 +44,12 @@ from pydantic import (
 )
 
 from omni.data.conversations import Message, ask
-from omni.data.sources import Held, ManifestError, short
+from omni.data.sources import Held, ManifestError, is_address, short
 from omni.items import modality_of as modality_of_upload
 from omni.registry import get_modality, load_modalities, modalities, open_item
 
 _SAYINGS = ("messages", "conversations", "question", "caption", "text")
 _FILES = re.compile(r"(.+_)?file_names?")
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?([^,]*);base64,", re.IGNORECASE)
 _PART = re.compile(r"(?:input_)?([a-z0-9_]+?)(?:_url)?")
 
@@ -60,11 +59,6 @@ class Named(NamedTuple):
 
     modality: str
     name: str | Held
-
-
-def is_address(name: str) -> bool:
-    """Whether a name is an address, such as "https://example.org/a.png"."""
-    return _ADDRESS.match(name) is not None
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,21 @@ def open_source(path: Path) -> Source:
     raise _missing(path)
 
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is an address, such as "https://example.org/a.png"."""
+    return _ADDRESS.match(name) is not None
+
+
 def expect_rows(path: str | Path) -> None:
     """Check that a path exists, or is a pattern or an address. Nothing is read.
 
     Raises:
         ManifestError: there is no such file or folder.
     """
-    if not (os.path.exists(path) or has_magic(str(path)) or "://" in str(path)):
+    if not (os.path.exists(path) or has_magic(str(path)) or is_address(str(path))):
         raise _missing(Path(path))
 
 
