@@ -12,7 +12,7 @@ from omni.registry import get_modality
 from . import acceleration
 from .placement import check_counts
 from .selection import take
-from .signature import CACHE
+from .signature import CACHE, named_cache
 from .thinker import cached_tokens, untrained_message
 
 PER_TOKEN = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
@@ -52,6 +52,7 @@ class OmniGenerationMixin(GenerationMixin):
             ValueError: a part that is needed is untrained (a tower and its projector are needed for an item of theirs);
                 placeholders and items do not match in some row.
         """
+        kwargs = named_cache(kwargs)
         if not allow_untrained:
             self._refuse_untrained(kwargs)
         if inputs is not None and kwargs.get("input_ids") is None:

@@ -21,6 +21,12 @@ CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWit
 """transformers' name of the cache: "past_key_values" up to 5.23."""
 
 
+def named_cache(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs, with the cache under transformers' own name of it. "past_key_values" and "cache" are both accepted."""
+    other = "past_key_values" if CACHE == "cache" else "cache"
+    return {CACHE if key == other else key: value for key, value in inputs.items()}
+
+
 def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that takes `cache` for `past_key_values`."""
 
