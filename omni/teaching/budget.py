@@ -13,7 +13,7 @@ from torch import nn
 
 from omni.fusion import acceleration
 from omni.training.objectives import make_objective
-from omni.training.parts import FrozenParts
+from omni.training.parts import CHECKPOINTING, FrozenParts
 from omni.training.recipe import Recipe
 from omni.training.run import prepare
 
@@ -60,7 +60,7 @@ def measure(recipe: Recipe) -> Budget:
     kept = _kept(model, batch)
     free = SHARE * free_memory(device) - _bytes(model)  # saving compares the weights with those on disk
     given = recipe.arguments.get("per_device_train_batch_size")
-    checkpointing = bool(recipe.arguments.get("activation_checkpointing"))
+    checkpointing = bool(recipe.arguments.get(CHECKPOINTING))
     if free < kept * (given or ROWS):
         text = model.config.text_config
         outputs = text.num_hidden_layers * batch["input_ids"].numel() * text.hidden_size * model.dtype.itemsize

@@ -398,6 +398,7 @@ class Recipe(Strict):
         from transformers import TrainingArguments  # imported here because it takes seconds
 
         known = {field.name for field in fields(TrainingArguments) if field.init} - {"output_dir"}
+        arguments = _installed_names(arguments, known)
         if unknown := sorted(set(arguments) - known):
             raise ValueError(f"TrainingArguments of transformers knows no {', '.join(map(repr, unknown))}")
         if (bf16 := arguments.get("bf16", False)) not in (True, False, "auto"):  # for Trainer any text is true
@@ -428,6 +429,18 @@ class Recipe(Strict):
         if arguments.get("save_only_model"):
             raise ValueError("`save_only_model` leaves out what a run is resumed from, so that it would begin anew")
         return arguments
+
+
+def _installed_names(arguments: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """Arguments for computing activations twice, under the name that the installed transformers has for them.
+
+    It is "activation_checkpointing" in transformers 5.23 and newer, and "gradient_checkpointing" before.
+    """
+    new, old = "activation_checkpointing", "gradient_checkpointing"
+    name, other = (new, old) if new in known else (old, new)
+    if both := sorted(set(arguments) & {key.replace(other, name) for key in arguments if key.startswith(other)}):
+        raise ValueError(f"{', '.join(map(repr, both))} is given twice, also as {other!r}; give it once")
+    return {key.replace(other, name): value for key, value in arguments.items()}
 
 
 _AT_LEAST_ONE = {

@@ -24,6 +24,7 @@ from omni.loading.checkpoint import load
 from omni.questions import make_prompts, write_prompts
 from omni.teaching import Lesson, budget, teach, watch
 from omni.teaching.plan import plan
+from omni.training.parts import CHECKPOINTING
 from omni.training.recipe import Mixture, Recipe, RecipeError
 from omni.training.run import run
 from omni.training.tokenizer import train_tokenizer
@@ -182,7 +183,7 @@ def test_little_memory_means_smaller_batches_and_layers_that_are_computed_twice(
     teach(lesson_of(given), tmp_path / "mine", say=lambda line: None)
     arguments = Recipe.read(tmp_path / "mine" / "recipe.json").arguments
     assert (arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]) == (1, 4)
-    assert arguments["activation_checkpointing"] is True
+    assert arguments[CHECKPOINTING] is True
     for name, tensor in weights(tmp_path / "mine").items():  # the same batches, added up in another order
         torch.testing.assert_close(tensor, weights(taught[0])[name], rtol=0.1, atol=0.02)
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainingArguments
 
 import omni
 from omni.embedding.engine import bfloat16_pays
 from omni.fusion.acceleration import Acceleration, using
 from omni.training.optimizer import Muon, MuonAdamW, make_optimizer
+from omni.training.parts import CHECKPOINTING
 from omni.training.recipe import Optimizer, Recipe, RecipeError
 from omni.training.run import run, settle
 
@@ -114,6 +115,16 @@ def test_recipe_refuses_what_it_does_not_know(tmp_path: Path) -> None:
 def test_values_are_checked_before_anything_is_done(override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Recipe.read(CONFIGS / "train_pictures.json", [override])
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_either_name_of_checkpointing_is_that_of_the_installed_transformers(name: str) -> None:
+    recipe = Recipe.read(CONFIGS / "train_pictures.json", [f"arguments.{name}=true"])
+    assert recipe.arguments[CHECKPOINTING] is True
+    assert TrainingArguments(use_cpu=True, **{CHECKPOINTING: recipe.arguments[CHECKPOINTING]})
+    both = ["arguments.activation_checkpointing=true", "arguments.gradient_checkpointing=true"]
+    with pytest.raises(RecipeError, match="given twice, also as '(activation|gradient)_checkpointing'; give it once"):
+        Recipe.read(CONFIGS / "train_pictures.json", both)
 
 
 @pytest.mark.parametrize(
