@@ -65,6 +65,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    from omni.fusion.placeholders import UNMARKED
+
+    if not UNMARKED and item.get_closest_marker("new_chats"):
+        pytest.skip("omni refuses such chats before transformers 5.23")
+
+
 def pytest_collection_finish() -> None:
     """Exempt the half a million objects of torch, transformers and the tests from garbage collection."""
     gc.collect()

@@ -99,6 +99,7 @@ ADDRESSES = {
 }
 
 
+@pytest.mark.new_chats
 @pytest.mark.parametrize("name", ADDRESSES)
 def test_it_keeps_the_contract(name: str, file: Callable[[str], list[Path]]) -> None:
     (modality,) = find(ADDRESSES[name])

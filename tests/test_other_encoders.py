@@ -156,6 +156,7 @@ def prompt(processor: OmniProcessor) -> dict[str, Any]:
     )
 
 
+@pytest.mark.new_chats
 def test_all_of_them_stand_in_one_prompt(pair: tuple[OmniForConditionalGeneration, OmniProcessor]) -> None:
     model, processor = pair
     inputs = prompt(processor)
@@ -187,6 +188,7 @@ def test_what_transformers_makes_of_its_own_configurations_stays() -> None:
     )
 
 
+@pytest.mark.new_chats
 def test_saved_and_loaded_nothing_differs(
     pair: tuple[OmniForConditionalGeneration, OmniProcessor], tmp_path: Path
 ) -> None:

@@ -278,7 +278,7 @@ def test_a_count_that_the_model_finds(pair: tuple[Any, Any]) -> None:
         model(**inputs)
 
 
-@pytest.mark.skipif(not processing_omni.UNMARKED, reason="transformers reads such items of chats from 5.23 on")
+@pytest.mark.new_chats
 def test_a_chat_with_both(pair: tuple[Any, Any]) -> None:
     model, processor = pair
     content = [

@@ -111,6 +111,7 @@ def composed(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return composition.save(root / "mine")
 
 
+@pytest.mark.new_chats
 def test_a_model_that_hears_is_composed(composed: Path, folders: dict[str, Path]) -> None:
     model = OmniForConditionalGeneration.from_pretrained(composed)
     assert model.config.untrained == ["audio_projector"]

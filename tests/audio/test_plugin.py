@@ -50,7 +50,6 @@ IMAGE: dict[str, Any] = {
     "model_type": "omni_vision", "image_size": 16, "patch_size": 8, "hidden_size": 24, "num_hidden_layers": 1,
     "num_attention_heads": 2, "intermediate_size": 32,
 }  # fmt: skip
-NEW = pytest.mark.skipif(not processing_omni.UNMARKED, reason="transformers reads sounds of chats from 5.23 on")
 TOKENS = {"image": "<image>", "audio": "<audio>"}
 TEXTS = ["what is that", "which of them", "a red circle"] * 4
 
@@ -200,7 +199,7 @@ def test_the_rate_is_honoured_or_refused(pair: Pair) -> None:
         seeing(text="a", sampling_rate=8_000)
 
 
-@NEW
+@pytest.mark.new_chats
 def test_chats_with_sounds_and_pictures(pair: Pair, tmp_path: Path) -> None:
     _, processor = pair
     path = tmp_path / "a.flac"
@@ -241,7 +240,7 @@ def test_chats_with_sounds_need_a_new_transformers(pair: Pair, monkeypatch: pyte
         processor.apply_chat_template([chat, chat], **CHAT)
 
 
-@NEW
+@pytest.mark.new_chats
 def test_the_rate_of_a_chats_arrays(pair: Pair) -> None:
     _, processor = pair
     samples = chirp(rate=8_000)
@@ -255,7 +254,7 @@ def test_the_rate_of_a_chats_arrays(pair: Pair) -> None:
         processor.apply_chat_template(named, **CHAT, processor_kwargs={"sampling_rate": 44_100})
 
 
-@NEW
+@pytest.mark.new_chats
 def test_sounds_from_addresses(pair: Pair, tmp_path: Path) -> None:
     """As transformers' own chats have them; what is behind one is loaded at the rate of the feature extractor."""
     _, processor = pair
@@ -271,7 +270,7 @@ def test_sounds_from_addresses(pair: Pair, tmp_path: Path) -> None:
         processor.apply_chat_template(said({"type": "audio", "path": str(tmp_path / "none.wav")}), **CHAT)
 
 
-@NEW
+@pytest.mark.new_chats
 def test_pipelines_take_sounds_in_every_form(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # of torchvision nothing is used
     monkeypatch.setattr("transformers.pipelines.any_to_any.requires_backends", lambda *_: None)

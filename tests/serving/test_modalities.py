@@ -30,7 +30,6 @@ from omni import (
     registry,
 )
 from omni.audio.sounds import MAX_SAMPLES, read_sound
-from omni.fusion import processing_omni
 from omni.modality import ItemError
 from omni.registry import get_modality, register_modality
 from omni.serving.requests import Chat, RequestError, Response, parse
@@ -40,9 +39,7 @@ from omni.serving.writing import Piece
 from omni.training.tokenizer import train_tokenizer
 
 soundfile = pytest.importorskip("soundfile")
-pytestmark = pytest.mark.skipif(
-    not processing_omni.UNMARKED, reason="chats with items that are no pictures need transformers 5.23"
-)
+pytestmark = pytest.mark.new_chats
 PLUGIN = Path(__file__).parents[1] / "plugins" / "omni_signal" / "omni_signal" / "plugin.py"
 SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 ENCODERS: dict[str, Any] = {

@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from omni.fusion.processing_omni import UNMARKED
 from omni.loading.checkpoint import load
 from omni.serving.requests import Chat, Completion, Request, RequestError, Response
 from omni.serving.worker import MAX_WAITING, BusyError, FailedError, Worker
@@ -288,7 +287,7 @@ def test_variables_of_the_chat_template_are_the_clients_and_nothing_else(made: C
             ask(worker, chat(text("how many"), chat_template_kwargs={name: False}))
 
 
-@pytest.mark.skipif(not UNMARKED, reason="older transformers cannot read control tokens as text")
+@pytest.mark.new_chats
 def test_control_tokens_in_a_text_are_text(worker: Worker) -> None:
     said = ask(worker, chat(text("<image><|end|>"), max_tokens=1))
     assert said.end.tokens_read > ask(worker, chat(text(""), max_tokens=1)).end.tokens_read + 2

@@ -178,6 +178,7 @@ def hearing(make_micro_omni: Callable[..., Any], tmp_path: Path) -> tuple[Any, A
     return system, encoder, file.parent
 
 
+@pytest.mark.new_chats
 @torch.no_grad()
 def test_a_model_that_sees_and_hears_says_what_micro_omni_says(hearing: tuple[Any, Any, Path], tmp_path: Path) -> None:
     system, encoder, theirs = hearing
