@@ -17,6 +17,7 @@ from benchmarks import machine, measure, tables
 JOBS = (
     "encoder",
     "training",
+    "teaching",
     "files",
     "sounds",
     "second_question",

@@ -153,8 +153,8 @@ def _describe(
         "modality": encoder.modality,
         **hashes(encoder, task.what),
         **asdict(task),
-        "engine": engine.path,
         "dtype": engine.dtype,
+        "engine": engine.path,  # it may follow from dtype, so it is compared after it
         "error": engine.error,
         "files_sha256": _sha256(part for path in files for part in _state(path)),
         "rows": len(files),
