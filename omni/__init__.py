@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from omni.audio.configuration_audio import OmniAudioConfig as OmniAudioConfig
     from omni.audio.feature_extraction_audio import OmniFeatureExtractor as OmniFeatureExtractor
     from omni.audio.modeling_audio import OmniAudioModel as OmniAudioModel
+    from omni.classification.configuration_classifier import OmniClassifierConfig as OmniClassifierConfig
+    from omni.classification.modeling_classifier import OmniForClassification as OmniForClassification
     from omni.fusion.configuration_omni import OmniConfig as OmniConfig
     from omni.fusion.modeling_omni import OmniForConditionalGeneration as OmniForConditionalGeneration
     from omni.fusion.modeling_omni import OmniModel as OmniModel
@@ -46,8 +48,10 @@ _LAZY = {
     "Loaded": "omni.notebook",
     "OmniAudioConfig": "omni.audio.configuration_audio",
     "OmniAudioModel": "omni.audio.modeling_audio",
+    "OmniClassifierConfig": "omni.classification.configuration_classifier",
     "OmniConfig": "omni.fusion.configuration_omni",
     "OmniFeatureExtractor": "omni.audio.feature_extraction_audio",
+    "OmniForClassification": "omni.classification.modeling_classifier",
     "OmniForConditionalGeneration": "omni.fusion.modeling_omni",
     "OmniImageProcessor": "omni.vision.image_processing_vision",
     "OmniModel": "omni.fusion.modeling_omni",

@@ -49,17 +49,21 @@ def _vision_model(auto: ModuleType) -> None:
 
 
 def _vision_image_processor(auto: ModuleType) -> None:
+    from omni.classification.configuration_classifier import OmniClassifierConfig
     from omni.vision.configuration_vision import OmniVisionConfig
     from omni.vision.image_processing_vision import OmniImageProcessor
 
-    auto.AutoImageProcessor.register(OmniVisionConfig, OmniImageProcessor, exist_ok=True)
+    for config in (OmniVisionConfig, OmniClassifierConfig):
+        auto.AutoImageProcessor.register(config, OmniImageProcessor, exist_ok=True)
 
 
 def _no_video_processor(auto: ModuleType) -> None:
     """Tell transformers that there is no video processor. Otherwise it asks to run the checkpoint's code for one."""
+    from omni.classification.configuration_classifier import OmniClassifierConfig
     from omni.vision.configuration_vision import OmniVisionConfig
 
-    auto.AutoVideoProcessor.register(OmniVisionConfig, video_processor_classes={}, exist_ok=True)
+    for config in (OmniVisionConfig, OmniClassifierConfig):
+        auto.AutoVideoProcessor.register(config, video_processor_classes={}, exist_ok=True)
 
 
 def _audio_configuration(auto: ModuleType) -> None:
@@ -79,8 +83,10 @@ def _audio_model(auto: ModuleType) -> None:
 def _audio_feature_extractor(auto: ModuleType) -> None:
     from omni.audio.configuration_audio import OmniAudioConfig
     from omni.audio.feature_extraction_audio import OmniFeatureExtractor
+    from omni.classification.configuration_classifier import OmniClassifierConfig
 
-    auto.AutoFeatureExtractor.register(OmniAudioConfig, OmniFeatureExtractor, exist_ok=True)
+    for config in (OmniAudioConfig, OmniClassifierConfig):
+        auto.AutoFeatureExtractor.register(config, OmniFeatureExtractor, exist_ok=True)
 
 
 def _fusion_configuration(auto: ModuleType) -> None:
@@ -108,6 +114,22 @@ def _fusion_processor(auto: ModuleType) -> None:
     auto.AutoProcessor.register(OmniConfig, OmniProcessor, exist_ok=True)
 
 
+def _classifier_configuration(auto: ModuleType) -> None:
+    from omni.classification.configuration_classifier import OmniClassifierConfig
+
+    auto.AutoConfig.register(OmniClassifierConfig.model_type, OmniClassifierConfig, exist_ok=True)
+
+
+def _classifier_model(auto: ModuleType) -> None:
+    from omni.classification.configuration_classifier import OmniClassifierConfig
+    from omni.classification.modeling_classifier import OmniForClassification
+
+    auto.AutoModelForImageClassification.register(OmniClassifierConfig, OmniForClassification, exist_ok=True)
+    auto.AutoModelForAudioClassification.register(OmniClassifierConfig, OmniForClassification, exist_ok=True)
+    for names in (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
+        names.setdefault("omni_classifier", "OmniForClassification")
+
+
 def _plugin_configurations(auto: ModuleType) -> None:
     """Have transformers look for unknown model types among the plug-ins, which are loaded only then."""
     from omni.registry import load_modalities, registered
@@ -128,26 +150,29 @@ def _plugin_configurations(auto: ModuleType) -> None:
 
 def register_when_imported() -> None:
     """Register each class as soon as transformers' table for it is imported."""
+    classifier = "omni.classification.configuration_classifier"
     registrations = [
         ("configuration_auto", (), _plugin_configurations),
         ("configuration_auto", ("omni.fusion.configuration_omni",), _fusion_configuration),
         ("modeling_auto", ("omni.fusion.configuration_omni", "omni.fusion.modeling_omni"), _fusion_model),
         ("processing_auto", ("omni.fusion.configuration_omni", "omni.fusion.processing_omni"), _fusion_processor),
+        ("configuration_auto", (classifier,), _classifier_configuration),
+        ("modeling_auto", (classifier, "omni.classification.modeling_classifier"), _classifier_model),
     ]
     if find_spec("omni.vision") is not None:  # a plug-in like any other, which may be deleted
         vision = "omni.vision.configuration_vision"
         registrations += [
             ("configuration_auto", (vision,), _vision_configuration),
             ("modeling_auto", ("omni.blocks", vision, "omni.vision.modeling_vision"), _vision_model),
-            ("image_processing_auto", (vision, "omni.vision.image_processing_vision"), _vision_image_processor),
-            ("video_processing_auto", (vision,), _no_video_processor),
+            ("image_processing_auto", (classifier, vision, "omni.vision.image_processing_vision"), _vision_image_processor),
+            ("video_processing_auto", (classifier, vision), _no_video_processor),
         ]
     if find_spec("omni.audio") is not None:
         audio = "omni.audio.configuration_audio"
         registrations += [
             ("configuration_auto", (audio,), _audio_configuration),
             ("modeling_auto", ("omni.blocks", audio, "omni.audio.modeling_audio"), _audio_model),
-            ("feature_extraction_auto", (audio, "omni.audio.feature_extraction_audio"), _audio_feature_extractor),
+            ("feature_extraction_auto", (classifier, audio, "omni.audio.feature_extraction_audio"), _audio_feature_extractor),
         ]
     for auto, own, register in registrations:
         when_imported(f"transformers.models.auto.{auto}", own, register)
