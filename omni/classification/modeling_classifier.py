@@ -53,6 +53,8 @@ class OmniForClassification(StrictModel):
         "AutoModelForAudioClassification": "OmniForClassification",
     }
 
+    accepts_loss_kwargs = False  # `Trainer` would pass some on to the encoder
+
     def __init__(self, config: OmniClassifierConfig) -> None:
         super().__init__(config)
         self.encoder = get_modality(config.modality).build_tower(config.encoder_config)

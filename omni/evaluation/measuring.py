@@ -12,20 +12,24 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from omni.checkpoints.folder import CheckpointError, base_of, model_type_of, prompt_of
+from omni.classification.configuration_classifier import OmniClassifierConfig
 from omni.data.collate import expect_taken
 from omni.data.conversations import ExampleError
 from omni.fusion.configuration_omni import OmniConfig
 from omni.loading.checkpoint import load
+from omni.loading.classifier import load_classifier
 from omni.loading.encoder import load_encoder
 from omni.registry import get_modality
 from omni.worlds import find_world
 
 from .asking import Items, Questionnaire, ask_all
+from .classes import ClassScore, Confusion, class_scores, classify_rows, confusions
 from .knowing import Reliability, Strangers, find_strangers, reliability
 from .language import LanguageTest, language_test
 from .probing import Progress, evaluate_encoder
 from .result import (
     Asking,
+    ClassSettings,
     Difference,
     EncoderSettings,
     Hashes,
@@ -37,7 +41,7 @@ from .result import (
     hash_preprocessing,
     hash_weights,
 )
-from .scores import SIGHTS, Asked, Evaluation, EvaluationError, Sight, SightTest, sight_test
+from .scores import SIGHTS, Asked, Evaluation, EvaluationError, Sight, SightTest, score, sight_test
 
 PACKAGES = {
     "omni": "omni-thinker",
@@ -62,26 +66,37 @@ class Outcome:
     examples: int
 
 
-def kind_of(checkpoint: str | Path) -> Literal["fused", "encoder"]:
+KINDS: dict[str, Literal["fused", "classifier"]] = {
+    OmniConfig.model_type: "fused",
+    OmniClassifierConfig.model_type: "classifier",
+}
+
+
+def kind_of(checkpoint: str | Path) -> Literal["fused", "classifier", "encoder"]:
     """The kind of model in a folder, by the `model_type` of its configuration. Adapters have the kind of their base model.
 
     Raises:
         CheckpointError: there is no folder, or no configuration in it.
     """
-    return "fused" if model_type_of(base_of(Path(checkpoint))) == OmniConfig.model_type else "encoder"
+    return KINDS.get(model_type_of(base_of(Path(checkpoint))), "encoder")
 
 
 def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
-    """The settings that fit a checkpoint: an encoder's; a manifest's if `data` is given; otherwise those of a world.
+    """The settings that fit a checkpoint: an encoder's; a classifier's or a manifest's with `data`; else those of a world.
 
     Raises:
         CheckpointError: there is no configuration in the folder.
-        EvaluationError: an option belongs to another evaluation, or is out of range.
+        EvaluationError: an option belongs to another evaluation, or is out of range; or a classifier has no `data`.
         WorldError: the world is not installed.
     """
     settings: type[Settings]
-    if kind_of(checkpoint) == "encoder":
+    kind = kind_of(checkpoint)
+    if kind == "encoder":
         settings = EncoderSettings
+    elif kind == "classifier":
+        settings = ClassSettings
+        if "data" not in options:
+            raise EvaluationError(f"{str(checkpoint)!r} is a classifier; name the rows that it is to classify with --data.")
     else:
         settings = ManifestSettings if "data" in options else find_world().settings
     what = settings.model_fields["about"].default
@@ -121,14 +136,51 @@ def evaluate(
         CheckpointError: the checkpoint cannot be loaded, or it is of another kind than the settings.
         EvaluationError, ManifestError, ItemError, WorldError: a question, a row, a file or a world is at fault.
     """
-    found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, EncoderSettings) else "fused"
+    found, wanted = kind_of(checkpoint), _wanted(settings)
     if found != wanted:
-        names = {"fused": "a fused model", "encoder": "an encoder"}
+        names = {"fused": "a fused model", "encoder": "an encoder", "classifier": "a classifier"}
         raise CheckpointError(f"{str(checkpoint)!r} holds {names[found]}; this evaluation needs {names[wanted]}.")
     start = time.perf_counter()
     if isinstance(settings, EncoderSettings):
         return _evaluate_encoder(checkpoint, settings, progress, start)
+    if isinstance(settings, ClassSettings):
+        return _evaluate_classifier(checkpoint, settings, progress, start)
     return _evaluate_fused(checkpoint, settings, progress, start)
+
+
+def _wanted(settings: Settings) -> Literal["fused", "classifier", "encoder"]:
+    if isinstance(settings, EncoderSettings):
+        return "encoder"
+    return "classifier" if isinstance(settings, ClassSettings) else "fused"
+
+
+def _evaluate_classifier(checkpoint: str | Path, settings: ClassSettings, progress: Progress, start: float) -> Outcome:
+    questions = settings.questionnaire()
+    data_hash = questions.data_hash(lambda done: progress("reading files", done, len(questions)))
+    classifier = load_classifier(checkpoint)
+    asked = classify_rows(
+        classifier, questions, settings.batch_size, lambda done: progress("classifying", done, len(questions))
+    )
+    hashes = Hashes(
+        weights=hash_weights(checkpoint),
+        data=data_hash,
+        prompts=None,
+        preprocessing=hash_lines([classifier.encoder.preprocessor.to_dict()]),
+        answers=hash_answers(asked),
+    )
+    result = _result(
+        checkpoint,
+        settings,
+        classifier.model,
+        hashes,
+        score(asked),
+        start,
+        stopped=0,
+        classes=class_scores(asked),
+        confusions=confusions(asked),
+        reliability=reliability(asked),
+    )
+    return Outcome(result, asked, lambda example: questions[example].items, len(questions))
 
 
 def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progress: Progress, start: float) -> Outcome:
@@ -235,6 +287,8 @@ def _result(
     language: LanguageTest | None = None,
     reliability: Reliability | None = None,
     strangers: Sequence[Strangers] = (),
+    classes: Sequence[ClassScore] = (),
+    confusions: Sequence[Confusion] = (),
 ) -> Result:
     return Result(
         checkpoint=str(checkpoint),
@@ -251,6 +305,8 @@ def _result(
         language=language,
         reliability=reliability,
         strangers=list(strangers),
+        classes=list(classes),
+        confusions=list(confusions),
     )
 
 

@@ -19,6 +19,7 @@ from omni.registry import get_modality
 from omni.worlds import WorldError, find_world, worlds
 
 from .asking import Questionnaire
+from .classes import ClassScore, Confusion
 from .knowing import Reliability, Strangers
 from .language import LanguageTest
 from .manifest import ManifestQuestions
@@ -82,6 +83,25 @@ class ManifestSettings(Asking):
         return self.data
 
 
+class ClassSettings(Strict):
+    """A classifier on the rows of a manifest; see `omni.evaluation.classes`."""
+
+    about: Literal["classes"] = "classes"
+    data: str
+    root: str | None = None
+    addresses: str | None = None
+    batch_size: int = Field(default=64, ge=1)
+
+    def questionnaire(self) -> ManifestQuestions:
+        """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
+        return ManifestQuestions(self.data, self.root, None, self.addresses)
+
+    @property
+    def title(self) -> str:
+        """The examples in a few words, for the heading of a table."""
+        return self.data
+
+
 class EncoderSettings(Strict):
     """An encoder on `pictures` held-out pictures of each sort. `fit_pictures` others are fitted on; see `probing`."""
 
@@ -98,8 +118,8 @@ class EncoderSettings(Strict):
         return f"{self.pictures} held-out pictures of each sort"
 
 
-Settings = Asking | EncoderSettings
-OWN: dict[str, type[Settings]] = {"manifest": ManifestSettings, "encoder": EncoderSettings}
+Settings = Asking | ClassSettings | EncoderSettings
+OWN: dict[str, type[Settings]] = {"manifest": ManifestSettings, "classes": ClassSettings, "encoder": EncoderSettings}
 """The settings of this module, by their `about`. A world brings its own."""
 
 
@@ -123,7 +143,7 @@ class Hashes(Strict):
         weights: the model's files in the checkpoint folder: config.json, generation_config.json, *.safetensors. For
             adapters, their files and those of their base model.
         data: the items and the expected answers.
-        prompts: the tokens of every prompt; None for an encoder, which reads none.
+        prompts: the tokens of every prompt; None for an encoder and a classifier, which read none.
         preprocessing: settings of the preprocessors, tokenizer and chat template.
         answers: every question with its answer, in order.
     """
@@ -163,6 +183,7 @@ class Result(Strict):
         language: the language test, where the checkpoint names the language model that it was made with.
         reliability: whether answers are right as often as the model is sure; None if the checkpoint does not know.
         strangers: how well the model recognises strangers, if some were named.
+        classes, confusions: of a classifier, the score of each class, and the largest confusions.
     """
 
     format: Literal["omni evaluation 1"] = FORMAT
@@ -180,6 +201,8 @@ class Result(Strict):
     language: LanguageTest | None = None
     reliability: Reliability | None = None
     strangers: list[Strangers] = []
+    classes: list[ClassScore] = []
+    confusions: list[Confusion] = []
 
     @property
     def sight_tests(self) -> dict[str, SightTest]:

@@ -8,8 +8,10 @@ from rich.table import Table
 from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
 
-from .result import EncoderSettings, Result
+from .result import ClassSettings, EncoderSettings, Result
 from .scores import SIGHTS, EvaluationError, Score
+
+SAID_CONFUSIONS = 5
 
 START, END = "<!-- omni evaluate -->", "<!-- end of omni evaluate -->"
 """The marks around the section that `omni evaluate --card` writes into a model card."""
@@ -19,6 +21,8 @@ def tabulate(result: Result) -> list[list[str]]:
     """The scores as lines of cells, the header first. The first column holds names."""
     if isinstance(result.settings, EncoderSettings):
         return _by_output(result.scores)
+    if isinstance(result.settings, ClassSettings):
+        return _by_class(result)
     tests = result.sight_tests
     without = {
         sight if len(tests) == 1 else f"{sight} {get_modality(name).noun}": {s.kind: s for s in test.scores[sight]}
@@ -61,6 +65,19 @@ def _by_output(scores: list[Score]) -> list[list[str]]:
     return [["task / method", "n", *outputs, "best constant answer"], *cells]
 
 
+def _by_class(result: Result) -> list[list[str]]:
+    """The score of all items, with that of the best constant answer, and a line for each class."""
+    rows = [[f"all ({s.kind})", f"{s.n:,}", *_with_interval(s.accuracy, s.low, s.high), "", _constant(s)] for s in result.scores]
+    for each in result.classes:
+        precision = "" if each.precision is None else f"{each.precision:.3f}"
+        rows.append([each.name, f"{each.n:,}", *_with_interval(each.recall, each.low, each.high), precision, ""])
+    return [["class", "n", "recognised", "95 % interval", "precision", "best constant answer"], *rows]
+
+
+def _with_interval(share: float, low: float, high: float) -> list[str]:
+    return [f"{share:.3f}", f"{low:.3f} - {high:.3f}"]
+
+
 def _constant(found: Score) -> str:
     return f"{found.constant:.3f} ({found.constant_answer})"
 
@@ -79,6 +96,12 @@ def remarks(result: Result) -> list[str]:
             "other pictures. same objects: find a scene by a second drawing of it. digit: scans of 8 x 8 pixels. "
             "projection: random projections of their pixels to the same width. untrained: the encoder with random weights."
         )
+    if result.confusions:
+        largest = [
+            f"{each.n:,} of {each.of:,} {each.expected!r} taken for {each.answer!r}"
+            for each in result.confusions[:SAID_CONFUSIONS]
+        ]
+        found.append(f"Largest confusions: {'; '.join(largest)}.")
     if result.stopped:
         found.append(f"{result.stopped:,} answers were stopped before they ended.")
     if (sure := result.reliability) is not None:

@@ -16,6 +16,8 @@ from omni.checkpoints.fingerprints import naming_weights
 from omni.checkpoints.folder import CheckpointError, expect_folder, reason_of
 from omni.checkpoints.seal import MODEL, verify_files
 from omni.checkpoints.strict import StrictLoadingMixin
+from omni.classification.configuration_classifier import OmniClassifierConfig
+from omni.classification.modeling_classifier import OmniForClassification
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniModel
@@ -135,7 +137,7 @@ class Encoder:
 def load_encoder(checkpoint: str | Path, modality: str | None = None) -> Encoder:
     """Load an encoder of omni, a plug-in or transformers from a folder. Nothing is downloaded.
 
-    From a model of several parts, such as CLIP or a fused model, its encoder is loaded.
+    From a model of several parts, such as CLIP, a fused model or a classifier, its encoder is loaded.
 
     Args:
         checkpoint: the folder.
@@ -151,6 +153,9 @@ def load_encoder(checkpoint: str | Path, modality: str | None = None) -> Encoder
         bundle, part = _find(folder, modality)
         if isinstance(part, OmniConfig):
             encoder = _of_fused(folder, bundle.name)
+        elif isinstance(part, OmniClassifierConfig):
+            model = OmniForClassification.from_pretrained(folder).eval()
+            encoder = Encoder(model.encoder, load_preprocessor(bundle, folder), modality=bundle.name)
         else:
             model, pooled = _of_own_folder(bundle, folder, part)
             encoder = Encoder(model.eval(), load_preprocessor(bundle, folder), pooled, modality=bundle.name)
@@ -181,8 +186,10 @@ def _reading(folder: Path) -> Iterator[None]:
 
 
 def _find(folder: Path, modality: str | None) -> tuple[Modality, Any]:
-    """The modality of the encoder in a folder and its configuration, or that of the fused model that it is part of."""
+    """The modality of the encoder in a folder and its configuration, or that of omni's model that it is part of."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if isinstance(config, OmniClassifierConfig) and modality in (None, config.modality):
+        return get_modality(config.modality), config
     if not isinstance(config, OmniConfig):
         return find_encoder(config, modality)
     names = sorted(config.modalities)

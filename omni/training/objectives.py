@@ -9,6 +9,7 @@ from transformers import EvalPrediction
 
 from omni.training.alignment import Alignment
 from omni.training.answers import AnswerTraining
+from omni.training.classification import Classification
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.distillation import Distillation
 from omni.training.recipe import Recipe
@@ -48,6 +49,7 @@ OBJECTIVES: dict[str, type[Any]] = {
     "distillation": Distillation,
     "transcription": Transcription,
     "alignment": Alignment,
+    "classification": Classification,
 }
 
 

@@ -49,6 +49,11 @@ class Mixed(Dataset[Any]):
         part, place = self._find(index)
         return str(part.transcript(place))
 
+    def label(self, index: int) -> str:
+        """See `ManifestClasses`."""
+        part, place = self._find(index)
+        return str(part.label(place))
+
     def _find(self, index: int) -> tuple[Any, int]:
         number = bisect_right(self._ends, index)
         return self.parts[number], index - (self._ends[number - 1] if number else 0)

@@ -208,6 +208,22 @@ class EncoderSection(Strict):
     config: dict[str, Any] = {}
 
 
+class ClassifierSection(EncoderSection):
+    """The model of the objective "classification": an encoder of any modality, and a new linear head.
+
+    `encoder` may also be a folder of transformers, or of a fused model or a classifier with this encoder.
+
+    Attributes:
+        modality: what is classified; by default what the encoder encodes, and pictures for a new one.
+        output: what the head reads: "cls", "grid" (the mean over the grid) or "cls+grid".
+        size: height and width of the pictures in pixels; by default the encoder's. A smaller size trains faster.
+    """
+
+    modality: str | None = None
+    output: Literal["cls", "grid", "cls+grid"] = "cls+grid"
+    size: int | None = Field(default=None, ge=1)
+
+
 class ContrastiveSection(EncoderSection):
     """The model of the objective "contrastive": the encoder, and a text encoder, which is always new.
 
@@ -272,6 +288,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "distillation": OmniSection,
     "transcription": EncoderSection,
     "alignment": OmniSection,
+    "classification": ClassifierSection,
 }
 
 
@@ -291,8 +308,8 @@ class Recipe(Strict):
     """
 
     about: About | None = None
-    objective: Literal["dense", "contrastive", "answers", "distillation", "transcription", "alignment"]
-    model: ContrastiveSection | OmniSection | EncoderSection
+    objective: Literal["dense", "contrastive", "answers", "distillation", "transcription", "alignment", "classification"]
+    model: ContrastiveSection | ClassifierSection | OmniSection | EncoderSection
     train: Data
     evaluate: Data | None = None
     optimizer: Optimizer
@@ -363,6 +380,8 @@ class Recipe(Strict):
         every = [*sources_of(self.train), *sources_of(self.evaluate)]
         if self.objective == "dense" and any(isinstance(data, Files) for data in every):
             raise ValueError("the objective 'dense' needs to know what covers each patch, which only scenes tell")
+        if self.objective == "classification" and any(isinstance(data, Drawn) for data in every):
+            raise ValueError("the objective 'classification' learns from your own files; give their `path`")
         if isinstance(self.evaluate, Mixture):
             raise ValueError("`evaluate` is about one source; evaluate the others by `omni evaluate`")
         if self.objective == "dense" and isinstance(self.train, Mixture):
