@@ -78,7 +78,7 @@ def _opened(file: Path) -> Iterator[tuple[Path, ImageFont.FreeTypeFont]]:
     """The font, unless it draws some letters alike, as fonts of symbols and those without lower case do."""
     try:
         font = ImageFont.truetype(file, 40)
-        drawn = {font.getmask(letter).size + (bytes(font.getmask(letter)),) for letter in string.ascii_letters}
+        drawn = {(*font.getmask(letter).size, bytes(font.getmask(letter))) for letter in string.ascii_letters}
     except OSError:
         return
     if len(drawn) == len(string.ascii_letters):

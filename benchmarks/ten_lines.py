@@ -98,7 +98,9 @@ def main(
         score, seconds = recipe(train, test, str(Path(folder) / "classes"), epochs, settings or [])
     lines = ten_lines(train, test, seconds)
     typer.echo(f"best constant answer      {score['constant']:.3f}   n = {score['n']:,}")
-    typer.echo(f"ten lines of torch        {lines['accuracy']:.3f}   {lines['epochs']:.1f} epochs in {seconds:.0f} CPU s")
+    typer.echo(
+        f"ten lines of torch        {lines['accuracy']:.3f}   {lines['epochs']:.1f} epochs in {seconds:.0f} CPU s"
+    )
     typer.echo(f"omni train {Path(RECIPE).name}  {score['accuracy']:.3f}   {epochs:g} epochs in {seconds:.0f} CPU s")
 
 

@@ -164,7 +164,11 @@ def register_when_imported() -> None:
         registrations += [
             ("configuration_auto", (vision,), _vision_configuration),
             ("modeling_auto", ("omni.blocks", vision, "omni.vision.modeling_vision"), _vision_model),
-            ("image_processing_auto", (classifier, vision, "omni.vision.image_processing_vision"), _vision_image_processor),
+            (
+                "image_processing_auto",
+                (classifier, vision, "omni.vision.image_processing_vision"),
+                _vision_image_processor,
+            ),
             ("video_processing_auto", (classifier, vision), _no_video_processor),
         ]
     if find_spec("omni.audio") is not None:
@@ -172,7 +176,11 @@ def register_when_imported() -> None:
         registrations += [
             ("configuration_auto", (audio,), _audio_configuration),
             ("modeling_auto", ("omni.blocks", audio, "omni.audio.modeling_audio"), _audio_model),
-            ("feature_extraction_auto", (classifier, audio, "omni.audio.feature_extraction_audio"), _audio_feature_extractor),
+            (
+                "feature_extraction_auto",
+                (classifier, audio, "omni.audio.feature_extraction_audio"),
+                _audio_feature_extractor,
+            ),
         ]
     for auto, own, register in registrations:
         when_imported(f"transformers.models.auto.{auto}", own, register)

@@ -73,7 +73,11 @@ def write_card(folder: str | Path, measured: str | None, model_type: str) -> Non
     write_text_whole(path, text)
 
 
-CARD_TAGS = {"omni": "image-text-to-text", "omni_vision": "image-feature-extraction"}
+CARD_TAGS = {
+    "omni": "image-text-to-text",
+    "omni_vision": "image-feature-extraction",
+    "omni_classifier": "image-classification",
+}
 NEW_CARD = """---
 library_name: transformers
 pipeline_tag: {tag}

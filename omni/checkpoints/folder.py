@@ -21,6 +21,9 @@ BASE = "base_fingerprints.json"
 """A file beside adapters that a recipe trained. It holds the fingerprints of their model's parts, and under "untrained" the
 parts that are still random."""
 
+CLASSIFIER = "omni_classifier"
+"""The `model_type` of a classifier, see `omni.classification`."""
+
 FAMILIARITY = "familiarity.json"
 """Statistics of the training data; see `omni.knowing`."""
 
@@ -238,8 +241,13 @@ def expect_answers(folder: str | Path) -> None:
     folder = Path(folder)
     base = base_of(folder)
     if (kind := model_type_of(base)) != "omni":
+        remedy = (
+            'classify by pipeline("image-classification") of transformers, or name'
+            if kind == CLASSIFIER
+            else "expected"
+        )
         raise CheckpointError(
-            f"The checkpoint {named(folder)} holds a model of type {kind!r}, which does not answer questions; expected a "
+            f"The checkpoint {named(folder)} holds a model of type {kind!r}, which does not answer questions; {remedy} a "
             "fused model, of type 'omni'."
         )
     untrained: Any = read_config(base).get("untrained")

@@ -1,6 +1,6 @@
 """Configuration of a classifier: the encoder's own configuration, what the head reads of it, and the names of the classes.
 
-    OmniClassifierConfig(encoder_config={"model_type": "omni_vision"}, id2label={0: "robin", 1: "wren"})
+OmniClassifierConfig(encoder_config={"model_type": "omni_vision"}, id2label={0: "robin", 1: "wren"})
 """
 
 from collections.abc import Mapping

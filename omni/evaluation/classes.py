@@ -85,9 +85,7 @@ def classify_rows(
         shares = classifier([example.items[bundle.name][0] for example in examples])
         for place, example, (share, number) in zip(places, examples, _best(shares), strict=True):
             query = example.queries[0]
-            asked.append(
-                Asked(query.kind, "", query.expected, names[number], example.source, place, confidence=share)
-            )
+            asked.append(Asked(query.kind, "", query.expected, names[number], example.source, place, confidence=share))
         progress(places.stop)
     return asked
 

@@ -96,7 +96,9 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
     elif kind == "classifier":
         settings = ClassSettings
         if "data" not in options:
-            raise EvaluationError(f"{str(checkpoint)!r} is a classifier; name the rows that it is to classify with --data.")
+            raise EvaluationError(
+                f"{str(checkpoint)!r} is a classifier; name the rows that it is to classify with --data."
+            )
     else:
         settings = ManifestSettings if "data" in options else find_world().settings
     what = settings.model_fields["about"].default

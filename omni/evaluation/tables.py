@@ -67,7 +67,10 @@ def _by_output(scores: list[Score]) -> list[list[str]]:
 
 def _by_class(result: Result) -> list[list[str]]:
     """The score of all items, with that of the best constant answer, and a line for each class."""
-    rows = [[f"all ({s.kind})", f"{s.n:,}", *_with_interval(s.accuracy, s.low, s.high), "", _constant(s)] for s in result.scores]
+    rows = [
+        [f"all ({s.kind})", f"{s.n:,}", *_with_interval(s.accuracy, s.low, s.high), "", _constant(s)]
+        for s in result.scores
+    ]
     for each in result.classes:
         precision = "" if each.precision is None else f"{each.precision:.3f}"
         rows.append([each.name, f"{each.n:,}", *_with_interval(each.recall, each.low, each.high), precision, ""])

@@ -103,9 +103,13 @@ class AnswerTraining:
         return predicted(logits[0] if isinstance(logits, tuple) else logits, labels)
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The share of answers whose tokens are all predicted right."""
+        """The share of answers whose tokens are all predicted right, and that of the best constant answer."""
         answers = [right for row in np.asarray(prediction.predictions) for right in right_answers(row)]
-        return {"exact_match": sum(answers) / max(len(answers), 1)}
+        said = Counter(answer for row in np.asarray(prediction.label_ids) for answer in spoken(row))
+        constant = max(said.values(), default=0)
+        return {
+            name: n / max(len(answers), 1) for name, n in (("exact_match", sum(answers)), ("best_constant", constant))
+        }
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Save the fused model, or its adapters, and the processor."""
@@ -149,9 +153,14 @@ def predicted(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def right_answers(row: Any) -> list[bool]:
     """For each answer in a row of `predicted`, int64[L], whether all of its tokens are right."""
+    return [all(answer) for answer in spoken(row)]
+
+
+def spoken(row: Any) -> list[tuple[int, ...]]:
+    """The answers in a row of labels, int64[L]: the runs of tokens between those that are `IGNORED`."""
     row = np.asarray(row)
     ends = np.flatnonzero(np.diff((row != IGNORED).astype(int), prepend=0, append=0))
-    return [bool(row[start:end].all()) for start, end in ends.reshape(-1, 2)]
+    return [tuple(row[start:end].tolist()) for start, end in ends.reshape(-1, 2)]
 
 
 def _question(examples: Any) -> str | None:

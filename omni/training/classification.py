@@ -65,7 +65,9 @@ class Classification:
     def _number(self, label: str) -> int:
         """The number of a class."""
         if label not in self._numbers:
-            raise ExampleError(f"A row is of the class {label!r}, expected one of the training data: {_listed(self.names)}.")
+            raise ExampleError(
+                f"A row is of the class {label!r}, expected one of the training data: {_listed(self.names)}."
+            )
         return self._numbers[label]
 
     def reduce_logits(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -131,7 +133,9 @@ def _names(examples: Any) -> list[str]:
     """The classes of all examples, sorted."""
     counts = Counter(examples.label(index) for index in range(len(examples)))
     if len(counts) == 1:
-        raise ExampleError(f"All {len(examples):,} rows are of the class {next(iter(counts))!r}; a classifier needs two.")
+        raise ExampleError(
+            f"All {len(examples):,} rows are of the class {next(iter(counts))!r}; a classifier needs two."
+        )
     if len(counts) == len(examples):
         raise ExampleError(
             f"Each of {len(examples):,} rows has an answer of its own, and a classifier learns a class from several items; "

@@ -308,7 +308,9 @@ class Recipe(Strict):
     """
 
     about: About | None = None
-    objective: Literal["dense", "contrastive", "answers", "distillation", "transcription", "alignment", "classification"]
+    objective: Literal[
+        "dense", "contrastive", "answers", "distillation", "transcription", "alignment", "classification"
+    ]
     model: ContrastiveSection | ClassifierSection | OmniSection | EncoderSection
     train: Data
     evaluate: Data | None = None

@@ -63,6 +63,7 @@ def test_an_interrupted_run_of_a_shipped_recipe_is_resumed(
     """With the same recipe: what libraries do to what they are given must not make it another one."""
     settings = json.loads(path.read_text())
     settings["arguments"] |= {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "eval_strategy": "no"}
+    settings["arguments"] |= {"save_strategy": "steps"}
     settings["arguments"] |= {"per_device_train_batch_size": 2, "warmup_steps": 0, "report_to": "none"}
     settings["arguments"] |= {"dataloader_num_workers": 0, "dataloader_prefetch_factor": None, "use_cpu": True}
     if "lr_scheduler_kwargs" in settings["arguments"]:
