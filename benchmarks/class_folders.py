@@ -1,6 +1,6 @@
 """Folders of pictures by class for `benchmarks.ten_lines`: TRAIN and TEST in a new folder.
 
-    python -m benchmarks.class_folders emoji OUT PACKAGES     # unpacked emoji-datasource-google, -twitter, -apple, -facebook of npm
+    python -m benchmarks.class_folders emoji OUT PACKAGES     # node_modules with emoji-datasource-google and so on
     python -m benchmarks.class_folders digits OUT             # scikit-learn's scans of handwritten digits
     python -m benchmarks.class_folders letters OUT FONTS      # a folder of fonts, such as /usr/share/fonts
 

@@ -52,10 +52,10 @@ def ten_lines(train: str, test: str, seconds: float, seed: int = 0) -> dict[str,
     encoder.train()
     start, steps = time.process_time(), 0
     while time.process_time() - start < seconds:
-        for batch in torch.randperm(len(labels)).split(64):
+        for batch in torch.split(torch.randperm(len(labels)), 64):
             loss = nn.functional.cross_entropy(head(encoder(pictures[batch].float()).cls[:, 0]), labels[batch])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             steps += 1
             if time.process_time() - start >= seconds:
@@ -63,7 +63,7 @@ def ten_lines(train: str, test: str, seconds: float, seed: int = 0) -> dict[str,
 
     encoder.eval()
     with torch.inference_mode():
-        logits = torch.cat([head(encoder(part.float()).cls[:, 0]) for part in held_out.split(64)])
+        logits = torch.cat([head(encoder(part.float()).cls[:, 0]) for part in torch.split(held_out, 64)])
     right = int((logits.argmax(-1) == answers).sum())
     return {"accuracy": right / len(answers), "n": len(answers), "steps": steps, "epochs": steps * 64 / len(labels)}
 

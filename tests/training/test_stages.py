@@ -24,7 +24,7 @@ from omni.evaluation import choose_settings, evaluate
 from omni.evaluation.result import hash_weights
 from omni.loading.checkpoint import load
 from omni.session import answer
-from omni.training.answers import build_omni
+from omni.training.answers import AnswerTraining, build_omni
 from omni.training.contrastive import ContrastiveAlignment
 from omni.training.objectives import OBJECTIVES
 from omni.training.parts import FrozenParts, freeze
@@ -388,6 +388,17 @@ def test_own_pictures_are_learnt(checkpoint: Path, pictures: Path, tmp_path: Pat
         curves.load()
         assert min(curves.size) > 400
         assert len(curves.convert("L").resize((64, 64)).getcolors() or []) > 3
+
+
+def test_the_score_of_answers_stands_beside_that_of_the_best_constant() -> None:
+    labels = np.full((3, 6), -100)
+    labels[0, 1:3], labels[0, 4:5] = (5, 6), (7,)  # two answers, one about each question
+    labels[1, 2:4] = 5, 6
+    labels[2, 1:2] = 9
+    right = np.where(labels == -100, -100, 1)
+    right[1, 3] = 0
+    scores = AnswerTraining.metrics(None, EvalPrediction(right, labels))  # type: ignore[arg-type]
+    assert scores == {"exact_match": 3 / 4, "best_constant": 2 / 4}
 
 
 def test_contrastive_alignment_learns_the_loss_that_it_says(tmp_path: Path, tiny_encoder: dict[str, Any]) -> None:
