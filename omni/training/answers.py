@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -65,6 +66,8 @@ class AnswerTraining:
         self.train, self.evaluate = (self._examples(data, resting) for data in (recipe.train, recipe.evaluate))
         if recipe.lora and recipe.objective == "answers":
             _warn_of_short_answers(self.train)
+        if recipe.model.checkpoint and not recipe.lora:
+            _warn_of_forgetting(recipe)
         self.processor.prompt = _question(self.train)
         self.processor.asked_by = _asked_by(recipe.train, self.train) or self.processor.asked_by
 
@@ -129,6 +132,18 @@ def _warn_of_short_answers(examples: Any) -> None:
         warnings.warn(
             f"The language model learns from short answers (in words, median: {words:g}), and may then give only such; mix "
             "in rows of text, or train the projector alone.",
+            stacklevel=2,
+        )
+
+
+def _warn_of_forgetting(recipe: Recipe) -> None:
+    """Warn if the language model of a checkpoint learns from the user's rows alone."""
+    sources = sources_of(recipe.train)
+    learns = not any(re.search(pattern, "model.language_model.layers.0") for pattern in recipe.freeze)
+    if learns and all(isinstance(data, Files) for data in sources) and len(sources) == 1:
+        warnings.warn(
+            "The language model learns from these rows alone, so questions that it answered before may be forgotten; to keep "
+            "them, mix in rows or scenes of that kind (docs/training.md, What is forgotten).",
             stacklevel=2,
         )
 

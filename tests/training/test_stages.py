@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, EvalPrediction
 
 from omni import OmniImageProcessor, OmniVisionModel
 from omni.checkpoints.folder import CheckpointError
@@ -401,6 +402,21 @@ def test_the_score_of_answers_stands_beside_that_of_the_best_constant() -> None:
     assert scores == {"exact_match": 3 / 4, "best_constant": 2 / 4}
 
 
+def test_what_may_be_forgotten_is_told(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    own = {"path": str(pictures / "train")}
+
+    def objective(train: dict[str, Any], **changes: Any) -> None:
+        model = {"checkpoint": str(checkpoint)}
+        OBJECTIVES["answers"](recipe("pictures", tmp_path, model=model, train=train, evaluate=None, **changes))
+
+    with pytest.warns(UserWarning, match="may be forgotten; to keep them, mix in rows"):
+        objective(own)
+    mixed = {"sources": [{"data": own}, {"data": {"count": 4}}]}
+    with warnings.catch_warnings(action="error"):
+        objective(mixed)
+        objective(own, freeze=["tower", "language_model"])
+
+
 def test_contrastive_alignment_learns_the_loss_that_it_says(tmp_path: Path, tiny_encoder: dict[str, Any]) -> None:
     section = json.loads((CONFIGS / "train_contrastive.json").read_text())["model"]
     text = section["text"] | {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}
@@ -442,8 +458,6 @@ def test_contrastive_alignment_needs_captions_that_differ(pictures: Path, tmp_pa
 
 
 def test_recall_counts_what_stands_before_the_right_one() -> None:
-    from transformers import EvalPrediction
-
     images = np.eye(6)
     texts = np.eye(6)
     texts[[0, 1]] = texts[[1, 0]]  # two captions exchanged
