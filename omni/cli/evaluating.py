@@ -25,7 +25,7 @@ from omni.cli.console import (
 @app.command()
 def evaluate(
     checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model or of an encoder.")
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="Folder of a fused model, a classifier or an encoder.")
     ] = None,
     pictures: Annotated[
         int | None, typer.Option(min=1, help="Held-out scenes to ask about.", show_default="500")
@@ -70,7 +70,7 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the answers of a fused model, with 95 % intervals and the best constant answer; or probe an encoder."""
+    """Score a fused model or a classifier, with 95 % intervals and the best constant answer; or probe an encoder."""
     if checkpoint is not None and folder is not None:
         refuse("CHECKPOINT and --checkpoint are the same; give one of them.")
     from omni.data.sources import ManifestError, expect_rows

@@ -142,8 +142,8 @@ def _warn_of_forgetting(recipe: Recipe) -> None:
     learns = not any(re.search(pattern, "model.language_model.layers.0") for pattern in recipe.freeze)
     if learns and all(isinstance(data, Files) for data in sources) and len(sources) == 1:
         warnings.warn(
-            "The language model learns from these rows alone, so questions that it answered before may be forgotten; to keep "
-            "them, mix in rows or scenes of that kind (docs/training.md, What is forgotten).",
+            "The language model learns from these rows alone, so questions that it answered before may be forgotten; to "
+            "keep them, mix in rows or scenes of that kind (docs/training.md, What is forgotten).",
             stacklevel=2,
         )
 
