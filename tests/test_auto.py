@@ -17,6 +17,10 @@ print(AutoModel._model_mapping[encoder].__name__, AutoModelForImageTextToText._m
 print(AutoModelForMultimodalLM._model_mapping[fused].__name__, processing_auto.PROCESSOR_MAPPING[fused].__name__)
 print(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["omni"])
 assert encoder in image_processing_auto.IMAGE_PROCESSOR_MAPPING
+classifier = type(AutoConfig.for_model("omni_classifier"))
+assert classifier in image_processing_auto.IMAGE_PROCESSOR_MAPPING
+for table in (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, modeling_auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING):
+    assert table[classifier].__name__ == "OmniForClassification"
 """
 FOUND = [
     *("OmniConfig", "OmniVisionConfig", "OmniModel"),
