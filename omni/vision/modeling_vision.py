@@ -69,18 +69,6 @@ class OmniVisionModel(OmniVisionPreTrainedModel):
             init.zeros_(module.cls_token)
             init.zeros_(module.position_embeddings)
 
-    @torch.no_grad()
-    def take_size(self, side: int) -> None:
-        """Make this an encoder of pictures of another height and width: its positions are interpolated to their patches.
-
-        Raises:
-            ValueError: `side` is no multiple of the patch size.
-        """
-        config = type(self.config)(**{**self.config.to_dict(), "image_size": side})
-        positions = stretched(self.embeddings.position_embeddings, self.config, config.grid_size, config.grid_size)
-        self.embeddings.position_embeddings = nn.Parameter(positions.clone())
-        self.config.image_size = side
-
     @capture_outputs
     def forward(
         self,

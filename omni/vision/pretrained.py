@@ -9,6 +9,7 @@ from omni.blocks import Block, SelfAttention
 from omni.checkpoints.pretrained import StrictModel
 
 from .configuration_vision import OmniVisionConfig
+from .sizes import take_size
 
 
 @dataclass
@@ -44,3 +45,7 @@ class OmniVisionPreTrainedModel(StrictModel):
     _no_split_modules = ["OmniVisionEmbeddings", "Block"]
     _can_record_outputs = {"hidden_states": Block, "attentions": SelfAttention}
     _input_embed_layer = "patch_embeddings"
+
+    def take_size(self, side: int) -> None:
+        """Make this an encoder of pictures of another height and width; see `sizes.take_size`."""
+        take_size(self, side)

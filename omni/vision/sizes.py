@@ -3,7 +3,10 @@
 Shapes: B pictures, C channels, H x W pixels, P patch size, N patches at the encoder's own size, D width.
 """
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from omni.grids import interpolate
 
@@ -52,3 +55,17 @@ def stretched(positions: torch.Tensor, config: OmniVisionConfig, rows: int, colu
     # in float32: bicubic weights lose too much in half precision
     table = interpolate(positions[0, 1:].float(), (side, side), (rows, columns), mode="bicubic")
     return torch.cat([positions[:, :1], table[None].to(positions.dtype)], dim=1)
+
+
+@torch.no_grad()
+def take_size(encoder: Any, side: int) -> None:
+    """Make an encoder one of pictures of another height and width: its positions are interpolated, once.
+
+    Raises:
+        ValueError: `side` is no multiple of the patch size.
+    """
+    config = type(encoder.config)(**{**encoder.config.to_dict(), "image_size": side})
+    embeddings = encoder.embeddings
+    positions = stretched(embeddings.position_embeddings, encoder.config, config.grid_size, config.grid_size)
+    embeddings.position_embeddings = nn.Parameter(positions.clone())
+    encoder.config.image_size = side
