@@ -175,7 +175,8 @@ def make_optimizer(model: nn.Module, settings: Optimizer, bf16: bool = False) ->
 def _output_heads(model: nn.Module) -> list[nn.Parameter]:
     """Parameters of output heads. These are classifiers, not hidden matrices."""
     heads: list[nn.Module] = list(getattr(model, "heads", {}).values())
-    heads += [model.classifier] if isinstance(getattr(model, "classifier", None), nn.Module) else []
+    if isinstance(classifier := getattr(model, "classifier", None), nn.Module):
+        heads.append(classifier)
     if isinstance(model, PreTrainedModel) and (head := model.get_output_embeddings()) is not None:
         heads.append(head)
     return [parameter for module in heads for parameter in module.parameters()]
