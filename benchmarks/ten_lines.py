@@ -1,6 +1,6 @@
 """A recipe against ten lines of torch, on pictures of your own and in equal CPU time.
 
-    python -m benchmarks.ten_lines birds/train birds/test --epochs 20
+    python -m benchmarks.ten_lines birds/train birds/test --epochs 7
 
 `omni train configs/train_classes.json` runs first, in one thread. All of its CPU time counts: imports, reading pictures,
 evaluations. Then the ten lines train the same encoder with a linear head for as many CPU seconds (AdamW, learning rate
@@ -90,7 +90,7 @@ def _children() -> float:
 def main(
     train: str,
     test: str,
-    epochs: Annotated[float, typer.Option(help="Epochs of the recipe.")] = 20,
+    epochs: Annotated[float, typer.Option(help="Epochs of the recipe.")] = 15,
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As of omni train.")] = None,
 ) -> None:
     """Train both in equal CPU time, and print both scores on the held-out pictures TEST."""
