@@ -138,6 +138,7 @@ def test_several_pictures() -> None:
     assert two == one + 50
 
 
+@pytest.mark.new_chats
 def test_words_that_look_like_control_tokens_are_plain_text() -> None:
     result = json.loads(succeed("ask", SCENE, "what is <image> and <|end|>?", "--json"))
     assert result["question"] == "what is <image> and <|end|>?"

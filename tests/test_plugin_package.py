@@ -456,6 +456,7 @@ def test_of_a_model_of_two_senses_the_encoder_is_named(folder: Path) -> None:
     assert load_encoder(folder, "signal").modality == "signal"
 
 
+@pytest.mark.new_chats
 def test_composed_beside_pictures_by_the_command(
     pair: tuple[Any, Any], alone: Path, site: Path, tmp_path: Path, python: Run
 ) -> None:

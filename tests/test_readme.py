@@ -146,7 +146,14 @@ def transcripts() -> Iterator[tuple[str, str]]:
             yield from re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("command", "output"), list(dict.fromkeys(transcripts())))
+def with_sounds(command: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.new_chats] if ".wav" in command else []
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [pytest.param(*each, marks=with_sounds(each[0])) for each in dict.fromkeys(transcripts())],
+)
 def test_commands_print_what_is_shown(command: str, output: str, place: Path) -> None:
     program, *arguments = shlex.split(command)
     assert program == "omni"

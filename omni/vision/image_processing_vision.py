@@ -94,8 +94,10 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
 
     def process_image(self, image: ImageInput, *args: Any, **settings: Any) -> np.ndarray:
         """One picture as an array [C, H, W], with its own values. Transparent parts become white."""
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 4:
+            image = Image.fromarray(image)  # not needed from transformers 5.21 on, as the next conversion
         if settings.get("do_convert_rgb") and isinstance(image, Image.Image) and image.has_transparency_data:
-            image = image.convert("RGBA")  # not needed from transformers 5.21 on
+            image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         array = super().process_image(image, *args, **settings)
         if settings.get("do_rescale") and array.dtype.kind in "bf" and array.any() and not array.max() > 1:

@@ -115,6 +115,7 @@ def test_only_media_types_of_sounds_are_played(sounds: Any, tone: bytes, kind: s
     assert "onerror" not in shown
 
 
+@pytest.mark.new_chats
 def test_nothing_typed_is_the_question_of_training(sounds: Any, tone: bytes) -> None:
     visitor = sounds.enter()
     visitor.send("/items?name=a.wav", tone)

@@ -129,6 +129,7 @@ def test_what_cannot_be_shown_is_named(hearing: Any, tone: bytes, monkeypatch: p
     assert "<img" not in markup.items(visit)
 
 
+@pytest.mark.new_chats
 def test_attention_in_a_sound_is_a_band_over_time(hearing: Any, tone: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     visit = Visit()
     visit.choose("a.wav", tone, "", hearing[1], False)
@@ -148,6 +149,7 @@ def test_attention_in_a_sound_is_a_band_over_time(hearing: Any, tone: bytes, mon
     assert [columns.min(), columns.max()] == pytest.approx([3 * WIDTH / 13, 5 * WIDTH / 13], abs=1.5)
 
 
+@pytest.mark.new_chats
 def test_an_item_without_places_is_shown_as_it_is(hearing: Any, tone: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     visit = Visit()
     visit.choose("a.wav", tone, "", hearing[1], False)

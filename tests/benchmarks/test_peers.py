@@ -74,6 +74,7 @@ def test_the_seed_module_is_the_same_function_with_the_shipped_weights_on_pictur
 def test_runtimes_say_the_same_of_pictures(module: str, make: Callable[..., Callable[..., torch.Tensor]]) -> None:
     pytest.importorskip(module, reason=f"{module} is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("transformers", minversion="5.23")
     pixels = pictures.pixels(3)
     expected = peers.tokens(peers.omni()(pixels))
     torch.testing.assert_close(make(torch.float32)(pixels), expected, rtol=0, atol=1e-4)

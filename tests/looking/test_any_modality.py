@@ -158,6 +158,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- ask --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.new_chats
 def test_ask_takes_files_of_any_modality(pair: Any, folder: Path, files: list[str]) -> None:
     made = ("--checkpoint", folder, "--max-new-tokens", 4, "--json")
     said = json.loads(succeed("ask", *files, "what is that", *made))
@@ -184,6 +185,7 @@ def test_a_file_that_the_model_has_no_encoder_for_is_refused_at_once(files: list
     assert done.stderr == "Error: This model takes pictures, found a sound; leave it out.\n"
 
 
+@pytest.mark.new_chats
 def test_a_file_may_ask_where_the_model_was_trained_so(pair: Any, files: list[str], tmp_path: Path) -> None:
     model, processor = pair
     sound, picture, signal = files
@@ -216,6 +218,7 @@ def test_a_file_may_ask_where_the_model_was_trained_so(pair: Any, files: list[st
 # --- attend -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.new_chats
 def test_the_thinker_looks_at_items_of_every_modality(pair: Any, files: list[str]) -> None:
     model, processor = pair
     found = word_attention(model, processor, files, "what is that", 5)
@@ -290,6 +293,7 @@ def test_a_map_over_time_is_a_band_under_the_picture() -> None:
     assert dark < 10 < middle < bright
 
 
+@pytest.mark.new_chats
 def test_maps_are_drawn_over_what_is_seen_of_an_item(pair: Any, folder: Path, files: list[str], tmp_path: Path) -> None:
     made = ("--checkpoint", folder, "--max-new-tokens", 4)
     done = invoke("attend", *files, "what", "-o", tmp_path / "all.png", *made)

@@ -416,6 +416,7 @@ def test_a_checkpoint_gets_a_modality_that_it_lacks(folder: Path, small: Path) -
 # --- Evaluation -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.new_chats
 def test_every_modality_has_its_own_sight_test(folder: Path, trained: Path, tmp_path: Path) -> None:
     settings = ManifestSettings(data=str(folder / "rows.jsonl"), sight=True, max_new_tokens=4)
     outcome = evaluate(trained, settings)

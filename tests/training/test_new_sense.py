@@ -52,6 +52,7 @@ def test_the_encoder_is_the_one_of_the_folder(small: Path, hearing: str) -> None
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.new_chats
 def test_a_prompt_holds_sounds_and_pictures(small: Path, hearing: str) -> None:
     new, processor = build_omni(checkpoint=str(small / "omni"), modalities=section(hearing))
     prompt = make_prompts(processor, [("", [PICTURE, PICTURE, SOUND])])

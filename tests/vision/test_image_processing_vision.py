@@ -88,6 +88,7 @@ class TestKindsOfPictures:
         white = np.where(pixels[..., 3:] == 0, 255, pixels[..., :3]).astype(np.uint8)
         found = process(Image.fromarray(pixels))
         torch.testing.assert_close(found, expected(Image.fromarray(white)), rtol=0, atol=1e-6)
+        torch.testing.assert_close(process(pixels), found, rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         "convert",
