@@ -44,11 +44,10 @@ from pydantic import (
 )
 
 from omni.data.conversations import Message, ask
-from omni.data.sources import Held, ManifestError, is_address, short
+from omni.data.sources import SAYINGS, Held, ManifestError, is_address, short
 from omni.items import modality_of as modality_of_upload
 from omni.registry import get_modality, load_modalities, modalities, open_item
 
-_SAYINGS = ("messages", "conversations", "question", "caption", "text")
 _FILES = re.compile(r"(.+_)?file_names?")
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?([^,]*);base64,", re.IGNORECASE)
 _PART = re.compile(r"(?:input_)?([a-z0-9_]+?)(?:_url)?")
@@ -277,13 +276,13 @@ def parse_row(
         ManifestError: the row is not valid. The message does not name its place.
     """
     given = {key: value for key, value in fields.items() if value is not None}
-    sayings = [key for key in _SAYINGS if key in given]
+    sayings = [key for key in SAYINGS if key in given]
     listed = _listed(given, names, modality_of)
     if not answers and not sayings and "answer" not in given and listed:
         return _files(listed, addresses), [], None
     if not sayings and "answer" in given:
         sayings = ["answer"]
-    if not sayings and any(key in fields for key in (*_SAYINGS, "answer")):
+    if not sayings and any(key in fields for key in (*SAYINGS, "answer")):
         raise ManifestError("the answer is null, expected text; write one or remove the row.", "no answer")
     if len(sayings) != 1:
         raise ManifestError(
