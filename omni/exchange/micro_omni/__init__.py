@@ -4,7 +4,8 @@
     to_micro_omni("mine", "theirs")                                  # omni.pt, vision.pt, tokenizer.model, config.json
 
     files       micro-Omni's files: the name and the file of each part
-    weights     the tensor of omni for each tensor of micro-Omni, and the configurations
+    weights     the tensor of omni for each tensor of micro-Omni
+    settings    the configuration of each part
     tokenizer   SentencePiece BPE as a fast tokenizer of transformers
     parts       the parts that both have
     incoming    from micro-Omni

@@ -52,18 +52,9 @@ from omni.exchange.micro_omni.parts import (
     features,
     shapes,
 )
+from omni.exchange.micro_omni.settings import audio_settings, thinker_config, vision_settings
 from omni.exchange.micro_omni.tokenizer import convert_tokenizer
-from omni.exchange.micro_omni.weights import (
-    PROJECTOR,
-    audio_names,
-    audio_settings,
-    check,
-    thinker_config,
-    thinker_names,
-    to_ours,
-    vision_names,
-    vision_settings,
-)
+from omni.exchange.micro_omni.weights import PROJECTOR, audio_names, check, thinker_names, to_ours, vision_names
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor

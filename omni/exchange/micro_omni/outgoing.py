@@ -38,15 +38,13 @@ from omni.exchange.micro_omni.parts import (
     features,
     shapes,
 )
+from omni.exchange.micro_omni.settings import their_audio_config, their_thinker_config, their_vision_config
 from omni.exchange.micro_omni.weights import (
     EMBEDDING,
     HEAD,
     PROJECTOR,
     audio_names,
     check,
-    their_audio_config,
-    their_thinker_config,
-    their_vision_config,
     thinker_names,
     to_theirs,
     vision_names,
