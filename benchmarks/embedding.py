@@ -12,7 +12,7 @@ from benchmarks.measure import Call
 from omni.embedding import local
 from omni.embedding.batches import Decode, Task
 from omni.embedding.engine import Engine, Precision
-from omni.embedding.table import Part
+from omni.embedding.output import Part
 from omni.loading.encoder import load_encoder
 
 

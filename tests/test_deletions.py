@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_SCENES = """
 import json, pkgutil, sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 import omni
 
@@ -63,7 +64,7 @@ for arguments in (
     ["evaluate", omni_tiny],
     ["evaluate", vision_tiny],
     ["evaluate", "--verify", "result.json"],
-    ["bench", "--verify", "--checkpoint", omni_tiny],
+    *([["bench", "--verify", "--checkpoint", omni_tiny]] if find_spec("omni.fast") else []),
 ):
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 2, done.output

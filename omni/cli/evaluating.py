@@ -73,7 +73,8 @@ def evaluate(
     """Score a fused model or a classifier, with 95 % intervals and the best constant answer; or probe an encoder."""
     if checkpoint is not None and folder is not None:
         refuse("CHECKPOINT and --checkpoint are the same; give one of them.")
-    from omni.data.sources import ManifestError, expect_rows
+    from omni.data.layouts import expect_rows
+    from omni.data.sources import ManifestError
 
     folder = checkpoint or folder
     options = {

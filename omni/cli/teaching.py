@@ -62,7 +62,8 @@ def teach(
         )
     if test is not None and data is None:
         refuse("--test is for data of your own; name them with --data.")
-    from omni.data.sources import ManifestError, expect_rows
+    from omni.data.layouts import expect_rows
+    from omni.data.sources import ManifestError
 
     for folder in map(Path, folders.values()):
         expect_checkpoint(folder)

@@ -26,7 +26,8 @@ from rich.table import Table
 
 from omni.data.conversations import Example, Message
 from omni.data.manifests import File, Manifest, Row
-from omni.data.rows import Names, is_blank
+from omni.data.names import Names
+from omni.data.rows import is_blank
 from omni.data.sources import ManifestError, RowProblem
 from omni.modality import ItemError, ItemProblem
 from omni.registry import get_modality, open_item

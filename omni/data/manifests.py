@@ -22,9 +22,10 @@ from urllib.parse import urlsplit
 
 from omni.data.addresses import fetch, local, place_of
 from omni.data.conversations import Example, Message
-from omni.data.rows import Names, is_blank, names_of_files, parse_row, words_of
-from omni.data.shards import open_shards
-from omni.data.sources import Held, ManifestError, is_address, open_source
+from omni.data.layouts import open_shards, open_source
+from omni.data.names import Names
+from omni.data.rows import is_blank, names_of_files, parse_row, words_of
+from omni.data.sources import Held, ManifestError, is_address
 from omni.items import read_item
 from omni.modality import ItemError
 from omni.registry import get_modality, open_item

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .columns import record_batch
 from .engine import Engine, Precision, What
-from .table import record_batch
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -22,7 +22,7 @@ from omni.loading.encoder import Encoder
 
 from .batches import Task, embed_batch
 from .engine import DType, Engine, EngineError
-from .table import Document, Part, encode_part
+from .output import Document, Part, encode_part
 
 if TYPE_CHECKING:
     import pyarrow as pa

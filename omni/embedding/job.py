@@ -26,7 +26,8 @@ from omni.loading.encoder import Encoder, load_encoder, modality_of
 from . import cluster, local
 from .batches import Decode, Task, columns
 from .engine import Engine, EngineError, Precision, What
-from .table import Output, TableError, default_part_rows
+from .output import Output, default_part_rows
+from .table import TableError
 
 Runner = Literal["local", "ray"]
 """Where the rows are computed: by this process on all cores, or by Ray Data on all machines of a cluster."""

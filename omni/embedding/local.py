@@ -16,7 +16,7 @@ import torch
 
 from .batches import Task, embed_batch
 from .engine import Engine
-from .table import Document, Part, encode_part
+from .output import Document, Part, encode_part
 
 if TYPE_CHECKING:
     import pyarrow as pa

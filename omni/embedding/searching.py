@@ -26,9 +26,10 @@ from pydantic import BaseModel, ConfigDict
 from omni.loading.encoder import Encoder, load_encoder
 from omni.loading.text import load_text
 
+from .columns import original
 from .engine import Engine
 from .job import hashes
-from .table import TableError, describe, original, read_vectors, table_files
+from .table import TableError, describe, read_vectors, table_files
 
 if TYPE_CHECKING:
     from usearch.index import Index

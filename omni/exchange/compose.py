@@ -13,35 +13,26 @@ reason: tensors are missing or left over, the encoder reads something else, the 
 cannot hold an item. Every choice of `compose` is a note.
 """
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AddedToken, AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from omni.checkpoints.fingerprints import naming_weights, verify_weights
-from omni.checkpoints.folder import CheckpointError, model_type_of
-from omni.data.conversations import ask
+from omni.checkpoints.folder import CheckpointError
+from omni.exchange.chats import add_placeholder, prepare_chats
+from omni.exchange.folders import read_encoder, read_thinker, reading
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
-from omni.fusion.parts import grow_vocabulary, read_tower
 from omni.fusion.processing_omni import OmniProcessor
 from omni.grids import INTERPOLATIONS
 from omni.items import Item, nouns
 from omni.loading.checkpoint import save_new
-from omni.loading.encoder import Encoder, find_encoder
-from omni.loading.preprocessor import load_preprocessor
-from omni.modality import Modality
+from omni.loading.encoder import Encoder
 from omni.projectors import PROJECTORS, Projector
 from omni.questions import make_prompts
 
@@ -57,38 +48,6 @@ WORDS = 4096
 
 WIDEST = 1024
 """Whitening is a square matrix of the width of what is read; wider than this, it would be most of a checkpoint."""
-
-AS_TEXT = (
-    "{%- set placeholders = PLACEHOLDERS -%}"
-    "{%- set turned = namespace(messages=[]) -%}"
-    "{%- for message in messages -%}"
-    "{%- if message['content'] is string or message['content'] is not iterable -%}"
-    "{%- set turned.messages = turned.messages + [message] -%}"
-    "{%- else -%}"
-    "{%- set turned.text = '' -%}"
-    "{%- for block in message['content'] -%}"
-    "{%- if block['type'] == 'text' -%}{%- set turned.text = turned.text + block['text'] -%}"
-    "{%- elif block['type'] in placeholders -%}{%- set turned.text = turned.text + placeholders[block['type']] -%}"
-    "{%- else -%}"
-    "{{- raise_exception('Blocks are text and ' ~ (placeholders | join(' and ')) ~ ', found ' ~ block['type']) -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- set turned.messages = turned.messages + [dict(message, content=turned.text)] -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- set messages = turned.messages %}"
-)
-"""Lines in front of a chat template that reads text alone. They turn blocks of text and items into text."""
-
-PLAIN = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{{- 'Assistant:' -}}{%- generation -%}{{- ' ' + message['content'] + eos_token -}}{%- endgeneration -%}{{- '\\n' -}}"
-    "{%- else -%}{{- message['role'] | capitalize + ': ' + message['content'] + '\\n' -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"
-)
-"""The chat template for a language model without one."""
 
 
 @dataclass(frozen=True)
@@ -151,34 +110,30 @@ def compose(
     kinds = projector.values() if isinstance(projector, Mapping) else [projector]
     if unknown := sorted({*kinds} - {*PROJECTORS}):
         raise ValueError(f"Unknown projector {unknown[0]!r}; known: {', '.join(sorted(PROJECTORS))}.")
-    found = {Path(folder): _read_encoder(Path(folder), name, notes) for name, folder in named}
+    found = {Path(folder): read_encoder(Path(folder), name, notes) for name, folder in named}
     towers = {encoder.modality: encoder for encoder in found.values()}
     for option in (projector, factor):
         if isinstance(option, Mapping) and (strangers := sorted(option.keys() - towers.keys())):
             raise ValueError(f"{strangers[0]!r} is none of the modalities here, which are {', '.join(sorted(towers))}.")
-    language_model, tokenizer = _read_thinker(Path(thinker), notes)
+    language_model, tokenizer = read_thinker(Path(thinker), notes)
     probes, sections, grids = [], dict[str, dict[str, Any]](), dict[str, tuple[int, ...]]()
     for folder, encoder in found.items():
-        with _reading(folder, "The encoder"):
+        with reading(folder, "The encoder"):
             probe = encoder.probes()[0]
             grids[encoder.modality], output = _look(encoder, probe)
         probes.append(Item(encoder.modality, probe))
-        section = {"encoder": encoder.model.config, "output": output}
-        section |= _projector(encoder.modality, grids[encoder.modality], projector, factor)
-        if positions and "grid" in output.split("+") and len(grids[encoder.modality]) in INTERPOLATIONS:
-            section["positions"] = [side // section["factor"] for side in grids[encoder.modality]]
-        width = encoder.model.config.hidden_size * section["factor"] ** len(grids[encoder.modality])
-        if encoder.modality in (items or {}) and width <= WIDEST:
-            section["whitened"] = True
-        sections[encoder.modality] = section
+        name, whitened = encoder.modality, encoder.modality in (items or {})
+        kind = projector.get(name, "unshuffle_mlp") if isinstance(projector, Mapping) else projector
+        own = factor.get(name) if isinstance(factor, Mapping) else factor
+        sections[name] = _section(encoder, grids[name], output, kind, own, positions, whitened)
     bundles = [encoder.bundle for encoder in towers.values()]
     for bundle in bundles:
-        sections[bundle.name]["token_id"] = _add_placeholder(bundle, tokenizer, language_model, notes)
-    _prepare_chats(bundles, tokenizer, notes)
+        sections[bundle.name]["token_id"] = add_placeholder(bundle, tokenizer, language_model, notes)
+    prepare_chats(bundles, tokenizer, notes)
     _agree_on_precision([*(encoder.model for encoder in towers.values()), language_model], notes)
     config = OmniConfig(modalities=sections, text_config=language_model.config)
     sizes = {name: config.num_tokens(name, grid) for name, grid in grids.items()}  # raises if a factor does not divide
-    with _reading(thinker, "The language model"):
+    with reading(thinker, "The language model"):
         model = _join(config, towers, language_model)
         for name, encoder in towers.items():
             if config.modalities[name].get("whitened"):
@@ -193,133 +148,34 @@ def compose(
     _try(
         model, processor, probes, f"{named_folders} and the language model in {str(thinker)!r}".replace("the", "The", 1)
     )
-    for name, encoder in towers.items():
-        section = config.modalities[name]
-        what = "places" if len(grids[name]) > 1 else "tokens"
-        notes.append(
-            f"{name}_projector is new: {section['projector']}, factor {section['factor']}; it turns "
-            f"{' x '.join(map(str, grids[name]))} {what} of a {encoder.bundle.noun} ({section['output']}) into "
-            f"{sizes[name]} tokens"
-        )
+    notes += [_note(encoder, config.modalities[name], grids[name], sizes[name]) for name, encoder in towers.items()]
     where = {f"{name}_tower": os.path.abspath(folder) for name, folder in zip(towers, found, strict=True)}
     where["language_model"] = os.path.abspath(thinker)
     return Composition(model, processor, tuple(notes), where)
 
 
-def _projector(
-    name: str,
-    grid_shape: tuple[int, ...],
-    projector: str | Mapping[str, str],
-    factor: int | Mapping[str, int] | None,
+def _section(
+    encoder: Encoder, grid: tuple[int, ...], output: str, kind: str, factor: int | None, positions: bool, whitened: bool
 ) -> dict[str, Any]:
-    """The settings of a modality's projector for its section."""
-    kind = projector.get(name, "unshuffle_mlp") if isinstance(projector, Mapping) else projector
-    own = factor.get(name) if isinstance(factor, Mapping) else factor
-    if own is None:
-        fits = [k for k in FACTORS if len(grid_shape) == 1 or not any(side % k for side in grid_shape)]
-        own = fits[0] if fits and PROJECTORS[kind].uses_factor else 1
-    return {"projector": kind, "factor": own}
+    """The section of a modality, apart from its placeholder. See `compose` for the defaults."""
+    if factor is None:
+        fits = [k for k in FACTORS if len(grid) == 1 or not any(side % k for side in grid)]
+        factor = fits[0] if fits and PROJECTORS[kind].uses_factor else 1
+    section = {"encoder": encoder.model.config, "output": output, "projector": kind, "factor": factor}
+    if positions and "grid" in output.split("+") and len(grid) in INTERPOLATIONS:
+        section["positions"] = [side // factor for side in grid]
+    if whitened and encoder.model.config.hidden_size * factor ** len(grid) <= WIDEST:
+        section["whitened"] = True
+    return section
 
 
-# --- The folders ------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _reading(folder: str | Path, what: str) -> Iterator[None]:
-    """Turn any error that a model of another package raises inside into a `CheckpointError` that names its folder."""
-    try:
-        with naming_weights(folder):
-            yield
-    except CheckpointError:
-        raise
-    except (ValueError, OSError, RuntimeError, TypeError, LookupError, AttributeError, ImportError) as error:
-        raise CheckpointError(f"{what} in {str(folder)!r} cannot be used: {error}") from error
-    except (SafetensorError, StrictDataclassError) as error:
-        raise CheckpointError(f"{what} in {str(folder)!r} is damaged ({error}); get the folder again.") from error
-
-
-def _read_encoder(folder: Path, name: str | None, notes: list[str]) -> Encoder:
-    """The encoder of a modality in a folder, with its preprocessor."""
-    model_type_of(folder)
-    with _reading(folder, "The encoder"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        bundle, part = find_encoder(config, name)
-        model, info = read_tower(bundle, folder, part, use_safetensors=True)
-        cls, others = type(model), sorted(info["unexpected_keys"])
-        alone = part is config and cls.__name__ in (config.architectures or [cls.__name__])
-        _expect_whole(folder, cls, info, others if alone else [])
-        verify_weights(folder)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        note = f"{bundle.name}_tower is the {model.config.model_type} in {str(folder)!r}, {size:,} parameters"
-        notes.append(note + (f"; its {len(others)} other tensors are left out" if others else ""))
-        return Encoder(model.eval(), load_preprocessor(bundle, folder), modality=bundle.name)
-
-
-def _read_thinker(folder: Path, notes: list[str]) -> tuple[Any, Any]:
-    """The causal language model in a folder, and its tokenizer."""
-    model_type = model_type_of(folder)
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise CheckpointError(
-            f"{str(folder)!r} holds a model of type {model_type!r}, which is no causal language model; name the folder of "
-            "one, such as Llama, Qwen3 or GPT-2."
-        )
-    with _reading(folder, "The language model"):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if config.get_text_config() is not config:
-            raise CheckpointError(
-                f"{str(folder)!r} holds a {model_type!r}, a model of several parts; expected a language model alone."
-            )
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-        _expect_whole(folder, type(model), info, sorted(info["unexpected_keys"]))
-        if not _reads_forward_only(model):
-            raise CheckpointError(
-                f"The {type(model).__name__} in {str(folder)!r} looks at later words; expected a causal language model, "
-                "which looks only at earlier ones."
-            )
-    with _reading(folder, "The tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    rows, last = len(model.get_input_embeddings().weight), max(tokenizer.get_vocab().values())
-    if last >= rows:
-        raise CheckpointError(
-            f"In {str(folder)!r} the tokenizer has ids up to {last}, but the model has only {rows} embeddings; save the "
-            "tokenizer of this model there."
-        )
-    if tokenizer.eos_token is None:
-        raise CheckpointError(
-            f"The tokenizer in {str(folder)!r} has no end-of-text token, so an answer would never end; set its eos_token."
-        )
-    size = sum(parameter.numel() for parameter in model.parameters())
-    notes.append(f"language_model is the {model_type} in {str(folder)!r}, {size:,} parameters")
-    return model.eval(), tokenizer
-
-
-def _expect_whole(folder: Path, cls: type, info: Mapping[str, Any], left_over: list[str]) -> None:
-    """Refuse weights that lack a tensor of the class, or have one that the class does not know or that has another shape."""
-    problems = [f"missing: {name}" for name in sorted(info["missing_keys"])]
-    problems += [f"unexpected: {name}" for name in left_over]
-    problems += [f"of another shape: {name}" for name, *_ in sorted(info["mismatched_keys"])]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(
-            f"The weights in {str(folder)!r} are not those of a {cls.__name__} ({', '.join(problems[:5])}{more}); name a "
-            "folder that save_pretrained of this class wrote."
-        )
-
-
-def _reads_forward_only(model: Any) -> bool:
-    """Whether the logits after a word are independent of the later words. Their gradient tells."""
-    ids = torch.arange(3)[None]
-    with torch.enable_grad():
-        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-        said = model(inputs_embeds=embedded).logits[0, 0].float().square().sum()
-        (gradient,) = torch.autograd.grad(said, embedded)
-    return not gradient[0, 1:].any()
+def _note(encoder: Encoder, section: Mapping[str, Any], grid: tuple[int, ...], tokens: int) -> str:
+    """What a new projector does."""
+    what = "places" if len(grid) > 1 else "tokens"
+    return (
+        f"{encoder.modality}_projector is new: {section['projector']}, factor {section['factor']}; it turns "
+        f"{' x '.join(map(str, grid))} {what} of a {encoder.bundle.noun} ({section['output']}) into {tokens} tokens"
+    )
 
 
 def _look(encoder: Encoder, item: Any) -> tuple[tuple[int, ...], str]:
@@ -330,65 +186,6 @@ def _look(encoder: Encoder, item: Any) -> tuple[tuple[int, ...], str]:
 
 
 # --- Making them fit -------------------------------------------------------------------------------------------------
-
-
-def _add_placeholder(modality: Modality, tokenizer: Any, model: Any, notes: list[str]) -> int:
-    """The id of a modality's placeholder. A tokenizer without one gets it; all other ids stay."""
-    token = modality.token
-    before = tokenizer.get_vocab()
-    if tokenizer.encode(token, add_special_tokens=False) == [before.get(token)]:
-        notes.append(f"the tokenizer has {token} already, id {before[token]}")
-        return int(before[token])
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False)], special_tokens=True)
-    token_id = tokenizer.convert_tokens_to_ids(token)
-    after = tokenizer.get_vocab()
-    assert after == {**before, token: token_id}
-    assert token_id not in before.values()
-    rows = len(model.get_input_embeddings().weight)
-    if token_id < rows:
-        notes.append(f"the tokenizer gets {token} as id {token_id}, which was free among {rows:,} embeddings")
-    else:
-        grow_vocabulary(model, token_id + 1)
-        notes.append(f"the tokenizer gets {token} as id {token_id}; the {rows:,} embeddings grow to {token_id + 1:,}")
-    return int(token_id)
-
-
-def _prepare_chats(bundles: Sequence[Modality], tokenizer: Any, notes: list[str]) -> None:
-    """Make sure that the chat template takes items, and that the tokenizer can pad."""
-    tokens = " and ".join(bundle.token for bundle in bundles)
-    as_text = AS_TEXT.replace("PLACEHOLDERS", json.dumps({bundle.name: bundle.token for bundle in bundles}))
-    if tokenizer.chat_template is None:
-        begins = tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
-        tokenizer.chat_template = as_text + ("{{- bos_token -}}" if begins else "") + PLAIN
-        notes.append(
-            "the tokenizer had no chat template; it writes questions as `User: ...` and answers as `Assistant: ...`"
-        )
-    elif _holds_items(bundles, tokenizer):
-        notes.append("the chat template is kept")
-    else:
-        tokenizer.chat_template = as_text + tokenizer.get_chat_template()
-        if not _holds_items(bundles, tokenizer):
-            raise CheckpointError(
-                f"Expected a chat template that writes {tokens} and then the question, once each; the tokenizer's does not, "
-                "so correct it."
-            )
-        notes.append(f"the chat template takes text alone, so lines in front of it turn items into {tokens}")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-        notes.append(f"the tokenizer had no padding token; it pads with {tokenizer.eos_token}")
-
-
-def _holds_items(bundles: Sequence[Modality], tokenizer: Any) -> bool:
-    """Whether the chat template writes a placeholder for an item of each modality, and then the question."""
-    question, tokens = "What is it?", [bundle.token for bundle in bundles]
-    try:
-        asked = ask(question, items=[bundle.name for bundle in bundles])
-        written = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    except Exception:  # a template is a program, and may raise anything on contents that it was not written for
-        return False
-    parts = [*tokens, question]
-    places = [written.find(part) for part in parts]
-    return all(written.count(part) == 1 for part in parts) and places == sorted(places)
 
 
 def _agree_on_precision(parts: Sequence[nn.Module], notes: list[str]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from omni.vision.formats import Jpeg
+from omni.vision.formats.jpeg import Jpeg
 from omni.vision.pictures import Source, decode, open_picture, orientation
 
 Pixels = Image.Image | NDArray[np.uint8]

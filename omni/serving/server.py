@@ -27,9 +27,10 @@ from starlette.routing import Route
 from omni.loading.checkpoint import load
 
 from .connections import Connection, Doorkeeper, refused
+from .fields import RequestError, parse
 from .remote import MAX_BYTES, MAX_SECONDS, RemoteError, fetch, is_public
 from .replies import REPLIES, Reply, failure
-from .requests import Chat, Completion, Embeddings, Loading, Request, RequestError, Response, parse
+from .requests import Chat, Completion, Embeddings, Loading, Request, Response
 from .worker import FAILED, Worker
 from .writing import Event, Job
 

@@ -31,7 +31,9 @@ from omni.modality import ItemError, Modality
 from omni.questions import make_prompts
 from omni.registry import make_probes
 
-from .requests import MAX_UNITS, Completion, Conversation, Embeddings, Part, Request, RequestError
+from .content import Part
+from .fields import RequestError
+from .requests import Completion, Conversation, Embeddings, Request
 from .writing import End, Job, LeftError, Scores, StoppedError, Vectors, Writing
 
 MAX_WAITING = 64
@@ -40,6 +42,8 @@ USUAL_LENGTH = 1024
 """The largest number of tokens of an answer, if neither request nor checkpoint sets a limit."""
 BYTES = 16
 """The largest number of bytes of text for each token that the model takes. Words are shorter."""
+MAX_UNITS = 200_000_000
+"""The largest number of units (pixels, samples, ...) in all items of a modality, see `Modality.measure`."""
 MAX_TEXT = 1_000_000
 """The largest number of bytes of text in a request. Tokenizing takes two hundred bytes of memory for each."""
 LONGEST = 65_536
@@ -47,8 +51,6 @@ LONGEST = 65_536
 COLDEST = 1e-3
 """A lower temperature counts as 0."""
 PROBE = "A system message?"
-
-
 FAILED = "The server failed at this request; its log says why."
 
 

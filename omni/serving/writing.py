@@ -19,7 +19,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from omni.knowing.familiarity import Familiar
 
-from .requests import Request, RequestError
+from .fields import RequestError
+from .requests import Request
 
 
 @dataclass(frozen=True)

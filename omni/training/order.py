@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from omni.data.shards import WINDOW
+from omni.data.arrow import WINDOW
 from omni.training.recipe import Mixture
 
 

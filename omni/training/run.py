@@ -25,7 +25,7 @@ from omni.registry import get_modality
 from omni.training.adapters import add_adapters, note_base
 from omni.training.checkpoints import Checkpoints, DivergenceError, non_finite, read_state, room, save_whole
 from omni.training.curves import draw_curves
-from omni.training.objectives import make_objective
+from omni.training.objectives import Objective, make_objective
 from omni.training.optimizer import make_optimizer
 from omni.training.order import Mixed
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
@@ -58,12 +58,7 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
     """
     output = Path(recipe.output)
     folder, last = output / "run", last_checkpoint(recipe)
-    if last and not resume:
-        raise FileExistsError(f"{folder} holds an earlier run up to {last.name}; resume it, or remove the folder.")
-    if not last and any(os.path.exists(output / name) for name in ("config.json", "adapter_config.json")):
-        raise FileExistsError(
-            f"{output} holds a finished checkpoint already; name another output, or remove the folder."
-        )
+    _expect_free(output, last, resume)
     recipe = settle(recipe, _read_recipe(folder) if last else None)
     written = recipe.model_dump_json(indent=2)
     recipe = recipe.model_copy(deep=True)  # libraries may change the parts that they are given
@@ -119,16 +114,7 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
     if trainer.is_fsdp_enabled:
         gather(trainer.accelerator.unwrap_model(trainer.model), keep=trainer.is_world_process_zero())
     if trainer.is_world_process_zero():
-        finished = trainer.accelerator.unwrap_model(trainer.model)
-        if name := non_finite(finished.state_dict()):
-            raise DivergenceError(folder, f"{name} holds numbers that are not finite")
-        save_whole(lambda unfinished: objective.save(finished, unfinished), output)
-        if recipe.objective == "answers" and not finished.config.untrained:
-            seen = trainer.state.global_step * trainer.get_total_train_batch_size(arguments)
-            familiarise(output, objective.train, objective.evaluate, min(seen, ROWS), arguments.device)
-        history = trainer.state.log_history
-        _write(folder / "history.json", json.dumps(history, indent=1))
-        draw_curves(history, folder / "curves.png")
+        _finish(trainer, objective, recipe)
     if trainer.accelerator.num_processes > 1:  # a process that exits early closes connections that others still use
         trainer.accelerator.wait_for_everyone()
         torch.distributed.destroy_process_group()
@@ -140,6 +126,32 @@ def last_checkpoint(recipe: Recipe) -> Path | None:
     folder = Path(recipe.output) / "run"
     last = get_last_checkpoint(str(folder)) if os.path.isdir(folder) else None
     return Path(last) if last else None
+
+
+def _expect_free(output: Path, last: Path | None, resume: bool) -> None:
+    """Refuse an output folder that holds a finished checkpoint, or a run that is not to be resumed."""
+    if last and not resume:
+        raise FileExistsError(f"{last.parent} holds an earlier run up to {last.name}; resume it, or remove the folder.")
+    if not last and any(os.path.exists(output / name) for name in ("config.json", "adapter_config.json")):
+        raise FileExistsError(
+            f"{output} holds a finished checkpoint already; name another output, or remove the folder."
+        )
+
+
+def _finish(trainer: OmniTrainer, objective: Objective, recipe: Recipe) -> None:
+    """Write the finished checkpoint, what its training inputs looked like, and the curves of the run."""
+    output = Path(recipe.output)
+    folder, arguments = output / "run", trainer.args
+    finished = trainer.accelerator.unwrap_model(trainer.model)
+    if name := non_finite(finished.state_dict()):
+        raise DivergenceError(folder, f"{name} holds numbers that are not finite")
+    save_whole(lambda unfinished: objective.save(finished, unfinished), output)
+    if recipe.objective == "answers" and not finished.config.untrained:
+        seen = trainer.state.global_step * trainer.get_total_train_batch_size(arguments)
+        familiarise(output, objective.train, objective.evaluate, min(seen, ROWS), arguments.device)
+    history = trainer.state.log_history
+    _write(folder / "history.json", json.dumps(history, indent=1))
+    draw_curves(history, folder / "curves.png")
 
 
 @contextmanager

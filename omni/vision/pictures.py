@@ -37,9 +37,9 @@ from PIL import ExifTags, Image, ImageChops, ImageFile, JpegImagePlugin, PngImag
 from omni.files import ReadError, read_whole
 from omni.modality import ItemError
 from omni.vision import formats
-
-MAX_PIXELS = formats.MAX_PIXELS
-"""Largest width times height."""
+from omni.vision.formats.jpeg import Jpeg
+from omni.vision.formats.limits import MAX_PIXELS, TooLarge
+from omni.vision.formats.tags import tag_sizes
 
 MAX_BYTES = 10 * MAX_PIXELS
 """Largest size of a file. Without compression, with four colours of 16 bits, a picture has 8 bytes for each pixel."""
@@ -160,7 +160,7 @@ def open_picture(source: Source, at_least: int | None = None) -> Opened:
     full_size = image.size
     if not isinstance(image, TiffImagePlugin.TiffImageFile):  # Pillow gives a TIFF's size after turning it upright
         full_size = turned(full_size, orientation(image))
-    if at_least is not None and isinstance(image, formats.Jpeg):
+    if at_least is not None and isinstance(image, Jpeg):
         image.draft(None, (at_least, at_least))
     return Opened(image, name, full_size, is_own=image is not source)
 
@@ -236,8 +236,8 @@ def _too_large(name: str, most: str, found: str) -> PictureError:
 
 
 def _refusal(error: Exception, name: str, kind: str) -> PictureError:
-    if isinstance(error, formats.TooLarge | Image.DecompressionBombError | Image.DecompressionBombWarning):
-        found = str(error) if isinstance(error, formats.TooLarge) else "many more"
+    if isinstance(error, TooLarge | Image.DecompressionBombError | Image.DecompressionBombWarning):
+        found = str(error) if isinstance(error, TooLarge) else "many more"
         return _too_large(name, f"{MAX_PIXELS:,} pixels", found)
     reason = " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
     start = f"{name} cannot be decoded, expected a whole {kind}, found"
@@ -355,7 +355,7 @@ def orientation(image: Image.Image) -> int:
     """The orientation in EXIF or XMP: 1 is upright, the others are the keys of `_UPRIGHT`."""
     try:
         about = bytes(image.info.get("exif", b"")).removeprefix(b"Exif\0\0")
-        if sum(formats.tag_sizes(about).values()) > len(about):
+        if sum(tag_sizes(about).values()) > len(about):
             return 1
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # pixels may be whole although their metadata are broken

@@ -18,11 +18,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from omni.data import shards
+from omni.data import arrow
+from omni.data.arrow import WINDOW
 from omni.data.checking import check
 from omni.data.finding import SourceError, find_files
 from omni.data.manifests import Manifest, ManifestConversations
-from omni.data.shards import WINDOW
 from omni.data.sources import ManifestError
 from omni.modality import ItemError
 from omni.registry import get_modality
@@ -149,8 +149,8 @@ def test_a_bad_row_is_named_and_never_dropped(layout: str, tmp_path: Path, monke
 
 def test_a_row_group_is_read_once_while_its_rows_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Manifest.read(in_parquet(tmp_path, "image"))
-    read, whole = [], shards._unpacked
-    monkeypatch.setattr(shards, "_unpacked", lambda file, group: read.append(group) or whole(file, group))
+    read, whole = [], arrow._unpacked
+    monkeypatch.setattr(arrow, "_unpacked", lambda file, group: read.append(group) or whole(file, group))
     manifest = pickle.loads(pickle.dumps(manifest))
     for index in [0, 9, 4, 6, 1, 8, 3, 5, 2, 7]:
         manifest[index]
@@ -362,20 +362,20 @@ REFUSED = {
 def test_a_value_that_is_stored_once_and_read_often_does_not_fill_the_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "MOST_BYTES", 2**20)
-    monkeypatch.setattr(shards, "AT_ONCE", 2**16)
+    monkeypatch.setattr(arrow, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(arrow, "AT_ONCE", 2**16)
     once = pa.DictionaryArray.from_arrays(pa.array([0] * 400, pa.int32()), pa.array([picture(1) + bytes(9_000)]))
     table = pa.table({"image": once, "caption": ["a wren"] * 400})
     pq.write_table(table, tmp_path / "many.parquet", store_schema=False)
     assert (tmp_path / "many.parquet").stat().st_size < 2**15
-    read, whole = [], shards._unpacked
-    monkeypatch.setattr(shards, "_unpacked", lambda file, group: read.append(group) or whole(file, group))
+    read, whole = [], arrow._unpacked
+    monkeypatch.setattr(arrow, "_unpacked", lambda file, group: read.append(group) or whole(file, group))
     with pytest.raises(
         ManifestError, match=r"row 1: its row group 0 has more than 1,048,576 bytes once it is unpacked"
     ):
         Manifest.read(tmp_path / "many.parquet")
     assert read == [0]  # for all of its rows
-    monkeypatch.setattr(shards, "MOST_BYTES", 2**23)
+    monkeypatch.setattr(arrow, "MOST_BYTES", 2**23)
     assert len(Manifest.read(tmp_path / "many.parquet")[399].files[0].data or b"") == len(picture(1)) + 9_000
 
 

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from omni.checkpoints.seal import reseal
 from omni.embedding import EngineError, TableError, describe, embed
-from omni.embedding import table as table_module
+from omni.embedding import output as output_module
 from omni.loading.checkpoint import load
 from omni.vision.pictures import read_picture
 
@@ -259,7 +259,7 @@ def test_scaled_decoding_is_close_and_tells_the_whole_size(tmp_path: Path) -> No
 def test_only_the_same_job_is_resumed(
     save_encoder: Make, make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_module, "FILE_ROWS", 8)
+    monkeypatch.setattr(output_module, "FILE_ROWS", 8)
     encoder, pictures, output = save_encoder(), make_pictures(40), tmp_path / "out"
 
     def stop(done: int, total: int) -> None:
@@ -382,7 +382,7 @@ def in_a_process(*arguments: Any, **settings: Any) -> int:
 def test_killed_at_random_moments_the_table_is_the_same_to_the_last_byte(
     name: str, save_encoder: Make, make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_module, "PART_ROWS", 16)
+    monkeypatch.setattr(output_module, "PART_ROWS", 16)
     encoder, pictures = save_encoder(), make_pictures(600)
     (pictures / "0" / "text.png").write_text("hello")
     settings = {"batch_size": 8, "shard_rows": None if "." in name else 150}

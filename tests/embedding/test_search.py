@@ -18,7 +18,8 @@ from PIL import Image
 from omni import OmniAudioConfig, OmniAudioModel, OmniFeatureExtractor, OmniImageProcessor
 from omni.checkpoints.folder import CheckpointError
 from omni.embedding import SearchError, duplicates, embed, search
-from omni.embedding.table import TableError, _written, original
+from omni.embedding.columns import original, written
+from omni.embedding.table import TableError
 from omni.vision.pictures import read_picture
 
 from ..conftest import invoke
@@ -205,4 +206,4 @@ def test_tables_that_hold_something_else_are_refused_in_a_sentence(table: Any) -
 
 @pytest.mark.parametrize("name", ["plain.png", "back\\slash", "\udcff\udc80", "\\udcff", "a\\\\b\udcc3"])
 def test_the_path_of_a_file_comes_back_from_the_table(name: str) -> None:
-    assert original(_written(name)) == name
+    assert original(written(name)) == name

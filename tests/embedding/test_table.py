@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from omni.embedding import table as module
-from omni.embedding.table import Output, Part, Table, TableError, default_part_rows, describe, encode_part, record_batch
+from omni.embedding import output as module
+from omni.embedding.columns import record_batch
+from omni.embedding.output import Output, Part, Table, default_part_rows, encode_part
+from omni.embedding.table import TableError, describe
 
 SHAPES = {"cls": (3,), "grid": (2, 3)}
 

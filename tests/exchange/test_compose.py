@@ -47,7 +47,8 @@ from omni import OmniForConditionalGeneration, OmniProcessor
 from omni.checkpoints.folder import CheckpointError
 from omni.cli.app import app
 from omni.data.conversations import ask
-from omni.exchange.compose import AS_TEXT, compose
+from omni.exchange.chats import AS_TEXT
+from omni.exchange.compose import compose
 from omni.items import Item
 from omni.loading.checkpoint import load
 from omni.session import answer

@@ -32,7 +32,8 @@ from omni import (
 from omni.audio.sounds import MAX_SAMPLES, read_sound
 from omni.modality import ItemError
 from omni.registry import get_modality, register_modality
-from omni.serving.requests import Chat, RequestError, Response, parse
+from omni.serving.fields import RequestError, parse
+from omni.serving.requests import Chat, Response
 from omni.serving.server import build
 from omni.serving.worker import Worker
 from omni.serving.writing import Piece

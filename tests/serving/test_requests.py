@@ -11,15 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from omni.serving.requests import (
-    MAX_VALUES,
-    Chat,
-    Completion,
-    Request,
-    RequestError,
-    Response,
-    parse,
-)
+from omni.serving.fields import MAX_VALUES, RequestError, parse
+from omni.serving.requests import Chat, Completion, Request, Response
 from omni.vision.pictures import read_picture
 from omni.vision.plugin import count_pixels
 

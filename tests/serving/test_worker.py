@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from omni.loading.checkpoint import load
-from omni.serving.requests import Chat, Completion, Request, RequestError, Response
+from omni.serving.fields import RequestError
+from omni.serving.requests import Chat, Completion, Request, Response
 from omni.serving.worker import MAX_WAITING, BusyError, FailedError, Worker
 from omni.serving.writing import End, Piece, Token
 from omni.vision.pictures import read_picture

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler
 
-from omni.data.shards import WINDOW
+from omni.data.arrow import WINDOW
 from omni.training.order import Mixed, Order
 from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run

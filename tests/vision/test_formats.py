@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, PngImagePlugin
 
 from campaigns.pictures import interlaced, run
-from omni.vision import formats, libtiff
+from omni.vision.formats import libtiff
 from omni.vision.pictures import PictureError, TruncatedPictureError, picture_size, read_picture
 
 Pixels = NDArray[np.uint8]
@@ -298,7 +298,8 @@ def test_a_gif_frame_that_ends_early_is_not_filled_from_the_next() -> None:
 
 
 def test_what_keeps_a_reader_busy_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_PARTS", 100)
+    for kind in ("gif", "jpeg", "limits", "png", "tiff"):
+        monkeypatch.setattr(f"omni.vision.formats.{kind}.MAX_PARTS", 100)
     files = {
         "gif": gif(b"!\xfe" + b"\1x" * 200 + b"\0", gif_frame([256, *range(255), 257])),
         "gif of nothing": gif(bytes(200), gif_frame([256, *range(255), 257])),

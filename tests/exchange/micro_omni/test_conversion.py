@@ -23,7 +23,7 @@ from transformers import (
 import omni  # noqa: F401
 from omni.checkpoints.fingerprints import fingerprint_parts
 from omni.exchange.micro_omni import ConversionError, convert, to_micro_omni
-from omni.exchange.micro_omni.weights import thinker_config
+from omni.exchange.micro_omni.settings import thinker_config
 from omni.vision.pictures import read_picture
 
 SCENE = Path("examples/scene.png")

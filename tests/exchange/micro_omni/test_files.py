@@ -197,7 +197,7 @@ def test_what_cannot_be_written_leaves_nothing(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("omni.exchange.micro_omni.conversion.save_kept", full)
+    monkeypatch.setattr("omni.exchange.micro_omni.incoming.save_kept", full)
     assert "No space left on device" in refuse([tmp_path / "vision.pt"], tmp_path / "ours")
 
 
