@@ -10,14 +10,14 @@
 | pictures/documents | pages of text, and photographs of text | drawn here in fonts of Debian; scikit-image, opencv-doc |
 | pictures/noise | noise of several kinds and grains | made here |
 | sounds/music | pieces of music of four seconds | asterisk-moh-opsound-wav |
-| sounds/signals | ring tones, and what desktops play | lomiri-sounds, oxygen-sounds, sound-theme-freedesktop, deepin-sound-theme |
+| sounds/signals | ring tones, and what desktops play | lomiri-sounds, oxygen-sounds, sound themes of freedesktop and Deepin |
 | sounds/noise | hum, clicks, sweeps, chords, rumble | made here |
 | sounds/people | recordings of a person who reads English sentences | asterisk-core-sounds-en-wav |
 
 Two files beside this one have questions, one in a line: `other_questions.txt` is about anything, `other_kinds.txt` is about
 the objects of scenes, but no such kind of question was trained:
 
-    omni evaluate checkpoints/omni_tiny --first 100000 --pictures 300 --wordings held_out --strangers tests/evaluation/other_kinds.txt
+    omni evaluate checkpoints/omni_tiny --wordings held_out --first 100000 --strangers tests/evaluation/other_kinds.txt
 """
 
 import random
