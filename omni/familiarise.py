@@ -91,7 +91,7 @@ class _Found:
     """Measurements of some rows.
 
     Attributes:
-        gists: the items of each modality.
+        gists: of each modality the first item of each row.
         questions: the questions, as tokens.
         logprobs: the log-probabilities of the tokens of each answer.
         right: whether each answer is right.
@@ -124,8 +124,8 @@ def _look(
     for start in range(0, len(places), BATCH):
         batch = [examples[place] for place in places[start : start + BATCH]]
         for example, items in zip(batch, _encode(model, processor, batch), strict=True):
-            for name, encoded in items.items():
-                found.gists.setdefault(name, []).extend(gist(item.tokens) for item in encoded)
+            for name, encoded in items.items():  # of many items in a row one is enough, so that all rows count alike
+                found.gists.setdefault(name, []).append(gist(encoded[0].tokens))
             asked = list(_questions(example))
             found.questions += [
                 tokens for chat, _ in asked if (tokens := words(processor.tokenizer, words_of(chat[-1])))

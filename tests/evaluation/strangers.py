@@ -6,11 +6,11 @@
 | folder | what | from |
 |---|---|---|
 | pictures/photographs | photographs, each whole and its middle | scikit-image, scikit-learn, opencv-doc, mate-backgrounds |
-| pictures/emoji-VENDOR | 250 emoji of a vendor, on white | emoji-datasource-VENDOR |
+| pictures/emoji-VENDOR | 125 emoji of a vendor, on white | emoji-datasource-VENDOR |
 | pictures/documents | pages of text, and photographs of text | drawn here in fonts of Debian; scikit-image, opencv-doc |
 | pictures/noise | noise of several kinds and grains | made here |
 | sounds/music | pieces of music of four seconds | asterisk-moh-opsound-wav |
-| sounds/signals | ring tones, and what desktops play | lomiri-sounds, oxygen-sounds, sound themes of freedesktop and Deepin |
+| sounds/signals | ring tones, and what desktops play | lomiri-sounds, oxygen-sounds, themes of freedesktop and Deepin |
 | sounds/noise | hum, clicks, sweeps, chords, rumble | made here |
 | sounds/people | recordings of a person who reads English sentences | asterisk-core-sounds-en-wav |
 
@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 VENDORS = ("apple", "facebook", "google", "twitter")
-EMOJI = 250
+EMOJI = 125
 DEBIAN = (
     *("opencv-doc", "mate-backgrounds", "fonts-dejavu-core", "fonts-dejavu-extra", "fonts-liberation"),
     *("asterisk-moh-opsound-wav", "asterisk-core-sounds-en-wav"),
@@ -192,7 +192,7 @@ def write(folder: Path) -> Iterator[str]:
     desktops = sorted(path for end in ("ogg", "oga", "wav") for path in sounds.glob(f"sounds/**/*.{end}"))
     people = sorted((sounds / "asterisk" / "sounds" / "en_US_f_Allison").glob("*.wav"))
     long = [path for path in people if path.stat().st_size > 2 * 8000 * 1.5]
-    groups = {
+    groups: dict[str, Iterator[Image.Image] | Iterator[Samples]] = {
         "pictures/photographs": photographs(packages),
         **{f"pictures/emoji-{vendor}": emoji(packages, vendor) for vendor in VENDORS},
         "pictures/documents": documents(packages),
@@ -209,7 +209,7 @@ def write(folder: Path) -> Iterator[str]:
             if isinstance(one, Image.Image):
                 one.save(folder / name / f"{count:03}.png")
             else:
-                import_module("soundfile").write(folder / name / f"{count:03}.wav", one.clip(-1, 1), RATE)
+                import_module("soundfile").write(folder / name / f"{count:03}.wav", np.clip(one, -1, 1), RATE)
         yield f"{count:4} in {folder / name}"
 
 
