@@ -192,7 +192,7 @@ def write(folder: Path) -> Iterator[str]:
     desktops = sorted(path for end in ("ogg", "oga", "wav") for path in sounds.glob(f"sounds/**/*.{end}"))
     people = sorted((sounds / "asterisk" / "sounds" / "en_US_f_Allison").glob("*.wav"))
     long = [path for path in people if path.stat().st_size > 2 * 8000 * 1.5]
-    groups: dict[str, Iterator[Image.Image] | Iterator[Samples]] = {
+    groups: dict[str, Iterator[Image.Image | Samples]] = {
         "pictures/photographs": photographs(packages),
         **{f"pictures/emoji-{vendor}": emoji(packages, vendor) for vendor in VENDORS},
         "pictures/documents": documents(packages),
@@ -209,7 +209,7 @@ def write(folder: Path) -> Iterator[str]:
             if isinstance(one, Image.Image):
                 one.save(folder / name / f"{count:03}.png")
             else:
-                import_module("soundfile").write(folder / name / f"{count:03}.wav", np.clip(one, -1, 1), RATE)
+                import_module("soundfile").write(folder / name / f"{count:03}.wav", one.clip(-1, 1), RATE)
         yield f"{count:4} in {folder / name}"
 
 
