@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from omni.data.conversations import Example, Message, with_items, words_of
@@ -17,7 +16,7 @@ from omni.fusion import acceleration
 from omni.fusion.encoded_item import EncodedItem
 from omni.knowing.confidence import Calibration, Certainty
 from omni.knowing.familiarity import Familiarity
-from omni.knowing.statistics import FEWEST, Spread, Wording, vector, words
+from omni.knowing.statistics import FEWEST, Gist, Spread, Wording, gist, words
 from omni.loading.checkpoint import load
 from omni.questions import write_prompts
 
@@ -74,9 +73,9 @@ def familiarise(
     fitted = _look(model, processor, train, seen, 0, lambda done: progress("rows of training", done, len(seen)))
     found = _look(model, processor, held_out, others, answers, lambda done: progress("held-out", done, len(others)))
     spreads = {
-        name: Spread.fit(np.stack(vectors)).with_threshold(found.vectors[name])
-        for name, vectors in fitted.vectors.items()
-        if len(vectors) >= FEWEST and name in found.vectors
+        name: Spread.fit(gists).with_threshold(found.gists[name])
+        for name, gists in fitted.gists.items()
+        if len(gists) >= FEWEST and name in found.gists
     }
     wording = None
     if len(fitted.questions) >= FEWEST and found.questions:
@@ -92,13 +91,13 @@ class _Found:
     """Measurements of some rows.
 
     Attributes:
-        vectors: the items of each modality, as vectors.
+        gists: of each modality the first item of each row.
         questions: the questions, as tokens.
         logprobs: the log-probabilities of the tokens of each answer.
         right: whether each answer is right.
     """
 
-    vectors: dict[str, list[Any]] = field(default_factory=dict)
+    gists: dict[str, list[Gist]] = field(default_factory=dict)
     questions: list[list[int]] = field(default_factory=list)
     logprobs: list[list[float]] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
@@ -125,8 +124,8 @@ def _look(
     for start in range(0, len(places), BATCH):
         batch = [examples[place] for place in places[start : start + BATCH]]
         for example, items in zip(batch, _encode(model, processor, batch), strict=True):
-            for name, encoded in items.items():
-                found.vectors.setdefault(name, []).extend(vector(item.tokens) for item in encoded)
+            for name, encoded in items.items():  # of many items in a row one is enough, so that all rows count alike
+                found.gists.setdefault(name, []).append(gist(encoded[0].tokens))
             asked = list(_questions(example))
             found.questions += [
                 tokens for chat, _ in asked if (tokens := words(processor.tokenizer, words_of(chat[-1])))

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from omni.data.conversations import words_of
 from omni.data.manifests import Manifest
 from omni.data.sources import ManifestError
 from omni.items import read_item, suffixes
-from omni.knowing.statistics import Statistic, vector, words
+from omni.knowing.statistics import Gist, Statistic, gist, words
 from omni.registry import get_modality
 
 from .asking import Questionnaire
@@ -191,8 +190,8 @@ def _strangers(path: str) -> Iterator[_One]:
             yield from (_One(None, words_of(turn)) for turn in row.conversation if turn["role"] == "user")
 
 
-def _seen(model: Any, processor: Any, many: Iterable[_One]) -> Iterator[tuple[_One, NDArray[np.float64] | list[int]]]:
-    """Each with the input of its statistic: an item's vector, a question's tokens. Questions without words are left out."""
+def _seen(model: Any, processor: Any, many: Iterable[_One]) -> Iterator[tuple[_One, Gist | list[int]]]:
+    """Each with the input of its statistic: an item's gist, a question's tokens. Questions without words are left out."""
     waiting: dict[str, list[_One]] = {}
     for one in many:
         if one.modality is None:
@@ -209,10 +208,10 @@ def _seen(model: Any, processor: Any, many: Iterable[_One]) -> Iterator[tuple[_O
             yield from _encoded(model, processor, batch)
 
 
-def _encoded(model: Any, processor: Any, batch: Sequence[_One]) -> Iterator[tuple[_One, NDArray[np.float64]]]:
+def _encoded(model: Any, processor: Any, batch: Sequence[_One]) -> Iterator[tuple[_One, Gist]]:
     name = batch[0].modality
     assert name is not None
     with torch.inference_mode():
         inputs = processor(**{get_modality(name).argument: [one.value for one in batch]}, return_tensors="pt")
         items = model.model.encode_items(name, **inputs.to(model.device))
-    yield from ((one, vector(item.tokens)) for one, item in zip(batch, items, strict=True))
+    yield from ((one, gist(item.tokens)) for one, item in zip(batch, items, strict=True))

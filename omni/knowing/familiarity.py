@@ -18,7 +18,7 @@ from omni.files import write_text_whole
 from omni.registry import get_modality
 
 from .confidence import Calibration
-from .statistics import Spread, Wording, vector, words
+from .statistics import Spread, Wording, gist, words
 
 FORMAT: Literal["omni familiarity 1"] = "omni familiarity 1"
 
@@ -91,7 +91,7 @@ class Familiarity(BaseModel):
         """
         asked = words(tokenizer, question) if self.question is not None else []
         return Familiar(
-            items=[self.items[name].knows(vector(item.tokens)) if name in self.items else None for name, item in items],
+            items=[self.items[name].knows(gist(item.tokens)) if name in self.items else None for name, item in items],
             question=self.question.knows(asked) if self.question is not None and asked else None,
         )
 

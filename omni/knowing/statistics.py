@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,13 +19,20 @@ FEWEST = 50
 """The smallest number of rows that is enough for statistics."""
 FALSE_ALARMS = 0.05
 """Share of rows like those of training that are taken for strangers."""
-DIRECTIONS, NUMBERS = 32, 12_288
+DIRECTIONS, NUMBERS = 96, 20_000
 """The largest R, and the largest R x D for wide encoders, for which R is at least 8."""
 MOST_PAIRS = 10_000
 """The number of pairs of tokens that are kept, the most frequent ones."""
 START, END = -1, -2
 
 Floats = NDArray[np.float64]
+
+
+class Gist(NamedTuple):
+    """An encoded item in one vector: the mean float[D] of its tokens, and their number."""
+
+    mean: Floats
+    tokens: int
 
 
 class Statistic(BaseModel):
@@ -55,43 +62,54 @@ class Statistic(BaseModel):
 
 
 class Spread(Statistic):
-    """Mean and covariance of vectors: R directions with their variances, and one variance for all other directions.
+    """Mean and covariance of items: R directions with their variances, and one variance for all other directions.
+
+    The mean of few tokens varies more than that of many. So a distance is divided by 1 + few / tokens.
 
     Attributes:
         mean: float[D].
         directions: float[R, D], orthonormal.
         variances: float[R], the variance in each of these directions.
         rest: the variance in every other direction.
+        few: 0 if all items have the same number of tokens, as pictures have.
     """
 
     mean: list[float]
     directions: list[list[float]]
     variances: list[float]
     rest: float
+    few: float = Field(default=0.0, ge=0)
 
     @classmethod
-    def fit(cls, vectors: Floats) -> Self:
-        """Fit vectors float[N, D]."""
+    def fit(cls, items: Sequence[Gist]) -> Self:
+        """Fit N items."""
+        vectors = np.stack([item.mean for item in items])
         count, width = vectors.shape
         mean = vectors.mean(0)
         _, scales, directions = np.linalg.svd(vectors - mean, full_matrices=False)
         variances = scales**2 / (count - 1)
         least = 1e-3 * variances.sum() / width + 1e-12  # numbers that are constant in training may still vary a little
         kept = min(DIRECTIONS, max(8, NUMBERS // width), count // 10, width - 1)
-        return cls(
+        found = cls(
             mean=[_short(each) for each in mean],
             directions=[[_short(each) for each in row] for row in directions[:kept]],
             variances=[_short(each + least) for each in variances[:kept]],
             rest=_short(variances[kept:].sum() / (width - kept) + least),
         )
+        share = np.array([1 / item.tokens for item in items])
+        if np.ptp(share) == 0:
+            return found
+        distances = np.array([found.distance(item) for item in items])
+        slope, start = np.polyfit(share, distances, 1)  # distances are about start + slope / tokens
+        return found.model_copy(update={"few": _short(max(slope, 0.0) / max(start, 0.1 * distances.mean()))})
 
-    def distance(self, one: Floats) -> float:
-        """The squared Mahalanobis distance of a vector float[D]."""
+    def distance(self, one: Gist) -> float:
+        """The squared Mahalanobis distance of an item, less where it has few tokens."""
         mean, directions, variances = self._arrays
-        away = one - mean
+        away = one.mean - mean
         along = directions @ away
         beside = max(float(away @ away - along @ along), 0.0)
-        return float((along**2 / variances).sum() + beside / self.rest)
+        return float((along**2 / variances).sum() + beside / self.rest) / (1 + self.few / one.tokens)
 
     @cached_property
     def _arrays(self) -> tuple[Floats, Floats, Floats]:
@@ -137,12 +155,11 @@ class Wording(Statistic):
         return pairs, follow, alone
 
 
-def vector(tokens: Mapping[str, Any]) -> Floats:
-    """The vector float[D] of an encoded item: its `cls`, or the mean of its `grid`."""
+def gist(tokens: Mapping[str, Any]) -> Gist:
+    """The gist of an encoded item, of its `cls` alone if it has one, else of its `grid`."""
     found = tokens["cls"] if "cls" in tokens else tokens["grid"]
     found = found.detach().float().cpu().numpy() if isinstance(found, torch.Tensor) else found
-    mean: Floats = np.asarray(found, dtype=np.float64).mean(0)
-    return mean
+    return Gist(np.asarray(found, dtype=np.float64).mean(0), len(found))
 
 
 def words(tokenizer: Any, question: str) -> list[int]:

@@ -19,7 +19,7 @@ from omni.evaluation.scores import Asked
 from omni.familiarise import familiarise
 from omni.knowing.confidence import Calibration, Certainty
 from omni.knowing.familiarity import Familiar, Familiarity
-from omni.knowing.statistics import Spread, Wording
+from omni.knowing.statistics import Gist, Spread, Wording
 from omni.loading.checkpoint import load, save_new
 from omni.session import Session
 from omni.training.recipe import Recipe
@@ -229,18 +229,35 @@ def test_without_held_out_rows_confidence_is_unknown(copied: Path, data: Path) -
 def test_a_spread_of_all_directions_is_the_distance_of_mahalanobis() -> None:
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(2000, 6)) @ rng.normal(size=(6, 6)) + 5
-    spread = Spread.fit(vectors)
+    items = [Gist(each, 1) for each in vectors]
+    spread = Spread.fit(items)
     away = vectors[:20] - vectors.mean(0)
     exact = np.einsum("ni,ij,nj->n", away, np.linalg.inv(np.cov(vectors.T)), away)
     assert len(spread.directions) == 5  # the sixth is "the rest"
-    assert [spread.distance(each) for each in vectors[:20]] == pytest.approx(exact, rel=0.05)
+    assert [spread.distance(each) for each in items[:20]] == pytest.approx(exact, rel=0.05)
     assert Spread.model_validate_json(spread.model_dump_json()) == spread
 
 
 def test_a_threshold_takes_a_twentieth_for_strangers() -> None:
     rng = np.random.default_rng(0)
-    spread = Spread.fit(rng.normal(size=(1000, 20))).with_threshold(rng.normal(size=(1000, 20)))
-    assert np.mean([not spread.knows(each) for each in rng.normal(size=(4000, 20))]) == pytest.approx(0.05, abs=0.02)
+    fitted, held_out, others = ([Gist(each, 1) for each in rng.normal(size=(n, 20))] for n in (1000, 1000, 4000))
+    spread = Spread.fit(fitted).with_threshold(held_out)
+    assert np.mean([not spread.knows(each) for each in others]) == pytest.approx(0.05, abs=0.02)
+
+
+def test_the_mean_of_few_tokens_is_no_stranger() -> None:
+    """Sounds of 2 to 60 tokens: each has a mean of its own, and its tokens vary around it."""
+    rng = np.random.default_rng(0)
+
+    def items(count: int, lengths: tuple[int, int]) -> list[Gist]:
+        tokens = rng.integers(*lengths, count)
+        return [Gist(rng.normal(size=8) + rng.normal(scale=4 / n**0.5, size=8), int(n)) for n in tokens]
+
+    spread = Spread.fit(items(2000, (2, 60))).with_threshold(items(2000, (2, 60)))
+    alarms = [np.mean([not spread.knows(each) for each in items(2000, lengths)]) for lengths in ((2, 6), (40, 60))]
+    assert spread.few > 1
+    assert alarms[0] < 0.15
+    assert alarms[1] > 0.005
 
 
 def test_a_pair_of_tokens_that_never_was_surprises_more() -> None:
