@@ -22,11 +22,11 @@ if __name__ == "__main__":
 
         def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
             """Note, and learn."""
-            tokenizer: Any = self.processing_class.tokenizer  # type: ignore[union-attr]
+            tokenizer: Any = self.processing_class.tokenizer
             answers = [tokenizer.decode(row[row >= 0], skip_special_tokens=True).strip() for row in inputs["labels"]]
             with Path(notes).open("a") as file:
                 file.write(json.dumps([self.state.global_step, *answers]) + "\n")
             return super().training_step(model, inputs, *args, **kwargs)
 
-    runs.OmniTrainer = Noting  # type: ignore[misc]
+    runs.OmniTrainer = Noting  # type: ignore[attr-defined]
     runs.run(Recipe.read(recipe), resume=bool(options))
