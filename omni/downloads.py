@@ -35,7 +35,8 @@ def download(address: str, to: BinaryIO, most_bytes: int, seconds: float) -> Non
 
     def copy() -> None:
         try:
-            outcome.set_result(_copy(address, to, most_bytes, over))
+            _copy(address, to, most_bytes, over)
+            outcome.set_result(None)
         except BaseException as error:  # it is raised by the caller
             outcome.set_exception(error)
 
