@@ -1,26 +1,36 @@
 """Files at addresses, such as "https://...", "s3://..." or "hf://...": fetched once, by fsspec, into a folder.
 
-Python itself reads the web, because fsspec would need another package for it.
-
 Nothing is fetched unless the user names that folder. A file in it is not fetched again; remove it to fetch it once more.
 """
 
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from glob import has_magic
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from omni.data.sources import ManifestError, is_address
-from omni.modality import ItemError, MissingItemError
+from omni.downloads import download
+from omni.files import ReadError
+from omni.items import MAX_BYTES
+from omni.modality import ItemError, LargeItemError, MissingItemError
 
-SECONDS = 60
-"""A server that says nothing for so long has failed."""
+
+class Limit(NamedTuple):
+    """How large a file at an address may be, in bytes, and how many seconds it may take."""
+
+    bytes: int
+    seconds: float
+
+
+OF_ITEMS = Limit(MAX_BYTES, 600)
+"""For the file of an item."""
+
+OF_ROWS = Limit(2**36, 24 * 3600)
+"""For a file of rows. A larger data set has several."""
 
 
 def local(address: str, folder: Path) -> Path:
@@ -29,11 +39,11 @@ def local(address: str, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name[-80:]}"
 
 
-def fetch(address: str, path: Path) -> None:
+def fetch(address: str, path: Path, limit: Limit = OF_ITEMS) -> None:
     """Fetch the file at an address to a path, unless the path exists. A fetch that fails leaves no file.
 
     Raises:
-        ItemError: it cannot be fetched.
+        ItemError: it cannot be fetched, or passes the limit.
     """
     if path.exists():
         return
@@ -41,31 +51,19 @@ def fetch(address: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".fetching-", delete=False) as file:
             try:
+                download(address, file, *limit)  # type: ignore[arg-type]  # it is a binary file
                 file.close()
-                _download(address, file.name)
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
                 raise
-    except Exception as error:  # each file system has its own
-        kind = MissingItemError if isinstance(error, FileNotFoundError) else ItemError
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise kind(f"{address!r} cannot be fetched ({reason}), expected a file; check the address.") from error
-
-
-def _download(address: str, to: str) -> None:
-    if address.lower().startswith(("http://", "https://")):
-        asked = Request(address, headers={"User-Agent": "omni"})
-        with urlopen(asked, timeout=SECONDS) as found, open(to, "wb") as file:
-            shutil.copyfileobj(found, file)
-            whole = found.headers.get("Content-Length")
-            if whole is not None and file.tell() != int(whole):
-                raise OSError(f"{file.tell():,} bytes of {whole} came")
-        return
-    import fsspec
-
-    system, there = fsspec.core.url_to_fs(address)
-    system.get_file(there, to)
+    except ReadError as error:
+        kinds = {"missing": MissingItemError, "too large": LargeItemError}
+        raise kinds.get(error.kind, ItemError)(str(error)) from error
+    except OSError as error:
+        raise ItemError(
+            f"{address!r} cannot be kept in {str(path.parent)!r} ({error.strerror}); make room, or name another folder."
+        ) from error
 
 
 def place_of(path: str | Path, folder: Path | None) -> Path:
@@ -84,14 +82,14 @@ def place_of(path: str | Path, folder: Path | None) -> Path:
         )
     try:
         if not has_magic(urlsplit(text).path):
-            fetch(text, local(text, folder))
+            fetch(text, local(text, folder), OF_ROWS)
             return local(text, folder)
         found = _matches(text)
         if not found:
             raise ManifestError(f"{text!r} matches no file; check the pattern.")
         inside = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         for address in found:
-            fetch(address, inside / os.path.basename(urlsplit(address).path))
+            fetch(address, inside / os.path.basename(urlsplit(address).path), OF_ROWS)
         return inside
     except ItemError as error:
         raise ManifestError(str(error)) from error

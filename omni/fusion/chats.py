@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -57,6 +57,31 @@ def refuse_new_chats(conversation: Any, options: dict[str, Any], bundles: Sequen
         )
 
 
+class Kept:
+    """An item in a chat on its way through transformers, which would make a dictionary of a dataclass or another object.
+
+    Attributes:
+        item: the item.
+    """
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+
+def keep_items(chat: Any, names: Collection[str]) -> Any:
+    """A chat, or several, with each item in a block of these modalities `Kept`. Names of files and pictures stay."""
+    if isinstance(chat, (list, tuple)):
+        return [keep_items(each, names) for each in chat]
+    if not isinstance(chat, Mapping):
+        return chat
+    name = chat.get("type")
+    if name in names and name not in ALWAYS and not isinstance(chat.get(name), (str, type(None))):
+        return {**chat, name: Kept(chat[name])}
+    return {**chat, "content": keep_items(chat["content"], names)} if "content" in chat else chat
+
+
 def items_of_chats(
     bundles: Sequence[Modality], conversations: Sequence[Sequence[Mapping[str, Any]]]
 ) -> dict[str, list[list[Any]]]:
@@ -76,13 +101,14 @@ def items_of_chats(
 
 def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
     """The item in a block of a chat: `{"type": "signal", "signal": array}`, or a file by its "path"."""
+    given = {key: value.item if isinstance(value, Kept) else value for key, value in block.items()}
     if modality.name == "image":  # transformers opens pictures
-        return [block[key] for key in ("image", "url", "path", "base64") if key in block]
-    files = [block[key] for key in ("path", "url") if key in block]
-    if modality.name not in block:
+        return [given[key] for key in ("image", "url", "path", "base64") if key in given]
+    files = [given[key] for key in ("path", "url") if key in given]
+    if modality.name not in given:
         return [file if _ADDRESS.match(str(file)) else open_item(modality.name)(file) for file in files]
-    item = block[modality.name]
-    return [{"array": item, "sampling_rate": block["sampling_rate"]} if "sampling_rate" in block else item]
+    item = given[modality.name]
+    return [{"array": item, "sampling_rate": given["sampling_rate"]} if "sampling_rate" in given else item]
 
 
 def opened(modality: Modality, given: Any) -> Any:

@@ -26,7 +26,7 @@ from omni.files import write_text_whole
 from omni.modality import Modality
 from omni.registry import get_modality, prepare_items
 
-from .chats import flat, items_of_chats, opened, refuse_new_chats
+from .chats import flat, items_of_chats, keep_items, opened, refuse_new_chats
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
 from .placeholders import UNMARKED, check_ids, expand, pattern_of
@@ -233,14 +233,14 @@ class OmniProcessor(ProcessorMixin):
         return [self.plan.num_tokens(name, tuple(shape)) for shape in shapes]
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. Before transformers 5.23 some chats are refused.
+        """As in transformers; an item of any class stays what it is. Before transformers 5.23 some chats are refused.
 
         Raises:
             OldTransformers: see `refuse_new_chats`.
         """
         if not UNMARKED:
             refuse_new_chats(conversation, kwargs, self.bundles, self.tokenizer)
-        return super().apply_chat_template(conversation, *args, **kwargs)
+        return super().apply_chat_template(keep_items(conversation, self.preprocessors), *args, **kwargs)
 
     # --- for tools and servers ----------------------------------------------------------------------------------------
 

@@ -13,11 +13,13 @@ from pydantic import Field, TypeAdapter
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from omni.data.checking import chosen
 from omni.data.manifests import Manifest, ManifestConversations, Row
 from omni.data.sources import ManifestError
 from omni.exchange.compose import Composition, compose
 from omni.exchange.gguf import unpack
 from omni.files import write_text_whole
+from omni.registry import get_modality
 from omni.training.recipe import Data, Files, Strict
 from omni.worlds import World, WorldError, find_world
 
@@ -25,7 +27,7 @@ START, DATA, LANGUAGE_MODEL = "start", "data", "language_model"
 """Folders inside the folder of a lesson."""
 
 ITEMS = 200
-"""Training examples whose items `compose` inspects."""
+"""Training examples, drawn at random, whose items `compose` inspects."""
 
 TEXT_SHARE = 0.1
 """Share of rows of text among the samples, if the lesson has any."""
@@ -72,18 +74,24 @@ def join(lesson: Lesson, folder: Path, data: Any) -> Composition:
 
     Raises:
         CheckpointError: a part cannot be used.
+        ManifestError: the data have no items for one of the encoders.
     """
+    read: Any = TypeAdapter(Data).validate_python(data)
+    examples = ManifestConversations(read.manifest()) if isinstance(read, Files) else read.conversations()
+    items: dict[str, list[Any]] = {}
+    for index in chosen(len(examples), ITEMS):
+        for name, found in examples[index].items.items():
+            items.setdefault(name, []).extend(found)
+    for name in sorted(lesson.encoders.keys() - items.keys()):
+        raise ManifestError(
+            f"None of {min(len(examples), ITEMS):,} rows of the data has a {get_modality(name).noun}, so the projector of "
+            f"{name} would learn nothing; add rows with {get_modality(name).noun}s, or leave out its encoder."
+        )
     thinker = Path(lesson.language_model)
     if thinker.suffix == ".gguf":
         thinker = (
             folder / LANGUAGE_MODEL if (folder / LANGUAGE_MODEL).is_dir() else unpack(thinker, folder / LANGUAGE_MODEL)
         )
-    read: Any = TypeAdapter(Data).validate_python(data)
-    examples = ManifestConversations(read.manifest()) if isinstance(read, Files) else read.conversations()
-    items: dict[str, list[Any]] = {}
-    for index in range(0, len(examples), max(1, len(examples) // ITEMS)):
-        for name, found in examples[index].items.items():
-            items.setdefault(name, []).extend(found)
     composition = compose(dict(lesson.encoders), thinker, positions=True, items=items)
     if not (folder / START).is_dir():
         composition.save(folder / START, apart=True)

@@ -5,10 +5,10 @@ This needs PIL and numpy, not torchvision. `read_picture` makes RGB of every fil
 
 import base64
 import binascii
+import io
 import os
 from collections.abc import Collection
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 from PIL import Image
@@ -17,14 +17,15 @@ from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, ImageInput, PILImageResampling
 
 from omni.checkpoints.preprocessor import NO_SETTINGS, SealedPreprocessorMixin
+from omni.files import ReadError
 from omni.vision.formats import plugin_of
-from omni.vision.pictures import MAX_BYTES, PictureError, read_picture
+from omni.vision.pictures import MAX_BYTES, read_picture, said_of_picture
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 """Keys that transformers writes into the file of an image processor beside the settings."""
 
-SECONDS = 60
-"""Seconds that an address has to answer."""
+SECONDS = 600
+"""The longest time in which an address may give a picture."""
 
 
 class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
@@ -126,11 +127,13 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
 def _source(text: str) -> str | bytes:
     """The file that a string names or holds."""
     if text.startswith(("http://", "https://")):
+        from omni.downloads import download  # most pictures are files
+
         try:
-            with urlopen(text, timeout=SECONDS) as answer:
-                return bytes(answer.read(MAX_BYTES + 1))
-        except (OSError, ValueError) as error:
-            raise PictureError(f"{text!r} gives no file ({error}), expected a picture; check the address.") from error
+            download(text, found := io.BytesIO(), MAX_BYTES, SECONDS)
+        except ReadError as error:
+            raise said_of_picture(error) from error
+        return found.getvalue()
     if text.startswith("data:"):
         return base64.b64decode(text.partition(",")[2])
     try:

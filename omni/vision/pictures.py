@@ -183,8 +183,13 @@ def _read(path: str) -> bytes:
     try:
         return read_whole(path, "picture", EXPECTED, MAX_BYTES)
     except ReadError as error:
-        kinds = {"missing": MissingPictureError, "too large": LargePictureError}
-        raise kinds.get(error.kind, PictureError)(str(error)) from error
+        raise said_of_picture(error) from error
+
+
+def said_of_picture(error: ReadError) -> PictureError:
+    """The same about a picture."""
+    kinds = {"missing": MissingPictureError, "too large": LargePictureError}
+    return kinds.get(error.kind, PictureError)(str(error))
 
 
 def _file_of(image: Image.Image) -> bytes | None:

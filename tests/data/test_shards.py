@@ -19,12 +19,13 @@ import soundfile
 from PIL import Image
 
 from omni.data import arrow
+from omni.data.addresses import Limit, fetch
 from omni.data.arrow import WINDOW
 from omni.data.checking import check
 from omni.data.finding import SourceError, find_files
 from omni.data.manifests import Manifest, ManifestConversations
 from omni.data.sources import ManifestError
-from omni.modality import ItemError
+from omni.modality import ItemError, LargeItemError
 from omni.registry import get_modality
 
 COUNT = 10
@@ -300,6 +301,66 @@ def test_pictures_on_the_web(tmp_path: Path) -> None:
                 manifest[place].open()
         server.shutdown()
     assert len(list((tmp_path / "kept").iterdir())) == 1
+
+
+class Unbounded(BaseHTTPRequestHandler):
+    """A server that gives bytes without end, or one now and then, or none; in its headers, too; or promises too many."""
+
+    def do_GET(self) -> None:
+        try:
+            if self.path == "/late":
+                return self._drip(b"X-Wait: 1\r\n")
+            self.send_response(200)
+            if self.path == "/promise":
+                self.send_header("Content-Length", str(10**12))
+            self.end_headers()
+            while self.path == "/endless":
+                self.wfile.write(bytes(2**16))
+            if self.path == "/drip":
+                self._drip(b"x")
+            over.wait(60)
+        except OSError:  # the client has gone
+            pass
+
+    def _drip(self, data: bytes) -> None:
+        if self.path == "/late":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        while not over.wait(0.05):
+            self.wfile.write(data)
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+over = threading.Event()
+"""Set when the test is over, so that no thread of the server stays."""
+
+
+def test_what_an_address_gives_is_bounded_in_size_and_time(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unbounded) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(
+                LargeItemError, match=r"endless' is too large, expected at most 1,000,000 bytes, found more"
+            ):
+                fetch(f"{base}/endless", tmp_path / "a", Limit(1_000_000, 60))
+            for name in ("drip", "silent", "late"):
+                with pytest.raises(
+                    ItemError, match=f"{name}' takes longer than 1 seconds; try again, or download it first"
+                ):
+                    fetch(f"{base}/{name}", tmp_path / "a", Limit(1_000_000, 1))
+            (tmp_path / "rows.csv").write_text(f"image,caption\n{base}/promise,x\n")
+            row = Manifest.read(tmp_path / "rows.csv", addresses=tmp_path / "kept")[0]
+            with pytest.raises(
+                LargeItemError, match=r"line 2: .*expected at most 536,870,912 bytes, found 1,000,000,000,000"
+            ):
+                row.open()
+        finally:
+            over.set()
+            server.shutdown()
+    assert not [*(tmp_path / "kept").iterdir()]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["rows.csv"]
 
 
 # --- What is refused --------------------------------------------------------------------------------------------------

@@ -10,12 +10,14 @@ import dataclasses
 import importlib.util
 import io
 import json
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
+import pydantic
 import pytest
 import torch
 from PIL import Image
@@ -205,6 +207,42 @@ def test_items_of_every_modality_are_read_in_their_order(worker: Worker) -> None
     assert other != wanted, "another order is another prompt"
     parts[0], parts[4] = parts[4], parts[0]
     assert ask(worker, chat(*parts)) == other
+
+
+class Held:
+    """The signal of the test as an item of a class."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        return open_signal(signal())
+
+
+@dataclasses.dataclass
+class Record(Held):
+    rate: int = 8000
+
+
+class Table(Held, UserDict):  # type: ignore[type-arg]
+    pass
+
+
+class Document(Held, pydantic.BaseModel):
+    rate: int = 8000
+
+
+@pytest.mark.parametrize("item", [Record(), Table(rate=8000), Document()])
+def test_an_item_of_any_class_stays_what_it_is_in_a_chat(worker: Worker, item: Any) -> None:
+    """transformers 5.24 makes dictionaries of dataclasses, mappings and pydantic models in chats."""
+    made = [
+        worker.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "signal", "signal": each}, text("what")]}],
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        for each in (open_signal(signal()), item)
+    ]
+    assert made[0].keys() == made[1].keys() >= {"signal_values", "input_ids"}
+    assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
 
 
 SOUND = tone()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,9 +17,19 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from omni import OmniForConditionalGeneration, OmniImageProcessor, OmniProcessor, OmniVisionConfig, OmniVisionModel
+from omni import (
+    OmniAudioConfig,
+    OmniAudioModel,
+    OmniFeatureExtractor,
+    OmniForConditionalGeneration,
+    OmniImageProcessor,
+    OmniProcessor,
+    OmniVisionConfig,
+    OmniVisionModel,
+)
 from omni.cli.app import app
 from omni.data.conversations import ask
+from omni.data.sources import ManifestError
 from omni.evaluation.language import PASSAGE, language_test
 from omni.loading.checkpoint import load
 from omni.questions import make_prompts, write_prompts
@@ -58,9 +69,27 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def heard(given: Path) -> Path:
+    """The folder `hearing` beside the others; and rows of sounds, of 12 lengths, with and without pictures."""
+    soundfile = pytest.importorskip("soundfile")
+    OmniAudioModel(OmniAudioConfig(**SMALL, stem_channels=8)).save_pretrained(given / "hearing")
+    OmniFeatureExtractor(mean=-4.5).save_pretrained(given / "hearing")
+    rows = []
+    for number in range(12):
+        wave = 0.3 * np.sin(2 * np.pi * 200 * (1 + number % 4) * np.arange(4000 + 800 * number) / 16_000)
+        soundfile.write(given / f"{number}.wav", wave.astype(np.float32), 16_000)
+        sound = {"audio": f"{number}.wav", "answer": COLORS[number % 4]}
+        rows += [sound | {"question": "what color is it", "kind": "heard"}, sound | {"image": f"{number}.png"}]
+    (given / "heard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::2]))
+    (given / "seen_and_heard.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return given
+
+
 def lesson_of(given: Path, **more: Any) -> Lesson:
-    about = {"data": str(given / "rows.jsonl"), "test": str(given / "rows.jsonl"), "overrides": STEPS}
-    return Lesson(language_model=str(given / "lm"), encoders={"image": str(given / "encoder")}, **about | more)
+    about: dict[str, Any] = {"data": str(given / "rows.jsonl"), "test": str(given / "rows.jsonl"), "overrides": STEPS}
+    about |= {"encoders": {"image": str(given / "encoder")}}
+    return Lesson(language_model=str(given / "lm"), **about | more)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +125,36 @@ def test_only_what_was_learnt_is_saved_and_it_answers(taught: tuple[Path, list[s
     alone = LlamaForCausalLM.from_pretrained(given / "lm", dtype=torch.float32)
     prompt = write_prompts(processor, [ask("is it", items=())])["input_ids"]
     assert torch.equal(model(input_ids=prompt).logits[..., :300], alone(input_ids=prompt).logits[..., :300])
+
+
+@pytest.mark.parametrize("senses", [("audio",), ("image", "audio")])
+def test_it_hears(heard: Path, tmp_path: Path, senses: tuple[str, ...]) -> None:
+    """The held-out score stands beside that with other sounds; the folder of the trained parts answers."""
+    rows = heard / ("seen_and_heard.jsonl" if len(senses) > 1 else "heard.jsonl")
+    folders = {"audio": "hearing", "image": "encoder"}
+    encoders = {name: str(heard / folders[name]) for name in senses}
+    said: list[str] = []
+    outcome = teach(
+        lesson_of(heard, encoders=encoders, data=str(rows), test=str(rows)), tmp_path / "mine", say=said.append
+    )
+    others = "another sound and picture" if len(senses) > 1 else "another sound"
+    assert re.search(rf"Held out [\d.]+; best constant answer 0.25, with {others} [\d.]+", said[-1])
+    assert outcome.result.sight_tests.keys() == {*senses}
+    assert {name.split(".")[1] for name in weights(tmp_path / "mine")} == {f"{name}_projector" for name in senses}
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert f"pipeline_tag: {senses[0]}-text-to-text" in card
+    assert card.count("swapped sound") >= 1
+    model, processor = load(tmp_path / "mine")
+    assert model.config.untrained == []
+    files = [heard / "0.wav", heard / "0.png"][: len(senses)]
+    model.generate(**make_prompts(processor, [("", files)]), max_new_tokens=2)
+
+
+def test_an_encoder_without_items_in_the_data_is_refused(heard: Path, tmp_path: Path) -> None:
+    both = {"image": str(heard / "encoder"), "audio": str(heard / "hearing")}
+    with pytest.raises(ManifestError, match="None of 12 rows of the data has a sound, so .* leave out its encoder"):
+        teach(lesson_of(heard, encoders=both), tmp_path / "mine", say=lambda line: None)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_the_held_out_score_stands_beside_what_it_has_to_beat(taught: tuple[Path, list[str]]) -> None:

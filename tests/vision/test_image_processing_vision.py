@@ -248,7 +248,7 @@ class TestEveryWay:
         for way in (str(cut), cut, cut.read_bytes(), Image.open(cut), encoded, f"data:,{encoded}", f"{site}/cut.png"):
             with pytest.raises(PictureError, match="data that end too early"):
                 process(way)
-        with pytest.raises(PictureError, match=r"nothing.png' gives no file \(HTTP Error 404.*check the address"):
+        with pytest.raises(PictureError, match=r"nothing.png' cannot be fetched \(HTTP Error 404.*check the address"):
             process(f"{site}/nothing.png")
         with pytest.raises(PictureError, match=r"'nowhere.png' does not exist"):
             process("nowhere.png")
