@@ -20,6 +20,7 @@ from omni.loading.encoder import load_encoder
 from omni.registry import get_modality
 from omni.worlds import find_world
 
+from .across import evaluate_across
 from .asking import Items, Questionnaire, ask_all
 from .knowing import Reliability, Strangers, find_strangers, reliability
 from .language import LanguageTest, language_test
@@ -30,6 +31,8 @@ from .result import (
     EncoderSettings,
     Hashes,
     ManifestSettings,
+    PictureSettings,
+    Probing,
     Result,
     Settings,
     hash_answers,
@@ -72,7 +75,7 @@ def kind_of(checkpoint: str | Path) -> Literal["fused", "encoder"]:
 
 
 def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
-    """The settings that fit a checkpoint: an encoder's; a manifest's if `data` is given; otherwise those of a world.
+    """The settings that fit a checkpoint and the data: those of a world, or with `data` of a manifest.
 
     Raises:
         CheckpointError: there is no configuration in the folder.
@@ -81,7 +84,7 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
     """
     settings: type[Settings]
     if kind_of(checkpoint) == "encoder":
-        settings = EncoderSettings
+        settings = PictureSettings if "data" in options else EncoderSettings
     else:
         settings = ManifestSettings if "data" in options else find_world().settings
     what = settings.model_fields["about"].default
@@ -102,7 +105,7 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
 
 def _option(name: str) -> str:
     """The name of the command's option."""
-    return "--kind" if name == "kinds" else f"--{name.replace('_', '-')}"
+    return {"kinds": "--kind", "queries": "--query"}.get(name) or f"--{name.replace('_', '-')}"
 
 
 def evaluate(
@@ -113,7 +116,7 @@ def evaluate(
     """Evaluate a checkpoint.
 
     Args:
-        checkpoint: folder of a fused model; with `EncoderSettings`, folder of an encoder.
+        checkpoint: folder of a fused model; with the settings of an encoder, folder of an encoder.
         settings: what to ask.
         progress: called with the name of a step, the number done, and the total number.
 
@@ -121,19 +124,24 @@ def evaluate(
         CheckpointError: the checkpoint cannot be loaded, or it is of another kind than the settings.
         EvaluationError, ManifestError, ItemError, WorldError: a question, a row, a file or a world is at fault.
     """
-    found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, EncoderSettings) else "fused"
+    found, wanted = kind_of(checkpoint), "encoder" if isinstance(settings, Probing) else "fused"
     if found != wanted:
         names = {"fused": "a fused model", "encoder": "an encoder"}
         raise CheckpointError(f"{str(checkpoint)!r} holds {names[found]}; this evaluation needs {names[wanted]}.")
     start = time.perf_counter()
-    if isinstance(settings, EncoderSettings):
+    if isinstance(settings, EncoderSettings | PictureSettings):
         return _evaluate_encoder(checkpoint, settings, progress, start)
     return _evaluate_fused(checkpoint, settings, progress, start)
 
 
-def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progress: Progress, start: float) -> Outcome:
+def _evaluate_encoder(
+    checkpoint: str | Path, settings: EncoderSettings | PictureSettings, progress: Progress, start: float
+) -> Outcome:
     encoder = load_encoder(checkpoint, "image")
-    found = evaluate_encoder(encoder, settings, progress)
+    if isinstance(settings, PictureSettings):
+        found = evaluate_across(encoder, settings, progress)
+    else:
+        found = evaluate_encoder(encoder, settings, progress)
     hashes = Hashes(
         weights=hash_weights(checkpoint),
         data=found.data_hash,

@@ -8,7 +8,7 @@ from rich.table import Table
 from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
 
-from .result import EncoderSettings, Result
+from .result import EncoderSettings, PictureSettings, Probing, Result
 from .scores import SIGHTS, EvaluationError, Score
 
 START, END = "<!-- omni evaluate -->", "<!-- end of omni evaluate -->"
@@ -17,7 +17,7 @@ START, END = "<!-- omni evaluate -->", "<!-- end of omni evaluate -->"
 
 def tabulate(result: Result) -> list[list[str]]:
     """The scores as lines of cells, the header first. The first column holds names."""
-    if isinstance(result.settings, EncoderSettings):
+    if isinstance(result.settings, Probing):
         return _by_output(result.scores)
     tests = result.sight_tests
     without = {
@@ -78,6 +78,13 @@ def remarks(result: Result) -> list[str]:
             "cls is the encoder's CLS vector, grid the mean of its grid; intervals are 95 %. Classifiers are fitted on "
             "other pictures. same objects: find a scene by a second drawing of it. digit: scans of 8 x 8 pixels. "
             "projection: random projections of their pixels to the same width. untrained: the encoder with random weights."
+        )
+    if isinstance(result.settings, PictureSettings):
+        found.append(
+            "cls is the encoder's CLS vector, grid the mean of its grid; intervals are 95 %. same label: the nearest "
+            "picture of the other groups has the label. kind: the nearest one with another label is of the same kind. "
+            "near-duplicate: the nearest of all pictures is the one that was copied. untrained: the encoder with random "
+            "weights. pixels: 16 x 16 of them."
         )
     if result.stopped:
         found.append(f"{result.stopped:,} answers were stopped before they ended.")
