@@ -188,7 +188,7 @@ class Run(nn.Module):
         self.data = {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
         emoji = json.loads((folder / "emoji.json").read_text())
         self.of_id = [np.where(self.data["emoji_labels"] == i)[0] for i in range(len(emoji))]
-        self.ids = [i for i, each in enumerate(emoji) if not each["kept"] and len(self.of_id[i]) > 1]
+        self.ids = [i for i, each in enumerate(emoji) if not each["held_out"] and len(self.of_id[i]) > 1]
         self.of_word = [w for w in (np.where(self.data["words_labels"] == i)[0] for i in range(1500)) if len(w) > 1]
         kinds, sorts = (sorted({each[name] for each in emoji}) for name in ("kind", "sort"))
         self.kind = torch.tensor([kinds.index(each["kind"]) for each in emoji])
