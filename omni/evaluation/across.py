@@ -68,6 +68,12 @@ COPIES: Mapping[str, Callable[[Image.Image, int], Image.Image]] = {
 class Labelled:
     """The rows of a data set with their labels and groups. Pictures are opened on access.
 
+    Attributes:
+        labels, groups, kinds: of each row.
+        queries: the groups that ask and are not searched.
+        asked: places of the rows that ask.
+        across: whether there is more than one group, and it is asked about labels.
+
     Raises:
         EvaluationError: a row has no picture or several; a group of `queries` is not there; or a label has no picture in the
             groups that it is searched in.
@@ -75,9 +81,10 @@ class Labelled:
     """
 
     def __init__(self, settings: PictureSettings) -> None:
-        self.manifest = Manifest.read(settings.data, root=settings.root)
+        across = not {*settings.kinds} <= {COPY}
+        self.manifest = Manifest.read(settings.data, root=settings.root, answers=across)
         rows = [_expect_one_picture(row) for row in self.manifest]
-        self.labels = [_label(row) for row in rows]
+        self.labels = [_label(row) if across else "" for row in rows]
         self.groups = [row.files[0].path.parent.name for row in rows]
         self.kinds = [row.kind for row in rows]
         if strangers := sorted(set(settings.queries) - set(self.groups)):
@@ -87,7 +94,8 @@ class Labelled:
             )
         self.queries = set(settings.queries)
         self.asked = [place for place, group in enumerate(self.groups) if not self.queries or group in self.queries]
-        if len(set(self.groups)) > 1:
+        self.across = across and len(set(self.groups)) > 1
+        if self.across:
             self._expect_partners(rows)
 
     def __len__(self) -> int:
@@ -161,10 +169,10 @@ def evaluate_across(
 
     places = range(len(data))
     known = features("encoding, pictures", map(data.open, places), len(data))
-    asked = list(_ask_across(data, known)) if len(set(data.groups)) > 1 else []
+    asked = [each for each in _ask_across(data, known) if each.kind.split(" / ")[0].split(",")[0] in settings.kinds]
     step = max(1, len(data) // settings.pictures)
     copied = list(islice(places, 0, None, step))[: settings.pictures]
-    for name, copy in COPIES.items():
+    for name, copy in COPIES.items() if COPY in settings.kinds else ():
         copies = features(f"encoding, {name}", (copy(data.open(place), place) for place in copied), len(copied))
         for (baseline, output), queries in copies.items():
             everything = known[baseline, output]
@@ -186,6 +194,8 @@ def evaluate_across(
 
 
 def _ask_across(data: Labelled, known: Features) -> Iterator[Asked]:
+    if not data.across:
+        return
     labels, kinds = np.array(data.labels), data.kinds
     for (baseline, output), features in known.items():
         queries = features[data.asked]

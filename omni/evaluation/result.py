@@ -108,7 +108,8 @@ class PictureSettings(Probing):
 
     Attributes:
         data, root: the data set, and the folder that its relative paths start from.
-        queries: the groups that ask; they are searched for in the others. By default each group asks all others.
+        queries: the groups that ask; they are not searched. By default each group asks all others.
+        kinds: what to ask, see `across`; by default everything. Copies alone need no labels.
         pictures: number of pictures that copies are made of, at most.
     """
 
@@ -116,6 +117,7 @@ class PictureSettings(Probing):
     data: str
     root: str | None = None
     queries: tuple[str, ...] = ()
+    kinds: tuple[Literal["same label", "kind", "near-duplicate"], ...] = ("same label", "kind", "near-duplicate")
     pictures: int = Field(default=500, ge=1)
 
     @property

@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 
 from omni import scenes
-from omni.cli.commands import app
 from omni.evaluation import EvaluationError, PictureSettings, Result, choose_settings, evaluate, render
 from omni.evaluation.across import COPIES, Labelled, nearest_in
 from omni.evaluation.picture_sets import SEED
 from omni.evaluation.probing import features_of
 from omni.loading.encoder import Encoder, load_encoder
+
+from ..conftest import invoke
 
 GROUPS = ("ada", "bob", "eve")
 Make = Callable[..., Path]
@@ -97,6 +98,15 @@ def test_copies_are_found_among_all(make: Make, vision: Path) -> None:
         assert (score.n, score.accuracy, score.constant) == (4, 1.0, 1 / 5)
 
 
+def test_copies_alone_need_no_labels(make: Make, vision: Path) -> None:
+    folder = make(labels=3, groups=("ada",))
+    (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"ada/{n}.png"}) + "\n" for n in range(3)))
+    settings = choose_settings(vision, data=str(folder), kinds=("near-duplicate",), pictures=2)
+    assert {each.n for each in evaluate(vision, settings).result.scores} == {2}
+    with pytest.raises(EvaluationError, match="--kind of 'pictures': Input should be 'same label', 'kind' or"):
+        choose_settings(vision, data=str(folder), kinds=("same",))
+
+
 def test_copies_are_what_they_say() -> None:
     picture = scenes.render(scenes.sample_scene(3))
     assert COPIES["scale 30 %"](picture, 0).size == (67, 67)
@@ -136,15 +146,13 @@ def test_what_cannot_be_searched_is_refused(make: Make, vision: Path) -> None:
 
 
 def test_the_command_measures_and_verifies(make: Make, vision: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     folder, written = make(), tmp_path / "result.json"
     arguments = ["--data", str(folder), "--query", "eve", "--pictures", "2"]
-    done = CliRunner().invoke(app, ["evaluate", str(vision), *arguments, "--output", str(written)])
-    assert done.exit_code == 0, done.output
+    done = invoke("evaluate", vision, *arguments, "--output", written)
+    assert done.exit_code == 0, done.stderr
     result = Result.read(written)
     assert isinstance(result.settings, PictureSettings)
     assert result.settings.queries == ("eve",)
     assert str(folder) in str(render(result).title)
-    again = CliRunner().invoke(app, ["evaluate", "--verify", str(written)])
+    again = invoke("evaluate", "--verify", written)
     assert (again.exit_code, again.stdout) == (0, "Measured again, all hashes and scores are the same\n")
