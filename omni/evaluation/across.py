@@ -93,6 +93,8 @@ class Labelled:
                 f"{', '.join(sorted(set(self.groups)))}."
             )
         self.queries = set(settings.queries)
+        self._number = np.unique(self.groups, return_inverse=True)[1]
+        self._searched = np.array([group not in self.queries for group in self.groups])
         self.asked = [place for place, group in enumerate(self.groups) if not self.queries or group in self.queries]
         self.across = across and len(set(self.groups)) > 1
         if self.across:
@@ -108,7 +110,8 @@ class Labelled:
 
     def searched(self, place: int) -> NDArray[np.bool_]:
         """bool[N]: the pictures that a query is compared with: those of other groups, and of none that asks."""
-        return np.array([group != self.groups[place] and group not in self.queries for group in self.groups])
+        found: NDArray[np.bool_] = (self._number != self._number[place]) & self._searched
+        return found
 
     def _expect_partners(self, rows: Sequence[Row]) -> None:
         groups_of: dict[str, set[str]] = {}
