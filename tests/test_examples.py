@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -10,9 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+
+from omni import OmniVisionModel
+from omni.loading.encoder import load_encoder
 
 EXAMPLES = sorted(Path("examples").glob("*.py"))
 EXPECTED = {
@@ -78,6 +85,55 @@ def test_it_is_short_and_says_how_to_run_it(example: Path) -> None:
     text = example.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 40
     assert f"python examples/{example.name}" in (ast.get_docstring(ast.parse(text)) or "")
+
+
+def test_vision_world_is_trained_on_its_pictures(tmp_path: Path) -> None:
+    """Three steps on small arrays: the encoder changes, and is saved with its image processor."""
+    random = np.random.default_rng(0)
+    arrays: dict[str, Any] = {
+        "emoji": random.integers(0, 256, (12, 72, 72, 4)),
+        "emoji_labels": np.repeat(range(4), 3),
+        "icons": random.integers(0, 256, (4, 72, 72, 4)),
+        "photos": random.integers(0, 256, (4, 112, 112, 3)),
+        "characters": random.integers(0, 256, (6, 72, 72)),
+        "characters_labels": np.arange(6),
+        "words": random.integers(0, 256, (6, 72, 72)),
+        "words_labels": np.repeat(range(3), 2),
+        "digits": random.integers(0, 256, (10, 28, 28)),
+        "digits_labels": np.arange(10),
+    }
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array.astype(np.int64 if name.endswith("labels") else np.uint8))
+    emoji = [{"kind": kind, "sort": kind, "held_out": False} for kind in ("Flags", "Objects", "Objects", "Symbols")]
+    (tmp_path / "emoji.json").write_text(json.dumps(emoji))
+    script = (
+        "import sys, torch.distributed as dist; from pathlib import Path\n"
+        "sys.path.insert(0, 'examples/vision_world'); import train\n"
+        "train.STORED, train.IDS, train.ICONS = 4, 3, 2\n"
+        f"dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=0, world_size=1)\n"
+        "done = iter([0.0, 0.5, 0.9, 1.0]); train.told = lambda value: next(done)\n"
+        f"train.main(Path({str(tmp_path)!r}), Path({str(tmp_path / 'made')!r}), 1)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    weights = [
+        load_file(folder / "model.safetensors") for folder in (tmp_path / "made", Path("checkpoints/vision_tiny"))
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(not tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+    load_encoder(tmp_path / "made")
+
+
+def test_a_view_is_embedded_as_the_picture_that_it_is_enlarged_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend("examples/vision_world")
+    train = importlib.import_module("train")
+    encoder = OmniVisionModel.from_pretrained("checkpoints/vision_tiny")
+    view = torch.rand(2, 3, 70, 70) * 255
+    picture = torch.nn.functional.interpolate(view, size=224, mode="bilinear")
+    with torch.no_grad():
+        small, large = (train.embedded(encoder, pictures, 196) for pictures in (view, picture))
+        assert torch.allclose(small, large, atol=1e-4)
+        assert torch.allclose(small, encoder.embeddings(picture / 127.5 - 1), atol=1e-4)
 
 
 def test_none_is_forgotten() -> None:

@@ -103,7 +103,7 @@ def test_without_the_package_it_says_what_to_install(folders: tuple[Path, Path],
     assert "pip install omni-thinker" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["omni_tiny", "vision_tiny"])
+@pytest.mark.parametrize("name", ["omni_tiny", "vision_tiny", "vision_world"])
 def test_the_shipped_folders_name_the_classes_that_are_saved_today(
     name: str, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

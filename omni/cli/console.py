@@ -14,7 +14,7 @@ import omni
 from omni.registry import modalities
 
 SHIPPED = "checkpoints/omni_tiny"
-SHIPPED_ENCODER = "checkpoints/vision_tiny"
+SHIPPED_ENCODER = "checkpoints/vision_world"
 
 SECONDS_BETWEEN_LINES = 10.0
 

@@ -39,7 +39,13 @@ def evaluate(
         Literal["seen", "held_out"] | None, typer.Option(help="Wordings of training, or others.", show_default="seen")
     ] = None,
     kinds: Annotated[list[str] | None, typer.Option("--kind", help="Ask only this kind; may be repeated.")] = None,
-    data: Annotated[str | None, typer.Option(help="Ask the questions of this manifest, not scenes.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Ask the questions of this manifest, not scenes; search its pictures.")
+    ] = None,
+    queries: Annotated[
+        list[str] | None,
+        typer.Option("--query", help="Encoders: a group of the data that asks; may be repeated.", show_default="each"),
+    ] = None,
     root: Annotated[
         Path | None, typer.Option(help="Folder that its paths start from.", show_default="the manifest's")
     ] = None,
@@ -84,6 +90,7 @@ def evaluate(
         "wordings": wordings,
         "kinds": kinds or None,
         "data": data,
+        "queries": queries or None,
         "root": root and str(root),
         "prompt": prompt,
         "addresses": addresses and str(addresses),

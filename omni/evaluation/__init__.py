@@ -4,7 +4,7 @@ Questions are asked as a user asks them: one prompt, its items, greedy generatio
 expected one, character by character. Beside every accuracy stand the number of questions, the 95 % interval, and the score
 of the best constant answer. The sight test asks the same questions with the pictures, or the sounds, blank, swapped or
 turned to noise; a model that uses them then scores about as well as a constant answer. An encoder is measured without a
-language model (`probing`).
+language model (`probing`), also on pictures of your own (`across`).
 
     outcome = evaluate("checkpoints/omni_tiny", choose_settings("checkpoints/omni_tiny", pictures=100, sight=True))
     rich.print(render(outcome.result))
@@ -12,7 +12,7 @@ language model (`probing`).
 """
 
 from .measuring import Comparison, Outcome, choose_settings, evaluate, measure_again
-from .result import EncoderSettings, Hashes, ManifestSettings, Result, write_answers
+from .result import EncoderSettings, Hashes, ManifestSettings, PictureSettings, Result, write_answers
 from .scores import Asked, EvaluationError, Score, SightTest
 from .sheet import write_sheet
 from .tables import read_card, render, update_card
@@ -25,6 +25,7 @@ __all__ = [
     "Hashes",
     "ManifestSettings",
     "Outcome",
+    "PictureSettings",
     "Result",
     "Score",
     "SightTest",

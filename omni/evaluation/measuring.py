@@ -22,6 +22,7 @@ from omni.loading.encoder import load_encoder
 from omni.registry import get_modality
 from omni.worlds import find_world
 
+from .across import evaluate_across
 from .asking import Items, Questionnaire, ask_all
 from .classes import ClassScore, Confusion, class_scores, classify_rows, confusions
 from .knowing import Reliability, Strangers, find_strangers, reliability
@@ -34,6 +35,8 @@ from .result import (
     EncoderSettings,
     Hashes,
     ManifestSettings,
+    PictureSettings,
+    Probing,
     Result,
     Settings,
     hash_answers,
@@ -82,7 +85,7 @@ def kind_of(checkpoint: str | Path) -> Literal["fused", "classifier", "encoder"]
 
 
 def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
-    """The settings that fit a checkpoint: an encoder's; a classifier's or a manifest's with `data`; else those of a world.
+    """The settings that fit a checkpoint and the data: with `data` of its rows; else an encoder's, or those of a world.
 
     Raises:
         CheckpointError: there is no configuration in the folder.
@@ -92,7 +95,7 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
     settings: type[Settings]
     kind = kind_of(checkpoint)
     if kind == "encoder":
-        settings = EncoderSettings
+        settings = PictureSettings if "data" in options else EncoderSettings
     elif kind == "classifier":
         settings = ClassSettings
         if "data" not in options:
@@ -119,7 +122,7 @@ def choose_settings(checkpoint: str | Path, **options: Any) -> Settings:
 
 def _option(name: str) -> str:
     """The name of the command's option."""
-    return "--kind" if name == "kinds" else f"--{name.replace('_', '-')}"
+    return {"kinds": "--kind", "queries": "--query"}.get(name) or f"--{name.replace('_', '-')}"
 
 
 def evaluate(
@@ -130,7 +133,7 @@ def evaluate(
     """Evaluate a checkpoint.
 
     Args:
-        checkpoint: folder of a fused model; with `EncoderSettings`, folder of an encoder.
+        checkpoint: folder of a fused model; with the settings of an encoder, folder of an encoder.
         settings: what to ask.
         progress: called with the name of a step, the number done, and the total number.
 
@@ -143,7 +146,7 @@ def evaluate(
         names = {"fused": "a fused model", "encoder": "an encoder", "classifier": "a classifier"}
         raise CheckpointError(f"{str(checkpoint)!r} holds {names[found]}; this evaluation needs {names[wanted]}.")
     start = time.perf_counter()
-    if isinstance(settings, EncoderSettings):
+    if isinstance(settings, EncoderSettings | PictureSettings):
         return _evaluate_encoder(checkpoint, settings, progress, start)
     if isinstance(settings, ClassSettings):
         return _evaluate_classifier(checkpoint, settings, progress, start)
@@ -151,7 +154,7 @@ def evaluate(
 
 
 def _wanted(settings: Settings) -> Literal["fused", "classifier", "encoder"]:
-    if isinstance(settings, EncoderSettings):
+    if isinstance(settings, Probing):
         return "encoder"
     return "classifier" if isinstance(settings, ClassSettings) else "fused"
 
@@ -185,9 +188,14 @@ def _evaluate_classifier(checkpoint: str | Path, settings: ClassSettings, progre
     return Outcome(result, asked, lambda example: questions[example].items, len(questions))
 
 
-def _evaluate_encoder(checkpoint: str | Path, settings: EncoderSettings, progress: Progress, start: float) -> Outcome:
+def _evaluate_encoder(
+    checkpoint: str | Path, settings: EncoderSettings | PictureSettings, progress: Progress, start: float
+) -> Outcome:
     encoder = load_encoder(checkpoint, "image")
-    found = evaluate_encoder(encoder, settings, progress)
+    if isinstance(settings, PictureSettings):
+        found = evaluate_across(encoder, settings, progress)
+    else:
+        found = evaluate_encoder(encoder, settings, progress)
     hashes = Hashes(
         weights=hash_weights(checkpoint),
         data=found.data_hash,

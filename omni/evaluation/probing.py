@@ -143,16 +143,11 @@ class _Probing:
 
     def encode(self, label: str, pictures: Iterable[Image.Image], total: int, *others: Encoder) -> list[Features]:
         """The features of some pictures, from this encoder and from others that read the same tensors."""
-        encoders = (self.encoder, *others)
-        found: list[list[Features]] = [[] for _ in encoders]
-        for done, batch in _batches(pictures, self.settings.batch_size):
-            for picture in batch:
-                self.digest.update(picture.tobytes())
-            prepared = self.encoder.prepare(batch)
-            for parts, encoder in zip(found, encoders, strict=True):
-                parts.append(features_of(encoder.encode(prepared)))
-            self.progress(f"encoding, {label} pictures", done, total)
-        return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found]
+        encoders, batch_size = (self.encoder, *others), self.settings.batch_size
+        return encode_pictures(
+            *(encoders, pictures, batch_size, self.digest),
+            lambda done: self.progress(f"encoding, {label} pictures", done, total),
+        )
 
     def classify(self, pictures: PictureSet, features: Mapping[tuple[str, str], NDArray[Any]]) -> None:
         """Ask for the labels of each task. `features` are by task and output, which name the score."""
@@ -203,6 +198,33 @@ class _Probing:
                 (f"{DIGIT}, projection", "pixels"): digits.pixels @ projection,
             },
         )
+
+
+def encode_pictures(
+    encoders: Sequence[Encoder],
+    pictures: Iterable[Image.Image],
+    batch_size: int,
+    digest: Any,
+    report: Callable[[int], None] = lambda done: None,
+) -> list[Features]:
+    """The features of pictures from each encoder. All encoders read the tensors that the first one prepares.
+
+    Args:
+        encoders: the encoders.
+        pictures: the pictures, at least one.
+        batch_size: number of pictures in a batch.
+        digest: a hash, which is given the bytes of every picture.
+        report: called with the number of pictures that are done.
+    """
+    found: list[list[Features]] = [[] for _ in encoders]
+    for done, batch in _batches(pictures, batch_size):
+        for picture in batch:
+            digest.update(picture.tobytes())
+        prepared = encoders[0].prepare(batch)
+        for parts, encoder in zip(found, encoders, strict=True):
+            parts.append(features_of(encoder.encode(prepared)))
+        report(done)
+    return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found]
 
 
 def features_of(tokens: Mapping[str, torch.Tensor]) -> Features:

@@ -102,7 +102,13 @@ class ClassSettings(Strict):
         return self.data
 
 
-class EncoderSettings(Strict):
+class Probing(Strict):
+    """Settings of an evaluation of an encoder."""
+
+    batch_size: int = Field(default=64, ge=1)
+
+
+class EncoderSettings(Probing):
     """An encoder on `pictures` held-out pictures of each sort. `fit_pictures` others are fitted on; see `probing`."""
 
     about: Literal["encoder"] = "encoder"
@@ -110,7 +116,6 @@ class EncoderSettings(Strict):
     fit_pictures: int = Field(default=1500, ge=100)
     first: int = Field(default=0, ge=0)
     kinds: tuple[str, ...] | None = None
-    batch_size: int = Field(default=64, ge=1)
 
     @property
     def title(self) -> str:
@@ -118,8 +123,36 @@ class EncoderSettings(Strict):
         return f"{self.pictures} held-out pictures of each sort"
 
 
-Settings = Asking | ClassSettings | EncoderSettings
-OWN: dict[str, type[Settings]] = {"manifest": ManifestSettings, "classes": ClassSettings, "encoder": EncoderSettings}
+class PictureSettings(Probing):
+    """An encoder on the labelled pictures of a data set; see `across`.
+
+    Attributes:
+        data, root: the data set, and the folder that its relative paths start from.
+        queries: the groups that ask; they are not searched. By default each group asks all others.
+        kinds: what to ask, see `across`; by default everything. Copies alone need no labels.
+        pictures: number of pictures that copies are made of, at most.
+    """
+
+    about: Literal["pictures"] = "pictures"
+    data: str
+    root: str | None = None
+    queries: tuple[str, ...] = ()
+    kinds: tuple[Literal["same label", "kind", "near-duplicate"], ...] = ("same label", "kind", "near-duplicate")
+    pictures: int = Field(default=500, ge=1)
+
+    @property
+    def title(self) -> str:
+        """The examples in a few words, for the heading of a table."""
+        return self.data
+
+
+Settings = Asking | ClassSettings | EncoderSettings | PictureSettings
+OWN: dict[str, type[Settings]] = {
+    "manifest": ManifestSettings,
+    "classes": ClassSettings,
+    "encoder": EncoderSettings,
+    "pictures": PictureSettings,
+}
 """The settings of this module, by their `about`. A world brings its own."""
 
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
 
-from .result import ClassSettings, EncoderSettings, Result
+from .result import ClassSettings, EncoderSettings, PictureSettings, Probing, Result
 from .scores import SIGHTS, EvaluationError, Score
 
 SAID_CONFUSIONS = 5
@@ -19,7 +19,7 @@ START, END = "<!-- omni evaluate -->", "<!-- end of omni evaluate -->"
 
 def tabulate(result: Result) -> list[list[str]]:
     """The scores as lines of cells, the header first. The first column holds names."""
-    if isinstance(result.settings, EncoderSettings):
+    if isinstance(result.settings, Probing):
         return _by_output(result.scores)
     if isinstance(result.settings, ClassSettings):
         return _by_class(result)
@@ -105,6 +105,13 @@ def remarks(result: Result) -> list[str]:
             for each in result.confusions[:SAID_CONFUSIONS]
         ]
         found.append(f"Largest confusions: {'; '.join(largest)}.")
+    if isinstance(result.settings, PictureSettings):
+        found.append(
+            "cls is the encoder's CLS vector, grid the mean of its grid; intervals are 95 %. same label: the nearest "
+            "picture of the other groups has the label. kind: the nearest one with another label is of the same kind. "
+            "near-duplicate: the nearest of all pictures is the one that was copied. untrained: the encoder with random "
+            "weights. pixels: 16 x 16 of them."
+        )
     if result.stopped:
         found.append(f"{result.stopped:,} answers were stopped before they ended.")
     if (sure := result.reliability) is not None:

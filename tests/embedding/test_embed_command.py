@@ -24,7 +24,7 @@ Make = Callable[..., Path]
 
 
 def test_one_line_tells_what_was_done(make_pictures: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = Path("checkpoints/vision_tiny").absolute()
+    checkpoint = Path("checkpoints/vision_world").absolute()
     make_pictures(5)
     monkeypatch.chdir(tmp_path)
     done = invoke("embed", "pictures", "--output", "out.parquet")
