@@ -45,7 +45,9 @@ def main(folder: Path) -> None:
     pictures, labels = zip(*draw_emoji(fetched, emoji), strict=True)
     np.save(folder / "emoji.npy", np.stack(pictures))
     np.save(folder / "emoji_labels.npy", np.array(labels))
-    kinds = [{"kind": e["category"], "sort": f"{e['category']}/{e['subcategory']}", "held_out": held_out(e)} for e in emoji]
+    kinds = [
+        {"kind": e["category"], "sort": f"{e['category']}/{e['subcategory']}", "held_out": held_out(e)} for e in emoji
+    ]
     (folder / "emoji.json").write_text(json.dumps(kinds))
     np.save(folder / "icons.npy", np.stack(list(draw_icons(fetched))))
     roots = [deb(fetched, name) for name in (*FONTS, *PHOTOS)]

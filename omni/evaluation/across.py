@@ -185,6 +185,7 @@ def evaluate_across(
                 Asked(kind, kind, str(place), str(best), data.manifest.source(place), place)
                 for place, best in zip(copied, found.tolist(), strict=True)
             ]
+    shown: list[Callable[[], tuple[Image.Image, ...]]]
     shown = [lambda place=place: (data.open(place),) for place in places]  # type: ignore[misc]
     chances = {COPY: 1 / len(data)}
     scores = [
