@@ -57,7 +57,7 @@ def ask(
         refuse(f"Expected files and then a question in quotes, found only {question!r}; name a file.")
     items = _read(folder, files, asking)
     if strict:
-        _expect_familiarity(folder)
+        _expect_familiarity(folder, {item.modality for item in items})
     start = time.perf_counter()
     with status("starting"):
         from omni.checkpoints.folder import CheckpointError
@@ -177,14 +177,18 @@ def attend(
         typer.echo(found.answer.answer)
 
 
-def _expect_familiarity(folder: Path) -> None:
-    """Refuse `--strict` for a checkpoint that does not say what it was trained on."""
-    from omni.checkpoints.folder import FAMILIARITY
+def _expect_familiarity(folder: Path, modalities: set[str]) -> None:
+    """Refuse `--strict` for a checkpoint that does not say what it was trained on, in each of these modalities."""
+    from omni.checkpoints.folder import FAMILIARITY, CheckpointError, read_object
 
-    if not os.path.exists(folder / FAMILIARITY):
+    known: Any = {}
+    if os.path.exists(folder / FAMILIARITY):
+        with user_errors(CheckpointError):
+            known = read_object(folder / FAMILIARITY).get("items", {})
+    if unknown := sorted(modalities - {*known}):
         refuse(
-            f"{str(folder)!r} does not say what the model was trained on, so --strict has nothing to compare with; run "
-            "`omni checkpoint familiarise`, or leave --strict out."
+            f"{str(folder)!r} does not say what the model was trained on (modality {' and '.join(map(repr, unknown))}), so "
+            "--strict has nothing to compare with; run `omni checkpoint familiarise`, or leave --strict out."
         )
 
 

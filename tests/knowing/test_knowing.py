@@ -203,6 +203,13 @@ def test_the_commands_say_what_is_known(copied: Path, data: Path, tmp_path: Path
     assert "80 held-out answers" in learnt.stdout
     asked = omni("ask", known, QUESTIONS[0], "--checkpoint", copied, "--strict", "--json")
     assert (asked.exit_code, json.loads(asked.stdout)["familiar"]) == (0, {"items": [True], "question": True})
+    document = copied / "familiarity.json"
+    whole = document.read_text()
+    document.write_text(json.dumps({**json.loads(whole), "items": {}}))
+    asked = omni("ask", known, QUESTIONS[0], "--checkpoint", copied, "--strict")
+    assert asked.exit_code == 2
+    assert "does not say what the model was trained on (modality 'image')" in asked.stderr
+    document.write_text(whole)
     asked = omni("ask", strange, QUESTIONS[0], "--checkpoint", copied, "--strict")
     assert asked.exit_code == 3
     assert asked.stderr == "The picture is unlike what the model was trained on. Its answer may mean nothing.\n"
