@@ -16,6 +16,7 @@ import hashlib
 import io
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -108,6 +109,10 @@ class Labelled:
         picture: Image.Image = self.manifest[place].open()["image"][0]
         return picture
 
+    def show(self, place: int) -> tuple[Image.Image, ...]:
+        """The pictures of an example: that of a row."""
+        return (self.open(place),)
+
     def searched(self, place: int) -> NDArray[np.bool_]:
         """bool[N]: the pictures that a query is compared with: those of other groups, and of none that asks."""
         found: NDArray[np.bool_] = (self._number != self._number[place]) & self._searched
@@ -185,11 +190,9 @@ def evaluate_across(
                 Asked(kind, kind, str(place), str(best), data.manifest.source(place), place)
                 for place, best in zip(copied, found.tolist(), strict=True)
             ]
-    shown: list[Callable[[], tuple[Image.Image, ...]]]
-    shown = [lambda place=place: (data.open(place),) for place in places]  # type: ignore[misc]
-    chances = {COPY: 1 / len(data)}
+    shown: list[Callable[[], tuple[Image.Image, ...]]] = [partial(data.show, place) for place in places]
     scores = [
-        found.model_copy(update={"constant": chances[COPY], "constant_answer": "chance"})
+        found.model_copy(update={"constant": 1 / len(data), "constant_answer": "chance"})
         if found.kind.startswith(COPY)
         else found
         for found in score(asked)
