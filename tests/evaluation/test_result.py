@@ -270,7 +270,7 @@ def test_unknown_keys_and_values_of_a_result_are_refused(fused: Path, data: Path
         (
             ["settings", "about"],
             "something",
-            "settings: `about` is one of scenes, manifest, encoder, found 'something'",
+            "settings: `about` is one of scenes, manifest, classes, encoder, pictures, found 'something'",
         ),
         (["format"], "omni evaluation 2", "format: Input should be 'omni evaluation 1'"),
         (["scores", 0, "n"], "many", "n: Input should be a valid integer"),
@@ -290,7 +290,10 @@ def test_settings_fit_the_checkpoint(fused: Path, vision: Path) -> None:
     assert choose_settings(fused).about == "scenes"
     assert choose_settings(fused, data="x.jsonl").about == "manifest"
     assert choose_settings(vision).about == "encoder"
-    with pytest.raises(EvaluationError, match="is evaluated as 'encoder', which does not take --data, --split;"):
+    assert choose_settings(vision, data="x").about == "pictures"
+    with pytest.raises(EvaluationError, match="is evaluated as 'encoder', which does not take --split;"):
+        choose_settings(vision, split="test")
+    with pytest.raises(EvaluationError, match="is evaluated as 'pictures', which does not take --split;"):
         choose_settings(vision, data="x", split="test")
     with pytest.raises(
         EvaluationError, match="which does not take --kind; it takes --sight, --strangers, --batch-size"
