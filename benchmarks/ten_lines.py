@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-ENCODER = "checkpoints/vision_tiny"
+ENCODER = "checkpoints/vision_world"
 RECIPE = "configs/train_classes.json"
 
 

@@ -198,6 +198,7 @@ def test_the_answer_comes_word_by_word_and_its_time_is_told(visit: Any, expected
     assert (second[0], second[2]) == (0, 0)  # the picture is neither decoded nor encoded again
 
 
+@pytest.mark.new_chats
 def test_several_pictures_and_none_of_their_names_is_code(visit: Any, expected: Any, tmp_path: Path) -> None:
     visitor, code = visit(), tmp_path / "<img src=x onerror=document.title=1>.png"
     shutil.copy(SCENE, code)
@@ -291,6 +292,7 @@ def test_what_a_visitor_chose_is_forgotten_when_they_leave(visit: Any, served: A
     assert served.send("/remove/9", Visit=token)[0] == 410
 
 
+@pytest.mark.new_chats
 def test_a_recording_is_a_sound(visit: Any, sounds: Any) -> None:
     visitor, tokens = visit(PHONE, sounds.address), set()
     page = visitor.page

@@ -127,6 +127,7 @@ def test_only_what_was_learnt_is_saved_and_it_answers(taught: tuple[Path, list[s
     assert torch.equal(model(input_ids=prompt).logits[..., :300], alone(input_ids=prompt).logits[..., :300])
 
 
+@pytest.mark.new_chats
 @pytest.mark.parametrize("senses", [("audio",), ("image", "audio")])
 def test_it_hears(heard: Path, tmp_path: Path, senses: tuple[str, ...]) -> None:
     """The held-out score stands beside that with other sounds; the folder of the trained parts answers."""
