@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from omni.checkpoints.pretrained import StrictModel
 from omni.fusion.encoding import run_tower
@@ -63,6 +64,7 @@ class OmniForClassification(StrictModel):
         self.classifier = nn.Linear(len(outputs) * config.encoder_config.hidden_size, config.num_labels)
         self.post_init()
 
+    @can_return_tuple
     def forward(self, labels: torch.Tensor | None = None, **inputs: Any) -> OmniClassifierOutput:
         """Score the classes of B items.
 
@@ -74,7 +76,6 @@ class OmniForClassification(StrictModel):
         Raises:
             ValueError: an input is missing, or the encoder has no such output.
         """
-        inputs.pop("return_dict", None)
         keys = {argument: key for key, argument in get_modality(self.config.modality).arguments.items()}
         batch = {keys.get(name, name): value for name, value in inputs.items()}
         section = {"encoder": self.config.encoder_config, "output": self.config.output}

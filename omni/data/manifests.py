@@ -96,6 +96,12 @@ class Row:
     kind: str | None
     words: tuple[str, ...] = ()
 
+    @property
+    def answer(self) -> str:
+        """The first answer: the caption, the transcript or the class of the items. The row has one."""
+        said = next(turn for turn in self.conversation if turn["role"] == "assistant")
+        return "".join(block["text"] for block in said["content"])
+
     def of(self, modality: str) -> list[Path]:
         """The files of one modality, in the order of their blocks."""
         return [file.path for file in self.files if file.modality == modality]

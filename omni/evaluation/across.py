@@ -85,7 +85,7 @@ class Labelled:
         across = not {*settings.kinds} <= {COPY}
         self.manifest = Manifest.read(settings.data, root=settings.root, answers=across)
         rows = [_expect_one_picture(row) for row in self.manifest]
-        self.labels = [_label(row) if across else "" for row in rows]
+        self.labels = [row.answer.strip() if across else "" for row in rows]
         self.groups = [row.files[0].path.parent.name for row in rows]
         self.kinds = [row.kind for row in rows]
         if strangers := sorted(set(settings.queries) - set(self.groups)):
@@ -138,11 +138,6 @@ def _expect_one_picture(row: Row) -> Row:
     if len(row.files) != 1:
         raise EvaluationError(f"{row.source} has {len(row.files)} pictures; an encoder is measured on rows with one.")
     return row
-
-
-def _label(row: Row) -> str:
-    said = next(turn for turn in row.conversation if turn["role"] == "assistant")
-    return "".join(block["text"] for block in said["content"]).strip()
 
 
 Features = dict[tuple[str, str], NDArray[np.float32]]

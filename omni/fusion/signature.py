@@ -5,7 +5,7 @@ It belongs to the class, so that copies and wrapped instances have it too. The `
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import wraps
 from typing import Any
@@ -21,10 +21,18 @@ CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWit
 """transformers' name of the cache: "past_key_values" up to 5.23."""
 
 
-def named_cache(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs, with the cache under transformers' own name of it. "past_key_values" and "cache" are both accepted."""
-    other = "past_key_values" if CACHE == "cache" else "cache"
-    return {CACHE if key == other else key: value for key, value in inputs.items()}
+def named_cache(inputs: Mapping[str, Any], name: str = CACHE) -> dict[str, Any]:
+    """The inputs, with the cache under this one of its two names.
+
+    Raises:
+        ValueError: there are two caches.
+    """
+    other = "past_key_values" if name == "cache" else "cache"
+    if inputs.get(other) is not None and inputs.get(name) is not None:
+        raise ValueError("Expected one cache, found two, as `past_key_values` and as `cache`; give one of them.")
+    given = inputs[other] if inputs.get(other) is not None else inputs.get(name)
+    rest = {key: value for key, value in inputs.items() if key not in (name, other)}
+    return rest if given is None else {**rest, name: given}
 
 
 def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,9 +40,7 @@ def cache_by_either_name(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(forward)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if "cache" in kwargs:
-            kwargs["past_key_values"] = kwargs.pop("cache")
-        return forward(self, *args, **kwargs)
+        return forward(self, *args, **named_cache(kwargs, "past_key_values"))
 
     return wrapper
 

@@ -115,8 +115,7 @@ class ManifestClasses(torch.utils.data.Dataset[tuple[Any, str]]):
 
     def label(self, index: int) -> str:
         """The class of a row. The item is not opened."""
-        said = next(turn for turn in self.manifest[index].conversation if turn["role"] == "assistant")
-        return "".join(block["text"] for block in said["content"]).strip()
+        return self.manifest[index].answer.strip()
 
 
 def classes(data: Drawn | Files | Mixture | None, modality: str) -> Any:

@@ -135,8 +135,7 @@ class ManifestCaptions(torch.utils.data.Dataset[tuple[Image.Image, str]]):
 
     def caption(self, index: int) -> str:
         """The caption of a row. The picture is not opened."""
-        said = next(turn for turn in self.manifest[index].conversation if turn["role"] == "assistant")
-        return "".join(block["text"] for block in said["content"])
+        return self.manifest[index].answer
 
 
 def captions(data: Drawn | Files | Mixture) -> Any:

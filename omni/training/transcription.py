@@ -190,8 +190,7 @@ class ManifestSayings(torch.utils.data.Dataset[tuple[Any, str]]):
 
     def transcript(self, index: int) -> str:
         """The transcript of a row. The sound is not opened."""
-        said = next(turn for turn in self.manifest[index].conversation if turn["role"] == "assistant")
-        return "".join(block["text"] for block in said["content"])
+        return self.manifest[index].answer
 
 
 def sayings(data: Drawn | Files | Mixture | None) -> Any:

@@ -239,6 +239,10 @@ def test_a_conversation_continues_with_its_cache(make_model: Make) -> None:
     expected = answers(model, whole)
     more = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
     assert answers(model, more) == expected
+    cache = first.past_key_values
+    for call in (model.generate, model):
+        with pytest.raises(ValueError, match="Expected one cache, found two, as `past_key_values` and as `cache`"):
+            call(**more, cache=cache)
 
 
 def test_step_by_step_with_a_cache_by_hand(make_model: Make) -> None:

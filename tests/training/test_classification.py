@@ -103,7 +103,9 @@ def test_the_logits_are_those_of_encoder_and_head(trained: Path) -> None:
         expected = torch.cat([encoded[:, 0], encoded[:, 1:].mean(1)], 1) @ head.weight.T + head.bias
         labels = torch.tensor([0, 1, 1])
         output = classifier.model(labels=labels, pixel_values=pixels)
+        bare = classifier.model(labels=labels, pixel_values=pixels, return_dict=False)
     torch.testing.assert_close(output.logits, expected)
+    assert torch.equal(bare[1], output.logits)
     likelihoods = expected.softmax(-1)[torch.arange(3), labels]
     assert output.loss == pytest.approx(-likelihoods.log().mean().item(), rel=1e-5)
 
