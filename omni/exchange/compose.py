@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from omni.checkpoints.folder import CheckpointError
 from omni.exchange.chats import add_placeholder, prepare_chats
@@ -29,6 +30,7 @@ from omni.exchange.folders import read_encoder, read_thinker, reading
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor
+from omni.fusion.signature import CACHE
 from omni.grids import INTERPOLATIONS
 from omni.items import Item, nouns
 from omni.loading.checkpoint import save_new
@@ -135,6 +137,7 @@ def compose(
     sizes = {name: config.num_tokens(name, grid) for name, grid in grids.items()}  # raises if a factor does not divide
     with reading(thinker, "The language model"):
         model = _join(config, towers, language_model)
+        _expect_its_words(model, language_model)
         for name, encoder in towers.items():
             if config.modalities[name].get("whitened"):
                 _whiten(model, encoder, (items or {})[name])
@@ -223,6 +226,21 @@ def _join(config: OmniConfig, towers: Mapping[str, Encoder], language_model: Any
     model.generation_config = language_model.generation_config
     model.config.untrained = sorted(f"{name}_projector" for name in towers)
     return model.eval()
+
+
+@torch.no_grad()
+def _expect_its_words(model: OmniForConditionalGeneration, language_model: Any) -> None:
+    """Refuse a model that reads words, at once or with a cache, unlike the language model alone."""
+    ids, cache = torch.arange(6)[None], DynamicCache(config=model.config.text_config)
+    expected = language_model(ids).logits[0, -1]
+    model(input_ids=ids[:, :-1], use_cache=True, **{CACHE: cache})
+    found = model(input_ids=ids[:, -1:], attention_mask=torch.ones_like(ids), **{CACHE: cache}).logits[0, -1]
+    rounding = 0.001 if expected.dtype == torch.float32 else 0.05
+    if not (found - expected).abs().max() <= rounding * expected.abs().max():
+        raise ValueError(
+            f"a {type(language_model).__name__} that is given embeddings instead of ids, or a cache, computes other logits; "
+            "choose another model"
+        )
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """The output head of a Thinker: the same logits as the stock class of transformers, or an error.
 
 Language models differ in what follows their last layer: a bias, a scale, a soft cap. So the stock class runs once, on
-random hidden states, and its logits are compared with those of this file. A model whose head does more is refused.
+random hidden states, and its logits are compared with those of this file. A model whose head does more is refused, and so
+is one that has no cache of keys and values.
 """
 
 import copy
+import inspect
 import json
 from typing import Any
 
@@ -13,11 +15,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from .signature import CACHE
+
 
 def shape_logits(logits: torch.Tensor, config: Any) -> torch.Tensor:
-    """Scale (Cohere), divide (Granite) or softly cap (Gemma 2) logits float[..., V], as the configuration says."""
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
+    """Scale (Cohere, Falcon H1), divide (Granite) or cap (Gemma 2) logits float[..., V], as the configuration says."""
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (scale := getattr(config, name, None)) is not None:
+            logits = logits * scale
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
@@ -31,11 +36,16 @@ class _ReplayedOutput(BaseModelOutputWithPast):
 
 
 class _Replay(nn.Module):
-    """Takes the place of a language model's layers and returns given hidden states."""
+    """Takes the place of a language model's layers and returns given hidden states.
 
-    def __init__(self, hidden_states: torch.Tensor) -> None:
+    Args:
+        hidden_states: float[B, L, T].
+        scale: Falcon H1's stock class looks for it here.
+    """
+
+    def __init__(self, hidden_states: torch.Tensor, scale: float | None) -> None:
         super().__init__()
-        self.hidden_states = hidden_states
+        self.hidden_states, self.lm_head_multiplier = hidden_states, scale
 
     @property
     def decoder(self) -> "_Replay":
@@ -69,11 +79,15 @@ def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
     """The head's input and output widths, and whether it has a bias."""
     with torch.device("meta"):
         stock = AutoModelForCausalLM.from_config(_of_one_layer(config))
-    head = stock.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
+    name, head = type(stock).__name__, stock.get_output_embeddings()
+    if not hasattr(stock, stock.base_model_prefix):
+        raise ValueError(f"{name} keeps its layers elsewhere than omni looks for them. Choose another language model.")
+    if {CACHE, "past_key_values"}.isdisjoint(inspect.signature(stock.base_model.forward).parameters):
         raise ValueError(
-            f"The output head of {type(stock).__name__} is a {type(head).__name__}; only nn.Linear is supported."
+            f"{name} has no cache of keys and values, which an answer is written with. Choose another language model."
         )
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"The output head of {name} is a {type(head).__name__}; only nn.Linear is supported.")
     bias = head.bias is not None
     # on the CPU and in float32, even while from_pretrained builds everything else on "meta" or in half precision
     with torch.no_grad(), torch.device("cpu"):
@@ -84,16 +98,16 @@ def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
         )
         for parameter in small.parameters():  # large logits: a cap would show
             parameter.data = 10 * torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-        setattr(stock, stock.base_model_prefix, _Replay(hidden_states))
+        setattr(stock, stock.base_model_prefix, _Replay(hidden_states, getattr(config, "lm_head_multiplier", None)))
         stock.set_output_embeddings(small)
         try:
             expected = stock(inputs_embeds=hidden_states, attention_mask=torch.ones(1, 3)).logits
-        except Exception as error:
-            raise ValueError(f"{type(stock).__name__} cannot be used as a Thinker: {error}") from error
+        except Exception:  # its other parts are on "meta", where nothing is computed
+            expected = torch.full((1, 3, 8), torch.nan)
         same = torch.allclose(expected, shape_logits(small(hidden_states), config), rtol=1e-4, atol=1e-4)
     if not same:
         raise ValueError(
-            f"The output head of {type(stock).__name__} does more than a matrix product, and not what omni knows "
+            f"The output head of {name} does more than a matrix product, and not what omni knows "
             "(scaling, soft capping, bias): its logits would be wrong. Choose another language model."
         )
     return head.in_features, head.out_features, bias

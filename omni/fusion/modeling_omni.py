@@ -32,7 +32,7 @@ from .head import embedding_name, shape_logits, stock_head
 from .pretrained import OmniCausalLMOutputWithPast, OmniModelOutputWithPast, OmniPreTrainedModel
 from .selection import keep, keep_labels
 from .signature import CACHE, cache_by_either_name, follow_registry
-from .thinker import refuse_unknown, starts_rows, think
+from .thinker import per_layer_inputs, refuse_unknown, starts_rows, think
 
 Encoded = Mapping[str, ModelOutput | Sequence[EncodedItem]]
 
@@ -88,6 +88,7 @@ class OmniModel(OmniPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         encoded = self.encode(kwargs, mm_encoder_outputs)
         refuse_unknown(self, kwargs)
+        kwargs |= per_layer_inputs(self, input_ids)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         starts = starts_rows(self, attention_mask, past_key_values)

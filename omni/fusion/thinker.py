@@ -59,6 +59,33 @@ def think(
             )
 
 
+def per_layer_inputs(model: Any, input_ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """What some Thinkers (Gemma 3n and 4) read beside embeddings: each of their layers embeds each id once more.
+
+    Items have no ids. In their places is the embedding of padding, as in transformers' own models.
+
+    Args:
+        model: the fused model without its head.
+        input_ids: int64[B, L].
+
+    Returns:
+        `per_layer_inputs` float[B, L, layers, width] by name; nothing for other Thinkers.
+
+    Raises:
+        ValueError: the Thinker needs ids, and there are none.
+    """
+    thinker = model.language_model
+    if not getattr(thinker.config, "hidden_size_per_layer_input", 0):
+        return {}
+    if input_ids is None or not input_ids.numel():
+        raise ValueError(
+            f"Expected `input_ids`, found `inputs_embeds` alone: each layer of {type(thinker).__name__} embeds the ids."
+        )
+    placeholders = input_ids.new_tensor([section["token_id"] for section in model.config.modalities.values()])
+    ids = input_ids.masked_fill(torch.isin(input_ids, placeholders), thinker.config.pad_token_id or 0)
+    return {"per_layer_inputs": thinker.get_per_layer_inputs(ids)}
+
+
 def cached_tokens(cache: Cache | None) -> int | None:
     """How many tokens a cache holds; None in compiled code for a static cache, whose count is a tensor."""
     seen = cache.get_seq_length() if cache is not None else 0

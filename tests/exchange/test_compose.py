@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -512,6 +513,25 @@ def test_what_the_document_says_works(parts: Path, tmp_path: Path) -> None:
         (script,) = re.findall(r"^```python\n(.*?)^```$", document, re.DOTALL | re.MULTILINE)
         exec(script, {})
         assert Path("other/config.json").is_file()
+
+
+def test_a_language_model_that_needs_a_cache_of_its_own_is_refused(parts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "minimax"
+    shutil.copytree(parts / "llama", folder, ignore=shutil.ignore_patterns("*.safetensors", "config*"))
+    config = AutoConfig.for_model(
+        "minimax",
+        **SMALL,
+        vocab_size=320,
+        head_dim=16,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        layer_types=["linear_attention", "full_attention"],
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    with pytest.raises(
+        CheckpointError, match="language model in .*minimax.* cannot be used: MiniMax uses cache of its own"
+    ):
+        compose(parts / "clip", folder)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])

@@ -21,10 +21,11 @@ Row = list[int | torch.Tensor]  # ids of text, and pictures where they stand
 # every tower before one Thinker, and every Thinker behind one tower
 PAIRS = [
     *(("qwen3", tower) for tower in ("omni_vision", "clip_vision_model", "siglip_vision_model", "dinov2", "vit")),
-    *((thinker, "omni_vision") for thinker in ("llama", "gpt2", "gemma")),
+    *((thinker, "omni_vision") for thinker in ("llama", "gpt2", "gemma", "gemma4_text")),
 ]
 FAMILIES = [
-    "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3_text", "granite", "cohere", "phi", "opt", "gpt2",
+    "qwen3", "llama", "mistral", "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "granite", "cohere", "phi",
+    "opt", "gpt2", "falcon_h1",
 ]  # fmt: skip
 
 
@@ -312,6 +313,23 @@ def test_a_head_that_does_more_is_refused_by_name(make_config: Callable[..., Omn
     }
     with pytest.raises(ValueError, match="RecurrentGemmaForCausalLM"):
         OmniForConditionalGeneration(OmniConfig(modalities=config.modalities, text_config=config.text_config))
+
+
+SMALLEST = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "n_embd": 32, "n_head": 2, "n_layer": 1}
+
+
+@pytest.mark.parametrize("thinker", ["mamba", "openai-gpt"])
+def test_a_language_model_without_a_cache_is_refused(make_config: Callable[..., OmniConfig], thinker: str) -> None:
+    config = OmniConfig(modalities=make_config().modalities, text_config={"model_type": thinker, **SMALLEST})
+    with pytest.raises(ValueError, match="has no cache of keys and values"):
+        OmniForConditionalGeneration(config)
+
+
+def test_a_thinker_that_looks_ids_up_in_every_layer_needs_ids(make_model: Make) -> None:
+    model, inputs = make_model("gemma4_text"), batch([[picture(1), 9]])
+    embedded = model.get_input_embeddings()(inputs.pop("input_ids"))
+    with pytest.raises(ValueError, match="Expected `input_ids`, found `inputs_embeds` alone"):
+        model(inputs_embeds=embedded, **inputs)
 
 
 @pytest.mark.parametrize("tied", [True, False])
