@@ -17,7 +17,7 @@ from torch import nn
 from omni.registry import get_modality
 
 from .encoded_item import EncodedItem
-from .placement import check_counts
+from .placement import check_counts, check_items
 from .thinker import attention_for_maps
 
 
@@ -47,6 +47,7 @@ def run_tower(
     by_shape: dict[tuple[int, ...], dict[str, Sequence[torch.Tensor]]] = {}
     for shape in dict.fromkeys(shapes):
         tokens = modality.read(encoded, math.prod(shape))
+        check_items(name, tokens, len(shapes))
         if lacking := [part for part in wanted if part not in tokens]:
             raise ValueError(
                 f"The encoder of modality {name!r} has no {lacking} for output {section['output']!r}; it has "

@@ -1,9 +1,23 @@
-"""Every item has its place in a prompt, and every placeholder belongs to an item."""
+"""Every item has its tokens and its place in a prompt, and every placeholder belongs to an item."""
+
+from collections.abc import Mapping
 
 import torch
 from transformers.utils import torch_compilable_check
 
 from omni.registry import get_modality
+
+
+def check_items(name: str, tokens: Mapping[str, torch.Tensor], count: int) -> None:
+    """Check that each output of a modality's encoder, such as `cls` float[I, 1, D], has tokens for each of `count` items.
+
+    Raises:
+        ValueError: it has another first axis. Pixtral, for example, returns all pictures of a batch as one row.
+    """
+    if wrong := {part: len(each) for part, each in tokens.items() if len(each) != count}:
+        raise ValueError(
+            f"The encoder of modality {name!r} was given {count} items; its outputs have rows for {wrong}."
+        )
 
 
 def check_counts(name: str, mask: torch.Tensor, lengths: list[int]) -> None:

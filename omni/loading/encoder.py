@@ -22,6 +22,7 @@ from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.encoded_item import EncodedItem
 from omni.fusion.modeling_omni import OmniModel
 from omni.fusion.parts import read_tower, tower_class
+from omni.fusion.placement import check_items
 from omni.fusion.processing_omni import OmniProcessor
 from omni.loading.preprocessor import load_preprocessor
 from omni.modality import Modality
@@ -121,6 +122,7 @@ class Encoder:
         """
         patches = max(map(math.prod, shapes))
         tokens: Tokens = dict(self.bundle.read(encoded, patches))
+        check_items(self.modality, tokens, len(shapes))
         if "grid" in tokens:  # some encoders pad to the longest possible item
             tokens["grid"] = tokens["grid"][:, :patches]
         wanted = self.fused.config.modalities[self.modality]["output"].split("+") if self.fused else []

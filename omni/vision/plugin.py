@@ -11,8 +11,14 @@ from omni.vision.pictures import PictureError, picture_size, read_picture
 
 
 def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]:
-    """Rows and columns of patches in each picture of `pixel_values` [B, 3, H, W]."""
-    patch = config.patch_size
+    """Rows and columns of patches in each picture of `pixel_values` [B, 3, H, W].
+
+    Raises:
+        ValueError: the tower does not end with one token for each patch.
+    """
+    patch = getattr(config, "patch_size", None)
+    if patch is None or getattr(config, "num_detection_tokens", 0):  # as in ResNet; in YOLOS
+        raise ValueError(f"Expected an encoder whose last tokens are patches, found a {config.model_type}.")
     rows, columns = patch if isinstance(patch, (list, tuple)) else (patch, patch)
     return [(picture.shape[-2] // rows, picture.shape[-1] // columns) for picture in inputs["pixel_values"]]
 
@@ -24,11 +30,13 @@ def read(encoded: Any, num_patches: int) -> dict[str, Any]:
     CLS and perhaps registers. For a tower without CLS, the pooled output takes its place.
 
     Raises:
-        ValueError: the tower returns fewer tokens than patches.
+        ValueError: the tower returns fewer tokens than patches, or a map of features instead of tokens.
     """
     if getattr(encoded, "cls", None) is not None:
         return {name: getattr(encoded, name) for name in ("cls", "grid") if getattr(encoded, name) is not None}
     hidden_states = encoded.last_hidden_state
+    if hidden_states.ndim != 3:
+        raise ValueError(f"The vision tower returned float{[*hidden_states.shape]}; expected tokens, float[B, N, D].")
     extra = hidden_states.shape[1] - num_patches
     if extra < 0:
         raise ValueError(f"The vision tower returned {hidden_states.shape[1]} tokens for {num_patches} patches.")
