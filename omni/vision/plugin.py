@@ -17,7 +17,7 @@ def grid_shapes(config: Any, inputs: Mapping[str, Any]) -> list[tuple[int, ...]]
         ValueError: the tower does not end with one token for each patch.
     """
     patch = getattr(config, "patch_size", None)
-    if patch is None or getattr(config, "num_detection_tokens", 0):  # as in ResNet; in YOLOS
+    if patch is None or getattr(config, "num_detection_tokens", False):  # as in ResNet; in YOLOS
         raise ValueError(f"Expected an encoder whose last tokens are patches, found a {config.model_type}.")
     rows, columns = patch if isinstance(patch, (list, tuple)) else (patch, patch)
     return [(picture.shape[-2] // rows, picture.shape[-1] // columns) for picture in inputs["pixel_values"]]
