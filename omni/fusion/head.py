@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .signature import CACHE
@@ -82,7 +82,7 @@ def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
     name, head = type(stock).__name__, stock.get_output_embeddings()
     if not hasattr(stock, stock.base_model_prefix):
         raise ValueError(f"{name} keeps its layers elsewhere than omni looks for them. Choose another language model.")
-    if {CACHE, "past_key_values"}.isdisjoint(inspect.signature(stock.base_model.forward).parameters):
+    if not _has_cache(stock, config):
         raise ValueError(
             f"{name} has no cache of keys and values, which an answer is written with. Choose another language model."
         )
@@ -111,6 +111,15 @@ def _ask_stock_head(config: Any) -> tuple[int, int, bool]:
             "(scaling, soft capping, bias): its logits would be wrong. Choose another language model."
         )
     return head.in_features, head.out_features, bias
+
+
+def _has_cache(stock: Any, config: Any) -> bool:
+    """Whether a language model has a cache of keys and values, which knows how many tokens it has read."""
+    try:
+        DynamicCache(config=config).get_seq_length()
+    except ValueError:  # it has states alone, as Mamba does
+        return False
+    return not {CACHE, "past_key_values"}.isdisjoint(inspect.signature(stock.base_model.forward).parameters)
 
 
 def embedding_name(model: nn.Module) -> str:

@@ -75,7 +75,8 @@ def per_layer_inputs(model: Any, input_ids: torch.Tensor | None) -> dict[str, to
         ValueError: the Thinker needs ids, and there are none.
     """
     thinker = model.language_model
-    if not getattr(thinker.config, "hidden_size_per_layer_input", 0):
+    width = getattr(thinker.config, "hidden_size_per_layer_input", None)
+    if not width:
         return {}
     if input_ids is None or not input_ids.numel():
         raise ValueError(
@@ -83,7 +84,7 @@ def per_layer_inputs(model: Any, input_ids: torch.Tensor | None) -> dict[str, to
         )
     placeholders = input_ids.new_tensor([section["token_id"] for section in model.config.modalities.values()])
     ids = input_ids.masked_fill(torch.isin(input_ids, placeholders), thinker.config.pad_token_id or 0)
-    return {"per_layer_inputs": thinker.get_per_layer_inputs(ids)}
+    return {"per_layer_inputs": thinker.embed_tokens_per_layer(ids).unflatten(-1, (-1, width))}
 
 
 def cached_tokens(cache: Cache | None) -> int | None:
