@@ -149,7 +149,7 @@ def test_pipeline_image_text_to_text(folder: Path) -> None:
     assert texts == [one, one]
 
 
-@pytest.mark.parametrize("checkpoint", ["vision_tiny", "vision_world", "omni_tiny"])
+@pytest.mark.parametrize("checkpoint", ["vision_tiny", "omni_tiny"])
 def test_nothing_asks_whether_to_run_code(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint brings code for those who have not imported omni. Here it is imported."""
 

@@ -87,7 +87,7 @@ def test_it_is_short_and_says_how_to_run_it(example: Path) -> None:
     assert f"python examples/{example.name}" in (ast.get_docstring(ast.parse(text)) or "")
 
 
-def test_vision_world_is_trained_on_its_pictures(tmp_path: Path) -> None:
+def test_vision_world_is_trained_on_its_pictures(tmp_path: Path, python: Callable[..., Any]) -> None:
     """Three steps on small arrays: the encoder changes, and is saved with its image processor."""
     random = np.random.default_rng(0)
     arrays: dict[str, Any] = {
@@ -114,7 +114,7 @@ def test_vision_world_is_trained_on_its_pictures(tmp_path: Path) -> None:
         "done = iter([0.0, 0.5, 0.9, 1.0]); train.told = lambda value: next(done)\n"
         f"train.main(Path({str(tmp_path)!r}), Path({str(tmp_path / 'made')!r}), 1)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=600)
+    run = python("-c", script)
     assert run.returncode == 0, run.stderr
     weights = [
         load_file(folder / "model.safetensors") for folder in (tmp_path / "made", Path("checkpoints/vision_tiny"))
