@@ -202,4 +202,6 @@ def test_the_list_names_every_internal_that_is_used_and_no_other() -> None:
         "_keys_to_ignore_on_load_unexpected",
         "_UNMARKED",
     } | {internal.name for internal in INTERNALS if internal.is_newer}
+    if not (ROOT / "fast").is_dir():
+        pytest.skip("what only omni.fast uses cannot be judged without it")
     assert listed - used.keys() - elsewhere == set()

@@ -32,7 +32,6 @@ from benchmarks.measure import Call, Contestant, Race
 from omni.audio.configuration_audio import OmniAudioConfig
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.modeling_audio import Conv1dStem, OmniAudioModel, sinusoids
-from omni.fast.packed_sounds import PackedAudioModel
 from omni.fusion import acceleration
 
 soundfile: Any = import_module("soundfile")  # it has no types
@@ -242,6 +241,8 @@ def _call(make: Callable[[], nn.Module], features: torch.Tensor, prepare: Callab
 
 
 def _packed(dtype: torch.dtype, features: torch.Tensor, cls_only: bool) -> Call:
+    from omni.fast.packed_sounds import PackedAudioModel  # a room that can be deleted
+
     packed = PackedAudioModel(omni(), OmniFeatureExtractor(), dtype)
     sounds = [*features]
     return lambda: peers.tokens(packed(sounds, cls_only))
