@@ -116,6 +116,7 @@ TRANSFORMERS = [
 TORCH = [
     Internal("torch.nn:Module._forward_hooks", "a model with hooks is not packed", made=True),
     Internal("torch.nn:Module._forward_pre_hooks", "a model with hooks is not packed", made=True),
+    Internal("torch.nn:Module._parameters", "a sharded parameter is replaced by a whole one", made=True),
     Internal("torch.utils._python_dispatch:TorchDispatchMode", "every operation of an encoder is seen"),
     Internal("torch:_softmax", "the softmax of written-out attention is found among operations"),
     Internal("torch.cpu:_init_amx", "whether the processor's matrix units may be used"),

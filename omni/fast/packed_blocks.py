@@ -112,10 +112,10 @@ def weights_of(norm: nn.RMSNorm, layers: Sequence[Block]) -> tuple[list[torch.Te
     """The weights of the final norm and of the last block for CLS alone; then those of each block. `CompiledPictures` and
     `CompiledSounds` take them."""
     _, to_scores, from_values = _attention_weights(layers[-1], math.log2(math.e))
-    return [norm.weight, *to_scores, *from_values], [*map(_parameters, layers)]
+    return [norm.weight, *to_scores, *from_values], [*map(_weights_of, layers)]
 
 
-def _parameters(layer: Block) -> list[torch.Tensor]:
+def _weights_of(layer: Block) -> list[torch.Tensor]:
     """The parameters of a block, in the order of `compiled_encoder.cpp`."""
     attention, mlp = layer.attention, layer.mlp
     qkv, _, _ = _attention_weights(layer, math.log2(math.e))
