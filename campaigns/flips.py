@@ -19,7 +19,7 @@ from campaigns.tally import Tally
 
 CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 BASE = "SmolLM2-135M-Instruct"
-FOLDERS = ("omni_tiny", "vision_tiny", "vision_world", "audio_tiny", "learnt")
+FOLDERS: tuple[str, ...] = ("omni_tiny", "vision_tiny", "vision_world", "audio_tiny", "learnt")
 if (CHECKPOINTS / BASE).is_dir():
     FOLDERS += ("smol_eyes",)
 
