@@ -1,11 +1,10 @@
 """Single changed bytes in checkpoints: loading refuses each with the name of its file, or changes nothing.
 
-The checkpoints are the shipped ones, an encoder of sounds, and one that holds a projector alone. The last one finds its
-other parts in folders of their own, whose files are changed, too. All files of a folder are equally likely, whatever their
-size. The header of the weights counts as a file of its own.
+The checkpoints are the shipped ones, and one that holds a projector alone. The last one finds its other parts in folders of
+their own, whose files are changed, too. So does smol_eyes, which is tried if its language model is there (`base.sh`). All
+files of a folder are equally likely, whatever their size. The header of the weights counts as a file of its own.
 """
 
-import json
 import random
 import re
 import shutil
@@ -18,9 +17,11 @@ from typing import Any
 
 from campaigns.tally import Tally
 
-ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINTS = ROOT / "checkpoints"
-FOLDERS = ("omni_tiny", "vision_tiny", "audio_tiny", "learnt")
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
+BASE = "SmolLM2-135M-Instruct"
+FOLDERS: tuple[str, ...] = ("omni_tiny", "vision_tiny", "vision_world", "audio_tiny", "learnt")
+if (CHECKPOINTS / BASE).is_dir():
+    FOLDERS += ("smol_eyes",)
 
 
 def run(seed: int, count: int, seconds: float, folders: tuple[str, ...] = FOLDERS) -> Tally:
@@ -50,25 +51,11 @@ def make(folder: Path) -> list[Path]:
     """Make the checkpoint that the folder's name says. Returns all folders that it is read from."""
     if folder.name == "learnt":
         return _make_learnt(folder)
-    if (shipped := CHECKPOINTS / folder.name).is_dir():
-        shutil.copytree(shipped, folder)
-    else:
-        _make_encoder(ROOT / "configs" / f"{folder.name}.json", folder)
-    return [folder]
-
-
-def _make_encoder(settings: Path, folder: Path) -> None:
-    """An encoder of this shape with random weights, and its preprocessor."""
-    import torch
-
-    from omni.registry import load_modalities
-
-    values = json.loads(settings.read_text(encoding="utf-8"))
-    (bundle,) = (each for each in load_modalities()[0] if each.config_class.model_type == values["model_type"])
-    torch.manual_seed(0)
-    model = bundle.model_class(bundle.config_class(**values))
-    model.save_pretrained(folder)
-    bundle.preprocessor_class().save_pretrained(folder)
+    shutil.copytree(CHECKPOINTS / folder.name, folder)
+    if folder.name != "smol_eyes":
+        return [folder]
+    shutil.copytree(CHECKPOINTS / BASE, folder.with_name(BASE))
+    return [folder, folder.with_name(BASE)]
 
 
 def _make_learnt(folder: Path) -> list[Path]:

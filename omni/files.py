@@ -81,14 +81,23 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: the file is missing, no ordinary file, or not readable.
-        ValueError: the file is no JSON, is larger than `MAX_JSON`, or is nested too deep.
+        ValueError: the file is no JSON, is larger than `MAX_JSON`, is nested too deep, or has a key twice in one object.
     """
     if expect_ordinary(path).is_file() and (size := path.stat().st_size) > MAX_JSON:
         raise ValueError(f"it has {size:,} bytes, expected at most {MAX_JSON:,}")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_keys_once)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:100]!r} occurs twice in one object")
+        found[key] = value
+    return found
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:

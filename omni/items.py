@@ -127,6 +127,10 @@ def _expect_file(path: str, nouns: str) -> None:
     try:
         read_whole(path, "file", nouns, MAX_BYTES)
     except ReadError as error:
-        raise {"missing": MissingItemError, "too large": LargeItemError}.get(error.kind, ItemError)(
-            str(error)
-        ) from error
+        raise said_of_item(error) from error
+
+
+def said_of_item(error: ReadError) -> ItemError:
+    """The same about an item."""
+    kinds = {"missing": MissingItemError, "too large": LargeItemError}
+    return kinds.get(error.kind, ItemError)(str(error))

@@ -61,6 +61,13 @@ def test_invalid_json_is_refused(tmp_path: Path, content: str, sentence: str) ->
         read_json(tmp_path / "a.json")
 
 
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    """Python would take the last one without a word."""
+    (tmp_path / "a.json").write_text('{"optimizer": {"lr": 1, "name": "x", "lr": 2}}')
+    with pytest.raises(ValueError, match="the key 'lr' occurs twice in one object"):
+        read_json(tmp_path / "a.json")
+
+
 def test_json_has_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.json").write_text('{"a": [1]}')
     assert read_json(tmp_path / "a.json") == {"a": [1]}

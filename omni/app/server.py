@@ -47,6 +47,8 @@ def serve(
             import uvicorn
             from starlette.middleware import Middleware
 
+            from omni.connections import Connection
+
             from .door import Door, Reach
             from .page import make_app
         except ImportError as error:
@@ -59,6 +61,7 @@ def serve(
             webbrowser.open(reach.address)
         config = uvicorn.Config(
             app,
+            http=Connection,
             log_level="warning",
             ws="none",
             limit_concurrency=CONNECTIONS,

@@ -147,7 +147,7 @@ class OmniFeatureExtractor(SealedPreprocessorMixin, SequenceFeatureExtractor):
         given = audio_url_or_urls
         if not is_sound(given):
             return [self.fetch_audio(each, sampling_rate) for each in given]
-        given = fetched(given, sampling_rate or self.sampling_rate)
+        given = fetched(given)
         return read_sound(given) if isinstance(given, str | os.PathLike) else given
 
     def features(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:

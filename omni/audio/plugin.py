@@ -48,7 +48,7 @@ def prepare(preprocessor: Any, items: Sequence[Any], options: Mapping[str, Any])
         SoundError: an item is no sound, contradicts `sampling_rate`, or is longer than the encoder takes.
     """
     options, rate = dict(options), preprocessor.sampling_rate
-    items = [fetched(item, rate) for item in items]
+    items = [fetched(item) for item in items]
     if not isinstance(preprocessor, audio.preprocessor_class):
         sounds = [sound_at(rate, item, options.get("sampling_rate")) for item in items]
         longest = _longest(preprocessor)

@@ -57,8 +57,6 @@ _BLOCK = 2**18
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
-_ADDRESS = re.compile(r"https?://|data:", re.IGNORECASE)
-
 _CONVERT = "convert it to WAV or FLAC"
 _STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer", "run `git lfs pull` to get the sound itself"),
@@ -276,20 +274,21 @@ def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
     return sound.resampled(rate)
 
 
-def fetched(given: Any, rate: int) -> Any:
-    """The sound at a web address or in a data URI, loaded by transformers. Anything else is returned unchanged.
+def fetched(given: Any) -> Any:
+    """The sound at a web address or in a data URI. Anything else is returned unchanged.
 
     Raises:
         SoundError: there is no sound that can be read.
     """
-    if not isinstance(given, str) or not _ADDRESS.match(given):
-        return given
-    from transformers.audio_utils import load_audio
+    from omni.downloads import content_of  # most sounds are files
 
+    if not isinstance(given, str):
+        return given
     try:
-        return Sound(np.asarray(load_audio(given, sampling_rate=rate), np.float32), rate)
-    except Exception as error:  # networks and decoders may raise nearly anything
-        raise SoundError(f"{given[:100]!r} gives no sound ({error}); correct the address.") from error
+        content = content_of(given, MAX_BYTES)
+    except ReadError as error:
+        raise _said_of_sound(error) from error
+    return given if content is None else read_sound(content)
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -307,8 +306,12 @@ def _read(path: str) -> bytes:
     try:
         return read_whole(path, "sound", EXPECTED, MAX_BYTES)
     except ReadError as error:
-        kinds = {"missing": MissingSoundError, "too large": LargeSoundError}
-        raise kinds.get(error.kind, SoundError)(str(error)) from error
+        raise _said_of_sound(error) from error
+
+
+def _said_of_sound(error: ReadError) -> SoundError:
+    kinds = {"missing": MissingSoundError, "too large": LargeSoundError}
+    return kinds.get(error.kind, SoundError)(str(error))
 
 
 def _without_tag(data: bytes) -> bytes:

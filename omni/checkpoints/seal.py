@@ -149,7 +149,8 @@ def verify_files(name: Any, kind: str, /, **place: Any) -> None:
         if (folder / each).exists():
             sealed, _ = _read(folder / each)
             problems += [f"{file} is missing" for file in sorted(sealed) if file not in members]
-            problems += [f"{file} was not there" for file in members if file not in sealed and file in SEALS[each]]
+            new = [file for file in members if file not in sealed]
+            problems += [f"{file} was not there" for file in new if file in SEALS[each] or file.startswith(TEMPLATES)]
             changed = [file for file in members if file in sealed and _digest(folder / file) != sealed[file]]
             problems += [f"{file} is damaged or changed" for file in changed]
         else:

@@ -22,6 +22,10 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Precision of the weights; auto: the one that the checkpoint names."),
 ]
+AllowPrivate = Annotated[
+    bool, typer.Option("--allow-private", help="Download from this machine and private networks too.")
+]
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document, for scripts.")]
 
 

@@ -9,6 +9,7 @@ import typer
 
 from omni.cli.commands import app
 from omni.cli.console import (
+    AllowPrivate,
     AsJson,
     Dtype,
     expect_checkpoint,
@@ -53,6 +54,7 @@ def evaluate(
     addresses: Annotated[
         Path | None, typer.Option(help="Allow addresses; folder for what is downloaded.", show_default="none allowed")
     ] = None,
+    allow_private: AllowPrivate = False,
     fit_pictures: Annotated[
         int | None, typer.Option(min=1, help="Encoders: scenes to fit on.", show_default="1500")
     ] = None,
@@ -94,6 +96,7 @@ def evaluate(
         "root": root and str(root),
         "prompt": prompt,
         "addresses": addresses and str(addresses),
+        "allow_private": allow_private or None,
         "fit_pictures": fit_pictures,
         "sight": sight or None,
         "strangers": strangers and str(strangers),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from omni.cli.commands import app
-from omni.cli.console import AsJson, quiet_transformers, refuse, show, steps, user_errors
+from omni.cli.console import AllowPrivate, AsJson, quiet_transformers, refuse, show, steps, user_errors
 
 
 @app.command()
@@ -65,6 +65,7 @@ def check_data(
     addresses: Annotated[
         Path | None, typer.Option(help="Allow addresses; folder for what is downloaded.", show_default="none allowed")
     ] = None,
+    allow_private: AllowPrivate = False,
     as_json: AsJson = False,
 ) -> None:
     """Read a whole data set and list its problems. The exit status is 1 if there is one."""
@@ -75,9 +76,9 @@ def check_data(
     if max_length is not None and checkpoint is None:
         refuse("--max-length counts tokens, which needs a model; add --checkpoint with its folder.")
     with user_errors(ManifestError):
-        manifests = {"train": Manifest.read(path, root, prompt, addresses=addresses)}
+        manifests = {"train": Manifest.read(path, root, prompt, addresses=addresses, allow_private=allow_private)}
         if test is not None:
-            manifests["test"] = Manifest.read(test, root, prompt, addresses=addresses)
+            manifests["test"] = Manifest.read(test, root, prompt, addresses=addresses, allow_private=allow_private)
     processor = positions = None
     if checkpoint is not None:
         if not (checkpoint / "processor_config.json").is_file():

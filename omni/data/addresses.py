@@ -1,6 +1,7 @@
 """Files at addresses, such as "https://...", "s3://..." or "hf://...": fetched once, by fsspec, into a folder.
 
-Nothing is fetched unless the user names that folder. A file in it is not fetched again; remove it to fetch it once more.
+Nothing is fetched unless the user names that folder, and nothing from private networks unless the user allows them, too. A
+file in the folder is not fetched again; remove it to fetch it once more.
 """
 
 import hashlib
@@ -9,14 +10,14 @@ import re
 import tempfile
 from glob import has_magic
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from omni.data.sources import ManifestError, is_address
-from omni.downloads import download
+from omni.downloads import download, matches
 from omni.files import ReadError
-from omni.items import MAX_BYTES
-from omni.modality import ItemError, LargeItemError, MissingItemError
+from omni.items import MAX_BYTES, said_of_item
+from omni.modality import ItemError
 
 
 class Limit(NamedTuple):
@@ -39,11 +40,11 @@ def local(address: str, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name[-80:]}"
 
 
-def fetch(address: str, path: Path, limit: Limit = OF_ITEMS) -> None:
+def fetch(address: str, path: Path, limit: Limit = OF_ITEMS, allow_private: bool = False) -> None:
     """Fetch the file at an address to a path, unless the path exists. A fetch that fails leaves no file.
 
     Raises:
-        ItemError: it cannot be fetched, or passes the limit.
+        ItemError: it cannot be fetched, passes the limit, or is not public; see `download`.
     """
     if path.exists():
         return
@@ -51,22 +52,21 @@ def fetch(address: str, path: Path, limit: Limit = OF_ITEMS) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".fetching-", delete=False) as file:
             try:
-                download(address, file, *limit)  # type: ignore[arg-type]  # it is a binary file
+                download(address, file, *limit, allow_private)  # type: ignore[arg-type]  # it is a binary file
                 file.close()
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
                 raise
     except ReadError as error:
-        kinds = {"missing": MissingItemError, "too large": LargeItemError}
-        raise kinds.get(error.kind, ItemError)(str(error)) from error
+        raise said_of_item(error) from error
     except OSError as error:
         raise ItemError(
             f"{address!r} cannot be kept in {str(path.parent)!r} ({error.strerror}); make room, or name another folder."
         ) from error
 
 
-def place_of(path: str | Path, folder: Path | None) -> Path:
+def place_of(path: str | Path, folder: Path | None, allow_private: bool = False) -> Path:
     """The path of a data set. The files at an address, or at several that a pattern matches, are fetched first.
 
     Raises:
@@ -82,25 +82,14 @@ def place_of(path: str | Path, folder: Path | None) -> Path:
         )
     try:
         if not has_magic(urlsplit(text).path):
-            fetch(text, local(text, folder), OF_ROWS)
+            fetch(text, local(text, folder), OF_ROWS, allow_private)
             return local(text, folder)
-        found = _matches(text)
+        found = matches(text, allow_private)
         if not found:
             raise ManifestError(f"{text!r} matches no file; check the pattern.")
         inside = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
         for address in found:
-            fetch(address, inside / os.path.basename(urlsplit(address).path), OF_ROWS)
+            fetch(address, inside / os.path.basename(urlsplit(address).path), OF_ROWS, allow_private)
         return inside
-    except ItemError as error:
+    except (ItemError, ReadError) as error:
         raise ManifestError(str(error)) from error
-
-
-def _matches(pattern: str) -> list[str]:
-    try:
-        import fsspec
-
-        system, there = fsspec.core.url_to_fs(pattern)
-        found: list[Any] = system.glob(there)
-        return sorted(str(system.unstrip_protocol(each)) for each in found)
-    except Exception as error:
-        raise ManifestError(f"{pattern!r} cannot be listed ({error}); check the address.") from error

@@ -14,7 +14,8 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from glob import glob, has_magic
+from glob import escape, has_magic, iglob
+from itertools import dropwhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -67,7 +68,7 @@ def _find(source: str, modality: Modality) -> Iterable[str]:
             f"{source!r} is a file of another kind, expected a {modality.noun}, or {_EXPECTED}; check the path."
         )
     expect_source(source)
-    return (path for path in glob(source, recursive=True) if owns(path) and not os.path.isdir(path))
+    return (path for path in _matches(source) if owns(path) and not os.path.isdir(path))
 
 
 def expect_source(source: str) -> None:
@@ -89,6 +90,21 @@ def _files(row: Row, modality: Modality) -> list[Path]:
             f"{row.source} holds a {modality.noun} in itself, expected the path of a file; write it to a file first."
         )
     return row.of(modality.name)
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """Yield the paths that match a pattern. Python's `glob` goes round in circles where a folder links to itself."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        yield from iglob(pattern)
+        return
+    at = parts.index("**")
+    rest = list(dropwhile("**".__eq__, parts[at:])) or ["*"]
+    for top in iglob(os.path.join(*parts[:at])) if at else [os.curdir]:
+        if os.path.isdir(top):
+            for folder, _ in _walk(top):
+                inside = folder if at else os.path.normpath(folder).removeprefix(os.curdir)
+                yield from _matches(os.path.join(escape(inside), *rest))
 
 
 def _walk(top: str) -> Iterator[tuple[str, list[str]]]:

@@ -42,12 +42,14 @@ class File(NamedTuple):
         path: where it is; of a file that the row holds, what the row calls it.
         data: the bytes of a file that the row holds.
         address: from where it is fetched to `path`, if it is not there.
+        allow_private: whether that may be in a private network.
     """
 
     modality: str
     path: Path
     data: bytes | None = None
     address: str | None = None
+    allow_private: bool = False
 
     @property
     def source(self) -> Path | bytes:
@@ -57,7 +59,7 @@ class File(NamedTuple):
             ItemError: its address cannot be read.
         """
         if self.address is not None:
-            fetch(self.address, self.path)
+            fetch(self.address, self.path, allow_private=self.allow_private)
         return self.path if self.data is None else self.data
 
     def digest(self) -> str:
@@ -134,6 +136,7 @@ class Manifest(Sequence[Row]):
         folder: the folder that holds all files, in layouts that have one (metadata.jsonl, metadata.csv, classes).
         by_class: whether each row is a file in a folder that is named by its answer.
         addresses: the folder for what is downloaded; None if addresses are refused.
+        allow_private: whether addresses may be in private networks.
         blocks: how many rows are read together, see `Source`.
     """
 
@@ -144,8 +147,10 @@ class Manifest(Sequence[Row]):
         prompt: str | None,
         answers: bool = True,
         addresses: Path | None = None,
+        allow_private: bool = False,
     ) -> None:
-        self.path, self.prompt, self.answers, self.addresses = path, prompt, answers, addresses
+        self.path, self.prompt, self.answers = path, prompt, answers
+        self.addresses, self.allow_private = addresses, allow_private
         self.names = Names.known()
         shards = open_shards(path)
         self._rows = open_source(path) if shards is None else shards
@@ -162,6 +167,7 @@ class Manifest(Sequence[Row]):
         prompt: str | None = None,
         answers: bool = True,
         addresses: str | Path | None = None,
+        allow_private: bool = False,
     ) -> "Manifest":
         """Open a data set, and try its first rows.
 
@@ -173,6 +179,7 @@ class Manifest(Sequence[Row]):
                 or the same about other items.
             answers: whether rows need an answer. If not, a row may name only files; its conversation is then empty.
             addresses: a folder that keeps the files fetched from addresses. Without it addresses are refused.
+            allow_private: fetch from this machine and private networks, too. Others may have written the rows.
 
         Raises:
             ManifestError: there is nothing at `path`, or another layout, or no rows; none of the first rows can be read;
@@ -187,7 +194,8 @@ class Manifest(Sequence[Row]):
                 f"The root {str(root)!r} is no folder, expected the one that holds the files; correct it."
             )
         kept = None if addresses is None else Path(addresses)
-        manifest = cls(place_of(path, kept), None if root is None else Path(root), prompt, answers, kept)
+        place = place_of(path, kept, allow_private)
+        manifest = cls(place, None if root is None else Path(root), prompt, answers, kept, allow_private)
         if root is not None and manifest.by_class:
             raise ManifestError(f"{str(path)!r} is itself the folder of its files; leave out the root.")
         if not len(manifest):
@@ -223,7 +231,7 @@ class Manifest(Sequence[Row]):
         if isinstance(name, Held):
             return File(modality, Path(name.name), name.data)
         if self.addresses is not None and is_address(name):
-            return File(modality, local(name, self.addresses), None, name)
+            return File(modality, local(name, self.addresses), None, name, self.allow_private)
         return File(modality, self.root / name)
 
     def source(self, index: int) -> str:

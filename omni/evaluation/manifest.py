@@ -23,8 +23,8 @@ class ManifestQuestions:
     Args:
         path: a file or folder; see `omni.data.manifests`.
         root: the folder that relative paths of files start from. By default the manifest's folder.
-        prompt, addresses: the question for rows that have only a caption, and a folder for what is downloaded; see
-            `Manifest.read`.
+        prompt: the question for rows that have only a caption.
+        addresses, allow_private: a folder for what is downloaded, and from where; see `Manifest.read`.
 
     Raises:
         ManifestError, ItemError: the manifest cannot be read; or, on access, a row or a file cannot be read.
@@ -38,8 +38,9 @@ class ManifestQuestions:
         root: str | Path | None = None,
         prompt: str | None = None,
         addresses: str | Path | None = None,
+        allow_private: bool = False,
     ) -> None:
-        self.manifest = Manifest.read(path, root=root, prompt=prompt, addresses=addresses)
+        self.manifest = Manifest.read(path, root=root, prompt=prompt, addresses=addresses, allow_private=allow_private)
         self._found: dict[str, Sequence[int | None]] = {}
 
     def __len__(self) -> int:

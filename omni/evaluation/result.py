@@ -72,10 +72,11 @@ class ManifestSettings(Asking):
     root: str | None = None
     prompt: str | None = None
     addresses: str | None = None
+    allow_private: bool = False
 
     def questionnaire(self) -> ManifestQuestions:
         """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
-        return ManifestQuestions(self.data, self.root, self.prompt, self.addresses)
+        return ManifestQuestions(self.data, self.root, self.prompt, self.addresses, self.allow_private)
 
     @property
     def title(self) -> str:
@@ -90,11 +91,12 @@ class ClassSettings(Strict):
     data: str
     root: str | None = None
     addresses: str | None = None
+    allow_private: bool = False
     batch_size: int = Field(default=64, ge=1)
 
     def questionnaire(self) -> ManifestQuestions:
         """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
-        return ManifestQuestions(self.data, self.root, None, self.addresses)
+        return ManifestQuestions(self.data, self.root, None, self.addresses, self.allow_private)
 
     @property
     def title(self) -> str:

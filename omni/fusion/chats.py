@@ -7,6 +7,8 @@ from typing import Any
 
 import transformers
 
+from omni.files import ReadError
+from omni.items import MAX_BYTES, said_of_item
 from omni.modality import Modality
 from omni.registry import open_item
 
@@ -112,9 +114,20 @@ def _items_of_block(modality: Modality, block: Mapping[str, Any]) -> list[Any]:
 
 
 def opened(modality: Modality, given: Any) -> Any:
-    """Open files and pictures of PIL as the modality does; leave arrays, addresses and base64 as they are."""
+    """Open files, addresses and pictures of PIL as the modality does; leave arrays and base64 as they are.
+
+    Raises:
+        ItemError: there is nothing that can be read.
+    """
     if not modality.is_item(given):
         return [opened(modality, each) for each in given]
+    if isinstance(given, str) and _ADDRESS.match(given) and modality.open is not None:
+        from omni.downloads import content_of  # most items are files
+
+        try:
+            given = content_of(given, MAX_BYTES)
+        except ReadError as error:
+            raise said_of_item(error) from error
     stays = hasattr(given, "shape") or (isinstance(given, str) and not os.path.exists(given))
     return given if stays or modality.open is None else modality.open(given)
 

@@ -5,7 +5,7 @@ remote.py      downloads files, but only from addresses on the public internet
 worker.py      the thread that answers one request after another
 writing.py     an answer while it is written
 replies.py     answers in the forms that clients expect
-connections.py which clients are allowed, and how long the server waits for them
+connections.py which clients are allowed
 server.py      routes, and the order of these steps
 vllm.py        registers omni's models with vLLM
 vllm_model.py  vLLM's backend, with items of omni's modalities

@@ -1,4 +1,4 @@
-"""Which clients are allowed, how long the server waits for them, and the form of refusals."""
+"""Which clients are allowed, and the form of refusals."""
 
 import ipaddress
 from collections.abc import Awaitable, Callable
@@ -6,44 +6,9 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-import h11
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
-IDLE_SECONDS = 10.0
-"""Seconds that a client may take to begin a request, and to receive data that was sent to it."""
-
-
-class Connection(H11Protocol):
-    """A connection that closes when its client keeps the server waiting too long.
-
-    uvicorn alone would wait for ever for the rest of a request, and for a client that does not read.
-    """
-
-    def connection_made(self, transport: Any) -> None:
-        """See `asyncio.Protocol`."""
-        super().connection_made(transport)
-        self._since = self.loop.time()
-        self._look()
-
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
-        super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:  # a request has begun
-            self._since = self.loop.time()
-
-    def _look(self) -> None:
-        if self.transport.is_closing():
-            return
-        now = self.loop.time()
-        if not (self.conn.their_state is h11.IDLE or self.flow.write_paused):
-            self._since = now
-        if now - self._since > IDLE_SECONDS:
-            self.transport.abort()
-        else:
-            self.loop.call_later(IDLE_SECONDS / 4, self._look)
 
 
 class Doorkeeper:

@@ -24,11 +24,13 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response as Bytes
 from starlette.routing import Route
 
+from omni.connections import Connection
 from omni.loading.checkpoint import load
+from omni.networks import is_public
 
-from .connections import Connection, Doorkeeper, refused
+from .connections import Doorkeeper, refused
 from .fields import RequestError, parse
-from .remote import MAX_BYTES, MAX_SECONDS, RemoteError, fetch, is_public
+from .remote import MAX_BYTES, MAX_SECONDS, RemoteError, fetch
 from .replies import REPLIES, Reply, failure
 from .requests import Chat, Completion, Embeddings, Loading, Request, Response
 from .worker import FAILED, Worker

@@ -119,6 +119,7 @@ class Files(Strict):
         root: the folder of its items; by default the one that holds `path`.
         prompt: the question for rows that have only an answer.
         addresses: a folder for downloaded items; without it, rows with web addresses are refused.
+        allow_private: download from this machine and private networks, too.
         cache: a folder for the tokens that frozen encoders make of the items.
         cache_gigabytes: the largest size of `cache`.
     """
@@ -127,12 +128,19 @@ class Files(Strict):
     root: str | None = None
     prompt: str | None = None
     addresses: str | None = None
+    allow_private: bool = False
     cache: str | None = None
     cache_gigabytes: float = Field(default=20.0, gt=0)
 
     def manifest(self) -> Manifest:
         """The rows. Raises `ManifestError` if they cannot be read."""
-        return Manifest.read(self.path, root=self.root, prompt=self.prompt, addresses=self.addresses)
+        return Manifest.read(
+            self.path,
+            root=self.root,
+            prompt=self.prompt,
+            addresses=self.addresses,
+            allow_private=self.allow_private,
+        )
 
 
 def _read_data(data: Any) -> Any:

@@ -5,7 +5,6 @@ This needs PIL and numpy, not torchvision. `read_picture` makes RGB of every fil
 
 import base64
 import binascii
-import io
 import os
 from collections.abc import Collection
 from typing import Any
@@ -23,9 +22,6 @@ from omni.vision.pictures import MAX_BYTES, read_picture, said_of_picture
 
 SAVED_BESIDE = frozenset({"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"})
 """Keys that transformers writes into the file of an image processor beside the settings."""
-
-SECONDS = 600
-"""The longest time in which an address may give a picture."""
 
 
 class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
@@ -126,16 +122,14 @@ class OmniImageProcessor(SealedPreprocessorMixin, PilBackend):
 
 def _source(text: str) -> str | bytes:
     """The file that a string names or holds."""
-    if text.startswith(("http://", "https://")):
-        from omni.downloads import download  # most pictures are files
+    from omni.downloads import content_of  # most pictures are files
 
-        try:
-            download(text, found := io.BytesIO(), MAX_BYTES, SECONDS)
-        except ReadError as error:
-            raise said_of_picture(error) from error
-        return found.getvalue()
-    if text.startswith("data:"):
-        return base64.b64decode(text.partition(",")[2])
+    try:
+        found = content_of(text, MAX_BYTES)
+    except ReadError as error:
+        raise said_of_picture(error) from error
+    if found is not None:
+        return found
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -111,11 +111,14 @@ def test_every_way_of_loading_compares_every_file(folder: Path) -> None:
     template.write_text(template.read_text() + " ")
     (folder / "generation_config.json").unlink()
     (folder / "added_tokens.json").write_text("{}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("")
     said = refusal(load, folder)
     for what in (
         "generation_config.json is missing",
         "chat_template.jinja is damaged",
         "added_tokens.json was not there",
+        "additional_chat_templates/tool_use.jinja was not there",
     ):
         assert what in said
 

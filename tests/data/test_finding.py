@@ -74,6 +74,17 @@ def test_patterns(inside: Path) -> None:
     assert find_pictures(["p/[ab].*"]) == ["p/a.png", "p/b.jpg"]
 
 
+def test_patterns_end_where_folders_link_to_themselves(inside: Path) -> None:
+    """Python's `glob` finds each file 41 times where there is one such link, and does not come to an end with two."""
+    touch("p/a.png", "p/c/d.png", "p/c/e/a.png", "p/.hidden/a.png")
+    for name in ("one", "two", "three"):
+        os.symlink("..", f"p/c/{name}")
+    for pattern in ("p/**/*.png", "**/*.png", "p/**", "**/**/p/**/**/*.png", f"{inside}/[p]/**/*.png"):
+        found = [os.path.relpath(path) for path in find_pictures([pattern])]
+        assert found == ["p/a.png", "p/c/d.png", "p/c/e/a.png"], pattern
+    assert find_pictures(["**/e/*"]) == ["p/c/e/a.png"]
+
+
 def test_the_document_says_which_names_count() -> None:
     (sentence,) = re.findall(
         r"^A folder or a pattern.*?lower case\.",

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import uvicorn
 
-from omni.serving import connections, server
-from omni.serving.connections import Connection
+from omni import connections
+from omni.connections import Connection
+from omni.serving import server
 from omni.serving.server import build
 from omni.serving.worker import Worker
 
@@ -98,6 +99,22 @@ def test_connections_that_say_nothing_are_closed_and_the_others_answered(port: i
     assert post(port)[0] == 200
     for each in waiting:
         each.close()
+
+
+def test_what_is_not_http_behind_an_answer_ends_the_connection(run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer does not wait for the body, as a refusal does not."""
+
+    async def refuse(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    head = b"POST /ask HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", run(refuse)), timeout=20) as odd:
+        odd.sendall(head)
+        assert odd.recv(1000).startswith(b"HTTP/1.1 403 ")
+        odd.sendall(b"zz\r\n")
+        assert is_closed(odd)
+    assert not [each for each in caplog.records if each.exc_info]
 
 
 def test_a_request_must_come_to_an_end(port: int) -> None:

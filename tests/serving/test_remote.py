@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from omni.networks import is_public
 from omni.serving import remote
-from omni.serving.remote import RemoteError, is_public
+from omni.serving.remote import RemoteError
 
 SCENE = Path("examples/scene.png")
 LOCAL = "file:" + "///etc/passwd"
