@@ -107,7 +107,8 @@ def familiarise(
         from omni.modality import ItemError
         from omni.registry import get_modality
         from omni.training.answers import conversations
-        from omni.training.recipe import Files, Recipe, RecipeError
+        from omni.training.recipe import Recipe, RecipeError
+        from omni.training.sections import Files
         from omni.worlds import WorldError
     quiet_transformers()
     with user_errors(CheckpointError, ManifestError, ItemError, RecipeError, WorldError), steps() as progress:

@@ -68,8 +68,9 @@ def check_data(
     as_json: AsJson = False,
 ) -> None:
     """Read a whole data set and list its problems. The exit status is 1 if there is one."""
-    from omni.data.checking import check, chosen, first_of_each, render
+    from omni.data.checking import check, chosen
     from omni.data.manifests import Manifest
+    from omni.data.problems import first_of_each, render
     from omni.data.sources import ManifestError
 
     if max_length is not None and checkpoint is None:

@@ -28,10 +28,11 @@ from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest, Row
 from omni.loading.encoder import Encoder
 
+from .hashes import canonical
 from .picture_sets import SEED
 from .probing import EncoderAnswers, Progress, encode_pictures
-from .result import PictureSettings, canonical
 from .scores import Asked, EvaluationError, score
+from .settings import PictureSettings
 
 SIDE = 16
 """Width and height of the pictures whose pixels are a baseline."""

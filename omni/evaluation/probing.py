@@ -27,9 +27,10 @@ from PIL import Image
 from omni.loading.encoder import Encoder
 from omni.worlds import World, find_world
 
+from .hashes import canonical
 from .picture_sets import DIGIT, SEED, DrawnTwice, PictureSet, digit_pictures, wanted
-from .result import EncoderSettings, canonical
 from .scores import Asked, EvaluationError, Score, score
+from .settings import EncoderSettings
 
 Features = dict[str, NDArray[np.float32]]
 """For each output, "cls" and "grid": float32[B, D] for B pictures."""

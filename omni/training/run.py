@@ -29,7 +29,8 @@ from omni.training.objectives import Objective, make_objective
 from omni.training.optimizer import make_optimizer
 from omni.training.order import Mixed
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
-from omni.training.recipe import TALKS, Recipe, RecipeError
+from omni.training.recipe import Recipe, RecipeError
+from omni.training.sections import TALKS
 from omni.training.trainer import OmniTrainer, expect_inputs, gather
 
 T = TypeVar("T")

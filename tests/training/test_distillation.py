@@ -16,8 +16,9 @@ from omni.data.sources import ManifestError
 from omni.training.adapters import add_adapters
 from omni.training.distillation import Distillation, in_words
 from omni.training.objectives import make_objective
-from omni.training.recipe import Lora, Recipe
+from omni.training.recipe import Recipe
 from omni.training.run import run
+from omni.training.sections import Lora
 
 LORA = {"target_modules": r".*language_model.*q_proj", "modules_to_save": ["image_projector"]}
 

@@ -22,11 +22,12 @@ from omni.checkpoints.folder import CheckpointError
 from omni.checkpoints.seal import reseal
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
-from omni.evaluation.result import hash_weights
+from omni.evaluation.hashes import hash_weights
 from omni.loading.checkpoint import load
 from omni.session import answer
-from omni.training.answers import AnswerTraining, build_omni
+from omni.training.answers import AnswerTraining
 from omni.training.contrastive import ContrastiveAlignment
+from omni.training.fused import build_omni
 from omni.training.objectives import OBJECTIVES
 from omni.training.parts import FrozenParts, freeze
 from omni.training.pixels import Normalization
