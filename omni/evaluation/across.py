@@ -77,7 +77,7 @@ class Labelled:
         across: whether there is more than one group, and it is asked about labels.
 
     Raises:
-        EvaluationError: a row has no picture or several; a group of `queries` is not there; or a label has no picture in the
+        EvaluationError: a row has no picture or several, a group of `queries` does not exist, or a label has no picture in the
             groups that it is searched in.
         ManifestError: the data set cannot be read.
     """
@@ -115,7 +115,7 @@ class Labelled:
         return (self.open(place),)
 
     def searched(self, place: int) -> NDArray[np.bool_]:
-        """bool[N]: the pictures that a query is compared with: those of other groups, and of none that asks."""
+        """bool[N]: the pictures that a query is compared with: those of other groups that ask nothing themselves."""
         found: NDArray[np.bool_] = (self._number != self._number[place]) & self._searched
         return found
 

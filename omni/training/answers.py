@@ -118,7 +118,7 @@ def _warn_of_short_answers(examples: Any) -> None:
     words = median(len("".join(block["text"] for block in content).split()) for content in said)
     if words <= SHORT and all(any(example.items.values()) for example in some):
         warnings.warn(
-            f"The language model learns from short answers (in words, median: {words:g}), and may then give only such; mix "
+            f"The language model learns from short answers (in words, median: {words:g}), and may then give no others; mix "
             "in rows of text, or train the projector alone.",
             stacklevel=2,
         )

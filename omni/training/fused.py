@@ -58,53 +58,10 @@ def build_omni(
     if image is not None:
         sections["image"] = _Section("model.image", "image", dict(image))
     if checkpoint is not None:
-        with said_by_recipe("model.checkpoint", checkpoint):
-            expect_model(checkpoint, OmniConfig.model_type)
-            model = OmniForConditionalGeneration.from_pretrained(checkpoint, **(config or {}))
-            if "dtype" not in (config or {}):
-                keep_precision(model, checkpoint)
-            processor = OmniProcessor.from_pretrained(checkpoint)
-        present, changed = set(model.config.modalities), list[_Section]()
-        for name, section in sections.items():
-            if name not in present:
-                model, processor = _with_new_sense(model, processor, section)
-                continue
-            if "encoder" in section.settings:
-                processor.preprocessors[name] = _take_encoder(section, getattr(model.model, f"{name}_tower"))
-            if section.settings.keys() - {"encoder"}:
-                changed.append(section)
-        return _with_new_projectors(model, processor, changed) if changed else (model, processor)
+        return _from_checkpoint(checkpoint, sections, config or {})
     if thinker is None or not sections:
         raise ValueError("Give a `checkpoint` to go on from, or a `thinker` and `modalities`.")
-    with said_by_recipe("model.thinker", thinker):
-        text_config = _read_thinker(Path(thinker))
-    encoders, preprocessors = dict[str, PreTrainedModel](), dict[str, Any]()
-    for name, section in sections.items():
-        encoders[name], preprocessors[name] = section.read_encoder(config or {})
-    tokens = {name: get_modality(name).token for name in sections}
-    tokenizer = train_tokenizer(texts, vocab_size, tokens)
-    text_config |= {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-    }
-    described = dict[str, Any]()
-    for name, section in sections.items():
-        described[name] = {
-            **section.settings,
-            "encoder": encoders[name].config.to_dict(),
-            "token_id": tokenizer.convert_tokens_to_ids(tokens[name]),
-        }
-        with said_by_recipe(section.key, section.settings):
-            OmniConfig(modalities={name: described[name]}, text_config=text_config)
-    with said_by_recipe("model.thinker", thinker):
-        model = OmniForConditionalGeneration(OmniConfig(modalities=described, text_config=text_config))
-    for name, encoder in encoders.items():
-        getattr(model.model, f"{name}_tower").load_state_dict(encoder.state_dict())
-    model.set_attn_implementation(encoder.config._attn_implementation)  # no configuration file holds it
-    processor = OmniProcessor(tokenizer=tokenizer, preprocessors=preprocessors, modalities=model.config.modalities)
-    return model, processor
+    return _from_encoders(thinker, vocab_size, sections, config or {}, texts)
 
 
 @dataclass(frozen=True)
@@ -129,6 +86,63 @@ class _Section:
             expect_model(folder, modality.config_class.model_type, OmniConfig.model_type)
             encoder = modality.model_class.from_pretrained(folder, **config)
             return encoder, load_preprocessor(modality, Path(folder))
+
+
+def _from_checkpoint(
+    checkpoint: str, sections: Mapping[str, _Section], config: dict[str, Any]
+) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    """A fused model to continue from, with the changes of these sections."""
+    with said_by_recipe("model.checkpoint", checkpoint):
+        expect_model(checkpoint, OmniConfig.model_type)
+        model = OmniForConditionalGeneration.from_pretrained(checkpoint, **config)
+        if "dtype" not in config:
+            keep_precision(model, checkpoint)
+        processor = OmniProcessor.from_pretrained(checkpoint)
+    present, changed = set(model.config.modalities), list[_Section]()
+    for name, section in sections.items():
+        if name not in present:
+            model, processor = _with_new_sense(model, processor, section)
+            continue
+        if "encoder" in section.settings:
+            processor.preprocessors[name] = _take_encoder(section, getattr(model.model, f"{name}_tower"))
+        if section.settings.keys() - {"encoder"}:
+            changed.append(section)
+    return _with_new_projectors(model, processor, changed) if changed else (model, processor)
+
+
+def _from_encoders(
+    thinker: str, vocab_size: int, sections: Mapping[str, _Section], config: dict[str, Any], texts: Iterable[str]
+) -> tuple[OmniForConditionalGeneration, OmniProcessor]:
+    """A new Thinker and new projectors on trained encoders, with a tokenizer for these texts."""
+    with said_by_recipe("model.thinker", thinker):
+        text_config = _read_thinker(Path(thinker))
+    encoders, preprocessors = dict[str, PreTrainedModel](), dict[str, Any]()
+    for name, section in sections.items():
+        encoders[name], preprocessors[name] = section.read_encoder(config)
+    tokens = {name: get_modality(name).token for name in sections}
+    tokenizer = train_tokenizer(texts, vocab_size, tokens)
+    text_config |= {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    described = dict[str, Any]()
+    for name, section in sections.items():
+        described[name] = {
+            **section.settings,
+            "encoder": encoders[name].config.to_dict(),
+            "token_id": tokenizer.convert_tokens_to_ids(tokens[name]),
+        }
+        with said_by_recipe(section.key, section.settings):
+            OmniConfig(modalities={name: described[name]}, text_config=text_config)
+    with said_by_recipe("model.thinker", thinker):
+        model = OmniForConditionalGeneration(OmniConfig(modalities=described, text_config=text_config))
+    for name, encoder in encoders.items():
+        getattr(model.model, f"{name}_tower").load_state_dict(encoder.state_dict())
+    model.set_attn_implementation(encoder.config._attn_implementation)  # no configuration file holds it
+    processor = OmniProcessor(tokenizer=tokenizer, preprocessors=preprocessors, modalities=model.config.modalities)
+    return model, processor
 
 
 def _take_encoder(section: _Section, tower: PreTrainedModel) -> Any:

@@ -209,7 +209,7 @@ def _expect_same_data(data: dict[str, str | None], folder: Path) -> None:
     if changed := sorted(name for name, digest in data.items() if digest != before.get(name)):
         names = " and ".join(f"`{name}`" for name in changed)
         raise RecipeError(
-            f"What {names} of the recipe name has changed since the run in {folder} began; bring it back, or give this "
+            f"The files of {names} in the recipe have changed since the run in {folder} began; restore them, or give this "
             "recipe another output."
         )
 
@@ -255,7 +255,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
     if recipe.caches and (not cached or learning & {*cached}):
         names = " or ".join(f'"{tower}"' for tower in towers)
         raise RecipeError(
-            f"`cache` keeps what an encoder says of an item, so the encoder may not learn; add {names} to `freeze`, or drop "
+            f"`cache` keeps the tokens of an encoder, so the encoder may not be trained; add {names} to `freeze`, or drop "
             "`cache`."
         )
     learn_in_float32(model)

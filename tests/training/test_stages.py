@@ -363,7 +363,7 @@ def test_a_run_is_resumed_on_the_rows_that_it_began_with(checkpoint: Path, tmp_p
     shutil.rmtree(last)
     describe("blue")
     with pytest.raises(
-        RecipeError, match="What `evaluate` and `train` of the recipe name has changed since the run in"
+        RecipeError, match="The files of `evaluate` and `train` in the recipe have changed since the run in"
     ):
         go(True)
     describe("red")
