@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,18 +79,7 @@ def check_data(
         manifests = {"train": Manifest.read(path, root, prompt, addresses=addresses)}
         if test is not None:
             manifests["test"] = Manifest.read(test, root, prompt, addresses=addresses)
-    processor = positions = None
-    if checkpoint is not None:
-        if not (checkpoint / "processor_config.json").is_file():
-            refuse(f"The checkpoint {str(checkpoint)!r} has no processor_config.json; name a fused model's folder.")
-        from omni.fusion.configuration_omni import OmniConfig
-        from omni.fusion.processing_omni import OmniProcessor
-
-        quiet_transformers()
-        with user_errors(ValueError, OSError):
-            processor = OmniProcessor.from_pretrained(checkpoint)
-            thinker = OmniConfig.from_pretrained(checkpoint).text_config
-        positions = getattr(thinker, "max_position_embeddings", None)
+    processor, positions = (None, None) if checkpoint is None else _reader(checkpoint)
     total = sum(len(chosen(len(manifest), sample)) for manifest in manifests.values())
     with steps(in_pipes=True) as progress:
 
@@ -107,3 +96,17 @@ def check_data(
         typer.echo(f"{report.counted}, nothing found")
     if not report.clean:
         raise typer.Exit(1)
+
+
+def _reader(checkpoint: Path) -> tuple[Any, int | None]:
+    """The processor of a fused model, and the number of positions of its Thinker; None if that has no limit."""
+    if not (checkpoint / "processor_config.json").is_file():
+        refuse(f"The checkpoint {str(checkpoint)!r} has no processor_config.json; name a fused model's folder.")
+    from omni.fusion.configuration_omni import OmniConfig
+    from omni.fusion.processing_omni import OmniProcessor
+
+    quiet_transformers()
+    with user_errors(ValueError, OSError):
+        processor = OmniProcessor.from_pretrained(checkpoint)
+        thinker = OmniConfig.from_pretrained(checkpoint).text_config
+    return processor, getattr(thinker, "max_position_embeddings", None)

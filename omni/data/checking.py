@@ -32,7 +32,6 @@ from omni.registry import get_modality, open_item
 if TYPE_CHECKING:
     from omni.fusion.processing_omni import OmniProcessor
 
-
 _UNREAD = (".heic", ".heif", ".avif", ".svg", ".m4a", ".aac", ".wma", ".aiff")
 """Suffixes of pictures and sounds that omni does not read."""
 
@@ -105,10 +104,8 @@ class _Check:
     ) -> None:
         self.processor, self.collator, self.sample, self.part = processor, None, sample, ""
         if processor is not None:
-            from omni.data.collate import (
-                MAX_LENGTH,
-                ConversationCollator,
-            )  # imports torch, which checking files alone does not need
+            # imported here, because it imports torch, which checking files alone does not need
+            from omni.data.collate import MAX_LENGTH, ConversationCollator
 
             self.collator = ConversationCollator(processor, max_length or MAX_LENGTH, max_positions)
         self.problems: list[Problem] = []

@@ -77,7 +77,7 @@ class Labelled:
         across: whether there is more than one group, and it is asked about labels.
 
     Raises:
-        EvaluationError: a row has no picture or several, a group of `queries` does not exist, or a label has no picture in the
+        EvaluationError: a row has no picture or several, a group of `queries` is unknown, or a label has no picture in the
             groups that it is searched in.
         ManifestError: the data set cannot be read.
     """

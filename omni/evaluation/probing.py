@@ -206,7 +206,7 @@ def encode_pictures(
     pictures: Iterable[Image.Image],
     batch_size: int,
     digest: Any,
-    report: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> list[Features]:
     """The features of pictures from each encoder. All encoders read the tensors that the first one prepares.
 
@@ -215,7 +215,7 @@ def encode_pictures(
         pictures: the pictures, at least one.
         batch_size: number of pictures in a batch.
         digest: a hash, which is given the bytes of every picture.
-        report: called with the number of pictures that are done.
+        advance: called with the number of pictures that are done.
     """
     found: list[list[Features]] = [[] for _ in encoders]
     for done, batch in _batches(pictures, batch_size):
@@ -224,7 +224,7 @@ def encode_pictures(
         prepared = encoders[0].prepare(batch)
         for parts, encoder in zip(found, encoders, strict=True):
             parts.append(features_of(encoder.encode(prepared)))
-        report(done)
+        advance(done)
     return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found]
 
 

@@ -71,17 +71,12 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
     objective = make_objective(recipe)
     data: dict[str, str | None] = {"model": _model_digest(recipe.model)}
     data |= {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
-    earlier = TrainerState()
-    if last:
-        _expect_same_data(data, folder)
-        earlier = read_state(last)
-        _note_processes(last, arguments)
+    earlier = _state_of(last, data, arguments) if last else TrainerState()
     model = prepare(objective.model, recipe)
     if name := non_finite(model.state_dict()):
         raise RecipeError(f"`model` of the recipe cannot be used: {name} holds numbers that are not finite.")
     learning = Learning(**earlier.stateful_callbacks.get("Learning", {}).get("args", {}))
     keep = recipe.arguments.get("save_total_limit")
-    precision = torch.bfloat16 if arguments.bf16 else torch.float32
     with _transformers_takes_the_arguments():
         folder.mkdir(parents=True, exist_ok=True)
         trainer = OmniTrainer(
@@ -110,6 +105,7 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         trainer.state = earlier
         learning.apply(model)
     else:
+        precision = torch.bfloat16 if arguments.bf16 else torch.float32
         with acceleration.current().training(model, arguments.device, precision):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_fsdp_enabled:
@@ -201,6 +197,14 @@ def _model_digest(section: Any) -> str:
         with path.open("rb") as file:
             total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()
+
+
+def _state_of(last: Path, data: dict[str, str | None], arguments: TrainingArguments) -> TrainerState:
+    """The state of the run to resume from this checkpoint. Other data than before are refused."""
+    _expect_same_data(data, last.parent)
+    state = read_state(last)
+    _note_processes(last, arguments)
+    return state
 
 
 def _expect_same_data(data: dict[str, str | None], folder: Path) -> None:
