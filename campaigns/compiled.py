@@ -414,8 +414,9 @@ def _step(chance: random.Random) -> str:
     import torch
     from transformers.cache_utils import DynamicCache
 
+    from omni.fast.cache import give_room
     from omni.fast.compiled_layers import TOKENS
-    from omni.fast.generation import give_room, quick_step, stepping
+    from omni.fast.generation import quick_step, stepping
 
     model = _thinker(chance)
     batch, length = chance.choice([1, 1, 2, 5, 16, 20]), chance.randint(3, 90)

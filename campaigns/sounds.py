@@ -67,7 +67,8 @@ def _with_chunks(wav: bytes) -> bytes:
 
 def look() -> Look:
     """How a process reads the bytes of a sound."""
-    from omni.audio.sounds import LOUDEST, SoundError, count_samples, read_sound
+    from omni.audio.sound import LOUDEST, SoundError
+    from omni.audio.sounds import count_samples, read_sound
 
     def read(data: bytes) -> tuple[str, bytes]:
         sound = read_sound(data)

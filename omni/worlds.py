@@ -28,9 +28,9 @@ class World:
     """Everything that training and evaluation need to know about a world.
 
     Attributes:
-        data: the section of a recipe that trains on it, a subclass of `omni.training.recipe.Drawn`.
+        data: the section of a recipe that trains on it, a subclass of `omni.training.sections.Drawn`.
         objectives: the objectives that need this world, by name. Each is called with the recipe.
-        settings: the settings of an evaluation on it, a subclass of `omni.evaluation.result.Asking`.
+        settings: the settings of an evaluation on it, a subclass of `omni.evaluation.settings.Asking`.
         tasks: names of the tasks for an encoder.
         picture_sets: takes `EncoderSettings`, returns the sets of pictures with the labels of these tasks.
         lesson: for `omni teach`, the sections `train` and `evaluate` of a recipe, the `settings` of the evaluation, and the

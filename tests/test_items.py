@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omni.audio.sounds import Sound
+from omni.audio.sound import Sound
 from omni.items import Item, nouns, read_item, read_items
 from omni.modality import ItemError
 

@@ -15,7 +15,7 @@ from PIL import Image
 from benchmarks import peers, pictures
 from benchmarks.measure import Call, Contestant, Race
 from omni.training.optimizer import make_optimizer
-from omni.training.recipe import Optimizer
+from omni.training.sections import Optimizer
 from omni.vision.pictures import read_picture
 
 

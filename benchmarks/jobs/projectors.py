@@ -15,7 +15,7 @@ from benchmarks.measure import Call, Contestant, Race
 from omni.data.collate import ConversationCollator
 from omni.scenes.conversations import SceneConversations
 from omni.session import Session
-from omni.training.answers import build_omni
+from omni.training.fused import build_omni
 
 WAYS = {
     "CLS, linear": {"output": "cls", "projector": "linear", "factor": 1},

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from omni.audio.sounds import Sound
+from omni.audio.sound import Sound
 
 WIDTH, WAVE, BANDS = 320, 64, 128
 """Pixels: the width of the picture, the height of the waveform, and the height of the spectrogram."""

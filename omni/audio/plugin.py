@@ -6,17 +6,8 @@ from typing import Any
 import numpy as np
 
 from omni.audio.lengths import num_tokens
-from omni.audio.sounds import (
-    LargeSoundError,
-    Sound,
-    SoundError,
-    as_sound,
-    count_samples,
-    fetched,
-    is_sound,
-    read_sound,
-    sound_at,
-)
+from omni.audio.sound import LargeSoundError, Sound, SoundError
+from omni.audio.sounds import as_sound, count_samples, fetched, is_sound, read_sound, sound_at
 from omni.modality import Modality
 
 

@@ -17,40 +17,39 @@ What each kind of sound becomes:
 A file that has lost samples is refused, never filled up (`omni.audio.formats`). Harmless oddities are in `Sound.notes`.
 """
 
-import math
 import os
 import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from hashlib import md5
-from importlib import import_module
 from io import BytesIO
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omni.audio.formats import CutError, DamagedError, Facts, after_id3, facts_of
 from omni.audio.mpg123 import Words, heard
+from omni.audio.sound import (
+    MAX_SAMPLES,
+    LargeSoundError,
+    MissingSoundError,
+    Sound,
+    SoundError,
+    TruncatedSoundError,
+    check_length,
+    checked_sound,
+    library,
+    too_large,
+)
 from omni.files import ReadError, read_whole
-from omni.modality import ItemError
-
-MAX_SAMPLES = 50_000_000
-"""Largest number of samples per channel: 52 minutes at 16 kHz, 200 MB. A file of a few kilobytes can claim far more."""
 
 MAX_BYTES = 8 * MAX_SAMPLES
 """Largest size of a file: two channels of `MAX_SAMPLES` floats."""
 
-RATES = range(1_000, 768_001)
-"""Sampling rates that are accepted, in samples per second."""
-
-LOUDEST = 16.0
-"""The largest sample; 1 is full scale. Programs write a little more than 1; far larger samples are unscaled integers."""
 
 EXPECTED = "a WAV, FLAC, Ogg or MP3 sound"
 
-_STEP = 2.0**-15
-"""The smallest step of 16 bits."""
 
 _BLOCK = 2**18
 """Samples that are decoded at a time."""
@@ -75,89 +74,6 @@ _STRANGERS: tuple[tuple[re.Pattern[bytes], str, str], ...] = (
 """Files that people pass by mistake: how they begin, what they are, what to do."""
 
 
-class SoundError(ItemError):
-    """A sound cannot be read. The message is one sentence: which one, what was expected and found, what to do."""
-
-
-class MissingSoundError(SoundError):
-    """The file does not exist."""
-
-    kind = "missing"
-
-
-class TruncatedSoundError(SoundError):
-    """The data end too early."""
-
-    kind = "truncated"
-
-
-class LargeSoundError(SoundError):
-    """The sound has more than `MAX_SAMPLES` samples, or its file more than `MAX_BYTES`."""
-
-    kind = "too large"
-
-
-class Sound:
-    """One sound. It is no dataclass, because chats in transformers 5.24 turn dataclasses into mappings.
-
-    Attributes:
-        samples: float32[S], mono and finite, with S at least 1; 1 is full scale.
-        rate: samples per second.
-        notes: harmless oddities, such as "silent", "clipped" or "the mean of 2 channels".
-
-    Raises:
-        SoundError: the samples or the rate are not as above.
-    """
-
-    __slots__ = ("notes", "rate", "samples")
-    samples: NDArray[np.float32]
-    rate: int
-    notes: tuple[str, ...]
-
-    def __init__(self, samples: NDArray[np.float32], rate: int, notes: tuple[str, ...] = ()) -> None:
-        if not isinstance(samples, np.ndarray) or samples.dtype != np.float32 or samples.ndim != 1:
-            found = (
-                f"{samples.dtype}{list(samples.shape)}" if isinstance(samples, np.ndarray) else type(samples).__name__
-            )
-            raise SoundError(
-                f"The samples of a sound are float32[S] of NumPy, found {found}; make them with `as_sound`."
-            )
-        _check(samples, rate, "The sound")
-        for name, value in (("samples", samples), ("rate", rate), ("notes", notes)):
-            object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise AttributeError(f"A sound stays as it is, found another {name}; make a new one.")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Sound, (self.samples, self.rate, self.notes)
-
-    @property
-    def seconds(self) -> float:
-        """The length in seconds."""
-        return len(self.samples) / self.rate
-
-    def resampled(self, rate: int) -> "Sound":
-        """The sound at another rate, float32[ceil(S * rate / self.rate)], resampled by soxr at high quality.
-
-        Raises:
-            SoundError: the rate is outside of `RATES`, or the result would have more than `MAX_SAMPLES`.
-        """
-        if rate == self.rate:
-            return self
-        _check_rate(rate, "The sound")
-        length = math.ceil(len(self.samples) * rate / self.rate)
-        _check_length(length, f"The sound of {self.seconds:,.0f} s at {rate:,} Hz")
-        resample = _library("soxr").resample
-        samples = np.asarray(resample(self.samples, self.rate, rate, quality="HQ"), np.float32)
-        samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]
-        return Sound(samples, rate, self.notes)
-
-    def __repr__(self) -> str:
-        notes = "".join(f"; {note}" for note in self.notes)
-        return f"Sound({self.seconds:.2f} s at {self.rate:,} Hz{notes})"
-
-
 def read_sound(source: "Source | Sound") -> Sound:
     """Read one sound.
 
@@ -174,7 +90,7 @@ def read_sound(source: "Source | Sound") -> Sound:
     if not data:
         raise SoundError(f"{name} is empty, expected {EXPECTED}; get the file again.")
     if len(data) > MAX_BYTES:
-        raise _too_large(name, f"{MAX_BYTES:,} bytes", f"{len(data):,}")
+        raise too_large(name, f"{MAX_BYTES:,} bytes", f"{len(data):,}")
     data = _without_tag(data)
     try:
         if (facts := facts_of(data)) is None:
@@ -195,7 +111,7 @@ def count_samples(data: bytes) -> int:
 
     A file of unknown length counts as `MAX_SAMPLES` per channel.
     """
-    soundfile = _library("soundfile")
+    soundfile = library("soundfile")
     data = _without_tag(data)
     try:
         facts = facts_of(data) or Facts("")
@@ -251,7 +167,7 @@ def as_sound(given: Any, rate: int | None = None) -> Sound:
         raise SoundError(
             f"The samples of a sound are floats from -1 to 1, or integers of 8 to 32 bits, found {values.dtype}; scale them."
         )
-    return _sound(np.ascontiguousarray(values, np.float32), _whole(rate), "The sound")
+    return checked_sound(np.ascontiguousarray(values, np.float32), _whole(rate), "The sound")
 
 
 def sound_at(rate: int, given: Any, given_rate: int | None = None) -> Sound:
@@ -289,9 +205,6 @@ def fetched(given: Any) -> Any:
     except ReadError as error:
         raise _said_of_sound(error) from error
     return given if content is None else read_sound(content)
-
-
-# --- Files ------------------------------------------------------------------------------------------------------------
 
 
 def _name(source: Source) -> str:
@@ -332,20 +245,9 @@ def _format_of(data: bytes) -> str:
     return {b"RIFF": "WAV", b"fLaC": "FLAC", b"OggS": "Ogg"}.get(data[:4], "MP3")
 
 
-def _library(name: str) -> Any:
-    """Import soundfile or soxr, which the extra [audio] installs."""
-    try:
-        return import_module(name)
-    except (ImportError, OSError) as error:  # soundfile raises OSError if libsndfile is missing
-        raise SoundError(f"Sounds need the package {name}: pip install 'omni-thinker[audio]'.") from error
-
-
-# --- Samples ----------------------------------------------------------------------------------------------------------
-
-
 def _decode(data: bytes, facts: Facts, name: str) -> Sound:
     """Decode a checked file block by block into one channel. The number of samples must be the one that the file states."""
-    soundfile = _library("soundfile")
+    soundfile = library("soundfile")
     found, mixed, hashed = 0, list[NDArray[np.float32]](), md5(usedforsecurity=False)
     said = heard() if facts.format == "MP3" else nullcontext(Words())
     try:
@@ -354,9 +256,9 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
             if (
                 facts.samples is not None or file.frames < 2**40
             ):  # libsndfile gives a larger number for an unknown length
-                _check_length(file.frames, name)
+                check_length(file.frames, name)
             while len(block := file.read(_BLOCK, "int32" if facts.md5 else "float32", always_2d=True)):
-                _check_length(found := found + len(block), name)
+                check_length(found := found + len(block), name)
                 if facts.md5:
                     hashed.update(_packed(block, facts.bits))
                     block = block.astype(np.float32) * np.float32(2**-31)
@@ -377,7 +279,7 @@ def _decode(data: bytes, facts: Facts, name: str) -> Sound:
     if facts.md5 and hashed.digest() != facts.md5:
         raise DamagedError("samples that differ from the hash of them in the header")
     samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
-    return _sound(
+    return checked_sound(
         samples, rate, name, ((f"the mean of {channels} channels",) if channels > 1 else ()) + tuple(words[:1])
     )
 
@@ -386,55 +288,6 @@ def _packed(block: NDArray[np.int32], bits: int) -> bytes:
     """Samples in the form that FLAC hashes: the fewest whole bytes for each sample, the lowest byte first."""
     values = (block >> (32 - bits)).astype("<i4").reshape(-1, 1)
     return values.view(np.uint8)[:, : -(-bits // 8)].tobytes()
-
-
-def _sound(samples: NDArray[np.float32], rate: int, name: str, notes: tuple[str, ...] = ()) -> Sound:
-    """Check samples, and make a `Sound` of them with notes about anything odd. Messages say where they come from."""
-    loudest = _check(samples, rate, name)
-    if loudest < _STEP:
-        notes += ("silent",)
-    elif loudest >= 1 - _STEP:
-        top = np.abs(samples) >= 1 - _STEP
-        if (top[2:] & top[1:-1] & top[:-2]).any():  # a single sample may just reach the top
-            notes += ("clipped",)
-    return Sound(samples, rate, notes)
-
-
-def _loudest(samples: NDArray[np.float32]) -> float:
-    return max(float(samples.max()), -float(samples.min()))
-
-
-def _check(samples: NDArray[np.float32], rate: int, name: str) -> float:
-    """The loudest sample of those that a sound may have."""
-    _check_rate(rate, name)
-    if not len(samples):
-        raise SoundError(f"{name} has no samples, expected at least one; check the program that made it.")
-    _check_length(len(samples), name)
-    loudest = _loudest(samples)
-    if not math.isfinite(loudest):
-        raise SoundError(
-            f"{name} holds samples that are infinite or not a number, expected -1 to 1; check the program that made it."
-        )
-    if loudest > LOUDEST:
-        raise SoundError(
-            f"{name} reaches {loudest:,.0f} times full scale, expected samples from -1 to 1; divide them by the largest "
-            "value of the integers that they were, such as 32,768."
-        )
-    return loudest
-
-
-def _check_rate(rate: int, name: str) -> None:
-    if not isinstance(rate, int) or rate not in RATES:
-        raise SoundError(f"{name} has {rate!r} samples per second, expected {RATES[0]:,} to {RATES[-1]:,}.")
-
-
-def _check_length(samples: int, name: str) -> None:
-    if samples > MAX_SAMPLES:
-        raise _too_large(name, f"{MAX_SAMPLES:,} samples", f"{samples:,}")
-
-
-def _too_large(name: str, most: str, found: str) -> SoundError:
-    return LargeSoundError(f"{name} is too large, expected at most {most}, found {found}; cut it into pieces first.")
 
 
 def _is_number(value: Any) -> bool:

@@ -87,6 +87,13 @@ def ask(
             raise typer.Exit(3)
 
 
+def _expect_png(output: Path) -> None:
+    """Refuse a name under which no map can be written."""
+    if output.suffix.lower() != ".png":
+        refuse(f"Expected a file name that ends with .png, found {str(output)!r}; maps are written as PNG.")
+    expect_place(output)
+
+
 @app.command()
 def attend(
     files: Annotated[
@@ -122,12 +129,10 @@ def attend(
         question, asking = _unasked(checkpoint or shipped_checkpoint(), question)
     if question is not None and layer is not None:
         refuse("--layer names a layer of the encoder, and a question shows the Thinker; leave one of them out.")
-    if output is None and not as_json:
-        refuse("Expected a file for the maps, found none; add --output map.png, or --json for the numbers.")
-    if output is not None and output.suffix.lower() != ".png":
-        refuse(f"Expected a file name that ends with .png, found {str(output)!r}; maps are written as PNG.")
     if output is not None:
-        expect_place(output)
+        _expect_png(output)
+    elif not as_json:
+        refuse("Expected a file for the maps, found none; add --output map.png, or --json for the numbers.")
     if question is None:
         with user_errors(ValueError):
             items = read_items(files)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -73,6 +73,27 @@ def merge(
         typer.echo(f"Wrote {output}")
 
 
+def _rows(
+    folder: Path, recipe: Path | None, changes: list[str] | None, data: Path | None, held_out: Path | None
+) -> tuple[Any, Any]:
+    """The rows of training, and rows like them that are held out or None."""
+    from omni.checkpoints.folder import prompt_of
+    from omni.training.recipe import Recipe, RecipeError
+    from omni.training.sections import Files
+
+    if recipe is None:
+        prompt = prompt_of(folder)
+        others = None if held_out is None else Files(path=str(held_out), prompt=prompt)
+        return Files(path=str(data), prompt=prompt), others
+    read = Recipe.read(recipe, changes)
+    if read.objective != "answers":
+        raise RecipeError(
+            f"The recipe {str(recipe)!r} trains for {read.objective!r}, expected 'answers'; name the one that the model "
+            "learnt to answer by."
+        )
+    return read.train, read.evaluate
+
+
 @group.command()
 def familiarise(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a fused model, or of its adapters.")],
@@ -91,7 +112,7 @@ def familiarise(
 
     Then answers say how sure they are, and what is unlike training. `omni train` does it at the end.
     """
-    from omni.checkpoints.folder import CheckpointError, expect_answers, prompt_of
+    from omni.checkpoints.folder import CheckpointError, expect_answers
 
     if (recipe is None) == (data is None):
         refuse("Expected --recipe or --data, one of them; a recipe names the rows that it trained on.")
@@ -107,22 +128,11 @@ def familiarise(
         from omni.modality import ItemError
         from omni.registry import get_modality
         from omni.training.answers import conversations
-        from omni.training.recipe import Files, Recipe, RecipeError
+        from omni.training.recipe import RecipeError
         from omni.worlds import WorldError
     quiet_transformers()
     with user_errors(CheckpointError, ManifestError, ItemError, RecipeError, WorldError), steps() as progress:
-        if recipe is not None:
-            read = Recipe.read(recipe, changes)
-            if read.objective != "answers":
-                raise RecipeError(
-                    f"The recipe {str(recipe)!r} trains for {read.objective!r}, expected 'answers'; name the one that the "
-                    "model learnt to answer by."
-                )
-            train, others = read.train, read.evaluate
-        else:
-            prompt = prompt_of(folder)
-            train = Files(path=str(data), prompt=prompt)
-            others = None if held_out is None else Files(path=str(held_out), prompt=prompt)
+        train, others = _rows(folder, recipe, changes, data, held_out)
         found = familiarise(folder, conversations(train), conversations(others), rows, progress=progress)
     if found is None:
         refuse("Too few rows to say what training was like; name more.")

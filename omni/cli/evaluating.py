@@ -107,15 +107,7 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     if verify is not None and given:
         refuse("--verify asks as the result says; leave out the options that say what to ask.")
-    targets = [path.absolute() for path in (output, answers, sheet, card) if path is not None]
-    for path in targets:
-        expect_place(path)
-        if path.is_dir():
-            refuse(f"Expected the name of a file, but {str(path)!r} is a folder; name a file in it.")
-        if targets.count(path) > 1:
-            refuse(f"{str(path)!r} would be written twice; give each output its own name.")
-    if sheet is not None and sheet.suffix != ".html":
-        refuse(f"Expected a file name that ends with .html, found {str(sheet)!r}; the sheet is one HTML file.")
+    _expect_outputs(output, answers, sheet, card)
     if folder is not None:
         expect_checkpoint(folder)
     if data is not None:
@@ -124,7 +116,6 @@ def evaluate(
     from omni import evaluation
     from omni.checkpoints.folder import CheckpointError
     from omni.modality import ItemError
-    from omni.registry import get_modality
     from omni.worlds import WorldError
 
     quiet_transformers()
@@ -156,15 +147,36 @@ def evaluate(
     if comparison is not None:
         _print_comparison(comparison, as_json)
     elif outcome is not None:
-        if as_json:
-            typer.echo(outcome.result.model_dump_json(indent=2))
-        else:
-            show(evaluation.render(outcome.result))
-        failed = [get_modality(name).noun for name, test in outcome.result.sight_tests.items() if not test.passed]
-        for noun in failed:
-            typer.echo(f"The sight test failed: the answers are as good without the {noun} as with it.", err=True)
-        if failed:
-            raise typer.Exit(1)
+        _print_result(outcome.result, as_json)
+
+
+def _expect_outputs(output: Path | None, answers: Path | None, sheet: Path | None, card: Path | None) -> None:
+    """Refuse names under which no file can be written, before anything is measured."""
+    targets = [path.absolute() for path in (output, answers, sheet, card) if path is not None]
+    for path in targets:
+        expect_place(path)
+        if path.is_dir():
+            refuse(f"Expected the name of a file, but {str(path)!r} is a folder; name a file in it.")
+        if targets.count(path) > 1:
+            refuse(f"{str(path)!r} would be written twice; give each output its own name.")
+    if sheet is not None and sheet.suffix != ".html":
+        refuse(f"Expected a file name that ends with .html, found {str(sheet)!r}; the sheet is one HTML file.")
+
+
+def _print_result(result: Any, as_json: bool) -> None:
+    """Print the scores. The exit status is 1 if a sight test failed."""
+    from omni import evaluation
+    from omni.registry import get_modality
+
+    if as_json:
+        typer.echo(result.model_dump_json(indent=2))
+    else:
+        show(evaluation.render(result))
+    failed = [get_modality(name).noun for name, test in result.sight_tests.items() if not test.passed]
+    for noun in failed:
+        typer.echo(f"The sight test failed: the answers are as good without the {noun} as with it.", err=True)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _print_comparison(comparison: Any, as_json: bool) -> None:

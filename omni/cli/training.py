@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -69,8 +69,9 @@ def check_data(
     as_json: AsJson = False,
 ) -> None:
     """Read a whole data set and list its problems. The exit status is 1 if there is one."""
-    from omni.data.checking import check, chosen, first_of_each, render
+    from omni.data.checking import check, chosen
     from omni.data.manifests import Manifest
+    from omni.data.problems import first_of_each, render
     from omni.data.sources import ManifestError
 
     if max_length is not None and checkpoint is None:
@@ -79,18 +80,7 @@ def check_data(
         manifests = {"train": Manifest.read(path, root, prompt, addresses=addresses, allow_private=allow_private)}
         if test is not None:
             manifests["test"] = Manifest.read(test, root, prompt, addresses=addresses, allow_private=allow_private)
-    processor = positions = None
-    if checkpoint is not None:
-        if not (checkpoint / "processor_config.json").is_file():
-            refuse(f"The checkpoint {str(checkpoint)!r} has no processor_config.json; name a fused model's folder.")
-        from omni.fusion.configuration_omni import OmniConfig
-        from omni.fusion.processing_omni import OmniProcessor
-
-        quiet_transformers()
-        with user_errors(ValueError, OSError):
-            processor = OmniProcessor.from_pretrained(checkpoint)
-            thinker = OmniConfig.from_pretrained(checkpoint).text_config
-        positions = getattr(thinker, "max_position_embeddings", None)
+    processor, positions = (None, None) if checkpoint is None else _reader(checkpoint)
     total = sum(len(chosen(len(manifest), sample)) for manifest in manifests.values())
     with steps(in_pipes=True) as progress:
 
@@ -107,3 +97,17 @@ def check_data(
         typer.echo(f"{report.counted}, nothing found")
     if not report.clean:
         raise typer.Exit(1)
+
+
+def _reader(checkpoint: Path) -> tuple[Any, int | None]:
+    """The processor of a fused model, and the number of positions of its Thinker; None if that has no limit."""
+    if not (checkpoint / "processor_config.json").is_file():
+        refuse(f"The checkpoint {str(checkpoint)!r} has no processor_config.json; name a fused model's folder.")
+    from omni.fusion.configuration_omni import OmniConfig
+    from omni.fusion.processing_omni import OmniProcessor
+
+    quiet_transformers()
+    with user_errors(ValueError, OSError):
+        processor = OmniProcessor.from_pretrained(checkpoint)
+        thinker = OmniConfig.from_pretrained(checkpoint).text_config
+    return processor, getattr(thinker, "max_position_embeddings", None)

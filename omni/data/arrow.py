@@ -1,7 +1,7 @@
 """Rows of Parquet files, and of a data set that `datasets` saved to disk.
 
-Where no other text is the answer, the name of a class label is. Memory holds only where rows begin, and the last blocks that
-were read.
+A row without another text has the name of its class as the answer. Memory holds only the beginnings of rows, and the last
+blocks that were read.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ MOST_BYTES = 2**30
 """Largest block of rows."""
 
 AT_ONCE = 2**26
-"""So many bytes of a block are unpacked between two looks at how large it has become."""
+"""The number of bytes of a block that are unpacked before its size is checked again."""
 
 
 class Parquet(Source):
@@ -189,7 +189,7 @@ def _values(row: "pa.Table") -> dict[str, Any]:
     try:
         values: dict[str, Any] = row.to_pylist()[0]
     except (ValueError, OverflowError, LookupError) as error:  # text that is not UTF-8, times beyond all years
-        raise ManifestError(f"it holds a value that is none ({error}); write the file again.") from error
+        raise ManifestError(f"it holds a value that is not valid ({error}); write the file again.") from error
     return values
 
 

@@ -1,4 +1,4 @@
-"""Rows of files in folders that are named by their answer."""
+"""Rows of files that lie in a folder for each answer. The folder's name is the answer."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 
 
 class ClassFolders(Source):
-    """The files in the folders of a folder. The name of its folder is the answer of each."""
+    """The files in the subfolders of a folder. The answer of a file is the name of its subfolder."""
 
     by_class = True
 

@@ -52,7 +52,7 @@ class Example:
 
 
 def with_items(conversation: Sequence[Message], items: Mapping[str, Sequence[Any]]) -> list[Message]:
-    """A chat with the items in its blocks, by modality in the order of the blocks. Those of later turns are left over."""
+    """A chat with the items in its blocks, by modality in the order of the blocks. Items of later turns are left out."""
     waiting = {name: iter(each) for name, each in items.items()}
     return [
         message

@@ -167,5 +167,5 @@ def _tar(file: Any, start: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
                 yield info, tar.offset
     except (tarfile.TarError, OSError):
         raise
-    except Exception as error:  # numbers and names of a header that are none raise anything
-        raise tarfile.ReadError(f"a header that is none, {error}") from error
+    except Exception as error:  # invalid numbers and names in a header may raise anything
+        raise tarfile.ReadError(f"a header that is not valid: {error}") from error

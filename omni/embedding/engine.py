@@ -87,7 +87,7 @@ class Engine:
         reference = torch.cat([tokens[what][0] for tokens in single]).float()
         if not reference.isfinite().all():
             raise EngineError(
-                f"The encoder's tokens of ordinary {encoder.bundle.noun}s are not finite, expected numbers; its weights are "
+                f"The encoder's tokens of valid {encoder.bundle.noun}s are not finite, expected numbers; its weights are "
                 "damaged, get the checkpoint again."
             )
         counts = encoder.counts(what, [grid for inputs in alone for grid in encoder.grid_shapes(inputs)])

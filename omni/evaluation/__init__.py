@@ -12,8 +12,9 @@ language model (`probing`), also on pictures of your own (`across`).
 """
 
 from .measuring import Comparison, Outcome, choose_settings, evaluate, measure_again
-from .result import EncoderSettings, Hashes, ManifestSettings, PictureSettings, Result, write_answers
+from .result import Hashes, Result, write_answers
 from .scores import Asked, EvaluationError, Score, SightTest
+from .settings import EncoderSettings, ManifestSettings, PictureSettings
 from .sheet import write_sheet
 from .tables import read_card, render, update_card
 

@@ -28,10 +28,11 @@ from omni.data.conversations import ExampleError
 from omni.data.manifests import Manifest, Row
 from omni.loading.encoder import Encoder
 
+from .hashes import canonical
 from .picture_sets import SEED
 from .probing import EncoderAnswers, Progress, encode_pictures
-from .result import PictureSettings, canonical
 from .scores import Asked, EvaluationError, score
+from .settings import PictureSettings
 
 SIDE = 16
 """Width and height of the pictures whose pixels are a baseline."""
@@ -76,7 +77,7 @@ class Labelled:
         across: whether there is more than one group, and it is asked about labels.
 
     Raises:
-        EvaluationError: a row has no picture or several; a group of `queries` is not there; or a label has no picture in the
+        EvaluationError: a row has no picture or several, a group of `queries` is unknown, or a label has no picture in the
             groups that it is searched in.
         ManifestError: the data set cannot be read.
     """
@@ -114,7 +115,7 @@ class Labelled:
         return (self.open(place),)
 
     def searched(self, place: int) -> NDArray[np.bool_]:
-        """bool[N]: the pictures that a query is compared with: those of other groups, and of none that asks."""
+        """bool[N]: the pictures that a query is compared with: those of other groups that ask nothing themselves."""
         found: NDArray[np.bool_] = (self._number != self._number[place]) & self._searched
         return found
 

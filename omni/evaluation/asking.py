@@ -48,7 +48,7 @@ class Query:
         return words_of(self.conversation[-1])
 
     def show(self, items: Items) -> list[Message]:
-        """The conversation with the items in its blocks. Items of later turns are left over."""
+        """The conversation with the items in its blocks. Items of later turns are left out."""
         return with_items(self.conversation, items)
 
 
@@ -66,7 +66,7 @@ class Questionnaire(Protocol):
 
     @property
     def modalities(self) -> Sequence[str]:
-        """The modalities of all items that there are."""
+        """The modalities of all items."""
 
     @property
     def parts(self) -> Parts | None:

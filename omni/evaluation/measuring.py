@@ -25,26 +25,13 @@ from omni.worlds import find_world
 from .across import evaluate_across
 from .asking import Items, Questionnaire, ask_all
 from .classes import ClassScore, Confusion, class_scores, classify_rows, confusions
+from .hashes import hash_answers, hash_lines, hash_preprocessing, hash_weights
 from .knowing import Reliability, Strangers, find_strangers, reliability
 from .language import LanguageTest, language_test
 from .probing import Progress, evaluate_encoder
-from .result import (
-    Asking,
-    ClassSettings,
-    Difference,
-    EncoderSettings,
-    Hashes,
-    ManifestSettings,
-    PictureSettings,
-    Probing,
-    Result,
-    Settings,
-    hash_answers,
-    hash_lines,
-    hash_preprocessing,
-    hash_weights,
-)
+from .result import Difference, Hashes, Result
 from .scores import SIGHTS, Asked, Evaluation, EvaluationError, Sight, SightTest, score, sight_test
+from .settings import Asking, ClassSettings, EncoderSettings, ManifestSettings, PictureSettings, Probing, Settings
 
 PACKAGES = {
     "omni": "omni-thinker",

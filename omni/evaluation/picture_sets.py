@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .result import EncoderSettings
+from .settings import EncoderSettings
 
 DIGIT = "digit"
 SEED = 0

@@ -27,9 +27,10 @@ from PIL import Image
 from omni.loading.encoder import Encoder
 from omni.worlds import World, find_world
 
+from .hashes import canonical
 from .picture_sets import DIGIT, SEED, DrawnTwice, PictureSet, digit_pictures, wanted
-from .result import EncoderSettings, canonical
 from .scores import Asked, EvaluationError, Score, score
+from .settings import EncoderSettings
 
 Features = dict[str, NDArray[np.float32]]
 """For each output, "cls" and "grid": float32[B, D] for B pictures."""
@@ -205,7 +206,7 @@ def encode_pictures(
     pictures: Iterable[Image.Image],
     batch_size: int,
     digest: Any,
-    report: Callable[[int], None] = lambda done: None,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> list[Features]:
     """The features of pictures from each encoder. All encoders read the tensors that the first one prepares.
 
@@ -214,7 +215,7 @@ def encode_pictures(
         pictures: the pictures, at least one.
         batch_size: number of pictures in a batch.
         digest: a hash, which is given the bytes of every picture.
-        report: called with the number of pictures that are done.
+        advance: called with the number of pictures that are done.
     """
     found: list[list[Features]] = [[] for _ in encoders]
     for done, batch in _batches(pictures, batch_size):
@@ -223,7 +224,7 @@ def encode_pictures(
         prepared = encoders[0].prepare(batch)
         for parts, encoder in zip(found, encoders, strict=True):
             parts.append(features_of(encoder.encode(prepared)))
-        report(done)
+        advance(done)
     return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in found]
 
 

@@ -4,171 +4,24 @@ A score depends on weights, pictures, prompts and preprocessing. Each has a hash
 name the one that changed between two results.
 """
 
-import hashlib
 import json
-from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, ValidationError
+from pydantic import PlainValidator, SerializeAsAny, ValidationError
 
-from omni.checkpoints.folder import ADAPTERS, base_of
 from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
-from omni.worlds import WorldError, find_world, worlds
+from omni.worlds import WorldError
 
-from .asking import Questionnaire
 from .classes import ClassScore, Confusion
 from .knowing import Reliability, Strangers
 from .language import LanguageTest
-from .manifest import ManifestQuestions
 from .scores import Asked, EvaluationError, Score, SightTest
+from .settings import Settings, Strict, read_settings
 
 FORMAT: Literal["omni evaluation 1"] = "omni evaluation 1"
-
-
-class Strict(BaseModel):
-    """Refuses unknown keys, so that another kind of document is not taken for one of these."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# --- What is evaluated ------------------------------------------------------------------------------------------------
-
-
-class Asking(Strict):
-    """Settings of an evaluation of a fused model. Each subclass is about other examples, which its field `about` names.
-
-    Attributes:
-        sight: run the sight test, too, of each modality that the examples have.
-        strangers: items or questions unlike training that the model should recognise; see `omni.evaluation.knowing`.
-        batch_size: number of questions in a batch.
-        max_new_tokens: number of tokens after which an answer is stopped.
-        dtype: precision of the weights; "auto" for the one that the checkpoint names.
-    """
-
-    sight: bool = False
-    strangers: str | None = None
-    batch_size: int = Field(default=64, ge=1)
-    max_new_tokens: int = Field(default=192, ge=1)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-
-    @abstractmethod
-    def questionnaire(self) -> Questionnaire:
-        """The examples that these settings describe."""
-
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """The examples in a few words, for the heading of a table."""
-
-
-class ManifestSettings(Asking):
-    """A fused model on the rows of a manifest; see `ManifestQuestions`."""
-
-    about: Literal["manifest"] = "manifest"
-    data: str
-    root: str | None = None
-    prompt: str | None = None
-    addresses: str | None = None
-    allow_private: bool = False
-
-    def questionnaire(self) -> ManifestQuestions:
-        """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
-        return ManifestQuestions(self.data, self.root, self.prompt, self.addresses, self.allow_private)
-
-    @property
-    def title(self) -> str:
-        """The examples in a few words, for the heading of a table."""
-        return self.data
-
-
-class ClassSettings(Strict):
-    """A classifier on the rows of a manifest; see `omni.evaluation.classes`."""
-
-    about: Literal["classes"] = "classes"
-    data: str
-    root: str | None = None
-    addresses: str | None = None
-    allow_private: bool = False
-    batch_size: int = Field(default=64, ge=1)
-
-    def questionnaire(self) -> ManifestQuestions:
-        """The rows of the manifest. Raises `ManifestError` if it cannot be read."""
-        return ManifestQuestions(self.data, self.root, None, self.addresses, self.allow_private)
-
-    @property
-    def title(self) -> str:
-        """The examples in a few words, for the heading of a table."""
-        return self.data
-
-
-class Probing(Strict):
-    """Settings of an evaluation of an encoder."""
-
-    batch_size: int = Field(default=64, ge=1)
-
-
-class EncoderSettings(Probing):
-    """An encoder on `pictures` held-out pictures of each sort. `fit_pictures` others are fitted on; see `probing`."""
-
-    about: Literal["encoder"] = "encoder"
-    pictures: int = Field(default=500, ge=10)
-    fit_pictures: int = Field(default=1500, ge=100)
-    first: int = Field(default=0, ge=0)
-    kinds: tuple[str, ...] | None = None
-
-    @property
-    def title(self) -> str:
-        """The examples in a few words, for the heading of a table."""
-        return f"{self.pictures} held-out pictures of each sort"
-
-
-class PictureSettings(Probing):
-    """An encoder on the labelled pictures of a data set; see `across`.
-
-    Attributes:
-        data, root: the data set, and the folder that its relative paths start from.
-        queries: the groups that ask; they are not searched. By default each group asks all others.
-        kinds: what to ask, see `across`; by default everything. Copies alone need no labels.
-        pictures: number of pictures that copies are made of, at most.
-    """
-
-    about: Literal["pictures"] = "pictures"
-    data: str
-    root: str | None = None
-    queries: tuple[str, ...] = ()
-    kinds: tuple[Literal["same label", "kind", "near-duplicate"], ...] = ("same label", "kind", "near-duplicate")
-    pictures: int = Field(default=500, ge=1)
-
-    @property
-    def title(self) -> str:
-        """The examples in a few words, for the heading of a table."""
-        return self.data
-
-
-Settings = Asking | ClassSettings | EncoderSettings | PictureSettings
-OWN: dict[str, type[Settings]] = {
-    "manifest": ManifestSettings,
-    "classes": ClassSettings,
-    "encoder": EncoderSettings,
-    "pictures": PictureSettings,
-}
-"""The settings of this module, by their `about`. A world brings its own."""
-
-
-def _read_settings(value: Any) -> Settings:
-    if isinstance(value, Settings):
-        return value
-    about = value.get("about") if isinstance(value, dict) else None
-    if about not in (*OWN, *worlds()):
-        raise ValueError(f"`about` is one of {', '.join([*worlds(), *OWN])}, found {about!r}")
-    kind: type[Settings] = OWN[about] if about in OWN else find_world(about).settings
-    return kind.model_validate(value)
-
-
-# --- The document -----------------------------------------------------------------------------------------------------
 
 
 class Hashes(Strict):
@@ -223,7 +76,7 @@ class Result(Strict):
 
     format: Literal["omni evaluation 1"] = FORMAT
     checkpoint: str
-    settings: Annotated[SerializeAsAny[Settings], PlainValidator(_read_settings)]
+    settings: Annotated[SerializeAsAny[Settings], PlainValidator(read_settings)]
     date: str
     seconds: float
     versions: dict[str, str]
@@ -331,60 +184,6 @@ def _spoken(test: LanguageTest | None) -> str:
 
 def _short(digest: str | None) -> str:
     return digest[:12] if digest else "none"
-
-
-# --- Hashes -----------------------------------------------------------------------------------------------------------
-
-
-def canonical(value: Any) -> str:
-    """JSON that is equal for equal values, whatever the order of their keys."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-
-
-def hash_lines(lines: Iterable[Any]) -> str:
-    """sha256 of values, one canonical JSON line each."""
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(canonical(line).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def hash_files(files: Iterable[Path]) -> str:
-    """sha256 of the names and the bytes of files."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()
-
-
-def hash_weights(folder: str | Path) -> str:
-    """sha256 of the model's files in a checkpoint folder; for adapters, of their base model's files and their own."""
-    folders = dict.fromkeys([base_of(Path(folder)), Path(folder)])
-    kinds = ("*.safetensors", "config.json", "generation_config.json", ADAPTERS)
-    return hash_files(path for each in folders for path in sorted(path for kind in kinds for path in each.glob(kind)))
-
-
-def hash_preprocessing(processor: Any) -> str:
-    """sha256 of the preprocessors' settings, the tokenizer and the chat template of a fused model's processor."""
-    values = {key: value for key, value in processor.to_dict().items() if key != "modalities"}  # these are the model's
-    tokenizer = processor.tokenizer
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    vocabulary = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    if backend is not None:  # the settings of the last batch, no property of the tokenizer
-        vocabulary |= {"padding": None, "truncation": None}
-    settings = {
-        "class": type(tokenizer).__name__,
-        "special_tokens": tokenizer.special_tokens_map,
-        "clean_up": getattr(tokenizer, "clean_up_tokenization_spaces", None),
-        "vocabulary": vocabulary,
-    }
-    return hash_lines([values, settings, processor.chat_template])
-
-
-def hash_answers(asked: Iterable[Asked]) -> str:
-    """sha256 of every question with its answer, in order."""
-    return hash_lines([each.question, each.answer] for each in asked)
 
 
 def write_answers(path: str | Path, asked: Iterable[Asked]) -> None:

@@ -164,8 +164,9 @@ class Evaluation(BaseModel):
 
 
 class SightTest(BaseModel):
-    """The scores of the same questions with others in the place of the items of one modality, which a model that uses them
-    cannot answer: grey pictures, silence, another row's, noise.
+    """The scores of the same questions when the items of one modality are blank, swapped with another row's, or noise.
+
+    A model that uses the items cannot answer the questions then. Blank items are grey pictures or silence.
 
     Attributes:
         passed: whether the interval over all questions with the real items lies above each of the other intervals.

@@ -8,8 +8,9 @@ from rich.table import Table
 from omni.files import expect_ordinary, write_text_whole
 from omni.registry import get_modality
 
-from .result import ClassSettings, EncoderSettings, PictureSettings, Probing, Result
+from .result import Result
 from .scores import SIGHTS, EvaluationError, Score
+from .settings import ClassSettings, EncoderSettings, PictureSettings, Probing
 
 SAID_CONFUSIONS = 5
 

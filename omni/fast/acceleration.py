@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache
 from omni.fusion.acceleration import Acceleration
 
 from . import attention
-from .generation import give_room, prefilling, quick_step, stepping
+from .cache import give_room
+from .generation import prefilling, quick_step, stepping
 from .products import OneDnnProducts, keep_memory, learnt_products
 
 WRITTEN_OUT = {

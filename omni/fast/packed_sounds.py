@@ -17,7 +17,8 @@ from torch import nn
 
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.modeling_audio import OmniAudioModel, OmniAudioOutput, sinusoids
-from omni.audio.sounds import Sound, read_sound, sound_at
+from omni.audio.sound import Sound
+from omni.audio.sounds import read_sound, sound_at
 from omni.blocks import Block
 
 from .compiled_encoder import CompiledSounds, is_possible

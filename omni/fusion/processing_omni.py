@@ -8,21 +8,15 @@ function. If items and placeholders of a prompt disagree, before or after tokeni
 """
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin, Unpack
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, Unpack
 from transformers.tokenization_utils_base import PreTokenizedInput, TextInput
 
-from omni.checkpoints.cards import remote_code
-from omni.checkpoints.seal import PROCESSOR, seal, verify_files
-from omni.files import write_text_whole
 from omni.modality import Modality
 from omni.registry import get_modality, prepare_items
 
@@ -30,10 +24,10 @@ from .chats import flat, items_of_chats, keep_items, opened, refuse_new_chats
 from .configuration_omni import OmniConfig
 from .encoded_item import EncodedItem
 from .placeholders import UNMARKED, check_ids, expand, pattern_of
-from .saved_processor import SHOWN_AS, TYPES, as_json, compare_with_model, load_preprocessor, plain, preprocessor_key
+from .saved_processor import SHOWN_AS, SavedProcessor, as_json
 
 
-class OmniProcessor(ProcessorMixin):
+class OmniProcessor(SavedProcessor):
     """Tokenizer and preprocessors of a fused model, as one.
 
     Args:
@@ -305,87 +299,6 @@ class OmniProcessor(ProcessorMixin):
         """The rate of a chat's sounds, if it was given. transformers would assume one, which may be wrong."""
         nested = processor_kwargs.get("audio_kwargs") or {}
         return {"sampling_rate": processor_kwargs.get("sampling_rate", nested.get("sampling_rate"))}
-
-    # --- on disk ------------------------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of processor_config.json, under the keys where transformers' Auto classes look."""
-        output: dict[str, Any] = {"processor_class": type(self).__name__, "modalities": self.modalities}
-        if self.prompt is not None:
-            output["prompt"] = self.prompt
-        if self.asked_by:
-            output["asked_by"] = self.asked_by
-        for name, preprocessor in self.preprocessors.items():
-            values = json.loads(json.dumps(preprocessor.to_dict(), default=plain))
-            values.pop("auto_map", None)  # says where the class was found, and is no setting
-            if not set(TYPES) & set(values):
-                values["preprocessor_class"] = type(preprocessor).__name__
-            output[preprocessor_key(name)] = values
-        return output
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Does nothing, as for the models: see `StrictLoadingMixin`."""
-
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
-        """Write processor_config.json, the tokenizer's files and the chat template, and seal them."""
-        if push_to_hub:
-            raise ValueError(
-                "Save into a folder first, then upload it, for example with huggingface_hub.upload_folder."
-            )
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        for key in ("is_local", "local_files_only"):  # transformers notes here where it found the tokenizer
-            self.tokenizer.init_kwargs.pop(key, None)
-        self.tokenizer.chat_template = self.chat_template  # it writes the template's files
-        self.tokenizer.save_pretrained(folder)
-        values = {**self.to_dict(), "auto_map": remote_code(folder, {"AutoProcessor": type(self).__name__})}
-        for name, preprocessor in self.preprocessors.items():
-            if found_as := getattr(preprocessor, "found_as", None):
-                values[preprocessor_key(name)]["auto_map"] = remote_code(folder, found_as)
-        path = folder / "processor_config.json"
-        write_text_whole(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
-        seal(folder, PROCESSOR)
-        return [str(path)]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "OmniProcessor":
-        """Load from a folder or hub name.
-
-        Args:
-            pretrained_model_name_or_path: the folder or name.
-            kwargs: `modalities={"signal": None}` or `signal_config=None` leaves a modality out. Settings of preprocessors
-                and tokenizer, and arguments of transformers, are passed on.
-
-        Raises:
-            ValueError: a file has changed since it was sealed; a plug-in is missing; the class of a saved preprocessor is
-                unknown; or the token plan contradicts the model's configuration in the same folder.
-        """
-        verify_files(pretrained_model_name_or_path, PROCESSOR, **kwargs)
-        left_out = set(OmniConfig.names_left_out(kwargs))
-        kwargs = {key: value for key, value in kwargs.items() if key != "modalities" and not key.endswith("_config")}
-        own = (*SHOWN_AS, "tokenizer", "chat_template", "prompt", "asked_by")
-        overrides = {key: kwargs.pop(key) for key in own if key in kwargs}
-        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **kwargs)
-        if "modalities" not in saved:
-            raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} holds no processor_config.json of an OmniProcessor."
-            )
-        sections = {name: section for name, section in saved["modalities"].items() if name not in left_out}
-        preprocessors = {
-            name: load_preprocessor(get_modality(name), saved[preprocessor_key(name)], kwargs)
-            for name in sections
-            if name not in {SHOWN_AS.get(key) for key in overrides}
-        }
-        tokenizer = overrides.pop("tokenizer", None) or AutoTokenizer.from_pretrained(
-            pretrained_model_name_or_path, **{"trust_remote_code": False, **kwargs}
-        )
-        overrides |= {key: saved.get(key) for key in ("chat_template", "prompt", "asked_by") if key not in overrides}
-        if left_out & {*(overrides["asked_by"] or [])}:  # the modality that asks is left out
-            overrides["asked_by"] = None
-        processor = cls(tokenizer=tokenizer, preprocessors=preprocessors, modalities=sections, **overrides)
-        compare_with_model(processor.plan, Path(pretrained_model_name_or_path) / kwargs.get("subfolder", ""), left_out)
-        return processor
 
 
 def _placeholder_id(tokenizer: Any, modality: Modality) -> int:

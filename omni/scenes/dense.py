@@ -14,7 +14,8 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel
 from omni.data.collate import IGNORED
 from omni.training.encoder import build_encoder
 from omni.training.pixels import AS_BYTES, Normalization
-from omni.training.recipe import EncoderSection, Recipe
+from omni.training.recipe import Recipe
+from omni.training.sections import EncoderSection
 
 from . import glyphs
 from .drawing import render_with_map

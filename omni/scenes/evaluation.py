@@ -10,8 +10,8 @@ from pydantic import Field
 
 from omni.data.conversations import ask
 from omni.evaluation.asking import Example, Query
-from omni.evaluation.result import Asking
 from omni.evaluation.scores import EvaluationError, Parts
+from omni.evaluation.settings import Asking
 
 from .captions import parse_caption
 from .drawing import render

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from omni.evaluation.picture_sets import DrawnTwice, PictureSet, wanted
-from omni.evaluation.result import EncoderSettings
+from omni.evaluation.settings import EncoderSettings
 
 from .captions import caption
 from .drawing import render

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from omni.training.recipe import TALKS, Drawn
+from omni.training.sections import TALKS, Drawn
 
 from .conversations import SceneCaptions, SceneConversations
 from .questions import questions

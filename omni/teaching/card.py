@@ -5,7 +5,8 @@ from pathlib import Path
 
 from omni.files import write_text_whole
 from omni.registry import get_modality
-from omni.training.recipe import Files, Recipe, sources_of
+from omni.training.recipe import Recipe
+from omni.training.sections import Files, sources_of
 
 from .lesson import Lesson
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from omni.evaluation import Outcome, choose_settings, evaluate, update_card
-from omni.evaluation.result import Asking
+from omni.evaluation.settings import Asking
 from omni.files import write_text_whole
 from omni.fusion.processing_omni import OmniProcessor
-from omni.training.recipe import Files, Recipe, RecipeError
+from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import last_checkpoint, run
+from omni.training.sections import Files
 
 from .card import write_card
 from .lesson import START, Lesson, world_of

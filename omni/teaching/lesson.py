@@ -20,7 +20,7 @@ from omni.exchange.compose import Composition, compose
 from omni.exchange.gguf import unpack
 from omni.files import write_text_whole
 from omni.registry import get_modality
-from omni.training.recipe import Data, Files, Strict
+from omni.training.sections import Data, Files, Strict
 from omni.worlds import World, WorldError, find_world
 
 START, DATA, LANGUAGE_MODEL = "start", "data", "language_model"

@@ -10,7 +10,8 @@ from torch import nn
 from omni.checkpoints.folder import BASE
 from omni.checkpoints.seal import ADAPTER, seal
 from omni.files import write_text_whole
-from omni.training.recipe import Lora, RecipeError
+from omni.training.recipe import RecipeError
+from omni.training.sections import Lora
 
 
 def add_adapters(model: nn.Module, settings: Lora) -> nn.Module:

@@ -21,8 +21,9 @@ from omni.data.collate import IGNORED
 from omni.data.conversations import ExampleError
 from omni.fusion.modeling_omni import OmniModel
 from omni.registry import get_modality
-from omni.training.answers import build_omni
-from omni.training.recipe import OmniSection, Recipe
+from omni.training.fused import build_omni
+from omni.training.recipe import Recipe
+from omni.training.sections import OmniSection
 from omni.training.transcription import edits, sayings
 
 AUDIO = "audio"

@@ -21,7 +21,8 @@ from omni.registry import get_modality, prepare_items
 from omni.training.encoder import build_encoder
 from omni.training.order import mix
 from omni.training.pixels import cross_as_bytes
-from omni.training.recipe import ClassifierSection, Drawn, Files, Mixture, Recipe, said_by_recipe
+from omni.training.recipe import Recipe, said_by_recipe
+from omni.training.sections import ClassifierSection, Drawn, Files, Mixture
 
 SAID_CLASSES = 20
 """The largest number of classes that a message names."""

@@ -24,7 +24,8 @@ from omni.data.manifests import Manifest
 from omni.loading.text import save_text
 from omni.training.encoder import build_encoder
 from omni.training.order import mix
-from omni.training.recipe import ContrastiveSection, Drawn, Files, Mixture, Recipe, said_by_recipe
+from omni.training.recipe import Recipe, said_by_recipe
+from omni.training.sections import ContrastiveSection, Drawn, Files, Mixture
 from omni.training.tokenizer import train_tokenizer
 
 MOST_CAPTIONS = 20_000

@@ -5,8 +5,8 @@
     picture, question, answer ─▶ projector, Thinker ─▶ distribution of each token of the answer ─┘
 
 The model learns to use an item as it uses the words, in its own style: with transcripts of spoken questions, it learns to
-answer them as it answers written ones (as in Ultravox). It also learns its own mistakes: it does not learn to see what it
-does not read out of a caption. Rows of text alone keep adapters from changing how it writes.
+answer them as it answers written ones (as in Ultravox). What it does not understand in a caption, it
+does not learn to see. Rows of text alone keep adapters from changing how it writes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from omni.training.recipe import Recipe
 
 
 class Distillation(AnswerTraining):
-    """The objective "distillation": as "answers", but the target is what the language model itself says to the words."""
+    """The objective "distillation": as "answers", but the targets are the language model's probabilities, given words."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)

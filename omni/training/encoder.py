@@ -7,7 +7,8 @@ from transformers import PreTrainedModel
 from omni.checkpoints.folder import expect_model
 from omni.fusion.configuration_omni import OmniConfig
 from omni.registry import get_modality
-from omni.training.recipe import EncoderSection, said_by_recipe
+from omni.training.recipe import said_by_recipe
+from omni.training.sections import EncoderSection
 
 
 def build_encoder(section: EncoderSection, name: str = "image") -> tuple[PreTrainedModel, Any]:

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from omni.training.parts import names_begin
-from omni.training.recipe import Optimizer, RecipeError
+from omni.training.recipe import RecipeError
+from omni.training.sections import Optimizer
 
 
 class Muon(torch.optim.Muon):

@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from omni.data.arrow import WINDOW
-from omni.training.recipe import Mixture
+from omni.training.sections import Mixture
 
 
 class Mixed(Dataset[Any]):

@@ -29,7 +29,8 @@ from omni.training.objectives import Objective, make_objective
 from omni.training.optimizer import make_optimizer
 from omni.training.order import Mixed
 from omni.training.parts import FrozenParts, Learning, freeze, learn_in_float32, resting_towers
-from omni.training.recipe import TALKS, Recipe, RecipeError
+from omni.training.recipe import Recipe, RecipeError
+from omni.training.sections import TALKS
 from omni.training.trainer import OmniTrainer, expect_inputs, gather
 
 T = TypeVar("T")
@@ -70,17 +71,12 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
     objective = make_objective(recipe)
     data: dict[str, str | None] = {"model": _model_digest(recipe.model)}
     data |= {"train": _rows_digest(objective.train), "evaluate": _rows_digest(objective.evaluate)}
-    earlier = TrainerState()
-    if last:
-        _expect_same_data(data, folder)
-        earlier = read_state(last)
-        _note_processes(last, arguments)
+    earlier = _state_of(last, data, arguments) if last else TrainerState()
     model = prepare(objective.model, recipe)
     if name := non_finite(model.state_dict()):
         raise RecipeError(f"`model` of the recipe cannot be used: {name} holds numbers that are not finite.")
     learning = Learning(**earlier.stateful_callbacks.get("Learning", {}).get("args", {}))
     keep = recipe.arguments.get("save_total_limit")
-    precision = torch.bfloat16 if arguments.bf16 else torch.float32
     with _transformers_takes_the_arguments():
         folder.mkdir(parents=True, exist_ok=True)
         trainer = OmniTrainer(
@@ -109,6 +105,7 @@ def run(recipe: Recipe, resume: bool = False, watch: TrainerCallback | None = No
         trainer.state = earlier
         learning.apply(model)
     else:
+        precision = torch.bfloat16 if arguments.bf16 else torch.float32
         with acceleration.current().training(model, arguments.device, precision):
             trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_fsdp_enabled:
@@ -202,13 +199,21 @@ def _model_digest(section: Any) -> str:
     return total.hexdigest()
 
 
+def _state_of(last: Path, data: dict[str, str | None], arguments: TrainingArguments) -> TrainerState:
+    """The state of the run to resume from this checkpoint. Other data than before are refused."""
+    _expect_same_data(data, last.parent)
+    state = read_state(last)
+    _note_processes(last, arguments)
+    return state
+
+
 def _expect_same_data(data: dict[str, str | None], folder: Path) -> None:
     """Refuse to resume on other rows or from another model. The files of items are not compared."""
     before = _read(folder / "data.json", json.loads)
     if changed := sorted(name for name, digest in data.items() if digest != before.get(name)):
         names = " and ".join(f"`{name}`" for name in changed)
         raise RecipeError(
-            f"What {names} of the recipe name has changed since the run in {folder} began; bring it back, or give this "
+            f"The files of {names} in the recipe have changed since the run in {folder} began; restore them, or give this "
             "recipe another output."
         )
 
@@ -254,7 +259,7 @@ def prepare(model: nn.Module, recipe: Recipe) -> nn.Module:
     if recipe.caches and (not cached or learning & {*cached}):
         names = " or ".join(f'"{tower}"' for tower in towers)
         raise RecipeError(
-            f"`cache` keeps what an encoder says of an item, so the encoder may not learn; add {names} to `freeze`, or drop "
+            f"`cache` keeps the tokens of an encoder, so the encoder may not be trained; add {names} to `freeze`, or drop "
             "`cache`."
         )
     learn_in_float32(model)

@@ -18,7 +18,8 @@ from omni.data.manifests import Manifest, ManifestConversations
 from omni.registry import get_modality
 from omni.training.encoder import build_encoder
 from omni.training.order import mix
-from omni.training.recipe import Drawn, EncoderSection, Files, Mixture, Recipe
+from omni.training.recipe import Recipe
+from omni.training.sections import Drawn, EncoderSection, Files, Mixture
 
 SLOTS = 3
 """Letters that one token can spell. With tokens of 80 ms this makes 37 letters per second; people speak 10 to 25."""

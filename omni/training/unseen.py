@@ -1,6 +1,6 @@
 """A loss that does not teach that unseen pairs are impossible.
 
-Some pairs of a shape and a colour are held out of training. From the others a model would learn that what is cyan is no
+Some pairs of a shape and a colour are held out of training. From the others a model would learn that nothing cyan is a
 hexagon, and then fail on a cyan hexagon. So where the answer could not have been "hexagon" because the object is cyan, the
 logit of "hexagon" is left out of the softmax. This is logit adjustment (Menon et al. 2021) with the frequencies of the
 training pairs, as in `DenseModel`. No held-out pair is shown or named.

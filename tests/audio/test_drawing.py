@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omni.audio.drawing import BANDS, WAVE, WIDTH, draw
-from omni.audio.sounds import Sound
+from omni.audio.sound import Sound
 
 
 def bright(sound: Sound) -> np.ndarray:

@@ -11,7 +11,8 @@ from transformers import AutoFeatureExtractor
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
-from omni.audio.sounds import Sound, read_sound
+from omni.audio.sound import Sound
+from omni.audio.sounds import read_sound
 from omni.checkpoints.folder import CheckpointError
 
 from .conftest import chirp, file_of

@@ -34,7 +34,8 @@ from omni import (
     OmniProcessor,
     registry,
 )
-from omni.audio.sounds import Sound, SoundError, read_sound
+from omni.audio.sound import Sound, SoundError
+from omni.audio.sounds import read_sound
 from omni.fusion import processing_omni
 from omni.fusion.chats import OldTransformers
 from omni.registry import get_modality

@@ -16,15 +16,8 @@ import torch
 
 from omni.audio import sounds
 from omni.audio.mpg123 import heard
-from omni.audio.sounds import (
-    LargeSoundError,
-    MissingSoundError,
-    Sound,
-    SoundError,
-    as_sound,
-    is_sound,
-    read_sound,
-)
+from omni.audio.sound import LargeSoundError, MissingSoundError, Sound, SoundError
+from omni.audio.sounds import as_sound, is_sound, read_sound
 
 from .conftest import KINDS, chirp, file_of, soundfile
 
@@ -367,7 +360,7 @@ def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(LargeSoundError, match=f"expected at most {len(data) - 1:,} bytes, found {len(data):,}"):
             read_sound(source)
     monkeypatch.undo()
-    monkeypatch.setattr(sounds, "MAX_SAMPLES", 7_999)
+    monkeypatch.setattr("omni.audio.sound.MAX_SAMPLES", 7_999)
     for kind in ("wav", "flac", "ogg vorbis", "mp3 of 16 kHz"):
         with pytest.raises(LargeSoundError, match="expected at most 7,999 samples") as error:
             read_sound(KINDS[kind]())

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from omni.cli import console
-from omni.data.checking import NOTES, Report, check, first_of_each, kinds, render
+from omni.data.checking import check
 from omni.data.conversations import ask
 from omni.data.manifests import Manifest, ManifestConversations
+from omni.data.problems import NOTES, Report, first_of_each, kinds, render
 from omni.items import Item
 from omni.vision.pictures import MAX_PIXELS
 

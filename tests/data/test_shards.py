@@ -496,7 +496,7 @@ def test_values_that_are_none_are_refused(tmp_path: Path) -> None:
     text = pa.array([b"a wren", b"\xff\xfe"]).view(pa.string())
     pq.write_table(pa.table({"image": [picture(1)] * 2, "caption": text}), tmp_path / "a.parquet")
     manifest = Manifest.read(tmp_path / "a.parquet")
-    with pytest.raises(ManifestError, match=r"row 2: it holds a value that is none \(.*\); write the file again"):
+    with pytest.raises(ManifestError, match=r"row 2: it holds a value that is not valid \(.*\); write the file again"):
         manifest[1]
     lines = [
         {"messages": [{"role": "user", "content": [{"type": {"x": 1}}]}, {"role": "assistant", "content": "a"}]},

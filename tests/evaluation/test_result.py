@@ -21,7 +21,7 @@ from omni.evaluation import (
     evaluate,
     measure_again,
 )
-from omni.evaluation.result import hash_preprocessing
+from omni.evaluation.hashes import hash_preprocessing
 from omni.loading.checkpoint import load
 from omni.scenes.evaluation import SceneSettings
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from omni.cli.app import app
 from omni.embedding.engine import TOLERANCE
-from omni.fast.generation import QuickStep
 from omni.fast.packing import PackedVisionModel
+from omni.fast.quick_step import QuickStep
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from transformers.cache_utils import DynamicCache
 from omni import (
     OmniAudioConfig, OmniAudioModel, OmniFeatureExtractor, OmniImageProcessor, OmniVisionConfig, OmniVisionModel
 )
-from omni.audio.sounds import Sound
-from omni.fast.generation import _KNOWN, give_room, quick_step, stepping
+from omni.audio.sound import Sound
+from omni.fast.cache import give_room
+from omni.fast.generation import _KNOWN, quick_step, stepping
 from omni.fast.packed_sounds import PackedAudioModel
 from omni.fast.packing import PackedVisionModel
 from omni.fast.resizing import resize

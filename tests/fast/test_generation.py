@@ -15,16 +15,10 @@ from transformers import AutoConfig, AutoModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from omni import OmniForConditionalGeneration
+from omni.fast.cache import RoomyLayer, give_room
 from omni.fast.compiled_layers import CompiledLayers, Dimensions
-from omni.fast.generation import (
-    ACTIVATIONS,
-    QuickStep,
-    RoomyLayer,
-    _Layer,
-    give_room,
-    quick_step,
-    stepping,
-)
+from omni.fast.generation import quick_step, stepping
+from omni.fast.quick_step import ACTIVATIONS, Layer, QuickStep
 from omni.fusion.acceleration import Acceleration, using
 
 Make = Callable[..., OmniForConditionalGeneration]
@@ -128,7 +122,7 @@ def test_layers_that_are_not_like_the_first_are_not_compiled(part: str) -> None:
     """Whoever cuts layers may have cut some of them more: machine code has one shape for all."""
     model = thinker("llama")
     known = CompiledLayers(
-        [[part for part in _Layer.of(layer) if not isinstance(part, ACTIVATIONS)] for layer in model.layers],
+        [[part for part in Layer.of(layer) if not isinstance(part, ACTIVATIONS)] for layer in model.layers],
         model.norm,
         Dimensions(32, 48, 2, 1, 16, 1e-5, 0.0, 0.25),
     )

@@ -10,7 +10,7 @@ import torch
 from omni.audio.configuration_audio import OmniAudioConfig
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.modeling_audio import OmniAudioModel
-from omni.audio.sounds import Sound, SoundError
+from omni.audio.sound import Sound, SoundError
 from omni.embedding.engine import Engine
 from omni.fast import compiled_encoder
 from omni.fast.install import pack_sounds

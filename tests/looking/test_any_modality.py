@@ -18,7 +18,7 @@ from omni import OmniConfig, OmniForConditionalGeneration, OmniImageProcessor, O
 from omni.audio.configuration_audio import OmniAudioConfig
 from omni.audio.feature_extraction_audio import OmniFeatureExtractor
 from omni.audio.modeling_audio import OmniAudioModel
-from omni.audio.sounds import Sound
+from omni.audio.sound import Sound
 from omni.data.conversations import ask
 from omni.fusion.thinker import eager_attention
 from omni.items import read_items

@@ -18,7 +18,8 @@ from transformers import (
     ViTConfig,
 )
 
-from omni.looking.layers import Inspection, Step, inspect_encoder, render
+from omni.looking.layers import Inspection, inspect_encoder, render
+from omni.looking.steps import Step
 from omni.vision.configuration_vision import OmniVisionConfig
 from omni.vision.modeling_vision import OmniVisionModel
 

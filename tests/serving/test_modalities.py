@@ -31,7 +31,8 @@ from omni import (
     OmniProcessor,
     registry,
 )
-from omni.audio.sounds import MAX_SAMPLES, read_sound
+from omni.audio.sound import MAX_SAMPLES
+from omni.audio.sounds import read_sound
 from omni.modality import ItemError
 from omni.registry import get_modality, register_modality
 from omni.serving.fields import RequestError, parse

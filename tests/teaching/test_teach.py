@@ -36,8 +36,9 @@ from omni.questions import make_prompts, write_prompts
 from omni.teaching import Lesson, budget, teach, watch
 from omni.teaching.plan import plan
 from omni.training.parts import CHECKPOINTING
-from omni.training.recipe import Mixture, Recipe, RecipeError
+from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run
+from omni.training.sections import Mixture
 from omni.training.tokenizer import train_tokenizer
 from omni.worlds import find_world
 

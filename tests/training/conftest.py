@@ -21,7 +21,7 @@ from omni import (
 )
 from omni.scenes import corpus, voices
 from omni.scenes.recipe import Scenes
-from omni.training.answers import build_omni
+from omni.training.fused import build_omni
 from omni.training.recipe import Recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"

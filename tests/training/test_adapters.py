@@ -53,7 +53,7 @@ def test_every_folder_of_adapters_knows_its_base(base: Path, pictures: Path, tmp
         with pytest.raises(CheckpointError, match="trained for other weights of language_model"):
             load(folder)
     shutil.rmtree(tmp_path / "out" / "run" / "checkpoint-2")
-    with pytest.raises(RecipeError, match="What `model` of the recipe name has changed since the run in"):
+    with pytest.raises(RecipeError, match="The files of `model` in the recipe have changed since the run in"):
         run(settings, resume=True)
 
 

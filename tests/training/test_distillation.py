@@ -16,8 +16,9 @@ from omni.data.sources import ManifestError
 from omni.training.adapters import add_adapters
 from omni.training.distillation import Distillation, in_words
 from omni.training.objectives import make_objective
-from omni.training.recipe import Lora, Recipe
+from omni.training.recipe import Recipe
 from omni.training.run import run
+from omni.training.sections import Lora
 
 LORA = {"target_modules": r".*language_model.*q_proj", "modules_to_save": ["image_projector"]}
 
@@ -121,7 +122,7 @@ def test_lora_on_answers_of_a_word_warns(small: Path, rows: Path) -> None:
     with_text = rows.read_text()
     rows.write_text(json.dumps(short) + "\n")
     recipe = recipe_of(small, rows, objective="answers", freeze=[], lora=LORA)
-    with pytest.warns(UserWarning, match=r"short answers \(in words, median: 1\), and may then give only such"):
+    with pytest.warns(UserWarning, match=r"short answers \(in words, median: 1\), and may then give no others"):
         make_objective(recipe)
     rows.write_text(with_text)
     with warnings.catch_warnings():

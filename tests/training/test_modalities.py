@@ -376,7 +376,7 @@ def test_train_refuses_rows_that_the_model_does_not_take(folder: Path, small: Pa
 
 
 def test_sections_of_a_checkpoint_change_their_own_modality(folder: Path, trained: Path) -> None:
-    from omni.training.answers import build_omni
+    from omni.training.fused import build_omni
 
     old, _ = build_omni(checkpoint=str(trained))
     changes = {"audio": {"projector": "linear"}, "signal": {"encoder": str(folder / "signal")}}
@@ -395,7 +395,7 @@ def test_sections_of_a_checkpoint_change_their_own_modality(folder: Path, traine
 
 def test_a_checkpoint_gets_a_modality_that_it_lacks(folder: Path, small: Path) -> None:
     from omni.data.conversations import ask
-    from omni.training.answers import build_omni
+    from omni.training.fused import build_omni
 
     section = {"encoder": str(folder / "signal"), "projector": "linear", "output": "grid"}
     old, _ = build_omni(checkpoint=str(small / "omni"))

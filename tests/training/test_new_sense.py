@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from omni import OmniAudioModel, OmniProcessor
-from omni.audio.sounds import Sound
+from omni.audio.sound import Sound
 from omni.checkpoints.folder import CheckpointError
 from omni.loading.checkpoint import load
 from omni.questions import make_prompts
-from omni.training.answers import build_omni
+from omni.training.fused import build_omni
 from omni.training.recipe import Recipe
 from omni.training.run import run
 

@@ -19,8 +19,9 @@ from omni.embedding.engine import bfloat16_pays
 from omni.fusion.acceleration import Acceleration, using
 from omni.training.optimizer import Muon, MuonAdamW, make_optimizer
 from omni.training.parts import CHECKPOINTING
-from omni.training.recipe import Optimizer, Recipe, RecipeError
+from omni.training.recipe import Recipe, RecipeError
 from omni.training.run import run, settle
+from omni.training.sections import Optimizer
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY_ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64, "hidden_dropout_prob": 0.0}

@@ -22,11 +22,12 @@ from omni.checkpoints.folder import CheckpointError
 from omni.checkpoints.seal import reseal
 from omni.data.conversations import ExampleError
 from omni.evaluation import choose_settings, evaluate
-from omni.evaluation.result import hash_weights
+from omni.evaluation.hashes import hash_weights
 from omni.loading.checkpoint import load
 from omni.session import answer
-from omni.training.answers import AnswerTraining, build_omni
+from omni.training.answers import AnswerTraining
 from omni.training.contrastive import ContrastiveAlignment
+from omni.training.fused import build_omni
 from omni.training.objectives import OBJECTIVES
 from omni.training.parts import FrozenParts, freeze
 from omni.training.pixels import Normalization
@@ -362,7 +363,7 @@ def test_a_run_is_resumed_on_the_rows_that_it_began_with(checkpoint: Path, tmp_p
     shutil.rmtree(last)
     describe("blue")
     with pytest.raises(
-        RecipeError, match="What `evaluate` and `train` of the recipe name has changed since the run in"
+        RecipeError, match="The files of `evaluate` and `train` in the recipe have changed since the run in"
     ):
         go(True)
     describe("red")

@@ -5,8 +5,9 @@ from itertools import islice
 from pathlib import Path
 
 from omni.scenes.recipe import Scenes
-from omni.training.answers import build_omni, texts
-from omni.training.recipe import Files
+from omni.training.answers import texts
+from omni.training.fused import build_omni
+from omni.training.sections import Files
 
 
 def test_texts_are_the_questions_and_answers_of_the_rows(tmp_path: Path) -> None:

@@ -26,18 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from omni.exchange.micro_omni.files import (
-    KEPT,
-    TOKENIZER,
-    ConversionError,
-    Source,
-    Tensors,
-    expect_free,
-    finished,
-    listed,
-    read,
-    save_kept,
-)
+from omni.exchange.micro_omni.files import KEPT, TOKENIZER, ConversionError, Source, Tensors, listed, read
 from omni.exchange.micro_omni.parts import (
     AUDIO,
     ENCODER,
@@ -55,6 +44,7 @@ from omni.exchange.micro_omni.parts import (
 from omni.exchange.micro_omni.settings import audio_settings, thinker_config, vision_settings
 from omni.exchange.micro_omni.tokenizer import convert_tokenizer
 from omni.exchange.micro_omni.weights import PROJECTOR, audio_names, check, thinker_names, to_ours, vision_names
+from omni.exchange.micro_omni.writing import expect_free, finished, save_kept
 from omni.fusion.configuration_omni import OmniConfig
 from omni.fusion.modeling_omni import OmniForConditionalGeneration
 from omni.fusion.processing_omni import OmniProcessor

@@ -15,15 +15,7 @@ from transformers import (
 from omni.checkpoints.fingerprints import read_tensors, verify_weights
 from omni.checkpoints.folder import model_type_of
 from omni.checkpoints.seal import MODEL, verify_files
-from omni.exchange.micro_omni.files import (
-    TOKENIZER,
-    ConversionError,
-    Tensors,
-    expect_free,
-    listed,
-    read_kept,
-    save_theirs,
-)
+from omni.exchange.micro_omni.files import TOKENIZER, ConversionError, Tensors, listed, read_kept
 from omni.exchange.micro_omni.parts import (
     CLASSES,
     ENCODERS,
@@ -49,6 +41,7 @@ from omni.exchange.micro_omni.weights import (
     to_theirs,
     vision_names,
 )
+from omni.exchange.micro_omni.writing import expect_free, save_theirs
 from omni.fusion.configuration_omni import OmniConfig
 
 

@@ -16,7 +16,7 @@ from transformers import AutoFeatureExtractor, AutoModel, AutoModelForMultimodal
 
 import omni  # noqa: F401
 from omni import OmniAudioConfig, OmniAudioModel, OmniFeatureExtractor
-from omni.audio.sounds import Sound
+from omni.audio.sound import Sound
 from omni.exchange.micro_omni import ConversionError, convert, to_micro_omni
 
 CONFIG = {
