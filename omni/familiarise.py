@@ -4,10 +4,10 @@ rows of training ──▶ encoded items, words of questions ──▶ distribut
 held-out rows    ──▶ encoded items, words of questions ──▶ thresholds; the model's answers, right or wrong ──▶ calibration
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -73,32 +73,41 @@ def familiarise(
     fitted = _look(model, processor, train, seen, 0, lambda done: progress("rows of training", done, len(seen)))
     found = _look(model, processor, held_out, others, answers, lambda done: progress("held-out", done, len(others)))
     spreads = {
-        name: Spread.fit(gists).with_threshold(found.gists[name])
-        for name, gists in fitted.gists.items()
-        if len(gists) >= FEWEST and name in found.gists
+        name: Spread.fit(_all(kinds)).with_threshold(found.gists[name].values())
+        for name, kinds in fitted.gists.items()
+        if len(_all(kinds)) >= FEWEST and name in found.gists
     }
-    wording = None
-    if len(fitted.questions) >= FEWEST and found.questions:
-        wording = Wording.fit(fitted.questions).with_threshold(found.questions)
+    wording, asked = None, _all(fitted.questions)
+    if len(asked) >= FEWEST and _all(found.questions):
+        wording = Wording.fit(asked).with_threshold(found.questions.values())
     calibration = Calibration.fit(found.logprobs, found.right) if len(found.right) >= FEWEST else None
     familiarity = Familiarity(weights={}, items=spreads, question=wording, calibration=calibration)
     familiarity.write(folder)
     return Familiarity.read(folder)
 
 
+_Kind = frozenset[str]
+"""The modalities of a row."""
+T = TypeVar("T")
+
+
+def _all(kinds: Mapping[_Kind, Sequence[T]]) -> list[T]:
+    return [each for kind in kinds.values() for each in kind]
+
+
 @dataclass
 class _Found:
-    """Measurements of some rows.
+    """Measurements of some rows. Rows are of one kind if they have items of the same modalities.
 
     Attributes:
-        gists: of each modality the first item of each row.
-        questions: the questions, as tokens.
+        gists: of each modality and kind of row, the first item of each row.
+        questions: of each kind of row, the questions as tokens.
         logprobs: the log-probabilities of the tokens of each answer.
         right: whether each answer is right.
     """
 
-    gists: dict[str, list[Gist]] = field(default_factory=dict)
-    questions: list[list[int]] = field(default_factory=list)
+    gists: dict[str, dict[_Kind, list[Gist]]] = field(default_factory=dict)
+    questions: dict[_Kind, list[list[int]]] = field(default_factory=dict)
     logprobs: list[list[float]] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
 
@@ -124,12 +133,13 @@ def _look(
     for start in range(0, len(places), BATCH):
         batch = [examples[place] for place in places[start : start + BATCH]]
         for example, items in zip(batch, _encode(model, processor, batch), strict=True):
+            kind = frozenset(items)
             for name, encoded in items.items():  # of many items in a row one is enough, so that all rows count alike
-                found.gists.setdefault(name, []).append(gist(encoded[0].tokens))
+                found.gists.setdefault(name, {}).setdefault(kind, []).append(gist(encoded[0].tokens))
             asked = list(_questions(example))
-            found.questions += [
+            found.questions.setdefault(kind, []).extend(
                 tokens for chat, _ in asked if (tokens := words(processor.tokenizer, words_of(chat[-1])))
-            ]
+            )
             waiting += [(with_items(chat, items), expected) for chat, expected in asked[:each]]
         while len(waiting) >= BATCH or (waiting and start + BATCH >= len(places)):
             _answer(model, processor, waiting[:BATCH], found)

@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 from omni.data.sources import SAYINGS, Held, ManifestError, Source
@@ -104,17 +105,17 @@ def _samples(path: Path) -> array:  # type: ignore[type-arg]
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             place = 0
             while place + 512 <= size and data[place]:
-                kind = data[place + 156]
+                name, digits, kind, magic, prefix = _HEADER.unpack_from(data, place)
                 if kind in _PLAIN:
                     try:
-                        length = int(data[place + 124 : place + 135], 8)
+                        length = int(digits, 8)
                     except ValueError as error:
                         raise _damaged(path, place) from error
-                    name, following = data[place : place + 100], place + 512 + (length + 511 & ~511)
-                    if data[place + 345]:  # the beginning of a long name
+                    following = place + 512 + (length + 511 & ~511)
+                    if prefix != b"\0":  # the beginning of a long name
                         name = data[place + 345 : place + 500].rstrip(b"\0") + b"/" + name
                     name = name.partition(b"\0")[0]
-                    if data[place + 257 : place + 262] != b"ustar" and not name.isascii():
+                    if magic != b"ustar" and not name.isascii():
                         raise _damaged(path, place)
                 else:
                     try:
@@ -127,19 +128,20 @@ def _samples(path: Path) -> array:  # type: ignore[type-arg]
                     name = info.name.encode(errors="surrogateescape") if info.isreg() else b""
                 if following > size:
                     raise _damaged(path, place)
-                base = name.rpartition(b"/")[2]
-                if b"." in base and not base.startswith(b"."):
-                    key = name[: len(name) - len(base)] + base.partition(b".")[0]
-                    if key != last:
-                        starts.append(place)
-                        last = key
+                folder, slash, base = name.rpartition(b"/")
+                stem, dot, _ = base.partition(b".")
+                if stem and dot and (key := folder + slash + stem) != last:
+                    starts.append(place)
+                    last = key
                 place = following
             if place + 512 > size:  # a whole one ends with zeros
                 raise _damaged(path, place)
     return starts
 
 
-_PLAIN = frozenset(b"0\0")
+_HEADER = Struct("100s 24x 11s 21x c 100x 5s 83x c 166x")
+"""Of a member's header: name, size in octal digits, type, format, and the first byte of what stands before the name."""
+_PLAIN = (b"0", b"\0")
 """Types of members that are files under a name of at most 255 bytes."""
 
 

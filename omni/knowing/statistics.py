@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 FEWEST = 50
 """The smallest number of rows that is enough for statistics."""
 FALSE_ALARMS = 0.05
-"""Share of rows like those of training that are taken for strangers."""
+"""Share of rows like those of training in which the item or the question is taken for a stranger. Each has half of it."""
 DIRECTIONS, NUMBERS = 96, 20_000
 """The largest R, and the largest R x D for wide encoders, for which R is at least 8."""
 MOST_PAIRS = 10_000
@@ -36,7 +36,7 @@ class Gist(NamedTuple):
 
 
 class Statistic(BaseModel):
-    """A statistic of the training data. A share of `FALSE_ALARMS` of held-out rows is farther away than `threshold`."""
+    """A statistic of the training data. Half of `FALSE_ALARMS` of held-out rows are farther away than `threshold`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,10 +55,19 @@ class Statistic(BaseModel):
         """Whether an input is like the training data."""
         return self.distance(one) <= self.limit
 
-    def with_threshold(self, held_out: Iterable[Any]) -> Self:
-        """A copy with the threshold that follows from held-out inputs."""
-        distances = [self.distance(one) for one in held_out]
-        return self.model_copy(update={"threshold": _short(np.quantile(distances, 1 - FALSE_ALARMS))})
+    def with_threshold(self, held_out: Iterable[Sequence[Any]]) -> Self:
+        """A copy with the threshold that follows from held-out inputs.
+
+        Rows of one kind are often farther away than those of another. So the threshold holds for every kind of at least
+        `FEWEST` inputs and for all inputs together.
+
+        Args:
+            held_out: the inputs of each kind of rows.
+        """
+        kinds = [[self.distance(one) for one in kind] for kind in held_out]
+        together = [distance for kind in kinds for distance in kind]
+        large = [kind for kind in kinds if len(kind) >= FEWEST]
+        return self.model_copy(update={"threshold": _short(max(map(_limit, [together, *large])))})
 
 
 class Spread(Statistic):
@@ -170,6 +179,15 @@ def words(tokenizer: Any, question: str) -> list[int]:
 
 def _pairs(question: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip([START, *question], [*question, END], strict=True))
+
+
+def _limit(distances: Sequence[float]) -> float:
+    """The distance that a new input exceeds with a chance of half of `FALSE_ALARMS` at most, as far as so few can tell.
+
+    It is the quantile of split conformal prediction (Lei et al. 2018): a new input is as likely to have any rank among them.
+    """
+    rank = math.ceil((len(distances) + 1) * (1 - FALSE_ALARMS / 2))
+    return sorted(distances)[min(rank, len(distances)) - 1]
 
 
 def _short(number: Any) -> float:

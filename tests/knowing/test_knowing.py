@@ -245,11 +245,30 @@ def test_a_spread_of_all_directions_is_the_distance_of_mahalanobis() -> None:
     assert Spread.model_validate_json(spread.model_dump_json()) == spread
 
 
-def test_a_threshold_takes_a_twentieth_for_strangers() -> None:
+def test_a_threshold_takes_half_a_twentieth_for_strangers() -> None:
     rng = np.random.default_rng(0)
     fitted, held_out, others = ([Gist(each, 1) for each in rng.normal(size=(n, 20))] for n in (1000, 1000, 4000))
-    spread = Spread.fit(fitted).with_threshold(held_out)
-    assert np.mean([not spread.knows(each) for each in others]) == pytest.approx(0.05, abs=0.02)
+    spread = Spread.fit(fitted).with_threshold([held_out])
+    assert np.mean([not spread.knows(each) for each in others]) == pytest.approx(0.025, abs=0.015)
+
+
+def test_a_threshold_holds_for_every_kind_of_row() -> None:
+    """Of many near rows and few far ones, as many of the far ones are known."""
+    rng = np.random.default_rng(0)
+
+    def items(count: int, scale: float) -> list[Gist]:
+        return [Gist(each, 1) for each in rng.normal(scale=scale, size=(count, 20))]
+
+    spread = Spread.fit(items(900, 1.0) + items(100, 2.0)).with_threshold([items(900, 1.0), items(100, 2.0)])
+    assert np.mean([not spread.knows(each) for each in items(2000, 2.0)]) < 0.06
+    assert np.mean([not spread.knows(each) for each in items(2000, 1.0)]) < 0.01
+
+
+def test_a_threshold_of_few_rows_is_their_largest_distance() -> None:
+    """With 38 rows a new one is the farthest of all with a chance of 1/39, which is more than 1/40."""
+    items = [Gist(each, 1) for each in np.random.default_rng(0).normal(size=(38, 4))]
+    spread = Spread.fit(items).with_threshold([items[:10], items[10:]])
+    assert spread.threshold == pytest.approx(max(map(spread.distance, items)), rel=1e-4)
 
 
 def test_the_mean_of_few_tokens_is_no_stranger() -> None:
@@ -260,7 +279,7 @@ def test_the_mean_of_few_tokens_is_no_stranger() -> None:
         tokens = rng.integers(*lengths, count)
         return [Gist(rng.normal(size=8) + rng.normal(scale=4 / n**0.5, size=8), int(n)) for n in tokens]
 
-    spread = Spread.fit(items(2000, (2, 60))).with_threshold(items(2000, (2, 60)))
+    spread = Spread.fit(items(2000, (2, 60))).with_threshold([items(2000, (2, 60))])
     alarms = [np.mean([not spread.knows(each) for each in items(2000, lengths)]) for lengths in ((2, 6), (40, 60))]
     assert spread.few > 1
     assert alarms[0] < 0.15
