@@ -55,7 +55,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("given")
     torch.manual_seed(1)
     config = LlamaConfig(**SMALL, vocab_size=300, eos_token_id=1, bos_token_id=None, tie_word_embeddings=True)
-    LlamaForCausalLM(config).bfloat16().save_pretrained(root / "lm")
+    language_model = LlamaForCausalLM(config).bfloat16()
+    language_model.generation_config.eos_token_id = [1, *range(7, 300, 8)]  # a random model seldom ends
+    language_model.save_pretrained(root / "lm")
     tokenizer = train_tokenizer(["what color is it", *COLORS] * 4, 300, placeholders={})
     tokenizer.chat_template = TURNS
     tokenizer.save_pretrained(root / "lm")
