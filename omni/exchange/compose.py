@@ -231,7 +231,9 @@ def _join(config: OmniConfig, towers: Mapping[str, Encoder], language_model: Any
 @torch.no_grad()
 def _expect_its_words(model: OmniForConditionalGeneration, language_model: Any) -> None:
     """Refuse a model that reads words, at once or with a cache, unlike the language model alone."""
-    ids, cache = torch.arange(6)[None], DynamicCache(config=model.config.text_config)
+    placeholders = {section["token_id"] for section in model.config.modalities.values()}
+    words = [i for i in range(len(placeholders) + 6) if i not in placeholders][:6]
+    ids, cache = torch.tensor([words]), DynamicCache(config=model.config.text_config)
     expected = language_model(ids).logits[0, -1]
     model(input_ids=ids[:, :-1], use_cache=True, **{CACHE: cache})
     found = model(input_ids=ids[:, -1:], attention_mask=torch.ones_like(ids), **{CACHE: cache}).logits[0, -1]

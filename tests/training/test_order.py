@@ -194,5 +194,5 @@ def test_a_run_on_other_rows_is_not_resumed(small: Path, tmp_path: Path) -> None
     data = {"path": str(tmp_path / "shards")}
     run(recipe(small, data, tmp_path / "out"))
     (tmp_path / "shards" / "1.parquet").unlink()
-    with pytest.raises(RecipeError, match="What `train` of the recipe name has changed"):
+    with pytest.raises(RecipeError, match="The files of `train` in the recipe have changed"):
         run(recipe(small, data, tmp_path / "out"), resume=True)
