@@ -37,7 +37,9 @@ def main(folder: Path, output: Path, encoder: str) -> None:
     found = []
     for name in names:
         some = [row["image"] for row in rows if row["answer"] == name][:SOME]
-        inputs = processor.preprocessors["image"]([opened(folder / "asked" / file) for file in some], return_tensors="pt")
+        inputs = processor.preprocessors["image"](
+            [opened(folder / "asked" / file) for file in some], return_tensors="pt"
+        )
         with torch.no_grad():
             found.append(model.model.image_tower(**inputs).cls)
     projector.whitening["cls"].measure(torch.cat(found)[:, 0])
