@@ -1,4 +1,4 @@
-"""Make the model that configs/train_omni_world.json begins with: `vision_world`, and a projector and a Thinker that are new.
+"""Make the model that examples/vision_world/names.json begins with: `vision_world`, and a projector and a Thinker that are new.
 
     python examples/vision_world/thinker.py runs/world runs/omni_world_start
 
@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from omni.registry import open_item
 from omni.training.answers import build_omni
 
-ENCODER, THINKER, SOME = "checkpoints/vision_world", "configs/thinker_world.json", 8
+ENCODER, THINKER, SOME = "checkpoints/vision_world", "examples/vision_world/thinker.json", 8
 QUESTIONS = ("what", " is", " it", " written")
 IMAGE = {"projector": "linear", "output": "cls", "whitened": True}
 
