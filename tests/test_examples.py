@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from omni import OmniVisionModel
+from omni import OmniProcessor, OmniVisionModel
 from omni.loading.encoder import load_encoder
 
 EXAMPLES = sorted(Path("examples").glob("*.py"))
@@ -87,41 +89,90 @@ def test_it_is_short_and_says_how_to_run_it(example: Path) -> None:
     assert f"python examples/{example.name}" in (ast.get_docstring(ast.parse(text)) or "")
 
 
-def test_vision_world_is_trained_on_its_pictures(tmp_path: Path, python: Callable[..., Any]) -> None:
-    """Three steps on small arrays: the encoder changes, and is saved with its image processor."""
-    random = np.random.default_rng(0)
+def write_world(folder: Path) -> None:
+    """Small arrays, fonts and words in place of what examples/vision_world/pictures.py fetches."""
+    chance = np.random.default_rng(0)
     arrays: dict[str, Any] = {
-        "emoji": random.integers(0, 256, (12, 72, 72, 4)),
+        "emoji": chance.integers(0, 256, (12, 72, 72, 4)),
         "emoji_labels": np.repeat(range(4), 3),
-        "icons": random.integers(0, 256, (4, 72, 72, 4)),
-        "photos": random.integers(0, 256, (4, 112, 112, 3)),
-        "characters": random.integers(0, 256, (6, 72, 72)),
+        "icons": chance.integers(0, 256, (4, 72, 72, 4)),
+        "photos": chance.integers(0, 256, (4, 112, 112, 3)),
+        "characters": chance.integers(0, 256, (6, 72, 72)),
         "characters_labels": np.arange(6),
-        "words": random.integers(0, 256, (6, 72, 72)),
+        "words": chance.integers(0, 256, (6, 72, 72)),
         "words_labels": np.repeat(range(3), 2),
-        "digits": random.integers(0, 256, (10, 28, 28)),
+        "digits": chance.integers(0, 256, (10, 28, 28)),
         "digits_labels": np.arange(10),
     }
     for name, array in arrays.items():
-        np.save(tmp_path / f"{name}.npy", array.astype(np.int64 if name.endswith("labels") else np.uint8))
+        np.save(folder / f"{name}.npy", array.astype(np.int64 if name.endswith("labels") else np.uint8))
     emoji = [{"kind": kind, "sort": kind, "held_out": False} for kind in ("Flags", "Objects", "Objects", "Symbols")]
-    (tmp_path / "emoji.json").write_text(json.dumps(emoji))
+    (folder / "emoji.json").write_text(json.dumps(emoji))
+    fonts = folder / "fetched/fonts-dejavu-core"
+    fonts.mkdir(parents=True)
+    shutil.copy(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", fonts)
+    english = folder / "fetched/an-array-of-english-words@2.0.0/package"
+    english.mkdir(parents=True)
+    (english / "index.json").write_text(json.dumps(["letter", "word", "spell", "unbelievable"]))
+
+
+def test_vision_world_is_trained_on_its_pictures(tmp_path: Path, python: Callable[..., Any]) -> None:
+    """Two steps on small arrays: the encoder changes, and is saved with its image processor; the next run goes on."""
+    write_world(tmp_path)
     script = (
-        "import sys, torch.distributed as dist; from pathlib import Path\n"
+        "import sys; from pathlib import Path; from types import SimpleNamespace as Clock\n"
         "sys.path.insert(0, 'examples/vision_world'); import train\n"
-        "train.STORED, train.IDS, train.ICONS = 4, 3, 2\n"
-        f"dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=0, world_size=1)\n"
-        "done = iter([0.0, 0.5, 0.9, 1.0]); train.told = lambda value: next(done)\n"
+        "train.STORED, train.IDS, train.ICONS, train.SHOWN, train.SPELLED = 4, 3, 2, 50, 2\n"
+        "train.WORDS, train.PHOTOS, train.COPIED, train.SCENES = 1, 2, (4, 1, 1, 2), 2\n"
+        "train.time = Clock(process_time=iter(map(float, sys.argv[1].split())).__next__)\n"
         f"train.main(Path({str(tmp_path)!r}), Path({str(tmp_path / 'made')!r}), 1)\n"
     )
-    run = python("-c", script)
-    assert run.returncode == 0, run.stderr
-    weights = [
-        load_file(folder / "model.safetensors") for folder in (tmp_path / "made", Path("checkpoints/vision_tiny"))
-    ]
+    steps, weights = [], [load_file("checkpoints/vision_world/model.safetensors")]
+    for clock in ("0 0 1 50 300 301", "1000 1001"):  # a step of some patches, one of all, saved; and none, from there
+        run = python("-c", script, clock)
+        assert run.returncode == 0, run.stderr
+        steps.append(torch.load(tmp_path / "made/state.pt")["step"])
+        weights.append(load_file(tmp_path / "made/model.safetensors"))
+    assert steps == [2, 2]
     assert weights[0].keys() == weights[1].keys()
-    assert all(not tensor.equal(weights[1][name]) for name, tensor in weights[0].items())
+    assert all(not tensor.equal(weights[0][name]) for name, tensor in weights[1].items())
+    assert all(tensor.equal(weights[2][name]) for name, tensor in weights[1].items())
     load_encoder(tmp_path / "made")
+
+
+def test_a_printed_word_is_drawn_where_its_labels_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labelled half patches, side by side, spell the word."""
+    monkeypatch.syspath_prepend("examples/vision_world")
+    words = importlib.import_module("words")
+    write_world(tmp_path)
+    (font,) = words.fonts_in([tmp_path / "fetched"])
+    photos = np.full((1, 112, 112, 3), 255, np.uint8)
+    for seed, text in enumerate(("letter", "0x9", "mmmmwwww", "i")):
+        picture, (letters, places) = words.drawn(text, font, random.Random(seed), photos)
+        row = letters[(letters >= 0).any(1)][0]
+        inside = row[(row >= 0) & (row < len(words.LETTERS))]
+        order = places[(letters >= 0).any(1)][0]
+        assert [words.LETTERS[n] for n, before in zip(inside, [-1, *inside], strict=False) if n != before] == [
+            each for each, before in zip(text, " " + text, strict=False) if each != before
+        ]
+        assert sorted({*order} - {-100}) == list(range(len(text)))
+        assert picture.size == (224, 224)
+
+
+def test_the_start_of_omni_world_names_in_one_token_and_spells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend("examples/vision_world")
+    thinker = importlib.import_module("thinker")
+    (tmp_path / "asked").mkdir()
+    Image.new("RGB", (70, 70), "red").save(tmp_path / "asked/a.png")
+    for kind, answer in (("name", "red square"), ("word", "square")):
+        row = {"image": "a.png", "question": "what is it", "answer": answer, "kind": kind}
+        (tmp_path / f"asked/{kind}s.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(thinker, "SOME", 2)
+    thinker.main(tmp_path, tmp_path / "start", "checkpoints/vision_world")
+    tokenizer = OmniProcessor.from_pretrained(tmp_path / "start").tokenizer
+    written = {text: tokenizer(text)["input_ids"] for text in ("red square", "square", "what is it")}
+    assert [len(tokens) for tokens in written.values()] == [1, 6, 3]
+    assert [tokenizer.decode(tokens) for tokens in written.values()] == list(written)
 
 
 def test_a_view_is_embedded_as_the_picture_that_it_is_enlarged_to(monkeypatch: pytest.MonkeyPatch) -> None:

