@@ -1,4 +1,4 @@
-"""Make the model that examples/vision_world/names.json begins with: `vision_world`, and a projector and a Thinker that are new.
+"""Make the model that examples/vision_world/names.json begins with: `vision_world`, a new projector and a new Thinker.
 
     python examples/vision_world/thinker.py runs/world runs/omni_world_start
 
