@@ -30,7 +30,7 @@ EXPECTED = {
 
 @pytest.mark.slow
 def test_pictures_by_another_hand_are_understood(fused: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "tests/evaluation/other_drawings.py", str(tmp_path), "250"]
+    command = [sys.executable, "tests/evaluation/other_drawings.py", str(tmp_path), "100"]
     subprocess.run(command, check=True, timeout=120)
     manifest = tmp_path / "questions.jsonl"
     asked = [line for line in manifest.read_text().splitlines() if json.loads(line)["kind"] in EXPECTED]  # no captions
