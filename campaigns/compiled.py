@@ -467,9 +467,9 @@ def _exchanging(model: Any) -> Iterator[None]:
     """
     import torch
 
-    from omni.fast import generation
+    from omni.fast.generation import stepping
 
-    with torch.no_grad(), generation.stepping(model):  # a step is compared with the model once
+    with torch.no_grad(), stepping(model):  # a step is compared with the model once
         pass
     done = Event()
 
@@ -481,7 +481,7 @@ def _exchanging(model: Any) -> Iterator[None]:
     thread = Thread(target=exchange)
     thread.start()
     try:
-        with patch.object(generation, "_norm", side_effect=Wrong("a step meets weights that it cannot hold")):
+        with patch("omni.fast.quick_step._norm", side_effect=Wrong("a step meets weights that it cannot hold")):
             yield
     finally:
         done.set()
