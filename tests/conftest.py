@@ -7,9 +7,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,20 @@ def pytest_collection_finish() -> None:
     """Exempt the half a million objects of torch, transformers and the tests from garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+@contextmanager
+def web_servers(*handlers: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """The port of web servers: the first at 127.0.0.1, the next at 127.0.0.2 with the same port, and so on."""
+    servers: list[ThreadingHTTPServer] = []
+    for number, handler in enumerate(handlers, start=1):
+        port = servers[0].server_port if servers else 0
+        servers.append(ThreadingHTTPServer((f"127.0.0.{number}", port), handler))
+        threading.Thread(target=servers[-1].serve_forever, args=(0.05,), daemon=True).start()
+    yield servers[0].server_port
+    for each in servers:
+        each.shutdown()
+        each.server_close()
 
 
 def invoke(*arguments: object) -> Result:

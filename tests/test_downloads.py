@@ -3,9 +3,8 @@
 import io
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from omni.items import read_item
 from omni.modality import ItemError
 from omni.training.tokenizer import train_tokenizer
 from tests.audio.conftest import chirp, file_of
+from tests.conftest import web_servers
 
 SCENE = Path("examples/scene.png")
 
@@ -54,14 +54,8 @@ class Secret(Site):
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """Of a server at 127.0.0.1, and of a secret one at 127.0.0.2."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    secret = ThreadingHTTPServer(("127.0.0.2", server.server_port), Secret)
-    for each in (server, secret):
-        threading.Thread(target=each.serve_forever, args=(0.05,), daemon=True).start()
-    yield server.server_port
-    for each in (server, secret):
-        each.shutdown()
-        each.server_close()
+    with web_servers(Site, Secret) as found:
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,8 @@
 
 import asyncio
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from omni.networks import is_public
 from omni.serving import remote
 from omni.serving.remote import RemoteError
+from tests.conftest import web_servers
 
 SCENE = Path("examples/scene.png")
 LOCAL = "file:" + "///etc/passwd"
@@ -93,14 +93,8 @@ class Secret(Site):
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
     """A web server at 127.0.0.1, which may be reached below, and one at 127.0.0.2 with the same port, which may not."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
-    secret = ThreadingHTTPServer(("127.0.0.2", server.server_port), Secret)
-    for each in (server, secret):
-        threading.Thread(target=each.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    for each in (server, secret):
-        each.shutdown()
-        each.server_close()
+    with web_servers(Site, Secret) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)
